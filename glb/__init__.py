@@ -1,0 +1,32 @@
+"""Load-balanced listeners inside one gevent process.
+
+Many listeners on one address share one kernel socket, and connections go round them in
+exact turn. From the kernel upwards, each floor importing only from those below it::
+
+    doors      cli                               what people start
+    servers    pywsgi -> server                  gevent's own servers, with clones
+    handles    acceptor  listener -> dispatcher  what a program holds, and what deals turns
+    state      registry  ring                    the only process-wide state
+    kernel     sockets                           the only module that opens, dups, sets options
+    words      errors  address  balance  stats  clones
+
+`bind` gives a `Listener`; `glb.server.StreamServer` and `glb.pywsgi.WSGIServer` take the
+place of gevent's; `glb.registry.entries` tells what is open.
+"""
+
+from . import registry
+from .clones import Clone, current_clone
+from .listener import Listener, bind, bind_direct, bind_load_balanced
+
+__all__ = [
+    "Clone",
+    "Listener",
+    "__version__",
+    "bind",
+    "bind_direct",
+    "bind_load_balanced",
+    "current_clone",
+    "registry",
+]
+
+__version__ = "0.1.0"

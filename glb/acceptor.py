@@ -1,0 +1,160 @@
+"""Acceptors: a server's part in the ring, one a clone.
+
+An acceptor stands in the ring for its clone. When its turn comes it runs gevent's accept
+step on its server, in the hub as gevent does: ``full()``, ``do_read()``, ``do_handle()``,
+each as often as gevent calls it and each open to subclasses; and it counts what becomes of
+the connection. It needs no greenlet of its own. (One a clone would cost a switch a
+connection and 16 KiB of stack a clone, and could not run ``spawn=None`` handlers in the
+hub, where gevent promises to run them.)
+
+`State` is what all acceptors of a server share: they stop and start together.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .clones import CURRENT, Clone
+from .dispatcher import Turn
+from .errors import Heap, classify
+from .stats import CloneStats
+
+if TYPE_CHECKING:
+    from .listener import Listener
+    from .server import StreamServer
+
+__all__ = ["Acceptor", "State"]
+
+
+class State(enum.Enum):
+    """Whether a server's clones have turns, and why not.
+
+    ::
+
+        start_accepting()               pool full, full() is true
+      STOPPED ----------> ACCEPTING -----------------------------> FULL
+         ^                  ^  | ^                                  |
+         |                  |  | '------------- room again ---------'
+         |     delay over   |  | spawn or accept failed
+         |                  |  v
+         |               BACKING_OFF
+         '---- stop_accepting(), close(): from any of them
+
+    ``FULL`` and ``BACKING_OFF`` end by themselves. ``STOPPED`` is left by its owner alone:
+    room in the pool does not undo it.
+    """
+
+    STOPPED = "stopped"
+    ACCEPTING = "accepting"
+    FULL = "full"
+    BACKING_OFF = "backing off"
+
+
+class Acceptor:
+    """One clone of one server: its place in the ring, its handler, its counts."""
+
+    __slots__ = (
+        "accepted",
+        "active",
+        "clone",
+        "completed",
+        "failed",
+        "handle",
+        "is_paused",
+        "listener",
+        "server",
+    )
+
+    def __init__(self, server: StreamServer, index: int) -> None:
+        self.server = server
+        self.clone = Clone(index, server)
+        #: Its own handler, where there is a ``handler_factory``.
+        self.handle: Callable[..., object] | None = None
+        #: Its clone of the socket, while the server has one.
+        self.listener: Listener | None = None
+        self.is_paused = False
+        self.accepted = self.active = self.completed = self.failed = 0
+
+    @property
+    def load(self) -> int:
+        return self.accepted - self.completed - self.failed
+
+    @property
+    def max_accept(self) -> int:
+        return self.server.max_accept
+
+    def next_delay(self) -> float:
+        return self.server.next_delay()
+
+    def __str__(self) -> str:
+        return str(self.server)
+
+    def take_turn(self) -> Turn:
+        server = self.server
+        try:
+            if server.full():
+                server.found_full()
+                return Turn.PASSED
+            args = server.do_read()
+            server.delay = server.min_delay
+            if not args:
+                return Turn.EMPTY
+        except BaseException as error:
+            return self._read_failed(error)
+        self.accepted += 1
+        server.count_turn(self)
+        try:
+            server.do_handle(*args)
+        except BaseException as error:
+            # Its context is the peer and the server, as gevent's is.
+            server.back_off((args[1:], server), error)
+        return Turn.TAKEN
+
+    def _read_failed(self, error: BaseException) -> Turn:
+        server = self.server
+        if server.is_fatal_error(error):
+            server.fail(error)
+            return Turn.PASSED
+        heap = classify(error)
+        if heap is Heap.PEER_LEFT:
+            return Turn.TAKEN
+        if heap is Heap.OUT_OF_ROOM:
+            raise error
+        server.back_off(server, error)
+        # With a negative delay the server goes on, at the next wake-up: as gevent.
+        return Turn.EMPTY
+
+    def serve(
+        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
+    ) -> object:
+        """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
+        self.active += 1
+        outer = CURRENT.set(self.clone)
+        done = False
+        try:
+            result = handle(*args)
+            done = True
+            return result
+        finally:
+            self.active -= 1
+            if done:
+                self.completed += 1
+            else:
+                self.failed += 1
+            CURRENT.reset(outer)
+            try:
+                close(*args)
+            finally:
+                self.server.handler_ended()
+
+    def stats(self) -> CloneStats:
+        return CloneStats(
+            self.clone.index,
+            self.accepted,
+            self.active,
+            self.completed,
+            self.failed,
+            not self.is_paused and self.server.is_ready,
+        )

@@ -1,0 +1,402 @@
+"""Listeners: what a program holds. Each is a clone of the socket of its address.
+
+A `Listener` is a `gevent.socket.socket` on its own descriptor. It differs in one thing: its
+`~Listener.accept` takes turns with the other clones of its address, in the order in which
+they began to wait (see `glb.ring`).
+
+`bind` opens one. `bind_load_balanced` and `bind_direct` say which way.
+
+Source: deno_net's ``tcp.rs`` for the three functions; gevent's ``socket.accept`` and
+``socket.close`` for what a waiting greenlet sees.
+"""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections import deque
+from typing import Any, Final
+
+import _socket
+from gevent import Timeout, get_hub, getcurrent
+from gevent._socketcommon import cancel_wait_ex
+from gevent.hub import Waiter
+from gevent.socket import socket as GeventSocket
+
+from . import errors, sockets
+from .address import parse
+from .dispatcher import Dispatcher, Turn, dispatcher_for
+from .errors import Heap, classify
+from .registry import REGISTRY, Entry, Share, native_ident
+
+__all__ = ["Listener", "bind", "bind_direct", "bind_load_balanced"]
+
+# gevent's own min_delay and max_delay: short enough that a waiting client does not notice,
+# and at most one try a second for a process that stays out of descriptors.
+PAUSE_MIN_SECONDS: Final = 0.01
+PAUSE_MAX_SECONDS: Final = 1.0
+
+# As gevent's servers: so many connections a wake-up, then whatever else the hub has to do.
+MAX_ACCEPT: Final = 100
+
+
+class Listener(GeventSocket):
+    """A clone: one of the listeners of an address. Made by `bind`, never directly.
+
+    It is a `gevent.socket.socket` for every purpose. What differs:
+
+    * `accept` waits for this clone's turn.
+    * `listen`, `shutdown`, `settimeout` and `setblocking` concern this clone alone,
+      although the kernel's socket is everybody's. The kernel's flag stays non-blocking.
+    * `dup` gives another clone. `close` gives this one's share back, and frees the address
+      with the last. `detach` does so too, but the descriptor lives on as the caller's.
+
+    It may be used from any native thread's hub. One that is collected unclosed gives its
+    share back and warns (`ResourceWarning`).
+    """
+
+    __slots__ = ("_is_shut_down", "_lazy_read", "_lazy_write", "_seats", "_share")
+
+    def __init__(self, share: Share) -> None:
+        # gevent's constructor would make two watchers, which a listener hardly ever needs,
+        # as it waits for its turn and not for its descriptor. Hence not super().__init__.
+        self._share = share
+        self._is_shut_down = False
+        self._lazy_read: Any = None
+        self._lazy_write: Any = None
+        self._seats: dict[Any, _Seat] = {}
+        self._closed = True
+        self._io_refs = 0
+        self.timeout = None
+        self.hub: Any = get_hub()
+        pristine = share.entry.pristine
+        try:
+            descriptor = sockets.duplicate(pristine)
+            try:
+                self._sock = self._gevent_sock_class(
+                    pristine.family, pristine.type, pristine.proto, descriptor
+                )
+                self._sock.setblocking(False)
+            except BaseException:
+                _socket.close(descriptor)
+                raise
+        except BaseException:
+            REGISTRY.release(share)
+            raise
+        self._closed = False
+        self.timeout = _socket.getdefaulttimeout()
+        share.hold_for(self)
+
+    # gevent looks its two watchers up under these names. Here they are made when first
+    # needed: for a connection's I/O a listener has none, and closing a watcher from another
+    # thread is not safe.
+    @property
+    def _read_event(self) -> Any:
+        if self._lazy_read is None and not self._closed:
+            self._lazy_read = self.hub.loop.io(self._sock.fileno(), 1)
+        return self._lazy_read
+
+    @_read_event.setter
+    def _read_event(self, watcher: Any) -> None:
+        self._lazy_read = watcher
+
+    @property
+    def _write_event(self) -> Any:
+        if self._lazy_write is None and not self._closed:
+            self._lazy_write = self.hub.loop.io(self._sock.fileno(), 2)
+        return self._lazy_write
+
+    @_write_event.setter
+    def _write_event(self, watcher: Any) -> None:
+        self._lazy_write = watcher
+
+    @property
+    def entry(self) -> Entry:
+        """The registry's entry of this listener's address."""
+        return self._share.entry
+
+    @property
+    def address(self) -> Any:
+        """The address really bound, as `getsockname` gives it; it outlives `close`."""
+        return self._share.entry.address
+
+    def local_addr(self) -> Any:
+        """Return `address`. deno_net's name for it."""
+        return self.address
+
+    def _extra_repr(self) -> str:
+        return f" clone of {self.address!r}"
+
+    def accept(self) -> tuple[GeventSocket, Any]:
+        """Wait for this clone's turn, and return the connection and its peer's address.
+
+        Of the clones that wait, the next connection goes to the one that has waited
+        longest. Several greenlets may wait on one clone; they share its turns. Connections
+        whose peer has left are passed over, and while the process is out of descriptors
+        the call goes on waiting: the client stays in the accept queue.
+
+        Returns:
+            A non-blocking, cooperative socket and an address. The caller closes the socket.
+
+        Raises:
+            OSError: EBADF, when the listener is closed, also while waiting; EINVAL, when it
+                was shut down; ``TimeoutError``, when `settimeout`'s time is over. With a
+                timeout of 0 nobody waits and no turn is taken: ``BlockingIOError``.
+
+        Switches:
+            While waiting for the turn. A kill or a `gevent.Timeout` leaves nothing behind:
+            what was not returned was not accepted.
+        """
+        self._check_open()
+        hub = get_hub()
+        if self.timeout == 0.0:
+            return self._connection(*self._sock._accept())
+        if getcurrent() is hub:
+            # Waiting is an error in a callback; what is there already can be had.
+            try:
+                return self._connection(*self._sock._accept())
+            except BlockingIOError:
+                hub.switch_out()
+        seat = self._seats.get(hub)
+        if seat is None:
+            seat = self._seats[hub] = _Seat(self, hub)
+        try:
+            return self._connection(*seat.wait(self.timeout))
+        finally:
+            # The home hub's seat is kept until the end, so that a loop of accepts doesn't
+            # make its watchers anew each time.
+            if hub is not self.hub and not seat.waiters:
+                self._seats.pop(hub, None)
+                seat.close()
+
+    def _connection(self, descriptor: int, address: Any) -> tuple[GeventSocket, Any]:
+        sock = self._sock
+        connection = GeventSocket(sock.family, sock.type, sock.proto, fileno=descriptor)
+        if _socket.getdefaulttimeout() is None and self.timeout:
+            connection.setblocking(True)  # as gevent: see Python issue 7995
+        return connection, address
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.listener_closed(self.address)
+        if self._is_shut_down:
+            raise errors.listener_shut_down(self.address)
+
+    def listen(self, backlog: int | None = None) -> None:
+        """Make the accept queue *backlog* connections long, if it is shorter.
+
+        The queue is every clone's, so none can make it shorter. ``None`` changes nothing.
+        """
+        self._check_open()
+        if backlog is not None:
+            REGISTRY.raise_backlog(self.entry, sockets.check_backlog(max(backlog, 0)))
+
+    def shutdown(self, how: int) -> None:
+        """Take no more connections by this clone; the others go on.
+
+        As with the kernel's, greenlets that wait in `accept`, and later calls, get EINVAL,
+        and shutting down the writing side alone changes nothing.
+        """
+        if self._closed:
+            raise errors.listener_closed(self.address)
+        if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
+            raise OSError(errno.EINVAL, f"how must be SHUT_RD, SHUT_WR or SHUT_RDWR, got {how!r}")
+        if how != _socket.SHUT_WR:
+            self._is_shut_down = True
+            for seat in [*self._seats.values()]:
+                seat.cancel(errors.listener_shut_down(self.address))
+
+    def dup(self) -> Listener:
+        """Return another clone of the same address; the caller closes it."""
+        self._check_open()
+        clone = type(self)(REGISTRY.acquire(self.entry))
+        clone.settimeout(self.gettimeout())
+        return clone
+
+    def _detach_socket(self, reason: str) -> None:
+        if not self._sock:
+            return
+        seats, self._seats = self._seats, {}
+        for seat in seats.values():
+            seat.end(cancel_wait_ex)
+        super()._detach_socket(reason)
+        REGISTRY.release(self._share)
+
+    def _drop_ref_on_close(self, sock: Any) -> None:
+        # gevent asks the loop whether somebody still watches the descriptor. A loop that is
+        # gone can't tell, and another thread's must not be asked.
+        if self.hub.loop is None or self.hub.thread_ident != native_ident():
+            sock.close()
+        else:
+            super()._drop_ref_on_close(sock)
+
+    def close_after_fork(self) -> None:
+        """Close the descriptor, and nothing else: this clone's hub is not in this process."""
+        self._closed = True
+        self._seats = {}
+        self._sock.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True):
+            return
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        self.close()
+
+
+class _Seat:
+    """A listener's place in the ring of one hub, with the greenlets that wait on it there."""
+
+    __slots__ = ("_delay", "_dispatcher", "_hub", "_is_closed", "_listener", "waiters")
+
+    #: Nobody knows how long a program works on what it accepted.
+    load: Final = 0
+    max_accept: Final = MAX_ACCEPT
+
+    def __init__(self, listener: Listener, hub: Any) -> None:
+        self._dispatcher: Dispatcher = dispatcher_for(listener.entry, hub)
+        self._hub = hub
+        self._listener = listener
+        self._is_closed = False
+        self._delay = PAUSE_MIN_SECONDS
+        self.waiters: deque[Any] = deque()
+
+    def wait(self, timeout: float | None) -> tuple[int, Any]:
+        """Return the descriptor and the peer's address of the next connection."""
+        waiter = Waiter(self._hub)
+        self.waiters.append(waiter)
+        self._dispatcher.join(self._dispatcher.singles, self)
+        deadline = Timeout.start_new(timeout, TimeoutError("timed out"))
+        try:
+            accepted: tuple[int, Any] = waiter.get()
+            return accepted
+        finally:
+            deadline.close()
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
+                if not self.waiters:
+                    self._dispatcher.leave(self._dispatcher.singles, self)
+
+    def take_turn(self) -> Turn:
+        try:
+            accepted = self._listener._sock._accept()
+        except BlockingIOError:
+            return Turn.EMPTY
+        except OSError as error:
+            heap = classify(error)
+            if heap is Heap.OUT_OF_ROOM:
+                raise
+            if heap is not Heap.PEER_LEFT:
+                self._next_waiter().throw(error)
+            return Turn.TAKEN
+        self._delay = PAUSE_MIN_SECONDS
+        self._dispatcher.accepted += 1
+        # The greenlet runs now, in this switch: there is no moment in which it could be
+        # killed, or its timeout end, with a connection on the way to it.
+        self._next_waiter().switch(accepted)
+        return Turn.TAKEN
+
+    def _next_waiter(self) -> Any:
+        waiter = self.waiters.popleft()
+        if self.waiters:
+            self._dispatcher.rotate(self._dispatcher.singles, self)
+        else:
+            self._dispatcher.leave(self._dispatcher.singles, self)
+        return waiter
+
+    def next_delay(self) -> float:
+        delay = self._delay
+        self._delay = min(PAUSE_MAX_SECONDS, delay * 2)
+        return delay
+
+    def cancel(self, error: OSError) -> None:
+        """Raise *error* in every greenlet that waits here. From any thread."""
+        if self._dispatcher.thread != native_ident():
+            self._dispatcher.send(lambda: self.cancel(error))
+            return
+        waiters, self.waiters = self.waiters, deque()
+        self._dispatcher.leave(self._dispatcher.singles, self)
+        for waiter in waiters:
+            self._hub.loop.run_callback(waiter.throw, error)
+
+    def end(self, error: OSError) -> None:
+        """Cancel, and give the place up. From any thread."""
+        if self._dispatcher.thread != native_ident():
+            self._dispatcher.send(lambda: self.end(error))
+            return
+        self.cancel(error)
+        self.close()
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._dispatcher.detach()
+
+    def __str__(self) -> str:
+        return repr(self._listener)
+
+
+def bind(address: object, reuse_port: bool = False, backlog: int | None = None) -> Listener:
+    """Return a listener on *address*; with *reuse_port* one that shares it in this process.
+
+    `bind_load_balanced` or `bind_direct`, on every platform alike.
+
+    Args:
+        address: ``(host, port)``, ``"host:port"``, ``":port"``, a port number,
+            ``"unix:/path"``: what gevent's servers take; see `glb.address.parse`.
+        reuse_port: Share the address with the other listeners of this process.
+        backlog: Length of the accept queue, in connections, 0 to 2147483647. ``None`` is as
+            many as the kernel allows, which also lowers larger ones without a word.
+
+    Returns:
+        A `Listener`, bound and listening. The caller closes it; closing twice is harmless.
+
+    Raises:
+        TypeError, ValueError: *address* or *backlog* has the wrong type or shape.
+        OSError: The kernel said no: EADDRINUSE, EACCES, EADDRNOTAVAIL, EMFILE, or
+            ``socket.gaierror`` for a host that isn't known. Nothing stays open.
+
+    Switches:
+        Never.
+
+    Example:
+        >>> first = bind(("127.0.0.1", 0), reuse_port=True)
+        >>> second = bind(first.address, reuse_port=True)
+        >>> second.address == first.address
+        True
+        >>> first.close(), second.close()
+        (None, None)
+
+    Source:
+        deno_net's ``tcp.rs``, ``bind``, whose comment says so; its code only half does.
+    """
+    return bind_load_balanced(address, backlog) if reuse_port else bind_direct(address, False, backlog)
+
+
+def bind_load_balanced(address: object, backlog: int | None = None) -> Listener:
+    """Return a clone of *address*: the socket is opened once and shared in this process.
+
+    Connections go round the clones that wait for one, in exact turn. The address is free
+    when the last clone is closed; nobody in the accept queue is lost before that. Port 0
+    opens a new socket, which others join under the port that it got. A larger *backlog*
+    raises the queue's, a smaller one changes nothing.
+
+    SO_REUSEPORT is not set: another process gets EADDRINUSE, rather than a part of the
+    connections. Arguments, errors and ownership are `bind`'s.
+    """
+    return Listener(REGISTRY.open(parse(address), backlog, shared=True))
+
+
+def bind_direct(
+    address: object, reuse_port: bool = False, backlog: int | None = None
+) -> Listener:
+    """Return a listener on a socket of its own, which nobody can join by its address.
+
+    Args:
+        reuse_port: Set SO_REUSEPORT where the kernel balances by it (Linux, Android), for
+            who wants the kernel's way: other sockets with it, also of other processes, may
+            then bind the same address, and closing one resets who waits in its queue.
+            Elsewhere it changes nothing.
+
+    The other arguments, errors and ownership are `bind`'s.
+    """
+    return Listener(REGISTRY.open(parse(address), backlog, shared=False, reuse_port=reuse_port))

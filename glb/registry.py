@@ -1,0 +1,391 @@
+"""The registry: the only process-wide state, and the only owner of pristine sockets.
+
+For each open address it keeps an `Entry`: the pristine socket, which nobody accepts on for
+the registry's sake, and a `Share` for each clone. The rules that always hold:
+
+* An entry is in the registry exactly as long as it has a share. With the last share its
+  socket is closed in the same critical section in which it was counted out, so the address
+  is free when `Registry.release` returns.
+* Two shared entries never have the same key. Port 0 always makes a new entry.
+* A step that fails leaves the registry and the process's descriptors as they were.
+
+**Threads, greenlets, signals.** One native re-entrant lock. Nothing inside of it switches
+greenlets, so only another native thread ever waits for it; and a signal handler or a
+garbage collection that strikes inside comes back in through the same lock. Therefore every
+critical section counts first and acts then: what it relies on can't be closed under it.
+
+**Fork.** No other thread is in the critical section at the moment of a fork. The child keeps
+the clones of the thread that forked, they are the same kernel sockets; clones of other
+threads, whose hubs do not exist there, are closed there. A Unix socket's file is removed by
+the process that bound it, not by its children.
+
+Source: deno_net's ``tcp.rs`` (``bind_load_balanced``) and its fix 3b11cc4887: two clones
+dropped at once each saw the other, and the port stayed bound until the process ended.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+import _socket
+from gevent.monkey import get_original
+
+from . import errors, sockets
+from .address import AF_UNIX, Address, Key, unmap
+from .balance import Policy
+from .stats import EntryStats
+
+__all__ = ["Entry", "Registry", "Share", "entries"]
+
+# gevent replaces both names under monkey patching; these are always the native ones.
+native_ident: Final[Callable[[], int]] = get_original("_thread", "get_ident")
+_native_rlock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
+
+
+class Dispatcher(Protocol):
+    """What the registry knows of a `glb.dispatcher.Dispatcher`: one hub's part of an entry."""
+
+    thread: int
+
+    @property
+    def is_watching(self) -> bool: ...
+    @property
+    def ready(self) -> int: ...
+    @property
+    def accepted(self) -> int: ...
+    def close(self) -> None: ...
+    def send(self, call: Callable[[], object]) -> None: ...
+
+
+class Closable(Protocol):
+    """What a fork must close in the child: a clone of a thread that isn't there."""
+
+    def close_after_fork(self) -> None: ...
+
+
+class Share:
+    """One clone's part in an entry. Whoever acquired it releases it; twice is harmless."""
+
+    __slots__ = ("__weakref__", "_holder", "entry", "thread")
+
+    def __init__(self, entry: Entry, thread: int) -> None:
+        self.entry = entry
+        self.thread = thread
+        self._holder: weakref.ref[Closable] | None = None
+
+    def hold_for(self, holder: Closable) -> None:
+        """Say whose share this is. The registry never keeps the holder alive."""
+        self._holder = weakref.ref(holder)
+
+    @property
+    def holder(self) -> Closable | None:
+        return None if self._holder is None else self._holder()
+
+
+class Entry:
+    """One open address: its pristine socket, its shares, and each hub's dispatcher."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        pristine: _socket.socket,
+        *,
+        key: Key | None,
+        shared: bool,
+        owns_file: bool,
+    ) -> None:
+        self.registry: Final = registry
+        self.pristine: Final = pristine
+        self.key: Final = key
+        self.shared: Final = shared
+        self.address: Final[Any] = pristine.getsockname()
+        #: The length that was last given to listen(2), or 0 if somebody else did that.
+        self.backlog = 0
+        #: How turns are dealt, once a server has said so: see `use_policy`.
+        self.policy: Policy | None = None
+        #: Whether accept(2) lately found no room; then it is in the log already.
+        self.out_of_room = False
+        self.dispatchers: dict[object, Dispatcher] = {}
+        #: What dispatchers that are gone accepted.
+        self.accepted_before = 0
+        self.is_closed = False
+        self._shares: set[Share] = set()
+        # Who removes a Unix socket's file; a child of this process doesn't.
+        self._file_owner = os.getpid() if owns_file else None
+
+    @property
+    def accepted(self) -> int:
+        return self.accepted_before + sum(each.accepted for each in [*self.dispatchers.values()])
+
+    @property
+    def ready(self) -> int:
+        return sum(each.ready for each in [*self.dispatchers.values()])
+
+    @property
+    def clones(self) -> int:
+        return len(self._shares)
+
+    def use_policy(self, policy: Policy | None) -> None:
+        """Deal turns by *policy*; ``None`` has no wish.
+
+        Raises:
+            ValueError: A server on this address has asked for another.
+        """
+        if policy is None or policy is self.policy:
+            return
+        if self.policy is not None:
+            raise ValueError(
+                f"policy must be {self.policy.value!r}, as it is for {self.address!r} already, "
+                f"got {policy.value!r}"
+            )
+        self.policy = policy
+
+    def __repr__(self) -> str:
+        return f"<Entry of {self.address!r}, {self.clones} clones>"
+
+    # -- called by the registry, with its lock held --------------------------------------
+
+    def acquire_locked(self, thread: int) -> Share:
+        share = Share(self, thread)
+        self._shares.add(share)
+        return share
+
+    def release_locked(self, share: Share) -> bool:
+        """Count *share* out; tell whether it was the last."""
+        if share not in self._shares:
+            return False
+        self._shares.remove(share)
+        return not self._shares
+
+    def close_locked(self, thread: int) -> None:
+        """Free the address. Dispatchers of other threads look away when they come to it."""
+        self.is_closed = True
+        foreign = []
+        for hub, dispatcher in [*self.dispatchers.items()]:
+            if dispatcher.thread == thread:
+                dispatcher.close()
+            elif dispatcher.is_watching:
+                foreign.append(dispatcher)
+            else:
+                del self.dispatchers[hub]
+                dispatcher.send(dispatcher.close)
+        if self.pristine.family == AF_UNIX and self._file_owner == os.getpid():
+            sockets.unlink(self.pristine, self.key)
+        if not foreign:
+            self.pristine.close()
+            return
+        sockets.park(self.pristine)
+        for dispatcher in foreign:
+            dispatcher.send(dispatcher.close)
+
+    def forget_dispatcher(self, hub: object) -> None:
+        """Called by a dispatcher that has closed: the last of a closed entry lets go."""
+        with self.registry.lock:
+            dispatcher = self.dispatchers.pop(hub, None)
+            if dispatcher is not None:
+                self.accepted_before += dispatcher.accepted
+            if self.is_closed and not any(each.is_watching for each in self.dispatchers.values()):
+                self.pristine.close()
+
+    def keep_thread_locked(self, thread: int) -> None:
+        """Keep the shares and the dispatchers of *thread* alone, in a forked child."""
+        for share in [share for share in self._shares if share.thread != thread]:
+            self._shares.discard(share)
+            holder = share.holder
+            if holder is not None:
+                holder.close_after_fork()
+        for hub, dispatcher in [*self.dispatchers.items()]:
+            if dispatcher.thread != thread:
+                # Its loop is not run here, and touching it could touch the parent's.
+                del self.dispatchers[hub]
+
+
+class Registry:
+    """Open addresses, and who shares them."""
+
+    def __init__(self) -> None:
+        self.lock: Any = _native_rlock()
+        self._by_key: dict[Key, Entry] = {}
+        self._entries: dict[Entry, None] = {}
+
+    def open(
+        self,
+        address: Address,
+        backlog: int | None,
+        *,
+        shared: bool,
+        reuse_port: bool = False,
+        reuse_addr: bool = True,
+    ) -> Share:
+        """Return a share in *address*, opening it if need be.
+
+        Args:
+            backlog: Length of the accept queue, in connections; ``None`` is what the kernel
+                allows. Joining an open address raises its backlog and never lowers it.
+            shared: Join the shared entry of this address if there is one, and let others
+                join. Otherwise the entry is nobody else's.
+            reuse_port: Set SO_REUSEPORT on a new socket, where the kernel balances by it.
+            reuse_addr: Set SO_REUSEADDR on a new socket, where it means what it says.
+
+        Raises:
+            OSError: The kernel said no; nothing stays open.
+            TypeError, ValueError: *backlog* is not a number of connections.
+
+        Switches:
+            Never.
+        """
+        length = sockets.check_backlog(backlog)
+        address = sockets.resolve(address)
+        if shared:
+            # 127.0.0.1 and ::ffff:127.0.0.1 must not come to two kernel sockets.
+            address = unmap(address)
+        with self.lock:
+            entry = self._find_locked(address) if shared else None
+            if entry is None:
+                pristine = sockets.open_listening(
+                    address, length, reuse_port=reuse_port, reuse_addr=reuse_addr
+                )
+                entry = self._add_locked(pristine, shared)
+                entry.backlog = length
+                return entry.acquire_locked(native_ident())
+            share = entry.acquire_locked(native_ident())
+            try:
+                self._raise_backlog_locked(entry, backlog)
+            except BaseException:
+                self.release(share)
+                raise
+            return share
+
+    def adopt(self, descriptor: int, *, shared: bool = False) -> Share:
+        """Return a share in somebody's listening *descriptor*, which stays theirs.
+
+        Raises:
+            OSError: It is not a socket, or *shared* and its address is open here already.
+            TypeError: It is not a stream socket.
+        """
+        pristine = sockets.adopt(descriptor)
+        with self.lock:
+            try:
+                if shared and self._find_locked(sockets.bound_address(pristine)) is not None:
+                    raise errors.address_in_use(pristine.getsockname())
+                entry = self._add_locked(pristine, shared, owns_file=False)
+            except BaseException:
+                pristine.close()
+                raise
+            return entry.acquire_locked(native_ident())
+
+    def acquire(self, entry: Entry) -> Share:
+        """Return one more share in an open *entry*.
+
+        Raises:
+            OSError: EBADF, when it has been closed.
+        """
+        with self.lock:
+            if entry.is_closed:
+                raise errors.listener_closed(entry.address)
+            return entry.acquire_locked(native_ident())
+
+    def release(self, share: Share) -> None:
+        """Give *share* back; with the last one of an entry the address is free."""
+        entry = share.entry
+        with self.lock:
+            if not entry.release_locked(share):
+                return
+            if entry.key is not None and self._by_key.get(entry.key) is entry:
+                del self._by_key[entry.key]
+            self._entries.pop(entry, None)
+            entry.close_locked(native_ident())
+
+    def raise_backlog(self, entry: Entry, backlog: int | None) -> None:
+        """Make *entry*'s accept queue *backlog* long, unless it is longer already."""
+        with self.lock:
+            self._raise_backlog_locked(entry, backlog)
+
+    def entries(self) -> list[EntryStats]:
+        """Return what is open now, oldest first."""
+        with self.lock:
+            return [
+                EntryStats(entry.address, entry.clones, entry.ready, entry.accepted, entry.shared)
+                for entry in self._entries
+            ]
+
+    def check(self) -> None:
+        """Raise `AssertionError` if a rule of this module does not hold. For tests."""
+        with self.lock:
+            for entry in self._entries:
+                assert not entry.is_closed and entry.clones > 0, entry
+                assert entry.pristine.fileno() >= 0, entry
+                if entry.shared:
+                    assert entry.key is not None and self._by_key[entry.key] is entry, entry
+            for key, entry in self._by_key.items():
+                assert entry in self._entries and entry.shared and entry.key == key, entry
+
+    # -- with the lock held ---------------------------------------------------------------
+
+    def _find_locked(self, address: Address) -> Entry | None:
+        if address.port == 0:
+            return None
+        key = sockets.find_key(address)
+        return None if key is None else self._by_key.get(key)
+
+    def _add_locked(
+        self, pristine: _socket.socket, shared: bool, *, owns_file: bool = True
+    ) -> Entry:
+        try:
+            # A socket that was handed in may be of a family that has no keys here.
+            needs_key = shared or owns_file
+            key = sockets.find_key(sockets.bound_address(pristine)) if needs_key else None
+            entry = Entry(self, pristine, key=key, shared=shared, owns_file=owns_file)
+        except BaseException:
+            pristine.close()
+            raise
+        self._entries[entry] = None
+        if shared and key is not None:
+            self._by_key[key] = entry
+        return entry
+
+    def _raise_backlog_locked(self, entry: Entry, backlog: int | None) -> None:
+        if backlog is not None and backlog > entry.backlog:
+            entry.pristine.listen(backlog)
+            entry.backlog = backlog
+
+    def keep_thread_locked(self, thread: int) -> None:
+        """In a forked child: keep what belongs to *thread*, let go of the rest."""
+        for entry in [*self._entries]:
+            entry.keep_thread_locked(thread)
+            if not entry.clones:
+                self._entries.pop(entry)
+                if entry.key is not None and self._by_key.get(entry.key) is entry:
+                    del self._by_key[entry.key]
+                entry.close_locked(thread)
+
+    def __iter__(self) -> Iterator[Entry]:
+        with self.lock:
+            return iter([*self._entries])
+
+
+# -- Global state ---------------------------------------------------------------------------
+
+#: The process's registry.
+REGISTRY: Final = Registry()
+
+
+def entries() -> list[EntryStats]:
+    """Return what is open in this process now, oldest first: see `glb.stats.EntryStats`."""
+    return REGISTRY.entries()
+
+
+def _keep_forking_thread() -> None:
+    REGISTRY.keep_thread_locked(native_ident())
+    REGISTRY.lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=REGISTRY.lock.acquire,
+        after_in_parent=REGISTRY.lock.release,
+        after_in_child=_keep_forking_thread,
+    )

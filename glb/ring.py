@@ -1,0 +1,121 @@
+"""The ring: whose turn it is.
+
+*The next connection goes to the ready clone that has waited longest.* While all clones
+are ready that is 0, 1, ..., N-1, 0, 1, ... without exception. A clone that is not ready is
+passed over, never waited for, and comes back at the end of the line.
+
+Clones that are ready or not *together*, those of one server, form a `Team`: a server whose
+pool is full takes its whole team out of the ring in one step, and puts it back in one,
+however many clones it has. `Ring.first`, `Ring.rotate`, `join`, `leave`, `seat` and
+`unseat` cost O(1) in clones, and O(log teams) where several servers share an address.
+
+The ring knows no sockets, no hubs and no time: it counts turns. It belongs to one hub and
+has no lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+__all__ = ["Ring", "Team"]
+
+M = TypeVar("M")
+
+
+class Team(Generic[M]):
+    """Ready clones that leave the ring, and come back, as one."""
+
+    __slots__ = ("line", "listed", "seated", "since")
+
+    def __init__(self, *, seated: bool = True) -> None:
+        #: The ready clones, longest waiting first, each with the count at which it joined.
+        self.line: OrderedDict[M, int] = OrderedDict()
+        #: Whether its clones have turns now.
+        self.seated = seated
+        #: The count at which the team was last seated. Nobody in it has waited longer.
+        self.since = 0
+        #: Whether the ring's heap has an entry for it.
+        self.listed = False
+
+    @property
+    def waits_since(self) -> int:
+        """The count since which its first clone waits. There must be one."""
+        return max(next(iter(self.line.values())), self.since)
+
+
+class Ring(Generic[M]):
+    """The order of turns of one address on one hub."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        # One entry for each seated team that has a ready clone, perhaps more: (count, team).
+        # An entry's count may lag behind its team's, never run ahead, so what is on top is
+        # either right or shows that it isn't. Counts are unique, so teams never compare.
+        self._heap: list[tuple[int, Team[M]]] = []
+
+    def join(self, team: Team[M], member: M) -> None:
+        """Put *member* at the end of the line, unless it stands there already."""
+        if member not in team.line:
+            team.line[member] = self._next_count()
+            self._list(team)
+
+    def leave(self, team: Team[M], member: M) -> None:
+        """Take *member* out of the line, if it is there."""
+        team.line.pop(member, None)
+
+    def rotate(self, team: Team[M], member: M) -> None:
+        """Send *member*, who had its turn, from wherever it stands to the end of the line."""
+        if member in team.line:
+            team.line[member] = self._next_count()
+            team.line.move_to_end(member)
+
+    def seat(self, team: Team[M]) -> None:
+        """Let a *team* have turns, its clones in the order they kept, behind all who wait."""
+        if not team.seated:
+            team.seated = True
+            team.since = self._next_count()
+            self._list(team)
+
+    def unseat(self, team: Team[M]) -> None:
+        """Pass over all of *team* until it is seated again."""
+        team.seated = False
+
+    def first(self) -> M | None:
+        """Return the ready clone that has waited longest, or ``None``."""
+        heap = self._heap
+        while heap:
+            count, team = heap[0]
+            if not team.seated or not team.line:
+                heapq.heappop(heap)
+                team.listed = False
+            elif count != (now := team.waits_since):
+                heapq.heapreplace(heap, (now, team))
+            else:
+                return next(iter(team.line))
+        return None
+
+    def ready(self) -> Iterator[M]:
+        """Yield every ready clone, longest waiting first. O(N log teams)."""
+        lines = (_stamped(team) for _, team in self._heap if team.seated)
+        # Counts of two teams differ, and merge() is stable, so those of one stay in line.
+        return (member for _, member in heapq.merge(*lines, key=lambda entry: entry[0]))
+
+    def __len__(self) -> int:
+        """The number of ready clones."""
+        return sum(len(team.line) for _, team in self._heap if team.seated)
+
+    def _list(self, team: Team[M]) -> None:
+        if team.seated and team.line and not team.listed:
+            team.listed = True
+            heapq.heappush(self._heap, (team.waits_since, team))
+
+    def _next_count(self) -> int:
+        self._count += 1
+        return self._count
+
+
+def _stamped(team: Team[M]) -> Iterator[tuple[int, M]]:
+    return ((max(count, team.since), member) for member, count in team.line.items())

@@ -1,0 +1,261 @@
+"""The kernel's side: the only module that opens, duplicates or sets options on a socket.
+
+Everything here works on plain ``_socket.socket`` objects, which know no hub, are never
+inherited by a child program, and stay what they are under monkey patching. None of it
+waits, except that a host *name* is looked up as bind(2) in Python always did: by the C
+library, with the whole process waiting. Give numeric addresses where that matters.
+
+Where platforms differ, the differences are the fields of `Platform`, which comes in as an
+argument.
+
+Source: socket(7), ip(7), unix(7), listen(2), dup(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+import _socket
+
+from . import address as addresses
+from .address import AF_INET6, AF_UNIX, Address, Key
+
+__all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolve"]
+
+# More than any system's limit, so that each gives what it allows (Linux: net.core.somaxconn,
+# 4096 today), and still fits the 16 bits that some keep the backlog in. trio asks for the
+# same; gevent asks for 128.
+DEFAULT_BACKLOG: Final = 65535
+
+_MAX_BACKLOG: Final = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The facts of an operating system that change how a socket is opened.
+
+    Attributes:
+        reuse_addr: Whether SO_REUSEADDR means "bind again although old connections
+            linger". On Windows it means "steal the port" (gevent issue 217).
+        reuse_port_balances: Whether the kernel spreads connections over sockets with
+            SO_REUSEPORT. Elsewhere the last socket, or the first, gets them all.
+        unix_sockets: Whether there are Unix stream sockets at all.
+    """
+
+    reuse_addr: bool
+    reuse_port_balances: bool
+    unix_sockets: bool
+
+    @classmethod
+    def of(cls, name: str, *, has_unix: bool, has_reuse_port: bool) -> Platform:
+        """Return the facts of the platform that calls itself *name* in ``sys.platform``."""
+        return cls(
+            reuse_addr=name != "win32",
+            reuse_port_balances=has_reuse_port and name in ("linux", "android"),
+            unix_sockets=has_unix and name != "win32",
+        )
+
+
+#: The facts of the system this process runs on.
+PLATFORM: Final = Platform.of(
+    sys.platform,
+    has_unix=hasattr(_socket, "AF_UNIX"),
+    has_reuse_port=hasattr(_socket, "SO_REUSEPORT"),
+)
+
+
+def check_backlog(backlog: object) -> int:
+    """Return *backlog* in connections; ``None`` means as many as the kernel allows.
+
+    Raises:
+        TypeError, ValueError: It isn't a whole number, or not 0 to 2147483647.
+    """
+    if backlog is None:
+        return DEFAULT_BACKLOG
+    if not isinstance(backlog, int) or isinstance(backlog, bool):
+        raise TypeError(f"backlog must be a whole number or None, got {backlog!r}")
+    if not 0 <= backlog <= _MAX_BACKLOG:
+        raise ValueError(f"backlog must be 0 to {_MAX_BACKLOG}, got {backlog!r}")
+    return backlog
+
+
+def resolve(address: Address) -> Address:
+    """Return *address* with a numeric host.
+
+    Raises:
+        OSError: ``socket.gaierror``, when the host is not known; the text has the address.
+        ValueError: The host can't even be asked for (a label of over 63 letters).
+    """
+    if address.family == AF_UNIX:
+        return address
+    host, port, *rest = address.sockaddr
+    try:
+        found = _socket.getaddrinfo(
+            host or None, port, address.family, _socket.SOCK_STREAM, 0, _socket.AI_PASSIVE
+        )
+    except _socket.gaierror as error:
+        raise _socket.gaierror(error.errno, _cannot_bind(address, error)) from error
+    except ValueError as error:  # UnicodeError, from the idna codec
+        raise ValueError(_cannot_bind(address, error)) from error
+    sockaddr = found[0][4]
+    if address.family == AF_INET6 and rest:
+        flowinfo, scope = (*rest, sockaddr[3])[:2]
+        sockaddr = (*sockaddr[:2], flowinfo, scope)
+    return Address(address.family, sockaddr)
+
+
+def open_listening(
+    address: Address,
+    backlog: int,
+    *,
+    reuse_port: bool = False,
+    reuse_addr: bool = True,
+    platform: Platform = PLATFORM,
+) -> _socket.socket:
+    """Return a new non-blocking socket that listens on the numeric *address*.
+
+    Args:
+        backlog: Length of the accept queue, in connections. The kernel lowers it to what
+            it allows without a word.
+        reuse_port: Set SO_REUSEPORT, where the kernel balances by it.
+        reuse_addr: Set SO_REUSEADDR, where it means what it says.
+
+    Returns:
+        The socket; the caller closes it.
+
+    Raises:
+        OSError: The kernel said no. ``errno`` is the kernel's and the text has the
+            address. Nothing stays open, and no socket file is left behind.
+    """
+    is_unix = address.family == AF_UNIX
+    if is_unix and not platform.unix_sockets:
+        raise OSError(errno.EAFNOSUPPORT, f"can't bind {address}: no Unix sockets here")
+    bound = False
+    sock = None
+    try:
+        sock = _socket.socket(address.family, _socket.SOCK_STREAM)
+        if not is_unix:
+            if reuse_addr and platform.reuse_addr:
+                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+            if reuse_port and platform.reuse_port_balances:
+                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        sock.bind(address.sockaddr)
+        bound = True
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except BaseException as error:
+        if sock is not None:
+            if is_unix and bound:
+                unlink(sock)
+            sock.close()
+        if isinstance(error, OSError):
+            # Made from the errno, so that it is the PermissionError, say, which it was.
+            raise OSError(error.errno or 0, _cannot_bind(address, error)) from error
+        raise
+    return sock
+
+
+def _cannot_bind(address: Address, error: BaseException) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    return f"can't bind {address.sockaddr!r}: {reason}"
+
+
+def duplicate(sock: _socket.socket) -> int:
+    """Return a new descriptor of *sock*'s kernel socket; the caller closes it.
+
+    The two share one open file description: O_NONBLOCK, the backlog and shutdown(2) are
+    common to both, and closing one leaves the other as it is.
+
+    Raises:
+        OSError: EMFILE, ENFILE or EBADF.
+    """
+    return _socket.dup(sock.fileno())
+
+
+def adopt(descriptor: int) -> _socket.socket:
+    """Return a non-blocking socket on a duplicate of somebody's listening *descriptor*.
+
+    Raises:
+        OSError: It isn't open, or isn't a socket.
+        TypeError: It isn't a stream socket, so nothing can be accepted from it.
+    """
+    copy = _socket.dup(descriptor)
+    try:
+        sock = _socket.socket(fileno=copy)
+    except BaseException:
+        _socket.close(copy)
+        raise
+    try:
+        if _kind(sock) != _socket.SOCK_STREAM:
+            raise TypeError(f"listener must be a stream socket, got {sock!r}")
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _kind(sock: _socket.socket) -> int:
+    return sock.type & ~getattr(_socket, "SOCK_NONBLOCK", 0)
+
+
+def bound_address(sock: _socket.socket) -> Address:
+    """Return the address that *sock* is really bound to."""
+    return Address(sock.family, sock.getsockname())
+
+
+def find_key(address: Address) -> Key | None:
+    """Return the key of a numeric *address*, or ``None`` if nothing can be bound there.
+
+    A Unix socket is told by its file, not by its name: the file that a path leads to,
+    whichever way it is spelled, and not one that has taken its place since.
+    """
+    if address.family != AF_UNIX:
+        return addresses.key_of(address)
+    path = address.sockaddr
+    if path[:1] in ("\0", b"\0"):
+        return (AF_UNIX, os.fsencode(path))
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (AF_UNIX, found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
+
+
+def unlink(sock: _socket.socket, key: Key | None = None) -> None:
+    """Remove the file of the bound Unix socket *sock*, if it still has the *key* it had.
+
+    A bound path outlives its socket, and nobody else could bind it again. Only a file that
+    is still this socket's is removed. Failing is no error: then it wasn't ours to remove.
+    """
+    address = bound_address(sock)
+    path = address.sockaddr
+    if not path or path[:1] in ("\0", b"\0"):
+        return
+    if key is None or find_key(address) == key:
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
+
+
+def park(sock: _socket.socket) -> None:
+    """Let go of *sock*'s kernel socket at once, but keep its descriptor number taken.
+
+    For a socket that another thread's event loop still watches: the address is free as
+    soon as this returns, and no new file can get the number before that loop has looked
+    away and closed it. Where no descriptor is left for the stand-in, *sock* is closed.
+    """
+    number = sock.fileno()
+    try:
+        with contextlib.closing(_socket.socket()) as stand_in:
+            os.dup2(stand_in.fileno(), number, inheritable=False)
+    except OSError:
+        sock.close()
+
