@@ -15,6 +15,7 @@ place of gevent's; `glb.registry.entries` tells what is open.
 """
 
 from . import registry
+from ._version import VERSION
 from .clones import Clone, current_clone
 from .listener import Listener, bind, bind_direct, bind_load_balanced
 
@@ -29,4 +30,4 @@ __all__ = [
     "registry",
 ]
 
-__version__ = "0.1.0"
+__version__ = VERSION

@@ -24,15 +24,14 @@ from typing import Any, Final
 
 import gevent.server
 from gevent import get_hub
-from gevent.hub import Hub
 
 from .acceptor import Acceptor, State
-from .address import AF_UNIX, parse
+from .address import Address, parse
 from .balance import Policy
 from .clones import current_clone
 from .dispatcher import Dispatcher, dispatcher_for
 from .listener import Listener
-from .registry import REGISTRY, Share
+from .registry import REGISTRY
 from .ring import Team
 from .sockets import DEFAULT_BACKLOG, check_backlog
 from .stats import CloneStats
@@ -106,20 +105,30 @@ class StreamServer(gevent.server.StreamServer):
         policy: Policy | str | None = None,
         **ssl_args: Any,
     ) -> None:
-        self._set_clones(clones, reuse_port, handler_factory, policy, handle)
-        if backlog is not None:
-            check_backlog(backlog)
+        self._check_arguments(handle, backlog, spawn, clones, reuse_port, handler_factory, policy)
         super().__init__(listener, handle, backlog, spawn, **ssl_args)
 
-    def _set_clones(
+    def _check_arguments(
         self,
+        handle: object,
+        backlog: object,
+        spawn: object,
         clones: int | None,
         reuse_port: bool | None,
         handler_factory: Callable[[int], Callable[..., object]] | None,
         policy: Policy | str | None,
-        handle: object,
     ) -> None:
-        # First, and without side effects: what is refused here has touched nothing.
+        # Before gevent's constructor, which takes the listener over and closes it when
+        # something fails: what is refused here has touched nothing.
+        if handle is not None and not callable(handle):
+            raise TypeError(f"handle must be callable, got {handle!r}")
+        if backlog is not None:
+            check_backlog(backlog)
+        is_known_spawn = spawn is None or spawn == "default" or hasattr(spawn, "spawn")
+        if isinstance(spawn, int) and spawn < 0:
+            raise ValueError(f"spawn must be 0 handlers or more, got {spawn!r}")
+        if not is_known_spawn and not isinstance(spawn, int) and not callable(spawn):
+            raise TypeError(f"spawn must be callable, a pool, a number or None, got {spawn!r}")
         if clones is not None:
             self.clones = clones
         if not isinstance(self.clones, int) or isinstance(self.clones, bool):
@@ -129,11 +138,12 @@ class StreamServer(gevent.server.StreamServer):
         if reuse_port is not None:
             self.reuse_port = bool(reuse_port)
         if handler_factory is not None:
-            if not callable(handler_factory):
-                raise TypeError(f"handler_factory must be callable, got {handler_factory!r}")
             self.handler_factory = handler_factory
-        if self.handler_factory is not None and handle is not None:
-            raise TypeError(f"give handle or handler_factory, not both: got {handle!r}")
+        if self.handler_factory is not None:
+            if not callable(self.handler_factory):
+                raise TypeError(f"handler_factory must be callable, got {self.handler_factory!r}")
+            if handle is not None:
+                raise TypeError(f"give a handler_factory or a handler, not both: got {handle!r}")
         self._policy = Policy.of(policy)
         self._team: Team[Any] = Team(seated=False)
         self._acceptors = [Acceptor(self, index) for index in range(self.clones)]
@@ -145,15 +155,10 @@ class StreamServer(gevent.server.StreamServer):
         if hasattr(listener, "accept"):
             super().set_listener(listener)
             self._handed_in = listener
-            return
-        address = parse(listener)
-        self.family = address.family
-        self.address = address.sockaddr
-        if address.family == AF_UNIX:
-            # Told from a host by its prefix, wherever an address is read again.
-            self._bind_to: Any = address
         else:
-            self._bind_to = None
+            address = parse(listener)
+            self.family = address.family
+            self.address = address.sockaddr
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:
         if handle is None and self.handler_factory is not None:
@@ -161,9 +166,280 @@ class StreamServer(gevent.server.StreamServer):
         super().set_handle(handle)  # type: ignore[arg-type]  # gevent takes None
 
     def _handle_by_clone(self, *args: Any) -> object:
+        # Not stored in `do_handle`, so that gevent's hooks around a handler, TLS among
+        # them, stay around this one as well.
         clone = current_clone()
-        if clone is None or clone.server is not self:
-            clone = self._in_turn.clone
-        handle = self._acceptors[clone].handle
-        assert handle is not None
-        return handle(*args)
+        acceptor = self._in_turn if clone is None else self._acceptors[clone]
+        assert acceptor.handle is not None, "handlers are made before the first turn"
+        return acceptor.handle(*args)
+
+    # -- opening and closing ------------------------------------------------------------------
+
+    @classmethod
+    def get_listener(
+        cls, address: Any, backlog: int | None = None, family: int | None = None
+    ) -> Any:
+        """Return a listener on *address* that is this server's alone.
+
+        A subclass may return any bound, listening socket. Not called with ``reuse_port``.
+        """
+        where = parse(address) if family is None else Address(family, address)
+        length = cls.backlog if backlog is None else backlog
+        return Listener(
+            REGISTRY.open(where, length, shared=False, reuse_addr=bool(cls.reuse_addr))
+        )
+
+    def init_socket(self) -> None:
+        """Bind, if need be, and make the clones; accept nothing yet.
+
+        A `fork` may come between this and `start_accepting`: the clones are the child's too.
+        """
+        if not self._listeners:
+            self._open_listeners()
+        if not hasattr(self, "handle"):
+            self.set_handle(self._closed_handle)
+        if "_spawn" not in self.__dict__:
+            self._restore_spawn()
+        self._handle = self.wrap_socket_and_handle if self.ssl_args else self.handle
+
+    def _open_listeners(self) -> None:
+        listeners: list[Listener] = []
+        first = self._first_listener()
+        try:
+            first.entry.use_policy(self._policy)
+            listeners.extend(first.dup() for _ in range(1, self.clones))
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            if first is not self._handed_in:
+                first.close()
+            raise
+        self._listeners = [first, *listeners]
+        for acceptor, listener in zip(self._acceptors, self._listeners, strict=True):
+            acceptor.listener = listener
+        # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
+        self.socket = first._sock
+        self.address = first.address
+
+    def _first_listener(self) -> Listener:
+        listener = self._handed_in
+        if listener is None and self.reuse_port:
+            where = Address(self.family, self.address)
+            return Listener(
+                REGISTRY.open(
+                    where, self.backlog, shared=True, reuse_addr=bool(self.reuse_addr)
+                )
+            )
+        if listener is None:
+            listener = self.get_listener(self.address, self.backlog, self.family)
+            if not isinstance(listener, Listener):
+                self._handed_in = listener
+        if isinstance(listener, Listener):
+            return listener
+        return Listener(REGISTRY.adopt(listener.fileno(), shared=self.reuse_port))
+
+    def close(self) -> None:
+        """Stop accepting, and close every clone and whatever was handed in. From anywhere."""
+        self._stop_event.set()
+        listeners, self._listeners = self._listeners, ()
+        handed_in, self._handed_in = self._handed_in, None
+        dispatcher, self._dispatcher = self._dispatcher, None
+        try:
+            self._set_state(State.STOPPED, dispatcher)
+            if dispatcher is not None:
+                for acceptor in self._acceptors:
+                    dispatcher.leave(self._team, acceptor)
+                dispatcher.detach()
+        finally:
+            for listener in listeners:
+                listener.close()
+            for acceptor in self._acceptors:
+                acceptor.listener = None
+            if handed_in is not None:
+                handed_in.close()
+            self._remember_for_restart()
+            super().close()
+
+    # gevent forgets the handler and the spawn of a closed server, so that one that was given
+    # its handler can't start again. Ours can.
+    _closed_handle: Callable[..., object] | None = None
+    _closed_spawn: Any = "default"
+
+    def _remember_for_restart(self) -> None:
+        handle = self.__dict__.get("handle")
+        if handle is not None and getattr(handle, "__self__", None) is not self:
+            self._closed_handle = handle
+        if "_spawn" in self.__dict__:
+            self._closed_spawn = self._spawn if self.pool is None else self.pool
+
+    def _restore_spawn(self) -> None:
+        self.set_spawn(self._closed_spawn)
+
+    # -- accepting ----------------------------------------------------------------------------
+
+    def start_accepting(self) -> None:
+        """Let the clones have turns. Twice is once."""
+        if not self._listeners:
+            self.socket  # noqa: B018  # AttributeError, as gevent, of a server that isn't open
+            self._open_listeners()
+        if self._dispatcher is None:
+            self._make_handlers()
+            hub = get_hub()
+            dispatcher = dispatcher_for(self._listeners[0].entry, hub)
+            self.loop = hub.loop
+            self._dispatcher = dispatcher
+            for acceptor in self._acceptors:
+                if not acceptor.is_paused:
+                    dispatcher.join(self._team, acceptor)
+        self._set_state(State.ACCEPTING, self._dispatcher)
+
+    def stop_accepting(self) -> None:
+        """Take nothing more, until `start_accepting`. Clients wait in the accept queue."""
+        self._set_state(State.STOPPED, self._dispatcher)
+
+    def _make_handlers(self) -> None:
+        if self.handler_factory is not None:
+            handlers = [self.handler_factory(index) for index in range(self.clones)]
+            for acceptor, handle in zip(self._acceptors, handlers, strict=True):
+                if not callable(handle):
+                    raise TypeError(
+                        f"handler_factory must return a callable, got {handle!r} "
+                        f"for clone {acceptor.clone}"
+                    )
+                acceptor.handle = handle
+
+    def _set_state(self, state: State, dispatcher: Dispatcher | None) -> None:
+        self._state = state
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+        if dispatcher is not None:
+            if state is State.ACCEPTING:
+                dispatcher.seat(self._team)
+            else:
+                dispatcher.unseat(self._team)
+
+    def _accept_again_after(self, delay: float) -> None:
+        self._timer = self.loop.timer(delay)
+        self._timer.start(self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._state in (State.FULL, State.BACKING_OFF):
+            self._set_state(State.ACCEPTING, self._dispatcher)
+
+    # -- what acceptors tell ------------------------------------------------------------------
+
+    def found_full(self) -> None:
+        """A turn found no room for its handler: pass over all clones until there is some."""
+        self._set_state(State.FULL, self._dispatcher)
+        semaphore = None if self.pool is None else self.pool._semaphore
+        if semaphore is not None and semaphore.locked():
+            semaphore.unlink(self._start_accepting_if_started)
+            semaphore.rawlink(self._start_accepting_if_started)
+        elif self.delay >= 0:
+            # A `full` of the user's own: nobody tells when it changes its mind. The end of
+            # each handler is a good moment to ask (see `handler_ended`), and so is this.
+            self._accept_again_after(self.next_delay())
+
+    def _start_accepting_if_started(self, _event: object = None) -> None:
+        # gevent's name; a pool's semaphore calls it when there may be room.
+        if self._state is State.FULL:
+            self._accept_again()
+
+    def handler_ended(self) -> None:
+        """A handler is done, in whatever thread it ran: there may be room."""
+        dispatcher = self._dispatcher
+        if self._state is State.FULL and self._timer is not None and dispatcher is not None:
+            dispatcher.send(self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        if self._state is State.FULL and not self.full():
+            self._accept_again()
+
+    def next_delay(self) -> float:
+        """Return how long to pause now, in seconds; twice as long the next time."""
+        delay = self.delay
+        self.delay = min(self.max_delay, delay * 2)
+        return delay
+
+    def back_off(self, context: object, error: BaseException) -> None:
+        """Report *error* as gevent does, and pause all clones, once."""
+        self.loop.handle_error(context, type(error), error, error.__traceback__)
+        if self.delay >= 0 and self._state in (State.ACCEPTING, State.FULL):
+            self._set_state(State.BACKING_OFF, self._dispatcher)
+            self._accept_again_after(self.next_delay())
+
+    def fail(self, error: BaseException) -> None:
+        """The listener is broken: report it, and close the server, once."""
+        self.loop.handle_error(self, type(error), error, error.__traceback__)
+        name = str(self)
+        self.close()
+        log.error("%s failed with %s", name, str(error) or repr(error))
+
+    def count_turn(self, acceptor: Acceptor) -> None:
+        """*acceptor* has taken a connection."""
+        self._in_turn = acceptor
+        if self._dispatcher is not None:
+            self._dispatcher.accepted += 1
+            self._dispatcher.rotate(self._team, acceptor)
+
+    def do_handle(self, *args: Any) -> None:
+        """Run the handler for a connection of the clone whose turn it is, as ``spawn`` says."""
+        acceptor = self._in_turn
+        spawn: Any = self._spawn
+        handle: Any = self._handle
+        close = self.do_close
+        try:
+            if spawn is None:
+                acceptor.serve(handle, close, args)
+            else:
+                spawn(acceptor.serve, handle, close, args)
+        except BaseException:
+            if spawn is not None:
+                acceptor.failed += 1
+            close(*args)
+            raise
+
+    # -- clones -------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether clones that aren't paused wait for connections now."""
+        dispatcher = self._dispatcher
+        return (
+            self._state is State.ACCEPTING and dispatcher is not None and not dispatcher.is_paused
+        )
+
+    def clone_stats(self) -> list[CloneStats]:
+        """Return what each clone has done since the server was made, by index."""
+        return [acceptor.stats() for acceptor in self._acceptors]
+
+    def pause_clone(self, index: int) -> None:
+        """Pass over clone *index* until `resume_clone`; its handlers go on. Twice is once.
+
+        With all clones paused, clients wait in the accept queue.
+
+        Raises:
+            TypeError, ValueError: *index* is not 0 to N-1.
+        """
+        acceptor = self._acceptor(index)
+        acceptor.is_paused = True
+        if self._dispatcher is not None:
+            self._dispatcher.leave(self._team, acceptor)
+
+    def resume_clone(self, index: int) -> None:
+        """Let clone *index* have turns again, from the end of the line. Twice is once."""
+        acceptor = self._acceptor(index)
+        acceptor.is_paused = False
+        if self._dispatcher is not None:
+            self._dispatcher.join(self._team, acceptor)
+
+    def _acceptor(self, index: int) -> Acceptor:
+        try:
+            number = operator.index(index)
+        except TypeError as error:
+            raise TypeError(f"clone must be a whole number, got {index!r}") from error
+        if not 0 <= number < self.clones:
+            raise ValueError(f"clone must be 0 to {self.clones - 1}, got {index!r}")
+        return self._acceptors[number]

@@ -1,0 +1,86 @@
+"""`WSGIServer`: gevent's, with clones.
+
+Change the import and say how many::
+
+    from glb.pywsgi import WSGIServer
+
+    WSGIServer(("127.0.0.1", 8000), application, clones=4).serve_forever()
+
+Everything of `gevent.pywsgi.WSGIServer` holds, and everything of `glb.server.StreamServer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent.pywsgi
+
+from . import server
+from .balance import Policy
+from .clones import current_clone
+
+__all__ = ["WSGIServer"]
+
+
+class WSGIServer(server.StreamServer, gevent.pywsgi.WSGIServer):
+    """A WSGI server whose connections go round its clones in exact turn.
+
+    The arguments are gevent's, and those of `glb.server.StreamServer`; *handler_factory*
+    makes each clone its own **application**, in place of *application*. Turns are taken by
+    connections: the requests of a kept-alive connection are one clone's.
+
+    ``environ["glb.clone"]`` is the `glb.Clone` that serves the request: its index, a number
+    that knows its server.
+    """
+
+    def __init__(
+        self,
+        listener: Any,
+        application: Callable[..., Any] | None = None,
+        backlog: int | None = None,
+        spawn: Any = "default",
+        log: Any = "default",
+        error_log: Any = "default",
+        handler_class: Any = None,
+        environ: dict[str, Any] | None = None,
+        *,
+        clones: int | None = None,
+        reuse_port: bool | None = None,
+        handler_factory: Callable[[int], Callable[..., Any]] | None = None,
+        policy: Policy | str | None = None,
+        **ssl_args: Any,
+    ) -> None:
+        self._check_arguments(
+            application, backlog, spawn, clones, reuse_port, handler_factory, policy
+        )
+        if self.handler_factory is not None:
+            application = self._apply_by_clone
+        gevent.pywsgi.WSGIServer.__init__(
+            self,
+            listener,
+            application,
+            backlog,
+            spawn,
+            log,
+            error_log,
+            handler_class,
+            environ,
+            **ssl_args,
+        )
+
+    def set_handle(self, handle: Callable[..., object] | None) -> None:
+        # Here the handler is the one that speaks HTTP, and the clones' are its applications.
+        gevent.pywsgi.WSGIServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
+
+    def _apply_by_clone(self, environ: dict[str, Any], start_response: Any) -> Any:
+        return self._handle_by_clone(environ, start_response)
+
+    def init_socket(self) -> None:
+        server.StreamServer.init_socket(self)
+        self.update_environ()
+
+    def get_environ(self) -> dict[str, Any]:
+        environ = super().get_environ()
+        environ["glb.clone"] = current_clone()
+        return environ
