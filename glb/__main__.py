@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line, or say what it needs."""
     try:
-        from .cli import main as run
+        from .cli import main as run  # noqa: PLC0415  # it may be missing what it imports
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] not in ("click", "rich"):
             raise

@@ -97,7 +97,7 @@ class Acceptor:
             if server.full():
                 server.found_full()
                 return Turn.PASSED
-            args = server.do_read()
+            args: Any = server.do_read()
             server.delay = server.min_delay
             if not args:
                 return Turn.EMPTY

@@ -9,11 +9,10 @@ Source: ``gevent.baseserver.parse_address``; ip(7), ipv6(7), unix(7).
 
 from __future__ import annotations
 
+import _socket
 import operator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias
-
-import _socket
 
 __all__ = ["Address", "Key", "parse"]
 

@@ -12,12 +12,12 @@ Source: deno_net's ``tcp.rs`` for the three functions; gevent's ``socket.accept`
 
 from __future__ import annotations
 
+import _socket
 import errno
 import warnings
 from collections import deque
 from typing import Any, Final
 
-import _socket
 from gevent import Timeout, get_hub, getcurrent
 from gevent._socketcommon import cancel_wait_ex
 from gevent.hub import Waiter
@@ -28,6 +28,9 @@ from .address import parse
 from .dispatcher import Dispatcher, Turn, dispatcher_for
 from .errors import Heap, classify
 from .registry import REGISTRY, Entry, Share, native_ident
+
+# gevent's own plain socket, which can be weakly referenced.
+_WeakSocket: Final[Any] = GeventSocket._gevent_sock_class  # type: ignore[attr-defined]  # not in the stubs
 
 __all__ = ["Listener", "bind", "bind_direct", "bind_load_balanced"]
 
@@ -67,15 +70,12 @@ class Listener(GeventSocket):
         self._seats: dict[Any, _Seat] = {}
         self._closed = True
         self._io_refs = 0
-        self.timeout = None
         self.hub: Any = get_hub()
         pristine = share.entry.pristine
         try:
             descriptor = sockets.duplicate(pristine)
             try:
-                self._sock = self._gevent_sock_class(
-                    pristine.family, pristine.type, pristine.proto, descriptor
-                )
+                self._sock = _WeakSocket(pristine.family, pristine.type, pristine.proto, descriptor)
                 self._sock.setblocking(False)
             except BaseException:
                 _socket.close(descriptor)
@@ -84,7 +84,7 @@ class Listener(GeventSocket):
             REGISTRY.release(share)
             raise
         self._closed = False
-        self.timeout = _socket.getdefaulttimeout()
+        self.settimeout(_socket.getdefaulttimeout())
         share.hold_for(self)
 
     # gevent looks its two watchers up under these names. Here they are made when first
@@ -219,7 +219,7 @@ class Listener(GeventSocket):
         seats, self._seats = self._seats, {}
         for seat in seats.values():
             seat.end(cancel_wait_ex)
-        super()._detach_socket(reason)
+        super()._detach_socket(reason)  # type: ignore[misc]  # not in the stubs
         REGISTRY.release(self._share)
 
     def _drop_ref_on_close(self, sock: Any) -> None:
@@ -228,7 +228,7 @@ class Listener(GeventSocket):
         if self.hub.loop is None or self.hub.thread_ident != native_ident():
             sock.close()
         else:
-            super()._drop_ref_on_close(sock)
+            super()._drop_ref_on_close(sock)  # type: ignore[misc]  # not in the stubs
 
     def close_after_fork(self) -> None:
         """Close the descriptor, and nothing else: this clone's hub is not in this process."""
@@ -262,7 +262,7 @@ class _Seat:
 
     def wait(self, timeout: float | None) -> tuple[int, Any]:
         """Return the descriptor and the peer's address of the next connection."""
-        waiter = Waiter(self._hub)
+        waiter: Waiter[Any] = Waiter(self._hub)
         self.waiters.append(waiter)
         self._dispatcher.join(self._dispatcher.singles, self)
         deadline = Timeout.start_new(timeout, TimeoutError("timed out"))
@@ -369,7 +369,9 @@ def bind(address: object, reuse_port: bool = False, backlog: int | None = None) 
     Source:
         deno_net's ``tcp.rs``, ``bind``, whose comment says so; its code only half does.
     """
-    return bind_load_balanced(address, backlog) if reuse_port else bind_direct(address, False, backlog)
+    return (
+        bind_load_balanced(address, backlog) if reuse_port else bind_direct(address, False, backlog)
+    )
 
 
 def bind_load_balanced(address: object, backlog: int | None = None) -> Listener:
@@ -386,9 +388,7 @@ def bind_load_balanced(address: object, backlog: int | None = None) -> Listener:
     return Listener(REGISTRY.open(parse(address), backlog, shared=True))
 
 
-def bind_direct(
-    address: object, reuse_port: bool = False, backlog: int | None = None
-) -> Listener:
+def bind_direct(address: object, reuse_port: bool = False, backlog: int | None = None) -> Listener:
     """Return a listener on a socket of its own, which nobody can join by its address.
 
     Args:

@@ -14,16 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gevent.pywsgi
+# By name, and now: programs may put ours in the place of gevent's later.
+from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
-from . import server
 from .balance import Policy
 from .clones import current_clone
+from .server import StreamServer
 
 __all__ = ["WSGIServer"]
 
 
-class WSGIServer(server.StreamServer, gevent.pywsgi.WSGIServer):
+class WSGIServer(StreamServer, GeventWSGIServer):
     """A WSGI server whose connections go round its clones in exact turn.
 
     The arguments are gevent's, and those of `glb.server.StreamServer`; *handler_factory*
@@ -56,7 +57,7 @@ class WSGIServer(server.StreamServer, gevent.pywsgi.WSGIServer):
         )
         if self.handler_factory is not None:
             application = self._apply_by_clone
-        gevent.pywsgi.WSGIServer.__init__(
+        GeventWSGIServer.__init__(
             self,
             listener,
             application,
@@ -71,13 +72,13 @@ class WSGIServer(server.StreamServer, gevent.pywsgi.WSGIServer):
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:
         # Here the handler is the one that speaks HTTP, and the clones' are its applications.
-        gevent.pywsgi.WSGIServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
+        GeventWSGIServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
 
     def _apply_by_clone(self, environ: dict[str, Any], start_response: Any) -> Any:
         return self._handle_by_clone(environ, start_response)
 
     def init_socket(self) -> None:
-        server.StreamServer.init_socket(self)
+        StreamServer.init_socket(self)
         self.update_environ()
 
     def get_environ(self) -> dict[str, Any]:

@@ -25,12 +25,12 @@ dropped at once each saw the other, and the port stayed bound until the process 
 
 from __future__ import annotations
 
+import _socket
 import os
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
-import _socket
 from gevent.monkey import get_original
 
 from . import errors, sockets

@@ -85,6 +85,12 @@ class StreamServer(gevent.server.StreamServer):
     #: Length of the accept queue. gevent's 128 overflows in the first burst.
     backlog: int = DEFAULT_BACKLOG
 
+    # gevent's, which the stubs leave out.
+    _stop_event: Any
+    _spawn: Any
+    _timer: Any
+    pool: Any
+
     _policy: Policy | None = None
     _state: State = State.STOPPED
     _acceptors: Sequence[Acceptor] = ()
@@ -185,9 +191,7 @@ class StreamServer(gevent.server.StreamServer):
         """
         where = parse(address) if family is None else Address(family, address)
         length = cls.backlog if backlog is None else backlog
-        return Listener(
-            REGISTRY.open(where, length, shared=False, reuse_addr=bool(cls.reuse_addr))
-        )
+        return Listener(REGISTRY.open(where, length, shared=False, reuse_addr=bool(cls.reuse_addr)))
 
     def init_socket(self) -> None:
         """Bind, if need be, and make the clones; accept nothing yet.
@@ -226,9 +230,7 @@ class StreamServer(gevent.server.StreamServer):
         if listener is None and self.reuse_port:
             where = Address(self.family, self.address)
             return Listener(
-                REGISTRY.open(
-                    where, self.backlog, shared=True, reuse_addr=bool(self.reuse_addr)
-                )
+                REGISTRY.open(where, self.backlog, shared=True, reuse_addr=bool(self.reuse_addr))
             )
         if listener is None:
             listener = self.get_listener(self.address, self.backlog, self.family)
@@ -349,9 +351,10 @@ class StreamServer(gevent.server.StreamServer):
 
     def handler_ended(self) -> None:
         """A handler is done, in whatever thread it ran: there may be room."""
-        dispatcher = self._dispatcher
-        if self._state is State.FULL and self._timer is not None and dispatcher is not None:
-            dispatcher.send(self._look_for_room)
+        if self._state is State.FULL and (self.pool is None or self._timer is not None):
+            dispatcher = self._dispatcher
+            if dispatcher is not None:
+                dispatcher.send(self._look_for_room)
 
     def _look_for_room(self) -> None:
         if self._state is State.FULL and not self.full():

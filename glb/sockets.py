@@ -13,15 +13,14 @@ Source: socket(7), ip(7), unix(7), listen(2), dup(2).
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import os
 import stat
 import sys
 from dataclasses import dataclass
-from typing import Final
-
-import _socket
+from typing import Any, Final
 
 from . import address as addresses
 from .address import AF_INET6, AF_UNIX, Address, Key
@@ -103,7 +102,7 @@ def resolve(address: Address) -> Address:
         raise _socket.gaierror(error.errno, _cannot_bind(address, error)) from error
     except ValueError as error:  # UnicodeError, from the idna codec
         raise ValueError(_cannot_bind(address, error)) from error
-    sockaddr = found[0][4]
+    sockaddr: Any = found[0][4]
     if address.family == AF_INET6 and rest:
         flowinfo, scope = (*rest, sockaddr[3])[:2]
         sockaddr = (*sockaddr[:2], flowinfo, scope)
@@ -258,4 +257,3 @@ def park(sock: _socket.socket) -> None:
             os.dup2(stand_in.fileno(), number, inheritable=False)
     except OSError:
         sock.close()
-

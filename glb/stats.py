@@ -23,7 +23,7 @@ class CloneStats(NamedTuple):
         ready: Whether it waits for a connection now.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is of no use here
     accepted: int
     active: int
     completed: int

@@ -1,0 +1,52 @@
+"""What every test can rely on: an empty registry and no descriptor more than before."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+
+import gevent
+import pytest
+
+import glb
+from glb.registry import REGISTRY
+
+
+def open_descriptors() -> dict[int, str]:
+    """Return what each descriptor of this process leads to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the one that listdir() used
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """Fail a test after which a clone, an address, a descriptor or a watcher is left."""
+    assert glb.registry.entries() == []
+    hub = gevent.get_hub()
+    gevent.sleep(0)
+    before = open_descriptors()
+    watchers = hub.loop.activecnt  # type: ignore[attr-defined]  # not in the stubs
+    yield
+    REGISTRY.check()
+    assert glb.registry.entries() == []
+    gc.collect()
+    for _ in range(50):  # gevent closes a socket that was waited on a turn later
+        left = {fd: what for fd, what in open_descriptors().items() if fd not in before}
+        if not left and hub.loop.activecnt <= watchers:  # type: ignore[attr-defined]
+            break
+        gevent.sleep(0.001)
+    assert left == {}
+    assert hub.loop.activecnt <= watchers  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def hangs_fail() -> Iterator[None]:
+    """End a test that waits for what never comes."""
+    with gevent.Timeout(60, RuntimeError("the test hangs")):
+        yield

@@ -1,0 +1,130 @@
+"""Clients and recorders that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import gevent
+from gevent import socket
+from gevent.event import Event
+
+import glb
+
+
+def connect(address: Any, timeout: float = 10) -> socket.socket:
+    """Return a connection to *address*, an IP tuple or a Unix path."""
+    if isinstance(address, (str, bytes)):
+        family = socket.AF_UNIX
+    else:
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    client = socket.socket(family)
+    client.settimeout(timeout)
+    try:
+        client.connect(address)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def ask(address: Any, request: bytes = b"") -> bytes:
+    """Connect, send *request*, and return all that comes back."""
+    with connect(address) as client:
+        if request:
+            client.sendall(request)
+        return receive_all(client)
+
+
+def receive_all(client: socket.socket) -> bytes:
+    """Return what *client* receives until the other side closes."""
+    parts = []
+    while data := client.recv(65536):
+        parts.append(data)
+    return b"".join(parts)
+
+
+def http_get(address: Any, path: str = "/") -> bytes:
+    """Return the body of the reply to one HTTP request on a connection of its own."""
+    reply = ask(address, f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    return reply.partition(b"\r\n\r\n")[2]
+
+
+def is_refused(address: Any) -> bool:
+    """Tell whether nobody listens on *address*."""
+    try:
+        connect(address).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    return False
+
+
+class Recorder:
+    """A handler that keeps the order in which clones got connections.
+
+    It replies with the clone's index, so that clients can tell as well.
+    """
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+
+    def __call__(self, sock: Any, _peer: Any) -> None:
+        clone = glb.current_clone()
+        assert clone is not None
+        self.order.append(clone.index)
+        sock.sendall(b"%d" % clone)
+
+
+class Holder:
+    """A handler that holds its connections until they are released.
+
+    Attributes:
+        held: How many it holds now.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.served = 0
+        self._changed = Event()
+        self._release = Event()
+
+    def __call__(self, sock: Any, _peer: Any) -> None:
+        self.held += 1
+        self._changed.set()
+        self._release.wait()
+        self.held -= 1
+        self.served += 1
+        sock.sendall(b"done")
+
+    def wait_for(self, count: int) -> None:
+        """Wait until *count* connections are held."""
+        while self.held < count:
+            self._changed.clear()
+            self._changed.wait()
+
+    def release(self) -> None:
+        """Let go of all, and of those to come."""
+        self._release.set()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Let the hub turn until *holds* does; the test's own timeout is the bound."""
+    while not holds():
+        gevent.sleep(0.001)
+
+
+def let_hub_turn() -> None:
+    """Let everything run that can run now: a hint that nothing more will happen."""
+    for _ in range(5):
+        gevent.sleep(0)
+        gevent.idle()
+
+
+def turns(clones: int, connections: int, first: int = 0) -> list[int]:
+    """Return exact round robin: what the order has to be."""
+    return [(first + count) % clones for count in range(connections)]
+
+
+def close_all(sockets: Iterable[Any]) -> None:
+    for each in sockets:
+        each.close()
