@@ -1,0 +1,1143 @@
+"""`glb.server.StreamServer`: exact turns, and every promise of gevent's."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import socket as native_socket
+import ssl
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.server
+import gevent.ssl
+import gevent.tests
+import pytest
+from gevent import socket
+from gevent.event import Event
+from gevent.pool import Pool
+
+import glb
+from glb.registry import entries
+from glb.server import StreamServer
+
+from .conftest import open_descriptors
+from .helpers import (
+    Holder,
+    Recorder,
+    ask,
+    close_all,
+    connect,
+    is_refused,
+    let_hub_turn,
+    receive_all,
+    turns,
+    wait_until,
+)
+
+LOCAL = ("127.0.0.1", 0)
+
+
+def reply_ok(sock: Any, _peer: Any) -> None:
+    sock.sendall(b"ok")
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, type[BaseException]]]:
+    """The errors that the hub was told of: (context, type)."""
+    found: list[tuple[Any, type[BaseException]]] = []
+    monkeypatch.setattr(
+        gevent.get_hub(),
+        "handle_error",
+        lambda context, kind, value, traceback: found.append((context, kind)),
+    )
+    return found
+
+
+# -- exact turns --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clones", [1, 4, 7, 256])
+@pytest.mark.parametrize("concurrency", [1, 2, 4, 64])
+def test_connections_go_round_in_exact_turn(clones: int, concurrency: int) -> None:
+    """Clone 0, 1, ..., N-1, 0, 1, ... without one exception, however many at a time."""
+    recorder = Recorder()
+    connections = max(3 * clones, 200)
+    with StreamServer(LOCAL, recorder, clones=clones) as server:
+        server.start()
+        waiting = iter(range(connections))
+
+        def client() -> None:
+            for _ in waiting:
+                ask(server.address)
+
+        gevent.joinall([gevent.spawn(client) for _ in range(concurrency)], raise_error=True)
+    assert recorder.order == turns(clones, connections)
+
+
+def test_connections_that_waited_before_the_start_are_served_in_turn() -> None:
+    """A full accept queue is dealt out in the order of the queue."""
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, clones=7) as server:
+        server.init_socket()
+        clients = [connect(server.address) for _ in range(50)]
+        server.start()
+        assert [int(receive_all(client)) for client in clients] == turns(7, 50)
+        close_all(clients)
+
+
+def test_servers_that_share_an_address_make_one_ring() -> None:
+    """Three servers' clones have turns in the order in which they began to wait."""
+    recorders = [Recorder() for _ in range(3)]
+    first = StreamServer(LOCAL, recorders[0], clones=2, reuse_port=True)
+    first.start()
+    others = [
+        StreamServer(first.address, recorder, clones=count, reuse_port=True)
+        for recorder, count in zip(recorders[1:], (3, 2), strict=True)
+    ]
+    for server in others:
+        server.start()
+    (entry,) = entries()
+    assert (entry.clones, entry.ready, entry.shared) == (7, 7, True)
+    served: list[tuple[int, int]] = []
+    for number, recorder in enumerate(recorders):
+        recorder.order = _Tagged(number, served)
+    for _ in range(70):
+        ask(first.address)
+    assert served == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)] * 10
+    for server in (first, *others):
+        server.stop()
+
+
+class _Tagged(list[int]):
+    """A recorder's order that also tells, to one list for all, whose it is."""
+
+    def __init__(self, number: int, served: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self._number, self._served = number, served
+
+    def append(self, index: int) -> None:
+        self._served.append((self._number, index))
+
+
+def test_a_second_server_needs_reuse_port() -> None:
+    """Without it, a second server gets EADDRINUSE as with gevent, and nothing is left."""
+    with StreamServer(LOCAL, reply_ok) as server:
+        server.start()
+        second = StreamServer(server.address, reply_ok, reuse_port=True)
+        before = open_descriptors()
+        with pytest.raises(OSError, match=str(server.address[1])) as raised:
+            second.start()
+        assert raised.value.errno == errno.EADDRINUSE
+        assert open_descriptors() == before
+
+
+def test_a_server_and_accept_loops_share_a_ring() -> None:
+    """A hand-written loop on a `glb.bind` listener takes its turns among a server's clones."""
+    recorder = Recorder()
+    with (
+        StreamServer(LOCAL, recorder, clones=2, reuse_port=True) as server,
+    ):
+        server.start()
+        listener = glb.bind(server.address, reuse_port=True)
+
+        def loop() -> None:
+            while True:
+                connection, _ = listener.accept()
+                recorder.order.append(9)
+                connection.close()
+
+        greenlet = gevent.spawn(loop)
+        let_hub_turn()
+        for _ in range(9):
+            ask(server.address)
+        greenlet.kill()
+        listener.close()
+    assert recorder.order == [0, 1, 9] * 3
+
+
+def test_least_connections_takes_the_least_loaded_clone() -> None:
+    """A clone that holds a connection is passed over while another holds none."""
+    holder = Holder()
+    with StreamServer(LOCAL, holder, clones=3, policy="least_connections") as server:
+        server.start()
+        clients = [connect(server.address) for _ in range(3)]
+        holder.wait_for(3)
+        clients.append(connect(server.address))
+        holder.wait_for(4)
+        assert [clone.active for clone in server.clone_stats()] == [2, 1, 1]
+        server.pause_clone(1)
+        clients.append(connect(server.address))
+        holder.wait_for(5)
+        server.resume_clone(1)
+        assert [clone.active for clone in server.clone_stats()] == [2, 1, 2]
+        clients.append(connect(server.address))
+        holder.wait_for(6)
+        assert [clone.active for clone in server.clone_stats()] == [2, 2, 2]
+        holder.release()
+        assert [receive_all(client) for client in clients] == [b"done"] * 6
+        close_all(clients)
+
+
+def test_an_address_has_one_policy() -> None:
+    """A server that asks for another than there is gets a ValueError, and nothing is left."""
+    with StreamServer(LOCAL, reply_ok, reuse_port=True, policy="round_robin") as server:
+        server.start()
+        other = StreamServer(server.address, reply_ok, reuse_port=True, policy="least_connections")
+        with pytest.raises(ValueError, match="'round_robin'.*'least_connections'"):
+            other.start()
+        assert entries()[0].clones == 4
+
+
+# -- arguments ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        ({"clones": 0}, ValueError),
+        ({"clones": -3}, ValueError),
+        ({"clones": "four"}, TypeError),
+        ({"clones": 2.0}, TypeError),
+        ({"clones": True}, TypeError),
+        ({"policy": "fastest"}, ValueError),
+        ({"policy": 7}, TypeError),
+        ({"backlog": -1}, ValueError),
+        ({"backlog": "many"}, TypeError),
+        ({"spawn": -2}, ValueError),
+        ({"spawn": 2.5}, TypeError),
+        ({"handle": "not callable"}, TypeError),
+        ({"handler_factory": lambda index: None}, TypeError),  # and a handle
+    ],
+)
+def test_a_wrong_argument_is_named_and_leaves_nothing(
+    arguments: dict[str, Any], kind: type[Exception]
+) -> None:
+    """The text has the value; a listener that was to be handed in is still the caller's."""
+    with glb.bind(LOCAL) as listener:
+        value = next(iter(arguments.values()))
+        arguments = {"handle": reply_ok, **arguments}
+        with pytest.raises(kind) as raised:
+            StreamServer(listener, **arguments)
+        assert repr(value) in str(raised.value) or "reply_ok" in str(raised.value)
+        assert listener.fileno() >= 0
+
+
+@pytest.mark.parametrize("listener", [("127.0.0.1", 70000), "nonsense", None, b"x:1", [1, 2], 3.5])
+def test_a_wrong_address_is_named(listener: Any) -> None:
+    """Bad addresses are refused by the constructor, with the value in the text."""
+    with pytest.raises((TypeError, ValueError)) as raised:
+        StreamServer(listener, reply_ok)
+    assert repr(listener) in str(raised.value)
+
+
+def test_a_bind_that_fails_leaves_nothing() -> None:
+    """An address that isn't ours is an OSError with the address in it, at start."""
+    server = StreamServer(("192.0.2.1", 0), reply_ok)
+    with pytest.raises(OSError, match=r"192\.0\.2\.1") as raised:
+        server.start()
+    assert raised.value.errno == errno.EADDRNOTAVAIL
+    assert not server.started
+    assert server.closed
+
+
+def test_running_out_of_descriptors_half_way_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When the third clone can't be made, the first two and the socket are closed again."""
+    made = []
+    duplicate = glb.listener.sockets.duplicate
+
+    def run_out(sock: Any) -> int:
+        if len(made) == 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(sock)
+        return duplicate(sock)
+
+    monkeypatch.setattr(glb.listener.sockets, "duplicate", run_out)
+    before = open_descriptors()
+    with pytest.raises(OSError, match="Too many open files"):
+        StreamServer(LOCAL, reply_ok).start()
+    assert entries() == []
+    assert open_descriptors() == before
+
+
+# -- listeners ----------------------------------------------------------------------------------
+
+
+def test_a_gevent_socket_can_be_handed_in() -> None:
+    """A bound socket is accepted as listener, and closed to its last duplicate."""
+    listener = socket.socket()
+    listener.bind(LOCAL)
+    listener.listen()
+    address = listener.getsockname()
+    recorder = Recorder()
+    server = StreamServer(listener, recorder)
+    server.start()
+    for _ in range(8):
+        ask(address)
+    server.stop()
+    assert recorder.order == turns(4, 8)
+    assert is_refused(address)
+    assert listener.fileno() == -1
+
+
+def test_a_blocking_native_socket_can_be_handed_in() -> None:
+    """A socket of the standard library, with a timeout even, never blocks the hub."""
+    listener = native_socket.create_server(LOCAL)
+    listener.settimeout(5)
+    address = listener.getsockname()
+    with StreamServer(listener, reply_ok) as server:
+        server.start()
+        assert [ask(address) for _ in range(5)] == [b"ok"] * 5
+    assert is_refused(address)
+
+
+def test_a_listener_can_be_handed_in() -> None:
+    """A `glb.Listener` becomes the first clone, and is closed with the server."""
+    listener = glb.bind(LOCAL, reuse_port=True)
+    server = StreamServer(listener, reply_ok, clones=3)
+    server.start()
+    assert entries()[0].clones == 3
+    assert ask(listener.address) == b"ok"
+    server.stop()
+    assert listener.closed
+    assert entries() == []
+
+
+def test_a_socket_handed_in_is_closed_although_never_started() -> None:
+    """As with gevent, the server owns what it was given."""
+    listener = socket.socket()
+    listener.bind(LOCAL)
+    StreamServer(listener, reply_ok).close()
+    assert listener.closed
+
+
+def test_an_ssl_socket_is_refused() -> None:
+    """As gevent: TLS is wrapped around connections, not around the listener."""
+    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with socket.socket() as plain, context.wrap_socket(plain, server_side=True) as wrapped:
+        with pytest.raises(TypeError, match="not SSLSocket"):
+            StreamServer(wrapped, reply_ok)
+
+
+def test_a_datagram_socket_is_refused() -> None:
+    """Nothing can be accepted from it; gevent would spin."""
+    with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(LOCAL)
+        server = StreamServer(datagrams, reply_ok)
+        with pytest.raises(TypeError, match="stream socket"):
+            server.start()
+        server.close()
+
+
+def test_a_socket_of_the_users_own_making_is_served() -> None:
+    """An overridden `get_listener` is honoured."""
+
+    class Own(StreamServer):
+        @classmethod
+        def get_listener(cls, address: Any, backlog: Any = None, family: Any = None) -> Any:
+            listener = socket.socket(family)
+            listener.bind(address)
+            listener.listen(backlog)
+            return listener
+
+    with Own(LOCAL, reply_ok) as server:
+        server.start()
+        assert ask(server.address) == b"ok"
+    assert is_refused(server.address)
+
+
+def test_ipv6_and_unix_addresses_are_served(tmp_path: Path) -> None:
+    """The address attribute is the one really bound, as gevent's."""
+    with StreamServer("[::1]:0", reply_ok) as server:
+        server.start()
+        assert ask(server.address) == b"ok"
+        assert (server.server_host, server.server_port) == server.address[:2]
+    path = str(tmp_path / "socket")
+    with StreamServer(f"unix:{path}", reply_ok) as server:
+        server.start()
+        assert server.address == path
+        assert (server.server_host, server.server_port) == (None, None)
+        assert ask(path) == b"ok"
+    assert not os.path.exists(path)
+
+
+def test_tls_is_served_in_turn() -> None:
+    """Any TLS argument turns it on, as in gevent; turns stay exact."""
+    here = Path(gevent.tests.__file__).parent
+    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(here / "server.crt", here / "server.key")
+    with StreamServer(LOCAL, Recorder(), ssl_context=serving) as server:
+        server.start()
+        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        for turn in turns(4, 8):
+            with context.wrap_socket(connect(server.address)) as client:
+                assert receive_all(client) == b"%d" % turn
+
+
+def test_repr_shows_what_gevents_shows() -> None:
+    """Address, descriptor and handler."""
+    with StreamServer(LOCAL, reply_ok) as server:
+        assert repr(server).startswith("<StreamServer at 0x")
+        server.start()
+        assert f"address=127.0.0.1:{server.server_port}" in str(server)
+        assert f"fileno={server.socket.fileno()}" in str(server)
+
+
+# -- handlers -----------------------------------------------------------------------------------
+
+
+def test_each_clone_can_have_its_own_handler() -> None:
+    """`handler_factory` is called once a clone, in order, when the server first accepts."""
+    asked: list[int] = []
+
+    def factory(index: int) -> Any:
+        asked.append(index)
+        return lambda sock, peer: sock.sendall(b"shard %d" % index)
+
+    with StreamServer(LOCAL, handler_factory=factory, clones=3) as server:
+        server.init_socket()
+        assert asked == []
+        server.start()
+        assert asked == [0, 1, 2]
+        assert [ask(server.address) for _ in range(4)] == [
+            b"shard 0",
+            b"shard 1",
+            b"shard 2",
+            b"shard 0",
+        ]
+        server.stop_accepting()
+        server.start_accepting()
+        assert asked == [0, 1, 2]
+
+
+def test_a_handler_factory_that_fails_closes_the_server() -> None:
+    """Its error comes out of start, and nothing is left."""
+
+    def factory(index: int) -> Any:
+        if index == 2:
+            raise LookupError("no shard 2")
+        return reply_ok
+
+    server = StreamServer(LOCAL, handler_factory=factory)
+    with pytest.raises(LookupError):
+        server.start()
+    assert server.closed
+    assert entries() == []
+    with pytest.raises(TypeError, match="callable, got None for clone 0"):
+        StreamServer(LOCAL, handler_factory=lambda index: None).start()  # type: ignore[arg-type, return-value]  # what it refuses
+
+
+def test_a_class_attribute_makes_handlers_too() -> None:
+    """What the constructor takes can be said by a subclass."""
+
+    class Sharded(StreamServer):
+        clones = 2
+
+        @staticmethod
+        def handler_factory(index: int) -> Any:
+            return lambda sock, peer: sock.sendall(b"%d" % index)
+
+    with Sharded(LOCAL) as server:
+        server.start()
+        assert [ask(server.address) for _ in range(4)] == [b"0", b"1", b"0", b"1"]
+
+
+def test_current_clone_says_who_serves() -> None:
+    """Index and server, in the handler alone."""
+    seen: list[Any] = []
+    with StreamServer(LOCAL, lambda *_: seen.append(glb.current_clone()), clones=2) as server:
+        server.start()
+        ask(server.address)
+        ask(server.address)
+        assert [(clone.index, clone.server) for clone in seen] == [(0, server), (1, server)]
+    assert glb.current_clone() is None
+
+
+@pytest.mark.parametrize("spawn", ["default", gevent.spawn, gevent.spawn_raw, None, 3, Pool(3)])
+def test_each_form_of_spawn_serves_in_turn(spawn: Any) -> None:
+    """As gevent takes them; `None` runs handlers in the hub."""
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, spawn=spawn) as server:
+        server.start()
+        for _ in range(10):
+            ask(server.address)
+    assert recorder.order == turns(4, 10)
+
+
+def test_spawn_none_runs_in_the_hub_where_blocking_is_an_error(
+    reported: list[tuple[Any, type[BaseException]]],
+) -> None:
+    """The handler gets gevent's AssertionError, and the server goes on after a pause."""
+    ran_in: list[Any] = []
+
+    def handle(_sock: Any, _peer: Any) -> None:
+        ran_in.append(gevent.getcurrent())
+        if len(ran_in) == 1:
+            gevent.sleep(1)
+
+    with StreamServer(LOCAL, handle, spawn=None) as server:
+        server.start()
+        assert ask(server.address) == b""
+        assert ask(server.address) == b""
+    assert ran_in == [gevent.get_hub()] * 2
+    assert [kind for _, kind in reported] == [gevent.exceptions.BlockingSwitchOutError]
+
+
+def test_handlers_start_in_the_order_of_their_connections() -> None:
+    """Whoever was first in the accept queue is handled first."""
+    started: list[int] = []
+    with StreamServer(LOCAL, lambda sock, peer: started.append(peer[1])) as server:
+        server.init_socket()
+        clients = [connect(server.address) for _ in range(150)]
+        server.start()
+        wait_until(lambda: len(started) == 150)
+        assert started == [client.getsockname()[1] for client in clients]
+        close_all(clients)
+
+
+def test_set_handle_changes_the_handler() -> None:
+    """From the next start on, as gevent."""
+    with StreamServer(LOCAL, reply_ok) as server:
+        server.set_handle(lambda sock, peer: sock.sendall(b"other"))
+        server.start()
+        assert ask(server.address) == b"other"
+
+
+def test_stats_count_what_became_of_each_connection(
+    reported: list[tuple[Any, type[BaseException]]],
+) -> None:
+    """Accepted is the sum of active, completed and failed."""
+    proceed = Event()
+
+    def handle(sock: Any, _peer: Any) -> None:
+        what = sock.recv(1)
+        if what == b"x":
+            raise ValueError("on purpose")
+        if what == b"w":
+            proceed.wait()
+
+    with StreamServer(LOCAL, handle, clones=2) as server:
+        server.start()
+        ask(server.address, b"x")
+        ask(server.address, b"c")
+        waiting = connect(server.address)
+        waiting.sendall(b"w")
+        wait_until(lambda: server.clone_stats()[0].active == 1)
+        assert [tuple(clone) for clone in server.clone_stats()] == [
+            (0, 2, 1, 0, 1, True),
+            (1, 1, 0, 1, 0, True),
+        ]
+        proceed.set()
+        receive_all(waiting)
+        waiting.close()
+        assert [kind for _, kind in reported] == [ValueError]
+    assert [tuple(clone) for clone in server.clone_stats()] == [
+        (0, 2, 0, 1, 1, False),
+        (1, 1, 0, 1, 0, False),
+    ]
+
+
+# -- pausing ------------------------------------------------------------------------------------
+
+
+def test_a_paused_clone_is_passed_over() -> None:
+    """It comes back at the end of the line."""
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, clones=3) as server:
+        server.start()
+        ask(server.address)
+        server.pause_clone(1)
+        server.pause_clone(1)
+        for _ in range(4):
+            ask(server.address)
+        assert [clone.ready for clone in server.clone_stats()] == [True, False, True]
+        server.resume_clone(1)
+        server.resume_clone(1)
+        for _ in range(4):
+            ask(server.address)
+    assert recorder.order == [0, 2, 0, 2, 0, 2, 1, 0, 2] or recorder.order == [
+        0, 2, 0, 2, 0, 2, 0, 1, 2,
+    ]  # fmt: skip
+
+
+def test_with_all_clones_paused_clients_wait() -> None:
+    """Nothing is taken from the kernel, and nobody is refused."""
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, clones=2) as server:
+        server.pause_clone(0)
+        server.start()
+        server.pause_clone(1)
+        client = connect(server.address)
+        let_hub_turn()
+        assert recorder.order == []
+        assert entries()[0].ready == 0
+        server.resume_clone(1)
+        assert receive_all(client) == b"1"
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("index", "kind"), [(2, ValueError), (-1, ValueError), ("0", TypeError), (None, TypeError)]
+)
+def test_pausing_no_clone_is_an_error(index: Any, kind: type[Exception]) -> None:
+    """With the value in the text."""
+    server = StreamServer(LOCAL, reply_ok, clones=2)
+    with pytest.raises(kind, match=repr(index)):
+        server.pause_clone(index)
+    with pytest.raises(kind, match=repr(index)):
+        server.resume_clone(index)
+
+
+# -- full ---------------------------------------------------------------------------------------
+
+
+def test_a_full_pool_leaves_connections_in_the_kernel() -> None:
+    """It takes as many as have room; the rest wait, cost nothing, and are served in turn."""
+    holder = Holder()
+    with StreamServer(LOCAL, holder, spawn=3, clones=2) as server:
+        server.start()
+        clients = [connect(server.address) for _ in range(8)]
+        holder.wait_for(3)
+        let_hub_turn()
+        assert sum(clone.accepted for clone in server.clone_stats()) == 3
+        assert [clone.ready for clone in server.clone_stats()] == [False, False]
+        assert turns_of_the_loop() <= 3
+        holder.release()
+        assert [receive_all(client) for client in clients] == [b"done"] * 8
+        assert [clone.accepted for clone in server.clone_stats()] == [4, 4]
+        close_all(clients)
+
+
+def turns_of_the_loop() -> int:
+    """Return how often the hub's loop turns in a moment in which nobody asks it to."""
+    count = 0
+
+    def tick() -> None:
+        nonlocal count
+        count += 1
+
+    check = gevent.get_hub().loop.check()
+    check.start(tick)
+    gevent.sleep(0.05)
+    check.stop()
+    check.close()
+    return count
+
+
+def test_one_pool_bounds_two_servers() -> None:
+    """A pool that two servers share is full for both, and both come back by themselves."""
+    pool, holder = Pool(2), Holder()
+    with (
+        StreamServer(LOCAL, holder, spawn=pool) as one,
+        StreamServer(LOCAL, holder, spawn=pool) as other,
+    ):
+        one.start()
+        other.start()
+        clients = [connect(server.address) for server in (one, other) for _ in range(4)]
+        holder.wait_for(2)
+        let_hub_turn()
+        assert len(pool) == 2
+        assert turns_of_the_loop() <= 3
+        holder.release()
+        assert [receive_all(client) for client in clients] == [b"done"] * 8
+        close_all(clients)
+
+
+def test_a_full_server_does_not_hold_up_another_on_its_address() -> None:
+    """Its clones leave the ring together; the other server's get the turns."""
+    holder, recorder = Holder(), Recorder()
+    with (
+        StreamServer(LOCAL, holder, spawn=1, clones=3, reuse_port=True) as small,
+    ):
+        small.start()
+        with StreamServer(small.address, recorder, clones=2, reuse_port=True) as large:
+            large.start()
+            held = connect(small.address)
+            holder.wait_for(1)
+            for _ in range(10):
+                ask(small.address)
+            assert recorder.order == turns(2, 10)
+            holder.release()
+            assert receive_all(held) == b"done"
+            held.close()
+            wait_until(lambda: small.clone_stats()[0].ready)
+            # Each of its turns fills it again, so it comes back behind both of the others.
+            replies = [ask(small.address) for _ in range(9)]
+            assert replies.count(b"done") == 3
+
+
+def test_an_overridden_full_is_asked_and_comes_back() -> None:
+    """A `full` of the user's own bounds handlers, and is asked again as they end."""
+
+    class Bounded(StreamServer):
+        running = 0
+
+        def full(self) -> bool:
+            return self.running >= 2
+
+        def handle(self, sock: Any, peer: Any) -> None:
+            self.running += 1
+            try:
+                holder(sock, peer)
+            finally:
+                self.running -= 1
+
+    holder = Holder()
+    with Bounded(LOCAL, clones=3) as server:
+        server.max_accept = 1  # a handler has to start before it counts
+        server.start()
+        clients = [connect(server.address) for _ in range(6)]
+        holder.wait_for(2)
+        let_hub_turn()
+        assert sum(clone.accepted for clone in server.clone_stats()) == 2
+        holder.release()
+        assert [receive_all(client) for client in clients] == [b"done"] * 6
+        close_all(clients)
+
+
+def test_a_full_that_changes_its_mind_by_itself_is_asked_again() -> None:
+    """Nobody tells when; so it is asked after `min_delay`, doubling up to `max_delay`."""
+
+    class Moody(StreamServer):
+        answers = iter([True, True, True])
+
+        def full(self) -> bool:
+            return next(self.answers, False)
+
+    with Moody(LOCAL, reply_ok) as server:
+        server.min_delay = 0.001
+        server.delay = 0.001
+        server.start()
+        assert ask(server.address) == b"ok"
+
+
+# -- hooks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_accept", [100, 2, 1])
+@pytest.mark.parametrize("waiting", [1, 5])
+def test_hooks_are_called_as_often_as_gevents(max_accept: int, waiting: int) -> None:
+    """`full`, `do_read` and `do_handle`, for a wake-up that finds *waiting* connections."""
+
+    def calls_of(kind: Any) -> list[str]:
+        called: list[str] = []
+
+        class Watched(kind):  # type: ignore[misc]  # whichever it is
+            def full(self) -> bool:
+                called.append("full")
+                return False
+
+            def do_read(self) -> Any:
+                called.append("read")
+                return super().do_read()
+
+            def do_handle(self, *args: Any) -> None:
+                called.append("handle")
+                super().do_handle(*args)
+
+        server = Watched(LOCAL, reply_ok)
+        server.max_accept = max_accept
+        server.init_socket()
+        clients = [connect(server.address) for _ in range(waiting)]
+        server.start()
+        for client in clients:
+            receive_all(client)
+        let_hub_turn()
+        server.stop()
+        close_all(clients)
+        return called
+
+    assert calls_of(StreamServer) == calls_of(gevent.server.StreamServer)
+
+
+def test_an_overridden_do_read_is_honoured_whatever_it_returns() -> None:
+    """Its value is the handler's arguments; nothing means that nobody waits."""
+    handled: list[Any] = []
+
+    class Reader(StreamServer):
+        def do_read(self) -> Any:
+            read = super().do_read()
+            if read is None:
+                return None
+            sock, peer = read
+            sock.close()
+            return ("a", "b", "c") if len(handled) % 2 else (peer,)
+
+        def do_close(self, *args: Any) -> None:
+            assert args == handled[-1]
+
+    with Reader(LOCAL, lambda *args: handled.append(args)) as server:
+        server.start()
+        for count in range(1, 5):
+            connect(server.address).close()
+            wait_until(lambda count=count: len(handled) == count)  # type: ignore[misc]
+    assert handled[1] == handled[3] == ("a", "b", "c")
+    assert [clone.completed for clone in server.clone_stats()] == [1, 1, 1, 1]
+
+
+def test_max_accept_counts_a_wake_up_of_the_process() -> None:
+    """Four clones take no more between two turns of the hub than one would."""
+    taken = [0]
+
+    class Counting(StreamServer):
+        def do_handle(self, *args: Any) -> None:
+            taken[-1] += 1
+            super().do_handle(*args)
+
+    with Counting(LOCAL, reply_ok, clones=4) as server:
+        server.max_accept = 3
+        server.init_socket()
+        clients = [connect(server.address) for _ in range(10)]
+        check = gevent.get_hub().loop.check()
+        check.start(lambda: taken.append(0))
+        server.start()
+        for client in clients:
+            receive_all(client)
+        check.stop()
+        check.close()
+        close_all(clients)
+    assert [count for count in taken if count] == [3, 3, 3, 1]
+
+
+def test_max_accept_must_be_positive() -> None:
+    """As in gevent."""
+
+    class None_(StreamServer):
+        max_accept = 0
+
+    with pytest.raises(ValueError, match="max_accept"):
+        None_(LOCAL, reply_ok)
+
+
+# -- errors -------------------------------------------------------------------------------------
+
+
+def test_a_spawn_error_pauses_once_is_reported_and_survived(
+    reported: list[tuple[Any, type[BaseException]]],
+) -> None:
+    """The context is gevent's, the client is closed, and the next one is served."""
+    failures = iter([True])
+
+    def spawn(*args: Any) -> Any:
+        if next(failures, False):
+            raise MemoryError("no greenlet")
+        return gevent.spawn(*args)
+
+    with StreamServer(LOCAL, reply_ok, spawn=spawn) as server:
+        server.start()
+        first = connect(server.address)
+        assert receive_all(first) == b""
+        assert [clone.ready for clone in server.clone_stats()] == [False] * 4
+        assert reported == [(((first.getsockname(),), server), MemoryError)]
+        assert ask(server.address) == b"ok"
+        assert [clone.failed for clone in server.clone_stats()] == [1, 0, 0, 0]
+        first.close()
+
+
+def test_an_unknown_accept_error_pauses_once_is_reported_and_survived(
+    reported: list[tuple[Any, type[BaseException]]],
+) -> None:
+    """The server is the context, as in gevent; its clones come back together."""
+
+    class Failing(StreamServer):
+        failures = iter([RuntimeError("do_read's own")])
+
+        def do_read(self) -> Any:
+            for error in self.failures:
+                raise error
+            return super().do_read()
+
+    with Failing(LOCAL, reply_ok) as server:
+        server.start()
+        assert ask(server.address) == b"ok"
+        assert reported == [(server, RuntimeError)]
+
+
+def test_running_out_of_room_is_one_pause_and_one_line(
+    caplog: pytest.LogCaptureFixture, reported: list[tuple[Any, type[BaseException]]]
+) -> None:
+    """EMFILE, many times over: one log line with the server in it, no traceback, all served."""
+
+    class Starved(StreamServer):
+        min_delay = 0.001
+        max_delay = 0.004
+        failures = iter([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE])
+        delays: list[float] = []  # noqa: RUF012  # one server, one list
+
+        def do_read(self) -> Any:
+            for number in self.failures:
+                raise OSError(number, os.strerror(number))
+            return super().do_read()
+
+        def next_delay(self) -> float:
+            self.delays.append(super().next_delay())
+            return self.delays[-1]
+
+    with caplog.at_level(logging.INFO, "glb"), Starved(LOCAL, reply_ok, clones=8) as server:
+        server.start()
+        clients = [connect(server.address) for _ in range(20)]
+        assert [receive_all(client) for client in clients] == [b"ok"] * 20
+        close_all(clients)
+    assert server.delays == [0.001, 0.002, 0.004, 0.004, 0.004]
+    (record,) = caplog.records
+    assert str(server.server_port) in record.getMessage()
+    assert "Too many open files" in record.getMessage()
+    assert reported == []
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.EINVAL, errno.ENOTSOCK])
+def test_a_fatal_accept_error_closes_the_whole_server_once(
+    number: int,
+    caplog: pytest.LogCaptureFixture,
+    reported: list[tuple[Any, type[BaseException]]],
+) -> None:
+    """It is reported with the server as context, and serve_forever ends."""
+
+    class Broken(StreamServer):
+        def do_read(self) -> Any:
+            raise OSError(number, os.strerror(number))
+
+    server = Broken(LOCAL, reply_ok)
+    serving = gevent.spawn(server.serve_forever)
+    wait_until(lambda: server.started)
+    # A native one, whose connect() is done before the hub turns.
+    client = native_socket.create_connection(server.address)
+    serving.get()
+    assert server.closed
+    assert not server.started
+    assert is_refused(server.address)
+    assert [context for context, _ in reported] == [server]
+    assert [record.name for record in caplog.records] == ["glb"]
+    client.close()
+
+
+def test_a_peer_that_left_is_passed_over() -> None:
+    """ECONNABORTED is neither reported nor paused for."""
+
+    class Aborting(StreamServer):
+        failures = iter([errno.ECONNABORTED, errno.EPERM, errno.EPROTO])
+
+        def do_read(self) -> Any:
+            for number in self.failures:
+                raise OSError(number, os.strerror(number))
+            return super().do_read()
+
+    with Aborting(LOCAL, Recorder()) as server:
+        server.start()
+        assert ask(server.address) == b"0"
+
+
+# -- starting and stopping ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["here", "hub", "handler", "thread of callbacks"])
+def test_close_refuses_at_once_and_has_closed_every_clone(where: str) -> None:
+    """From the hub, from a handler, anywhere, and twice."""
+    before = open_descriptors()
+    done = Event()
+
+    def close(*_: Any) -> None:
+        server.close()
+        server.close()
+        assert entries() == []
+        assert native_connect_is_refused(server.address)
+        done.set()
+
+    server = StreamServer(LOCAL, close, spawn=None if where == "hub" else "default")
+    server.start()
+    if where == "here":
+        close()
+    elif where == "thread of callbacks":
+        gevent.get_hub().loop.run_callback(close)
+    else:
+        client = connect(server.address)
+        receive_all(client)
+        client.close()
+    done.wait()
+    assert server.closed
+    let_hub_turn()
+    assert open_descriptors() == before
+
+
+def native_connect_is_refused(address: Any) -> bool:
+    with native_socket.socket() as client:
+        return client.connect_ex(address) == errno.ECONNREFUSED
+
+
+def test_stop_accepting_takes_nothing_more_until_started_again() -> None:
+    """Clients wait; starting twice is once; room in the pool does not undo it."""
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, spawn=2) as server:
+        server.start()
+        ask(server.address)
+        server.stop_accepting()
+        clients = [connect(server.address) for _ in range(3)]
+        server._start_accepting_if_started()
+        let_hub_turn()
+        assert recorder.order == [0]
+        server.start_accepting()
+        server.start_accepting()
+        assert [receive_all(client) for client in clients] == [b"1", b"2", b"3"]
+        close_all(clients)
+
+
+def test_a_stop_during_a_pause_lasts() -> None:
+    """The end of a pause, or of fullness, does not undo its owner's stop."""
+    failures = iter([True])
+
+    def spawn(*args: Any) -> Any:
+        if next(failures, False):
+            raise MemoryError
+        return gevent.spawn(*args)
+
+    hub = gevent.get_hub()
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "handle_error", lambda *_: None)
+        with StreamServer(LOCAL, recorder, spawn=spawn) as server:
+            server.start()
+            ask(server.address)
+            server.stop_accepting()
+            waiting = connect(server.address)
+            gevent.sleep(0.03)  # the pause would have been 0.01 s
+            assert recorder.order == []
+            server.start_accepting()
+            assert receive_all(waiting) == b"1"
+            waiting.close()
+
+
+def test_a_server_starts_again_on_the_same_port() -> None:
+    """With its handler, its spawn and its pool, whichever way they were given."""
+    for spawn in ("default", None, 2, gevent.spawn_raw):
+        server = StreamServer(LOCAL, reply_ok, spawn=spawn)
+        server.start()
+        address = server.address
+        assert ask(address) == b"ok"
+        server.stop()
+        assert is_refused(address)
+        server.start()
+        assert server.address == address
+        assert ask(address) == b"ok"
+        assert sum(clone.accepted for clone in server.clone_stats()) == 2
+        server.stop()
+
+
+def test_a_stopped_server_can_be_collected() -> None:
+    """Nothing on the loop, in the registry or in a pool holds it."""
+    pool = Pool(1)
+    server = StreamServer(LOCAL, reply_ok, spawn=pool)
+    server.start()
+    ask(server.address)
+    server.stop()
+    gone = weakref.ref(server)
+    del server
+    let_hub_turn()
+    gc.collect()
+    assert gone() is None
+    assert len(pool) == 0
+
+
+def test_a_server_that_was_never_started_can_be_collected() -> None:
+    """And leaves nothing."""
+    gone = weakref.ref(StreamServer(LOCAL, reply_ok))
+    gc.collect()
+    assert gone() is None
+
+
+def test_serve_forever_ends_with_stop() -> None:
+    """As in gevent."""
+    server = StreamServer(LOCAL, reply_ok)
+    serving = gevent.spawn(server.serve_forever)
+    wait_until(lambda: server.started)
+    assert ask(server.address) == b"ok"
+    server.stop()
+    serving.get()
+
+
+def test_stop_waits_for_the_pool() -> None:
+    """And kills what is left at the timeout, as in gevent."""
+    holder = Holder()
+    server = StreamServer(LOCAL, holder, spawn=5)
+    server.start()
+    client = connect(server.address)
+    holder.wait_for(1)
+    server.stop(timeout=0.01)
+    assert receive_all(client) == b""
+    assert server.clone_stats()[0][1:5] == (1, 0, 0, 1)
+    client.close()
+
+
+def test_init_socket_then_fork_then_start_accepting() -> None:
+    """The parent binds, the child accepts: what pre-forking servers do."""
+    server = StreamServer(LOCAL, Recorder(), clones=3)
+    server.init_socket()
+    read_end, write_end = os.pipe()
+    child = gevent.os.fork()
+    if not child:
+        status = 1
+        try:
+            server.start_accepting()
+            os.write(write_end, b"accepting")
+            wait_until(lambda: sum(clone.completed for clone in server.clone_stats()) == 6)
+            status = 0
+        finally:
+            os._exit(status)
+    try:
+        assert os.read(read_end, 9) == b"accepting"
+        assert [ask(server.address) for _ in range(6)] == [b"%d" % turn for turn in turns(3, 6)]
+        assert os.WEXITSTATUS(gevent.os.waitpid(child, 0)[1]) == 0
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+        server.close()
+        gevent.sleep(0.01)  # gevent ends its watcher for the child
+
+
+def test_a_server_in_a_native_threads_hub_works() -> None:
+    """Made, run and stopped there; the main hub is not involved."""
+    addresses: list[Any] = []
+    failed: list[BaseException] = []
+    started, finish = threading.Event(), threading.Event()
+
+    def run() -> None:
+        try:
+            server = StreamServer(LOCAL, Recorder(), clones=3)
+            server.start()
+            addresses.append(server.address)
+            started.set()
+            while not finish.is_set():
+                gevent.sleep(0.001)
+            server.stop()
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            started.set()
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait()
+    replies = [ask(addresses[0]) for _ in range(7)]
+    finish.set()
+    thread.join()
+    assert failed == []
+    assert replies == [b"%d" % turn for turn in turns(3, 7)]
+
+
+def test_a_thousand_clones_serve_in_turn() -> None:
+    """And leave no descriptor."""
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, clones=1000) as server:
+        server.start()
+        for _ in range(1010):
+            ask(server.address)
+    assert recorder.order == turns(1000, 1010)
