@@ -165,7 +165,8 @@ def serve(
     # A pool even if it has no bound: `stop` waits for the handlers in it.
     pool = Pool(max_connections)
     with _refusing():
-        server = _make_server(is_wsgi, address, handle, backlog, pool, clones=clones, **tls)
+        options = {"backlog": backlog, "spawn": pool, "clones": clones, **tls}
+        server = _make_server(is_wsgi, address, handle, **options)
         server.start()
     some = "1 clone" if clones == 1 else f"{clones} clones"
     _run(server, f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}")
@@ -176,9 +177,10 @@ def _make_server(is_wsgi: bool, *args: Any, **options: Any) -> StreamServer:
         return StreamServer(*args, **options)
     from .pywsgi import WSGIServer  # noqa: PLC0415  # it imports ssl: see `serve`
 
-    # A live table is torn by the lines of an access log.
+    # A live table leaves no room for the lines of an access log.
     options["log"] = None if console.is_live(console.make_console()) else console.STDERR
-    return WSGIServer(*args, error_log=console.STDERR, **options)
+    options["error_log"] = console.STDERR
+    return WSGIServer(*args, **options)
 
 
 def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:
@@ -283,7 +285,7 @@ def _is_wsgi(handle: Callable[..., Any], target: str) -> bool:
 def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """Tell which clone answers, and what all of them have done."""
     clone = environ["glb.clone"]
-    lines = [f"Clone {clone} of 0 to {clone.server.clones - 1} answers.", ""]
+    lines = [f"Clone {clone} answers, one of {clone.server.clones}.", ""]
     for row in (CloneStats._fields, *clone.server.clone_stats()):
         lines.append("".join(f"{cell!s:>11}" for cell in row[:-1]))
     body = "\n".join([*lines, ""]).encode()

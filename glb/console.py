@@ -73,7 +73,7 @@ def outcomes(found: dict[str, Outcome]) -> Table:
 
 
 def _clones(server: StreamServer, title: str) -> Table:
-    table = Table(title=Text(title), caption="Ctrl-C ends it")
+    table = Table(title=Text(title), caption="Ctrl-C ends it" if server.started else "ended")
     for name in ("clone", "accepted", "active", "completed", "failed", "ready"):
         table.add_column(name, justify="right")
     for stats in server.clone_stats():

@@ -1,0 +1,610 @@
+"""Sockets: opened as the platform wants it, and nothing left behind when that fails."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import re
+import resource
+import socket
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from glb import sockets
+from glb.address import AF_INET, AF_INET6, AF_UNIX, Address, key_of, parse
+from glb.sockets import PLATFORM, Platform
+
+from .conftest import open_descriptors
+
+LOCAL = Address(AF_INET, ("127.0.0.1", 0))
+LINUX = Platform.of("linux", has_unix=True, has_reuse_port=True)
+FREEBSD = Platform.of("freebsd14", has_unix=True, has_reuse_port=True)
+DARWIN = Platform.of("darwin", has_unix=True, has_reuse_port=True)
+WINDOWS = Platform.of("win32", has_unix=False, has_reuse_port=False)
+
+
+def option(sock: _socket.socket, name: int) -> bool:
+    return bool(sock.getsockopt(_socket.SOL_SOCKET, name))
+
+
+def backlog_of(sock: _socket.socket) -> int:
+    """Return the accept queue's length as the kernel has it: tcp_info's tcpi_sacked."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    length: int = struct.unpack_from("=I", info, 28)[0]
+    return length
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A path for a Unix socket, short enough for the 108 bytes of sun_path."""
+    monkeypatch.chdir(tmp_path)
+    return "app.sock"
+
+
+@contextmanager
+def descriptor_limit(spare: int) -> Iterator[None]:
+    """Let this process open *spare* descriptors more, then get EMFILE."""
+    taken = []
+    for _ in range(spare + 1):
+        taken.append(os.dup(0))
+    first_refused = taken[-1]
+    for descriptor in taken:
+        os.close(descriptor)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_refused, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+# -- platforms --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("linux", Platform(reuse_addr=True, reuse_port_balances=True, unix_sockets=True)),
+        ("android", Platform(reuse_addr=True, reuse_port_balances=True, unix_sockets=True)),
+        ("darwin", Platform(reuse_addr=True, reuse_port_balances=False, unix_sockets=True)),
+        ("freebsd14", Platform(reuse_addr=True, reuse_port_balances=False, unix_sockets=True)),
+        ("win32", Platform(reuse_addr=False, reuse_port_balances=False, unix_sockets=False)),
+    ],
+)
+def test_each_platform_has_its_facts(name: str, facts: Platform) -> None:
+    """With every constant defined, the name alone decides."""
+    assert Platform.of(name, has_unix=True, has_reuse_port=True) == facts
+
+
+def test_what_python_does_not_know_a_platform_does_not_have() -> None:
+    """An old kernel's headers may lack the option, or the family."""
+    bare = Platform.of("linux", has_unix=False, has_reuse_port=False)
+    assert bare == Platform(reuse_addr=True, reuse_port_balances=False, unix_sockets=False)
+
+
+def test_the_facts_are_those_of_this_system() -> None:
+    """What is passed by default was read from where this runs."""
+    assert (
+        Platform.of(
+            sys.platform,
+            has_unix=hasattr(socket, "AF_UNIX"),
+            has_reuse_port=hasattr(socket, "SO_REUSEPORT"),
+        )
+        == PLATFORM
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected"), [(LINUX, True), (FREEBSD, True), (DARWIN, True), (WINDOWS, False)]
+)
+def test_the_port_is_not_stolen_on_windows(platform: Platform, expected: bool) -> None:
+    """SO_REUSEADDR is set only where it doesn't mean "take it from who has it"."""
+    with closing(sockets.open_listening(LOCAL, 1, platform=platform)) as sock:
+        assert option(sock, _socket.SO_REUSEADDR) is expected
+
+
+def test_reuse_addr_can_be_declined() -> None:
+    """A server may say ``reuse_addr = 0``, as with gevent."""
+    with closing(sockets.open_listening(LOCAL, 1, reuse_addr=False, platform=LINUX)) as sock:
+        assert not option(sock, _socket.SO_REUSEADDR)
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected"), [(LINUX, True), (FREEBSD, False), (DARWIN, False), (WINDOWS, False)]
+)
+def test_reuse_port_is_set_only_where_the_kernel_balances(
+    platform: Platform, expected: bool
+) -> None:
+    """Elsewhere one of the sockets would get all connections."""
+    with closing(sockets.open_listening(LOCAL, 1, reuse_port=True, platform=platform)) as sock:
+        assert option(sock, _socket.SO_REUSEPORT) is expected
+
+
+def test_reuse_port_is_not_set_unasked() -> None:
+    """By default nobody else can bind the address."""
+    with closing(sockets.open_listening(LOCAL, 1, platform=LINUX)) as sock:
+        assert not option(sock, _socket.SO_REUSEPORT)
+
+
+def test_without_unix_sockets_one_is_refused(path: str) -> None:
+    """A platform without them says so with an errno, and touches no file."""
+    with pytest.raises(OSError, match=r"unix:app\.sock") as caught:
+        sockets.open_listening(parse(f"unix:{path}"), 1, platform=WINDOWS)
+    assert caught.value.errno == errno.EAFNOSUPPORT
+    assert not os.path.exists(path)
+
+
+# -- opening ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_opened_socket_listens(host: str) -> None:
+    """It is a plain, non-blocking stream socket that clients reach."""
+    address = sockets.resolve(parse((host, 0)))
+    with closing(sockets.open_listening(address, 5)) as sock:
+        assert type(sock) is _socket.socket
+        assert sock.gettimeout() == 0
+        assert not os.get_blocking(sock.fileno())
+        with pytest.raises(BlockingIOError):
+            sock._accept()
+        socket.create_connection(sock.getsockname()[:2], timeout=10).close()
+
+
+def test_a_unix_socket_listens_on_its_path(path: str) -> None:
+    """Its file is there while it is open."""
+    with closing(sockets.open_listening(parse(f"unix:{path}"), 5)) as sock:
+        assert stat.S_ISSOCK(os.stat(path).st_mode)
+        assert sock.getsockname() == path
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tcp_info tells the backlog on Linux")
+def test_the_kernel_gets_the_backlog() -> None:
+    """The queue is as long as asked, up to what the kernel allows."""
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    for backlog in (0, 1, 7, sockets.DEFAULT_BACKLOG):
+        with closing(sockets.open_listening(LOCAL, backlog)) as sock:
+            assert backlog_of(sock) == min(backlog, most)
+
+
+def test_a_taken_address_is_refused_and_nothing_is_left() -> None:
+    """EADDRINUSE, with the address in the text, the cause kept, and no descriptor more."""
+    with closing(sockets.open_listening(LOCAL, 1)) as first:
+        taken = sockets.bound_address(first)
+        before = open_descriptors()
+        with pytest.raises(OSError, match=re.escape(repr(taken.sockaddr))) as caught:
+            sockets.open_listening(taken, 1)
+        assert caught.value.errno == errno.EADDRINUSE
+        assert isinstance(caught.value.__cause__, OSError)
+        assert open_descriptors() == before
+
+
+def test_a_failed_bind_is_the_error_that_it_was() -> None:
+    """Who catches the built-in class of an errno catches it here too."""
+    address = parse("unix:/proc/self/nothing/app.sock")
+    with pytest.raises(FileNotFoundError, match=re.escape(repr(address.sockaddr))) as caught:
+        sockets.open_listening(address, 1)
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_a_path_that_is_too_long_is_refused() -> None:
+    """Python itself says so, without an errno; the text has the path all the same."""
+    address = parse("unix:/" + "x" * 200)
+    with pytest.raises(OSError, match="x{200}"):
+        sockets.open_listening(address, 1)
+
+
+def test_a_file_in_the_way_is_not_removed(path: str) -> None:
+    """Whatever stands at the path of a Unix socket stays there, a stale socket too."""
+    for make in (lambda: Path(path).write_text("mine"), lambda: bind_and_leave(path)):
+        make()
+        before = os.stat(path)
+        with pytest.raises(OSError, match=r"app\.sock") as caught:
+            sockets.open_listening(parse(f"unix:{path}"), 1)
+        assert caught.value.errno == errno.EADDRINUSE
+        assert os.path.samestat(os.stat(path), before)
+        os.unlink(path)
+
+
+def bind_and_leave(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)
+
+
+def test_out_of_descriptors_nothing_is_opened() -> None:
+    """EMFILE comes as such, with the address."""
+    with descriptor_limit(0), pytest.raises(OSError, match=re.escape("('127.0.0.1', 0)")) as caught:
+        sockets.open_listening(LOCAL, 1)
+    assert caught.value.errno == errno.EMFILE
+
+
+class FailingSocket(_socket.socket):
+    """A socket of which one step fails, as a kernel can't be made to."""
+
+    fails: ClassVar[str] = ""
+    error: ClassVar[BaseException] = OSError(errno.EIO, "no disk for this")
+    made: ClassVar[list[FailingSocket]] = []
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.made.append(self)
+
+    def _fail(self, step: str) -> None:
+        if self.fails == step:
+            raise self.error
+
+    def setsockopt(self, *args: Any) -> None:
+        self._fail("setsockopt")
+        super().setsockopt(*args)
+
+    def listen(self, *args: Any) -> None:
+        self._fail("listen")
+        super().listen(*args)
+
+    def setblocking(self, flag: bool, /) -> None:
+        self._fail("setblocking")
+        super().setblocking(flag)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingSocket]:
+    monkeypatch.setattr(FailingSocket, "fails", "")
+    monkeypatch.setattr(FailingSocket, "made", [])
+    monkeypatch.setattr(_socket, "socket", FailingSocket)
+    return FailingSocket
+
+
+@pytest.mark.parametrize("step", ["setsockopt", "listen", "setblocking"])
+def test_whatever_step_fails_the_socket_is_closed(
+    step: str, failing: type[FailingSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step of opening leaves a descriptor behind, and the error is the step's."""
+    monkeypatch.setattr(failing, "fails", step)
+    before = open_descriptors()
+    with pytest.raises(OSError, match=re.escape("('127.0.0.1', 0)")) as caught:
+        sockets.open_listening(LOCAL, 1)
+    assert caught.value.errno == errno.EIO
+    assert caught.value.__cause__ is failing.error
+    assert [sock.fileno() for sock in failing.made] == [-1]
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("step", ["listen", "setblocking"])
+def test_a_unix_socket_that_cannot_listen_leaves_no_file(
+    step: str, failing: type[FailingSocket], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """What bind(2) made is removed again."""
+    monkeypatch.setattr(failing, "fails", step)
+    with pytest.raises(OSError, match=r"app\.sock"):
+        sockets.open_listening(parse(f"unix:{path}"), 1)
+    assert not os.path.exists(path)
+    assert [sock.fileno() for sock in failing.made] == [-1]
+
+
+def test_an_interrupt_passes_through_and_leaves_nothing(
+    failing: type[FailingSocket], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """What is no OSError isn't made one."""
+    monkeypatch.setattr(failing, "fails", "listen")
+    monkeypatch.setattr(failing, "error", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        sockets.open_listening(parse(f"unix:{path}"), 1)
+    assert not os.path.exists(path)
+    assert [sock.fileno() for sock in failing.made] == [-1]
+
+
+# -- backlogs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backlog", [0, 1, 128, 2**31 - 1])
+def test_a_whole_number_is_a_backlog(backlog: int) -> None:
+    """Whatever listen(2) takes."""
+    assert sockets.check_backlog(backlog) == backlog
+
+
+def test_no_backlog_is_as_many_as_the_kernel_allows() -> None:
+    """More than any system's limit, and not more than 16 bits."""
+    assert sockets.check_backlog(None) == sockets.DEFAULT_BACKLOG == 65535
+
+
+@pytest.mark.parametrize("backlog", [-1, 2**31, -(2**70), 2**70])
+def test_a_number_that_listen_cannot_take_is_refused(backlog: int) -> None:
+    """The kernel would take its lower 32 bits, or read it as unsigned."""
+    with pytest.raises(ValueError, match=f"backlog.*{backlog}$"):
+        sockets.check_backlog(backlog)
+
+
+@pytest.mark.parametrize("backlog", ["128", 128.0, True, b"1", [1]])
+def test_what_is_no_number_is_no_backlog(backlog: object) -> None:
+    """The text has the value."""
+    with pytest.raises(TypeError, match="backlog.*" + re.escape(repr(backlog))):
+        sockets.check_backlog(backlog)
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spelling", "sockaddr"),
+    [
+        ("127.0.0.1:80", ("127.0.0.1", 80)),
+        ("127.1:80", ("127.0.0.1", 80)),
+        ("localhost:80", ("127.0.0.1", 80)),
+        (":80", ("0.0.0.0", 80)),
+        (80, ("::", 80, 0, 0)),
+        (("", 80), ("::", 80, 0, 0)),
+        ("[::1]:80", ("::1", 80, 0, 0)),
+        (("0::1", 80, 5), ("::1", 80, 5, 0)),
+        (("fe80::1", 80, 5, 1), ("fe80::1", 80, 5, 1)),
+    ],
+)
+def test_a_host_is_made_numeric(spelling: object, sockaddr: object) -> None:
+    """Names, short forms and no host at all come to what bind(2) means by them."""
+    assert sockets.resolve(parse(spelling)).sockaddr == sockaddr
+
+
+def test_a_numeric_address_stays_as_it_is() -> None:
+    """Resolving twice is once."""
+    for spelling in ("127.0.0.1:80", "[::1]:80", ("fe80::1", 80, 5, 1), ":80", 80):
+        once = sockets.resolve(parse(spelling))
+        assert sockets.resolve(once) == once
+
+
+def test_a_unix_path_is_not_looked_up() -> None:
+    """There is nothing to resolve in it."""
+    address = parse("unix:localhost")
+    assert sockets.resolve(address) is address
+
+
+def test_an_unknown_host_is_a_gaierror_with_the_address() -> None:
+    """`socket.gaierror`, as from bind(2) in Python; the text says which host."""
+    # A name that no resolver asks a network for: RFC 6761 reserves "invalid", and a
+    # space is in no host's name.
+    address = parse("no such host.invalid:80")
+    with pytest.raises(socket.gaierror, match=re.escape(repr(address.sockaddr))) as caught:
+        sockets.resolve(address)
+    assert caught.value.errno is not None
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+@pytest.mark.parametrize("host", ["x" * 64, "a..b", "\udcff"])
+def test_a_host_that_cannot_be_asked_for_is_a_value_error(host: str) -> None:
+    """A label of over 63 letters, of none, or of what is no text: the text has the address."""
+    address = Address(AF_INET, (host, 80))
+    with pytest.raises(ValueError, match=re.escape(repr(address.sockaddr))):
+        sockets.resolve(address)
+
+
+# -- duplicates -------------------------------------------------------------------------------
+
+
+def test_a_duplicate_is_the_same_kernel_socket() -> None:
+    """Clients of one are clients of the other, and one lives on without the other."""
+    sock = sockets.open_listening(LOCAL, 5)
+    address = sock.getsockname()
+    with closing(_socket.socket(fileno=sockets.duplicate(sock))) as copy:
+        sock.close()
+        assert copy.getsockname() == address
+        with socket.create_connection(address, timeout=10):
+            descriptor, _ = copy._accept()
+            os.close(descriptor)
+
+
+def test_no_descriptor_is_inherited_by_a_child_program() -> None:
+    """What a child program inherited would keep the address taken."""
+    with closing(sockets.open_listening(LOCAL, 1)) as sock:
+        copy = sockets.duplicate(sock)
+        with closing(sockets.adopt(copy)) as adopted:
+            descriptors = [sock.fileno(), copy, adopted.fileno()]
+            assert not any(map(os.get_inheritable, descriptors))
+            sockets.park(adopted)
+            descriptors.append(adopted.fileno())
+            program = "import os, sys\nfor fd in sys.argv[1:]: print(os.path.exists('/dev/fd/'+fd))"
+            child = subprocess.run(
+                [sys.executable, "-c", program, *map(str, descriptors)],
+                check=True,
+                capture_output=True,
+                text=True,
+                close_fds=False,
+                timeout=60,
+            )
+        os.close(copy)
+    assert child.stdout.split() == ["False"] * len(descriptors)
+
+
+def test_duplicating_a_closed_socket_is_ebadf() -> None:
+    """The kernel's own error."""
+    sock = sockets.open_listening(LOCAL, 1)
+    sock.close()
+    with pytest.raises(OSError, match="descriptor") as caught:
+        sockets.duplicate(sock)
+    assert caught.value.errno == errno.EBADF
+
+
+def test_out_of_descriptors_nothing_is_duplicated() -> None:
+    """EMFILE, and the socket itself stays as it is."""
+    with closing(sockets.open_listening(LOCAL, 1)) as sock:
+        for step in (sockets.duplicate, lambda sock: sockets.adopt(sock.fileno())):
+            with descriptor_limit(0), pytest.raises(OSError, match="open files") as caught:
+                step(sock)
+            assert caught.value.errno == errno.EMFILE
+        socket.create_connection(sock.getsockname(), timeout=10).close()
+
+
+def test_adopting_leaves_the_descriptor_its_owners() -> None:
+    """We get one of our own, non-blocking; theirs stays open."""
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        with closing(sockets.adopt(theirs.fileno())) as ours:
+            assert ours.fileno() != theirs.fileno()
+            assert ours.getsockname() == theirs.getsockname()
+            assert not os.get_blocking(ours.fileno())
+        socket.create_connection(theirs.getsockname(), timeout=10).close()
+
+
+def test_a_datagram_socket_is_not_adopted() -> None:
+    """Nothing could be accepted from it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        before = open_descriptors()
+        with pytest.raises(TypeError, match=f"stream socket.*type={int(socket.SOCK_DGRAM)}"):
+            sockets.adopt(udp.fileno())
+        assert open_descriptors() == before
+
+
+def test_a_closed_descriptor_is_not_adopted() -> None:
+    """EBADF, and nothing is opened."""
+    closed = os.dup(0)
+    os.close(closed)
+    before = open_descriptors()
+    with pytest.raises(OSError, match="descriptor") as caught:
+        sockets.adopt(closed)
+    assert caught.value.errno == errno.EBADF
+    assert open_descriptors() == before
+
+
+def test_what_is_no_socket_is_not_adopted() -> None:
+    """ENOTSOCK, and the file stays its owner's."""
+    reader, writer = os.pipe()
+    try:
+        before = open_descriptors()
+        with pytest.raises(OSError, match="socket") as caught:
+            sockets.adopt(reader)
+        assert caught.value.errno == errno.ENOTSOCK
+        assert open_descriptors() == before
+        os.write(writer, b"x")
+        assert os.read(reader, 1) == b"x"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+# -- keys and files ---------------------------------------------------------------------------
+
+
+def unix_key(path: str | bytes) -> object:
+    return sockets.find_key(Address(AF_UNIX, path))
+
+
+def test_the_key_of_an_ip_address_is_that_of_its_spelling() -> None:
+    """Only Unix sockets need the file system to tell."""
+    for address in (Address(AF_INET, ("127.0.0.1", 80)), Address(AF_INET6, ("::1", 80))):
+        assert sockets.find_key(address) == key_of(address)
+
+
+def test_a_unix_key_is_that_of_the_file(path: str) -> None:
+    """Relative, absolute, by a link, as bytes: the same file is the same place."""
+    with closing(sockets.open_listening(parse(f"unix:{path}"), 1)):
+        os.mkdir("sub")
+        os.symlink(path, "link.sock")
+        here = unix_key(path)
+        assert here is not None
+        for spelling in ("./app.sock", os.path.abspath(path), "sub/../app.sock", "link.sock"):
+            assert unix_key(spelling) == here
+            assert unix_key(os.fsencode(spelling)) == here
+        with closing(sockets.open_listening(parse("unix:other.sock"), 1)):
+            assert unix_key("other.sock") != here
+
+
+def test_a_file_that_took_the_place_has_another_key(path: str) -> None:
+    """A path alone doesn't tell: while the first is open, no other file has its number."""
+    with closing(sockets.open_listening(parse(f"unix:{path}"), 1)):
+        first = unix_key(path)
+        for _ in range(8):  # inode numbers are handed out again at once by some file systems
+            os.unlink(path)
+            assert unix_key(path) is None
+            with closing(sockets.open_listening(parse(f"unix:{path}"), 1)):
+                assert unix_key(path) not in (None, first)
+
+
+def test_where_there_is_no_socket_there_is_no_key(path: str) -> None:
+    """Neither a file of another kind, nor none, nor a path that can't be."""
+    Path(path).write_text("mine")
+    for spelling in (path, "missing.sock", "a\0b", ".", "x" * 5000):
+        assert unix_key(spelling) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")
+def test_an_abstract_name_is_its_own_key(path: str) -> None:
+    """It has no file; as text and as bytes it is one name."""
+    address = parse(f"unix:@glb-test-{os.getpid()}")
+    with closing(sockets.open_listening(address, 1)) as sock:
+        bound = sockets.bound_address(sock)
+        assert sockets.find_key(bound) == sockets.find_key(address)
+        sockets.unlink(sock)  # nothing to remove, and no error
+        sockets.unlink(sock, sockets.find_key(bound))
+
+
+def test_unlink_removes_the_sockets_own_file(path: str) -> None:
+    """With its key, or without one in hand."""
+    for with_key in (True, False):
+        with closing(sockets.open_listening(parse(f"unix:{path}"), 1)) as sock:
+            sockets.unlink(sock, sockets.find_key(parse(f"unix:{path}")) if with_key else None)
+            assert not os.path.exists(path)
+            sockets.unlink(sock)  # it is gone: no error
+
+
+def test_unlink_leaves_the_file_that_took_the_place(path: str) -> None:
+    """Somebody else's socket, or file, keeps its path."""
+    with closing(sockets.open_listening(parse(f"unix:{path}"), 1)) as sock:
+        key = sockets.find_key(parse(f"unix:{path}"))
+        os.unlink(path)
+        with closing(sockets.open_listening(parse(f"unix:{path}"), 1)):
+            sockets.unlink(sock, key)
+            assert os.path.exists(path)
+        os.unlink(path)
+        Path(path).write_text("mine")
+        sockets.unlink(sock, key)
+        assert Path(path).read_text() == "mine"
+
+
+def test_unlink_that_fails_is_no_error(path: str) -> None:
+    """A file that we may not remove wasn't ours to remove."""
+    os.mkdir("sub")
+    with closing(sockets.open_listening(parse("unix:sub/app.sock"), 1)) as sock:
+        os.rename("sub", "moved")
+        sockets.unlink(sock)
+        assert os.path.exists("moved/app.sock")
+
+
+# -- parking ----------------------------------------------------------------------------------
+
+
+def test_parking_frees_the_address_and_keeps_the_number() -> None:
+    """The address can be bound again, and no new file gets the number."""
+    sock = sockets.open_listening(LOCAL, 1)
+    address, number = sockets.bound_address(sock), sock.fileno()
+    before = set(open_descriptors())
+    sockets.park(sock)
+    assert set(open_descriptors()) == before
+    with closing(sockets.open_listening(address, 1)) as again:
+        assert again.fileno() != number
+        assert sock.fileno() == number
+    sock.close()
+    assert number not in open_descriptors()
+
+
+def test_without_a_descriptor_for_the_stand_in_the_socket_is_closed() -> None:
+    """The address is free all the same."""
+    sock = sockets.open_listening(LOCAL, 1)
+    address = sockets.bound_address(sock)
+    with descriptor_limit(0):
+        sockets.park(sock)
+    assert sock.fileno() == -1
+    sockets.open_listening(address, 1).close()
+
+
+def test_parking_a_closed_socket_is_harmless() -> None:
+    """As closing twice is."""
+    sock = sockets.open_listening(LOCAL, 1)
+    sock.close()
+    sockets.park(sock)
+    assert sock.fileno() == -1
