@@ -91,6 +91,9 @@ class Acceptor:
     def __str__(self) -> str:
         return str(self.server)
 
+    def __repr__(self) -> str:
+        return f"<Acceptor {self.clone} of {self.server}>"
+
     def take_turn(self) -> Turn:
         server = self.server
         try:

@@ -10,7 +10,7 @@ clones at once, says so in the log once, and tries again by itself. Nobody is lo
 accept queue keeps who waits.
 
 What a turn is, the clones know: `glb.listener` and `glb.acceptor`. A dispatcher belongs to
-its hub's thread. From others only `send` may be called.
+its hub's thread. From others only `send` and `run` may be called.
 
 Source: the shape is memcached's and HAProxy's (accept, then deal out); the pause is theirs
 and trio's.
@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol
 
 from .balance import Policy, least_loaded
 from .errors import Heap, classify, listener_closed
-from .registry import Entry
+from .registry import Entry, native_ident
 from .ring import Ring, Team
 
 __all__ = ["Dispatcher", "Turn"]
@@ -97,10 +97,17 @@ class Dispatcher:
 
     def send(self, call: Callable[[], object]) -> None:
         """Have *call* called in this dispatcher's hub. From any thread."""
-        self._calls.append(call)
-        wake_up = self._wake_up
-        if wake_up is not None:
-            wake_up.send()
+        with self._entry.registry.lock:
+            if self._wake_up is not None:
+                self._calls.append(call)
+                self._wake_up.send()
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Call *call* now in this dispatcher's own thread, and have it called from others."""
+        if self.thread == native_ident():
+            call()
+        else:
+            self.send(call)
 
     def _answer_calls(self) -> None:
         while self._calls:
@@ -108,10 +115,11 @@ class Dispatcher:
 
     def close(self) -> None:
         """Leave nothing on the loop. Twice is harmless."""
-        if self._io is None:
-            return
-        io, wake_up = self._io, self._wake_up
-        self._io = self._wake_up = None
+        with self._entry.registry.lock:
+            if self._io is None:
+                return
+            io, wake_up = self._io, self._wake_up
+            self._io = self._wake_up = None
         self._end_pause()
         for watcher in (io, wake_up):
             watcher.stop()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import _socket
 import errno
-import warnings
 from collections import deque
 from typing import Any, Final
 
@@ -58,34 +57,25 @@ class Listener(GeventSocket):
     share back and warns (`ResourceWarning`).
     """
 
-    __slots__ = ("_is_shut_down", "_lazy_read", "_lazy_write", "_seats", "_share")
+    __slots__ = ("_is_shut_down", "_lazy_read", "_lazy_write", "_seats", "entry")
+
+    #: The registry's entry of this listener's address.
+    entry: Entry
 
     def __init__(self, share: Share) -> None:
         # gevent's constructor would make two watchers, which a listener hardly ever needs,
         # as it waits for its turn and not for its descriptor. Hence not super().__init__.
-        self._share = share
+        self._closed = True
+        self._sock = _Descriptor.of(share)
+        self._closed = False
+        self._io_refs = 0
         self._is_shut_down = False
         self._lazy_read: Any = None
         self._lazy_write: Any = None
         self._seats: dict[Any, _Seat] = {}
-        self._closed = True
-        self._io_refs = 0
+        self.entry = share.entry
         self.hub: Any = get_hub()
-        pristine = share.entry.pristine
-        try:
-            descriptor = sockets.duplicate(pristine)
-            try:
-                self._sock = _WeakSocket(pristine.family, pristine.type, pristine.proto, descriptor)
-                self._sock.setblocking(False)
-            except BaseException:
-                _socket.close(descriptor)
-                raise
-        except BaseException:
-            REGISTRY.release(share)
-            raise
-        self._closed = False
         self.settimeout(_socket.getdefaulttimeout())
-        share.hold_for(self)
 
     # gevent looks its two watchers up under these names. Here they are made when first
     # needed: for a connection's I/O a listener has none, and closing a watcher from another
@@ -111,14 +101,9 @@ class Listener(GeventSocket):
         self._lazy_write = watcher
 
     @property
-    def entry(self) -> Entry:
-        """The registry's entry of this listener's address."""
-        return self._share.entry
-
-    @property
     def address(self) -> Any:
         """The address really bound, as `getsockname` gives it; it outlives `close`."""
-        return self._share.entry.address
+        return self.entry.address
 
     def local_addr(self) -> Any:
         """Return `address`. deno_net's name for it."""
@@ -214,13 +199,14 @@ class Listener(GeventSocket):
         return clone
 
     def _detach_socket(self, reason: str) -> None:
-        if not self._sock:
-            return
+        if self._sock:
+            self._give_seats_up()
+            super()._detach_socket(reason)  # type: ignore[misc]  # not in the stubs
+
+    def _give_seats_up(self) -> None:
         seats, self._seats = self._seats, {}
         for seat in seats.values():
             seat.end(cancel_wait_ex)
-        super()._detach_socket(reason)  # type: ignore[misc]  # not in the stubs
-        REGISTRY.release(self._share)
 
     def _drop_ref_on_close(self, sock: Any) -> None:
         # gevent asks the loop whether somebody still watches the descriptor. A loop that is
@@ -230,17 +216,50 @@ class Listener(GeventSocket):
         else:
             super()._drop_ref_on_close(sock)  # type: ignore[misc]  # not in the stubs
 
-    def close_after_fork(self) -> None:
-        """Close the descriptor, and nothing else: this clone's hub is not in this process."""
-        self._closed = True
-        self._seats = {}
-        self._sock.close()
+    def __del__(self) -> None:
+        # The descriptor warns and closes itself, if nobody else has it: gevent's servers
+        # keep that, and drop the listener they were given.
+        if not getattr(self, "_closed", True):
+            self._give_seats_up()
+
+
+class _Descriptor(_WeakSocket):  # type: ignore[misc]  # the stubs leave gevent's out
+    """A clone's descriptor, and with it its share: the two come and go together."""
+
+    __slots__ = ("_share",)
+
+    @classmethod
+    def of(cls, share: Share) -> _Descriptor:
+        """Return a new descriptor of *share*'s socket; on failure the share is released."""
+        pristine = share.entry.pristine
+        try:
+            number = sockets.duplicate(pristine)
+            try:
+                sock = cls(pristine.family, pristine.type, pristine.proto, number)
+            except BaseException:
+                _socket.close(number)
+                raise
+        except BaseException:
+            REGISTRY.release(share)
+            raise
+        sock._share = share
+        sock.setblocking(False)
+        share.hold_for(sock)
+        return sock
+
+    def close(self) -> None:
+        super().close()
+        REGISTRY.release(self._share)
+
+    def detach(self) -> int:
+        number: int = super().detach()
+        REGISTRY.release(self._share)
+        return number
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", True):
-            return
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        self.close()
+        super().__del__()  # warns and closes, if need be
+        if hasattr(self, "_share"):
+            REGISTRY.release(self._share)
 
 
 class _Seat:
@@ -310,9 +329,9 @@ class _Seat:
 
     def cancel(self, error: OSError) -> None:
         """Raise *error* in every greenlet that waits here. From any thread."""
-        if self._dispatcher.thread != native_ident():
-            self._dispatcher.send(lambda: self.cancel(error))
-            return
+        self._dispatcher.run(lambda: self._cancel(error))
+
+    def _cancel(self, error: OSError) -> None:
         waiters, self.waiters = self.waiters, deque()
         self._dispatcher.leave(self._dispatcher.singles, self)
         for waiter in waiters:
@@ -320,11 +339,8 @@ class _Seat:
 
     def end(self, error: OSError) -> None:
         """Cancel, and give the place up. From any thread."""
-        if self._dispatcher.thread != native_ident():
-            self._dispatcher.send(lambda: self.end(error))
-            return
         self.cancel(error)
-        self.close()
+        self._dispatcher.run(self.close)
 
     def close(self) -> None:
         if not self._is_closed:

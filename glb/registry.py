@@ -61,9 +61,9 @@ class Dispatcher(Protocol):
 
 
 class Closable(Protocol):
-    """What a fork must close in the child: a clone of a thread that isn't there."""
+    """The descriptor of a clone, which a fork closes in the child if its thread isn't there."""
 
-    def close_after_fork(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Share:
@@ -112,6 +112,8 @@ class Entry:
         #: What dispatchers that are gone accepted.
         self.accepted_before = 0
         self.is_closed = False
+        #: Whether the address is free, but other threads' loops still watch the descriptor.
+        self._is_parked = False
         self._shares: set[Share] = set()
         # Who removes a Unix socket's file; a child of this process doesn't.
         self._file_owner = os.getpid() if owns_file else None
@@ -163,6 +165,8 @@ class Entry:
     def close_locked(self, thread: int) -> None:
         """Free the address. Dispatchers of other threads look away when they come to it."""
         self.is_closed = True
+        if self.pristine.family == AF_UNIX and self._file_owner == os.getpid():
+            sockets.unlink(self.pristine, self.key)
         foreign = []
         for hub, dispatcher in [*self.dispatchers.items()]:
             if dispatcher.thread == thread:
@@ -172,22 +176,21 @@ class Entry:
             else:
                 del self.dispatchers[hub]
                 dispatcher.send(dispatcher.close)
-        if self.pristine.family == AF_UNIX and self._file_owner == os.getpid():
-            sockets.unlink(self.pristine, self.key)
         if not foreign:
             self.pristine.close()
             return
+        self._is_parked = True
         sockets.park(self.pristine)
         for dispatcher in foreign:
             dispatcher.send(dispatcher.close)
 
     def forget_dispatcher(self, hub: object) -> None:
-        """Called by a dispatcher that has closed: the last of a closed entry lets go."""
+        """Called by a dispatcher that has closed: the last of a parked socket lets it go."""
         with self.registry.lock:
             dispatcher = self.dispatchers.pop(hub, None)
             if dispatcher is not None:
                 self.accepted_before += dispatcher.accepted
-            if self.is_closed and not any(each.is_watching for each in self.dispatchers.values()):
+            if self._is_parked and not self.dispatchers:
                 self.pristine.close()
 
     def keep_thread_locked(self, thread: int) -> None:
@@ -196,7 +199,7 @@ class Entry:
             self._shares.discard(share)
             holder = share.holder
             if holder is not None:
-                holder.close_after_fork()
+                holder.close()
         for hub, dispatcher in [*self.dispatchers.items()]:
             if dispatcher.thread != thread:
                 # Its loop is not run here, and touching it could touch the parent's.

@@ -247,11 +247,8 @@ class StreamServer(gevent.server.StreamServer):
         handed_in, self._handed_in = self._handed_in, None
         dispatcher, self._dispatcher = self._dispatcher, None
         try:
-            self._set_state(State.STOPPED, dispatcher)
             if dispatcher is not None:
-                for acceptor in self._acceptors:
-                    dispatcher.leave(self._team, acceptor)
-                dispatcher.detach()
+                dispatcher.run(lambda: self._leave(dispatcher))
         finally:
             for listener in listeners:
                 listener.close()
@@ -261,6 +258,12 @@ class StreamServer(gevent.server.StreamServer):
                 handed_in.close()
             self._remember_for_restart()
             super().close()
+
+    def _leave(self, dispatcher: Dispatcher) -> None:
+        self._set_state(State.STOPPED, dispatcher)
+        for acceptor in self._acceptors:
+            dispatcher.leave(self._team, acceptor)
+        dispatcher.detach()
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given
     # its handler can't start again. Ours can.
@@ -293,11 +296,18 @@ class StreamServer(gevent.server.StreamServer):
             for acceptor in self._acceptors:
                 if not acceptor.is_paused:
                     dispatcher.join(self._team, acceptor)
-        self._set_state(State.ACCEPTING, self._dispatcher)
+        self._enter(State.ACCEPTING)
 
     def stop_accepting(self) -> None:
         """Take nothing more, until `start_accepting`. Clients wait in the accept queue."""
-        self._set_state(State.STOPPED, self._dispatcher)
+        self._enter(State.STOPPED)
+
+    def _enter(self, state: State) -> None:
+        dispatcher = self._dispatcher
+        if dispatcher is None:
+            self._state = State.STOPPED  # and there is no timer, and no place in a ring
+        else:
+            dispatcher.run(lambda: self._set_state(state, dispatcher))
 
     def _make_handlers(self) -> None:
         if self.handler_factory is not None:
@@ -310,17 +320,16 @@ class StreamServer(gevent.server.StreamServer):
                     )
                 acceptor.handle = handle
 
-    def _set_state(self, state: State, dispatcher: Dispatcher | None) -> None:
+    def _set_state(self, state: State, dispatcher: Dispatcher) -> None:
         self._state = state
         if self._timer is not None:
             self._timer.stop()
             self._timer.close()
             self._timer = None
-        if dispatcher is not None:
-            if state is State.ACCEPTING:
-                dispatcher.seat(self._team)
-            else:
-                dispatcher.unseat(self._team)
+        if state is State.ACCEPTING:
+            dispatcher.seat(self._team)
+        else:
+            dispatcher.unseat(self._team)
 
     def _accept_again_after(self, delay: float) -> None:
         self._timer = self.loop.timer(delay)
@@ -328,13 +337,13 @@ class StreamServer(gevent.server.StreamServer):
 
     def _accept_again(self) -> None:
         if self._state in (State.FULL, State.BACKING_OFF):
-            self._set_state(State.ACCEPTING, self._dispatcher)
+            self._enter(State.ACCEPTING)
 
     # -- what acceptors tell ------------------------------------------------------------------
 
     def found_full(self) -> None:
         """A turn found no room for its handler: pass over all clones until there is some."""
-        self._set_state(State.FULL, self._dispatcher)
+        self._enter(State.FULL)
         semaphore = None if self.pool is None else self.pool._semaphore
         if semaphore is not None and semaphore.locked():
             semaphore.unlink(self._start_accepting_if_started)
@@ -370,7 +379,7 @@ class StreamServer(gevent.server.StreamServer):
         """Report *error* as gevent does, and pause all clones, once."""
         self.loop.handle_error(context, type(error), error, error.__traceback__)
         if self.delay >= 0 and self._state in (State.ACCEPTING, State.FULL):
-            self._set_state(State.BACKING_OFF, self._dispatcher)
+            self._enter(State.BACKING_OFF)
             self._accept_again_after(self.next_delay())
 
     def fail(self, error: BaseException) -> None:
@@ -428,15 +437,17 @@ class StreamServer(gevent.server.StreamServer):
         """
         acceptor = self._acceptor(index)
         acceptor.is_paused = True
-        if self._dispatcher is not None:
-            self._dispatcher.leave(self._team, acceptor)
+        dispatcher = self._dispatcher
+        if dispatcher is not None:
+            dispatcher.run(lambda: dispatcher.leave(self._team, acceptor))
 
     def resume_clone(self, index: int) -> None:
         """Let clone *index* have turns again, from the end of the line. Twice is once."""
         acceptor = self._acceptor(index)
         acceptor.is_paused = False
-        if self._dispatcher is not None:
-            self._dispatcher.join(self._team, acceptor)
+        dispatcher = self._dispatcher
+        if dispatcher is not None:
+            dispatcher.run(lambda: dispatcher.join(self._team, acceptor))
 
     def _acceptor(self, index: int) -> Acceptor:
         try:
