@@ -126,7 +126,9 @@ def demo(as_json: bool, clones: int, connections: int) -> None:
     help="host:port, [v6 host]:port, :port, a port number, or unix:/path. Port 0 is any.",
 )
 @click.option("--clones", type=POSITIVE, default=4, show_default=True, help="How many.")
-@click.option("--backlog", type=int, help="Length of the accept queue; as the kernel allows.")
+@click.option(
+    "--backlog", type=int, help="Length of the accept queue. [default: what the kernel allows]"
+)
 @click.option(
     "--wsgi/--stream", "is_wsgi", default=None, help="What TARGET is, if it can't be told."
 )
@@ -200,14 +202,12 @@ def _run(server: StreamServer, title: str) -> NoReturn:
         # Who asks twice doesn't want to wait.
         server.stop(STOP_TIMEOUT_SECONDS if len(signals) == 1 else 0)
 
-    watchers = [gevent.signal_handler(each, end, each) for each in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        # Whoever reads the first line may send a signal, so the watchers come before it.
-        with console.shown(server, title, console.make_console()):
-            server.serve_forever(STOP_TIMEOUT_SECONDS)
-    finally:
-        for watcher in watchers:
-            watcher.cancel()
+    # Before the first line, whose reader may send a signal, and until the process is gone:
+    # a second one must not turn a clean end into a kill.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        gevent.signal_handler(number, end, number)
+    with console.shown(server, title, console.make_console()):
+        server.serve_forever(STOP_TIMEOUT_SECONDS)
     click.get_current_context().exit(0 if signals else 1)
 
 

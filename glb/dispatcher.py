@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import enum
 import logging
-import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -98,16 +97,21 @@ class Dispatcher:
     def send(self, call: Callable[[], object]) -> None:
         """Have *call* called in this dispatcher's hub. From any thread."""
         with self._entry.registry.lock:
-            if self._wake_up is not None:
+            if self._wake_up is not None and self._hub.loop is not None:
                 self._calls.append(call)
                 self._wake_up.send()
 
     def run(self, call: Callable[[], object]) -> None:
-        """Call *call* now in this dispatcher's own thread, and have it called from others."""
-        if self.thread == native_ident():
+        """Call *call*: now, if this thread may touch the dispatcher, else in its hub."""
+        if self.is_here:
             call()
         else:
             self.send(call)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread may touch it: its own, or any once its hub or thread is gone."""
+        return self.thread == native_ident() or self._hub.dead or self._hub.loop is None
 
     def _answer_calls(self) -> None:
         while self._calls:
@@ -120,10 +124,11 @@ class Dispatcher:
                 return
             io, wake_up = self._io, self._wake_up
             self._io = self._wake_up = None
-        self._end_pause()
-        for watcher in (io, wake_up):
-            watcher.stop()
-            watcher.close()
+        if self._hub.loop is not None:  # a destroyed loop has taken its watchers with it
+            self._end_pause()
+            for watcher in (io, wake_up):
+                watcher.stop()
+                watcher.close()
         self._entry.forget_dispatcher(self._hub)
 
     # -- the ring --------------------------------------------------------------------------
@@ -164,12 +169,13 @@ class Dispatcher:
 
     @property
     def is_watching(self) -> bool:
-        return self._io is not None and self._io.active
+        """Whether the loop has its eye on the pristine socket's descriptor."""
+        return self._io is not None and self._hub.loop is not None and self._io.active
 
     def _watch_while_ready(self) -> None:
         # Between two turns the ring is often empty for a moment, when a listener's only
         # greenlet had its turn and is about to accept again: then the watcher stays.
-        if self._io is None or self._is_giving_turns:
+        if self._io is None or self._is_giving_turns or self._hub.loop is None:
             return
         if self._pause is None and self._ring.first() is not None:
             if not self._io.active:
@@ -202,7 +208,9 @@ class Dispatcher:
                 return
             try:
                 turn = member.take_turn()
-            except BaseException as error:
+            except OSError as error:
+                if classify(error) is not Heap.OUT_OF_ROOM:
+                    raise
                 self._pause_for(member, error)
                 return
             if turn is Turn.EMPTY:
@@ -213,10 +221,7 @@ class Dispatcher:
             if turn is Turn.TAKEN:
                 taken += 1
 
-    def _pause_for(self, member: Member, error: BaseException) -> None:
-        if classify(error) is not Heap.OUT_OF_ROOM:
-            # Members let nothing else through. Should one, then it must not spin.
-            self._hub.loop.handle_error(member, *sys.exc_info())
+    def _pause_for(self, member: Member, error: OSError) -> None:
         delay = member.next_delay()
         if not self._entry.out_of_room:
             self._entry.out_of_room = True

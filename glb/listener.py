@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+import warnings
 from collections import deque
 from typing import Any, Final
 
@@ -145,6 +146,11 @@ class Listener(GeventSocket):
         seat = self._seats.get(hub)
         if seat is None:
             seat = self._seats[hub] = _Seat(self, hub)
+            if self._closed or self._is_shut_down:
+                # Another thread ended the listener before it could see this seat.
+                del self._seats[hub]
+                seat.close()
+                self._check_open()
         try:
             return self._connection(*seat.wait(self.timeout))
         finally:
@@ -234,32 +240,38 @@ class _Descriptor(_WeakSocket):  # type: ignore[misc]  # the stubs leave gevent'
         pristine = share.entry.pristine
         try:
             number = sockets.duplicate(pristine)
-            try:
-                sock = cls(pristine.family, pristine.type, pristine.proto, number)
-            except BaseException:
-                _socket.close(number)
-                raise
         except BaseException:
             REGISTRY.release(share)
             raise
+        sock = cls(pristine.family, pristine.type, pristine.proto, number)
         sock._share = share
         sock.setblocking(False)
         share.hold_for(sock)
         return sock
 
     def close(self) -> None:
-        super().close()
-        REGISTRY.release(self._share)
+        try:
+            super().close()
+        finally:  # EBADF, if somebody closed it by its number
+            REGISTRY.release(self._share)
 
     def detach(self) -> int:
         number: int = super().detach()
+        self._share.entry.outlives_us = True
         REGISTRY.release(self._share)
         return number
 
     def __del__(self) -> None:
-        super().__del__()  # warns and closes, if need be
-        if hasattr(self, "_share"):
-            REGISTRY.release(self._share)
+        if self.fileno() >= 0:
+            # Before closing, as the standard library's: what comes after must not fail.
+            address = self._share.entry.address
+            warnings.warn(
+                f"unclosed listener on {address!r}: {self!r}",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+            self.close()
 
 
 class _Seat:
@@ -334,7 +346,7 @@ class _Seat:
     def _cancel(self, error: OSError) -> None:
         waiters, self.waiters = self.waiters, deque()
         self._dispatcher.leave(self._dispatcher.singles, self)
-        for waiter in waiters:
+        for waiter in waiters if self._hub.loop is not None else ():
             self._hub.loop.run_callback(waiter.throw, error)
 
     def end(self, error: OSError) -> None:

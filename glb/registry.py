@@ -51,6 +51,8 @@ class Dispatcher(Protocol):
     thread: int
 
     @property
+    def is_here(self) -> bool: ...
+    @property
     def is_watching(self) -> bool: ...
     @property
     def ready(self) -> int: ...
@@ -112,8 +114,11 @@ class Entry:
         #: What dispatchers that are gone accepted.
         self.accepted_before = 0
         self.is_closed = False
-        #: Whether the address is free, but other threads' loops still watch the descriptor.
-        self._is_parked = False
+        #: Whether the kernel's socket is open elsewhere too: handed in by somebody, detached,
+        #: or copied by a fork. Then letting go of it here doesn't free the address.
+        self.outlives_us = not owns_file
+        #: Whether the last of other threads' dispatchers closes the descriptor.
+        self._is_left_to_dispatchers = False
         self._shares: set[Share] = set()
         # Who removes a Unix socket's file; a child of this process doesn't.
         self._file_owner = os.getpid() if owns_file else None
@@ -150,9 +155,13 @@ class Entry:
 
     # -- called by the registry, with its lock held --------------------------------------
 
-    def acquire_locked(self, thread: int) -> Share:
+    def acquire_locked(self, thread: int) -> Share | None:
+        """Count a new share in; ``None`` if the last of the others went a moment before."""
         share = Share(self, thread)
         self._shares.add(share)
+        if self.is_closed:
+            self._shares.discard(share)
+            return None
         return share
 
     def release_locked(self, share: Share) -> bool:
@@ -162,14 +171,14 @@ class Entry:
         self._shares.remove(share)
         return not self._shares
 
-    def close_locked(self, thread: int) -> None:
+    def close_locked(self) -> None:
         """Free the address. Dispatchers of other threads look away when they come to it."""
         self.is_closed = True
         if self.pristine.family == AF_UNIX and self._file_owner == os.getpid():
             sockets.unlink(self.pristine, self.key)
         foreign = []
         for hub, dispatcher in [*self.dispatchers.items()]:
-            if dispatcher.thread == thread:
+            if dispatcher.is_here:
                 dispatcher.close()
             elif dispatcher.is_watching:
                 foreign.append(dispatcher)
@@ -179,18 +188,21 @@ class Entry:
         if not foreign:
             self.pristine.close()
             return
-        self._is_parked = True
-        sockets.park(self.pristine)
+        # An event loop keeps watching what a number stood for as long as that is open
+        # anywhere. So if it is, the number has to stay what it is until the loop looks away.
+        self._is_left_to_dispatchers = True
+        if not self.outlives_us:
+            sockets.park(self.pristine)
         for dispatcher in foreign:
             dispatcher.send(dispatcher.close)
 
     def forget_dispatcher(self, hub: object) -> None:
-        """Called by a dispatcher that has closed: the last of a parked socket lets it go."""
+        """Called by a dispatcher that has closed."""
         with self.registry.lock:
             dispatcher = self.dispatchers.pop(hub, None)
             if dispatcher is not None:
                 self.accepted_before += dispatcher.accepted
-            if self._is_parked and not self.dispatchers:
+            if self._is_left_to_dispatchers and not self.dispatchers:
                 self.pristine.close()
 
     def keep_thread_locked(self, thread: int) -> None:
@@ -246,17 +258,14 @@ class Registry:
             # 127.0.0.1 and ::ffff:127.0.0.1 must not come to two kernel sockets.
             address = unmap(address)
         with self.lock:
-            entry = self._find_locked(address) if shared else None
-            if entry is None:
+            share = self._join_locked(address) if shared else None
+            if share is None:
                 pristine = sockets.open_listening(
                     address, length, reuse_port=reuse_port, reuse_addr=reuse_addr
                 )
-                entry = self._add_locked(pristine, shared)
-                entry.backlog = length
-                return entry.acquire_locked(native_ident())
-            share = entry.acquire_locked(native_ident())
+                return self._add_locked(pristine, shared, backlog=length)
             try:
-                self._raise_backlog_locked(entry, backlog)
+                self._raise_backlog_locked(share.entry, length)
             except BaseException:
                 self.release(share)
                 raise
@@ -268,17 +277,14 @@ class Registry:
         Raises:
             OSError: It is not a socket, or *shared* and its address is open here already.
             TypeError: It is not a stream socket.
+            ValueError: *shared*, and it has no address that could be joined.
         """
         pristine = sockets.adopt(descriptor)
         with self.lock:
-            try:
-                if shared and self._find_locked(sockets.bound_address(pristine)) is not None:
-                    raise errors.address_in_use(pristine.getsockname())
-                entry = self._add_locked(pristine, shared, owns_file=False)
-            except BaseException:
-                pristine.close()
-                raise
-            return entry.acquire_locked(native_ident())
+            # Its owner's backlog is not known, and must not be lowered.
+            return self._add_locked(
+                pristine, shared, backlog=sockets.DEFAULT_BACKLOG, owns_file=False
+            )
 
     def acquire(self, entry: Entry) -> Share:
         """Return one more share in an open *entry*.
@@ -287,22 +293,23 @@ class Registry:
             OSError: EBADF, when it has been closed.
         """
         with self.lock:
-            if entry.is_closed:
+            share = entry.acquire_locked(native_ident())
+            if share is None:
                 raise errors.listener_closed(entry.address)
-            return entry.acquire_locked(native_ident())
+            return share
 
     def release(self, share: Share) -> None:
         """Give *share* back; with the last one of an entry the address is free."""
         entry = share.entry
         with self.lock:
-            if not entry.release_locked(share):
+            if not entry.release_locked(share) or entry.is_closed:
                 return
             if entry.key is not None and self._by_key.get(entry.key) is entry:
                 del self._by_key[entry.key]
             self._entries.pop(entry, None)
-            entry.close_locked(native_ident())
+            entry.close_locked()
 
-    def raise_backlog(self, entry: Entry, backlog: int | None) -> None:
+    def raise_backlog(self, entry: Entry, backlog: int) -> None:
         """Make *entry*'s accept queue *backlog* long, unless it is longer already."""
         with self.lock:
             self._raise_backlog_locked(entry, backlog)
@@ -328,42 +335,54 @@ class Registry:
 
     # -- with the lock held ---------------------------------------------------------------
 
-    def _find_locked(self, address: Address) -> Entry | None:
+    def _join_locked(self, address: Address) -> Share | None:
         if address.port == 0:
             return None
         key = sockets.find_key(address)
-        return None if key is None else self._by_key.get(key)
+        entry = None if key is None else self._by_key.get(key)
+        return None if entry is None else entry.acquire_locked(native_ident())
 
     def _add_locked(
-        self, pristine: _socket.socket, shared: bool, *, owns_file: bool = True
-    ) -> Entry:
+        self, pristine: _socket.socket, shared: bool, *, backlog: int, owns_file: bool = True
+    ) -> Share:
+        # Takes *pristine* over, also when it fails.
         try:
             # A socket that was handed in may be of a family that has no keys here.
-            needs_key = shared or owns_file
-            key = sockets.find_key(sockets.bound_address(pristine)) if needs_key else None
+            bound = sockets.bound_address(pristine)
+            key = sockets.find_key(bound) if shared or owns_file else None
+            if shared and (key is None or bound.port == 0):
+                raise ValueError(f"a socket bound to {bound.sockaddr!r} can't be shared")
+            if shared and key in self._by_key:
+                raise errors.address_in_use(bound.sockaddr)
             entry = Entry(self, pristine, key=key, shared=shared, owns_file=owns_file)
+            entry.backlog = backlog
+            share = entry.acquire_locked(native_ident())
+            assert share is not None, "it was made here, and nobody else has it"
         except BaseException:
+            if owns_file and pristine.family == AF_UNIX:
+                sockets.unlink(pristine)
             pristine.close()
             raise
         self._entries[entry] = None
         if shared and key is not None:
             self._by_key[key] = entry
-        return entry
+        return share
 
-    def _raise_backlog_locked(self, entry: Entry, backlog: int | None) -> None:
-        if backlog is not None and backlog > entry.backlog:
+    def _raise_backlog_locked(self, entry: Entry, backlog: int) -> None:
+        if backlog > entry.backlog:
             entry.pristine.listen(backlog)
             entry.backlog = backlog
 
     def keep_thread_locked(self, thread: int) -> None:
         """In a forked child: keep what belongs to *thread*, let go of the rest."""
         for entry in [*self._entries]:
+            entry.outlives_us = True
             entry.keep_thread_locked(thread)
             if not entry.clones:
                 self._entries.pop(entry)
                 if entry.key is not None and self._by_key.get(entry.key) is entry:
                     del self._by_key[entry.key]
-                entry.close_locked(thread)
+                entry.close_locked()
 
     def __iter__(self) -> Iterator[Entry]:
         with self.lock:
@@ -381,7 +400,13 @@ def entries() -> list[EntryStats]:
     return REGISTRY.entries()
 
 
-def _keep_forking_thread() -> None:
+def _after_fork_in_parent() -> None:
+    for entry in REGISTRY:
+        entry.outlives_us = True
+    REGISTRY.lock.release()
+
+
+def _after_fork_in_child() -> None:
     REGISTRY.keep_thread_locked(native_ident())
     REGISTRY.lock.release()
 
@@ -389,6 +414,6 @@ def _keep_forking_thread() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=REGISTRY.lock.acquire,
-        after_in_parent=REGISTRY.lock.release,
-        after_in_child=_keep_forking_thread,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
     )

@@ -343,6 +343,8 @@ class StreamServer(gevent.server.StreamServer):
 
     def found_full(self) -> None:
         """A turn found no room for its handler: pass over all clones until there is some."""
+        if self._state is not State.ACCEPTING:
+            return  # `full` itself has stopped or closed the server
         self._enter(State.FULL)
         semaphore = None if self.pool is None else self.pool._semaphore
         if semaphore is not None and semaphore.locked():
