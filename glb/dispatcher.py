@@ -208,9 +208,7 @@ class Dispatcher:
                 return
             try:
                 turn = member.take_turn()
-            except OSError as error:
-                if classify(error) is not Heap.OUT_OF_ROOM:
-                    raise
+            except BaseException as error:
                 self._pause_for(member, error)
                 return
             if turn is Turn.EMPTY:
@@ -221,9 +219,13 @@ class Dispatcher:
             if turn is Turn.TAKEN:
                 taken += 1
 
-    def _pause_for(self, member: Member, error: OSError) -> None:
+    def _pause_for(self, member: Member, error: BaseException) -> None:
         delay = member.next_delay()
-        if not self._entry.out_of_room:
+        if classify(error) is not Heap.OUT_OF_ROOM:
+            # Clones let nothing else through, unless it strikes from outside: an interrupt,
+            # or the end of this hub, which goes on from here. gevent would stop the watcher.
+            self._hub.loop.handle_error(member, type(error), error, error.__traceback__)
+        elif not self._entry.out_of_room:
             self._entry.out_of_room = True
             log.error(
                 "%s can't accept: %s; clients wait in the accept queue, trying again in %g s",

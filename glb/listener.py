@@ -294,10 +294,10 @@ class _Seat:
     def wait(self, timeout: float | None) -> tuple[int, Any]:
         """Return the descriptor and the peer's address of the next connection."""
         waiter: Waiter[Any] = Waiter(self._hub)
-        self.waiters.append(waiter)
-        self._dispatcher.join(self._dispatcher.singles, self)
         deadline = Timeout.start_new(timeout, TimeoutError("timed out"))
         try:
+            self.waiters.append(waiter)
+            self._dispatcher.join(self._dispatcher.singles, self)
             accepted: tuple[int, Any] = waiter.get()
             return accepted
         finally:
