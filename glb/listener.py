@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from gevent import Timeout, get_hub, getcurrent
 from gevent._socketcommon import cancel_wait_ex
+from gevent.exceptions import InvalidSwitchError
 from gevent.hub import Waiter
 from gevent.socket import socket as GeventSocket
 
@@ -52,7 +53,9 @@ class Listener(GeventSocket):
     * `listen`, `shutdown`, `settimeout` and `setblocking` concern this clone alone,
       although the kernel's socket is everybody's. The kernel's flag stays non-blocking.
     * `dup` gives another clone. `close` gives this one's share back, and frees the address
-      with the last. `detach` does so too, but the descriptor lives on as the caller's.
+      with the last. `detach` does so too, but the descriptor lives on as the caller's, and
+      so does a Unix socket's file.
+    * A greenlet that waits in `accept` keeps the hub alive, whatever ``ref`` says.
 
     It may be used from any native thread's hub. One that is collected unclosed gives its
     share back and warns (`ResourceWarning`).
@@ -67,7 +70,12 @@ class Listener(GeventSocket):
         # gevent's constructor would make two watchers, which a listener hardly ever needs,
         # as it waits for its turn and not for its descriptor. Hence not super().__init__.
         self._closed = True
-        self._sock = _Descriptor.of(share)
+        try:
+            self.hub: Any = get_hub()
+            self._sock = _Descriptor.of(share)
+        except BaseException:
+            REGISTRY.release(share)
+            raise
         self._closed = False
         self._io_refs = 0
         self._is_shut_down = False
@@ -75,7 +83,6 @@ class Listener(GeventSocket):
         self._lazy_write: Any = None
         self._seats: dict[Any, _Seat] = {}
         self.entry = share.entry
-        self.hub: Any = get_hub()
         self.settimeout(_socket.getdefaulttimeout())
 
     # gevent looks its two watchers up under these names. Here they are made when first
@@ -219,13 +226,20 @@ class Listener(GeventSocket):
         # gone can't tell, and another thread's must not be asked.
         if self.hub.loop is None or self.hub.thread_ident != native_ident():
             sock.close()
-        else:
-            super()._drop_ref_on_close(sock)  # type: ignore[misc]  # not in the stubs
+            return
+        super()._drop_ref_on_close(sock)  # type: ignore[misc]  # not in the stubs
+        if sock.fileno() >= 0:
+            # Somebody does, and gevent closes it a turn later. The address is free now.
+            sock.let_go()
 
     def __del__(self) -> None:
         # The descriptor warns and closes itself, if nobody else has it: gevent's servers
         # keep that, and drop the listener they were given.
-        if not getattr(self, "_closed", True):
+        try:
+            closed = object.__getattribute__(self, "_closed")  # gevent's looks at _sock
+        except AttributeError:
+            return  # it was never made
+        if not closed:
             self._give_seats_up()
 
 
@@ -236,14 +250,14 @@ class _Descriptor(_WeakSocket):  # type: ignore[misc]  # the stubs leave gevent'
 
     @classmethod
     def of(cls, share: Share) -> _Descriptor:
-        """Return a new descriptor of *share*'s socket; on failure the share is released."""
+        """Return a new descriptor of *share*'s socket, which from then on owns the share."""
         pristine = share.entry.pristine
+        number = sockets.duplicate(pristine)
         try:
-            number = sockets.duplicate(pristine)
+            sock = cls(pristine.family, pristine.type, pristine.proto, number)
         except BaseException:
-            REGISTRY.release(share)
+            _socket.close(number)
             raise
-        sock = cls(pristine.family, pristine.type, pristine.proto, number)
         sock._share = share
         sock.setblocking(False)
         share.hold_for(sock)
@@ -257,9 +271,15 @@ class _Descriptor(_WeakSocket):  # type: ignore[misc]  # the stubs leave gevent'
 
     def detach(self) -> int:
         number: int = super().detach()
-        self._share.entry.outlives_us = True
+        self._share.entry.disown()
         REGISTRY.release(self._share)
         return number
+
+    def let_go(self) -> None:
+        """Give the share back, and free the address if it was the last; close later."""
+        REGISTRY.release(self._share)
+        if self._share.entry.is_closed and not self._share.entry.outlives_us:
+            sockets.park(self)
 
     def __del__(self) -> None:
         if self.fileno() >= 0:
@@ -272,6 +292,12 @@ class _Descriptor(_WeakSocket):  # type: ignore[misc]  # the stubs leave gevent'
                 source=self,
             )
             self.close()
+
+
+class _Waiter(Waiter):  # type: ignore[type-arg]  # generic in the stubs alone
+    """A greenlet that waits for a connection, and what it gets: descriptor and peer."""
+
+    accepted: tuple[int, Any] | None = None
 
 
 class _Seat:
@@ -289,20 +315,24 @@ class _Seat:
         self._listener = listener
         self._is_closed = False
         self._delay = PAUSE_MIN_SECONDS
-        self.waiters: deque[Any] = deque()
+        self.waiters: deque[_Waiter] = deque()
 
     def wait(self, timeout: float | None) -> tuple[int, Any]:
         """Return the descriptor and the peer's address of the next connection."""
-        waiter: Waiter[Any] = Waiter(self._hub)
+        waiter = _Waiter(self._hub)
         deadline = Timeout.start_new(timeout, TimeoutError("timed out"))
         try:
             self.waiters.append(waiter)
             self._dispatcher.join(self._dispatcher.singles, self)
-            accepted: tuple[int, Any] = waiter.get()
+            switched = waiter.get()
+            if switched is not waiter:
+                raise InvalidSwitchError(f"invalid switch into {waiter!r}: got {switched!r}")
+            accepted: tuple[int, Any] | None = waiter.accepted
+            assert accepted is not None, "it comes with the switch"
             return accepted
         finally:
             deadline.close()
-            if waiter in self.waiters:
+            if waiter.accepted is None and waiter in self.waiters:
                 self.waiters.remove(waiter)
                 if not self.waiters:
                     self._dispatcher.leave(self._dispatcher.singles, self)
@@ -323,10 +353,12 @@ class _Seat:
         self._dispatcher.accepted += 1
         # The greenlet runs now, in this switch: there is no moment in which it could be
         # killed, or its timeout end, with a connection on the way to it.
-        self._next_waiter().switch(accepted)
+        waiter = self._next_waiter()
+        waiter.accepted = accepted
+        waiter.switch(waiter)
         return Turn.TAKEN
 
-    def _next_waiter(self) -> Any:
+    def _next_waiter(self) -> _Waiter:
         waiter = self.waiters.popleft()
         if self.waiters:
             self._dispatcher.rotate(self._dispatcher.singles, self)

@@ -196,6 +196,11 @@ class Entry:
         for dispatcher in foreign:
             dispatcher.send(dispatcher.close)
 
+    def disown(self) -> None:
+        """Leave the kernel's socket, and its file, to somebody who has a descriptor too."""
+        self.outlives_us = True
+        self._file_owner = None
+
     def forget_dispatcher(self, hub: object) -> None:
         """Called by a dispatcher that has closed."""
         with self.registry.lock:

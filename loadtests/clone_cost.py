@@ -100,12 +100,16 @@ def main() -> int:
         for server in servers:
             server.stop()
     base = statistics.median(servers[0].microseconds)
-    print(f"{options.rounds} rounds of {options.connections} connections, "
-          f"{options.concurrency} at a time; server CPU a connection, median (min to max)")
+    print(
+        f"{options.rounds} rounds of {options.connections} connections, "
+        f"{options.concurrency} at a time; server CPU a connection, median (min to max)"
+    )
     for server in servers:
         median = statistics.median(server.microseconds)
-        print(f"{server.name:18} {median:7.1f} us ({min(server.microseconds):.1f} to "
-              f"{max(server.microseconds):.1f}), {median / base:.2f} of {servers[0].name}")
+        print(
+            f"{server.name:18} {median:7.1f} us ({min(server.microseconds):.1f} to "
+            f"{max(server.microseconds):.1f}), {median / base:.2f} of {servers[0].name}"
+        )
     worst = max(statistics.median(server.microseconds) / base for server in servers[:-1])
     print(f"promised: at most {PROMISE} times {servers[0].name}; measured: {worst:.2f}")
     return 0 if worst <= PROMISE else 1

@@ -38,7 +38,7 @@ def leaves_nothing() -> Iterator[None]:
     hub = gevent.get_hub()
     gevent.sleep(0)
     before = open_descriptors()
-    watchers = hub.loop.activecnt  # type: ignore[attr-defined]  # not in the stubs
+    watchers = hub.loop.activecnt
     yield
     REGISTRY.check()
     left_open = glb.registry.entries()
@@ -47,11 +47,11 @@ def leaves_nothing() -> Iterator[None]:
     gc.collect()
     for _ in range(50):  # gevent closes a socket that was waited on a turn later
         left = {fd: what for fd, what in open_descriptors().items() if fd not in before}
-        if not left and hub.loop.activecnt <= watchers:  # type: ignore[attr-defined]
+        if not left and hub.loop.activecnt <= watchers:
             break
         gevent.sleep(0.001)
     assert left == {}
-    assert hub.loop.activecnt <= watchers  # type: ignore[attr-defined]
+    assert hub.loop.activecnt <= watchers
 
 
 @pytest.fixture(autouse=True)

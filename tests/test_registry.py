@@ -1435,6 +1435,7 @@ class RegistryMachine(RuleBasedStateMachine):
         kernel = clone[1].kernel
         held = (clone[0].detach(), kernel)
         kernel.holders += 1
+        clone[1].owner = False  # the file goes with the descriptor, to whoever has that
         self.open_descriptors.append(held)
         self.count_out(clone)
         return held
