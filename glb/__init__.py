@@ -3,7 +3,7 @@
 Many listeners on one address share one kernel socket, and connections go round them in
 exact turn. From the kernel upwards, each floor importing only from those below it::
 
-    doors      cli                               what people start
+    doors      cli -> console -> demo            what people start
     servers    pywsgi -> server                  gevent's own servers, with clones
     handles    acceptor  listener -> dispatcher  what a program holds, and what deals turns
     state      registry  ring                    the only process-wide state

@@ -143,11 +143,11 @@ class Listener(GeventSocket):
         self._check_open()
         hub = get_hub()
         if self.timeout == 0.0:
-            return self._connection(*self._sock._accept())
+            return self._connection(*self._accept_now())
         if getcurrent() is hub:
             # Waiting is an error in a callback; what is there already can be had.
             try:
-                return self._connection(*self._sock._accept())
+                return self._connection(*self._accept_now())
             except BlockingIOError:
                 hub.switch_out()
         seat = self._seats.get(hub)
@@ -166,6 +166,11 @@ class Listener(GeventSocket):
             if hub is not self.hub and not seat.waiters:
                 self._seats.pop(hub, None)
                 seat.close()
+
+    def _accept_now(self) -> tuple[int, Any]:
+        accepted: tuple[int, Any] = self._sock._accept()
+        self.entry.accepted_before += 1
+        return accepted
 
     def _connection(self, descriptor: int, address: Any) -> tuple[GeventSocket, Any]:
         sock = self._sock

@@ -111,7 +111,7 @@ class Entry:
         #: Whether accept(2) lately found no room; then it is in the log already.
         self.out_of_room = False
         self.dispatchers: dict[object, Dispatcher] = {}
-        #: What dispatchers that are gone accepted.
+        #: What was accepted without a dispatcher, or by one that is gone.
         self.accepted_before = 0
         self.is_closed = False
         #: Whether the kernel's socket is open elsewhere too: handed in by somebody, detached,

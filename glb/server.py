@@ -159,7 +159,12 @@ class StreamServer(gevent.server.StreamServer):
 
     def set_listener(self, listener: Any) -> None:
         if hasattr(listener, "accept"):
-            super().set_listener(listener)
+            try:
+                super().set_listener(listener)
+            except AttributeError as error:
+                raise TypeError(
+                    f"listener must be an address or a bound socket, got {listener!r}"
+                ) from error
             self._handed_in = listener
         else:
             address = parse(listener)

@@ -154,8 +154,10 @@ def open_listening(
                 unlink(sock)
             sock.close()
         if isinstance(error, OSError):
-            # Made from the errno, so that it is the PermissionError, say, which it was.
-            raise OSError(error.errno or 0, _cannot_bind(address, error)) from error
+            # Made from the errno, so that it is the PermissionError, say, which it was. What
+            # Python itself refuses, a path that is too long, has none.
+            number = error.errno or errno.EINVAL
+            raise OSError(number, _cannot_bind(address, error)) from error
         raise
     return sock
 
