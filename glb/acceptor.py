@@ -22,7 +22,6 @@ from .errors import Heap, classify
 from .stats import CloneStats
 
 if TYPE_CHECKING:
-    from .listener import Listener
     from .server import StreamServer
 
 __all__ = ["Acceptor", "State"]
@@ -63,7 +62,6 @@ class Acceptor:
         "failed",
         "handle",
         "is_paused",
-        "listener",
         "server",
     )
 
@@ -72,8 +70,6 @@ class Acceptor:
         self.clone = Clone(index, server)
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Callable[..., object] | None = None
-        #: Its clone of the socket, while the server has one.
-        self.listener: Listener | None = None
         self.is_paused = False
         self.accepted = self.active = self.completed = self.failed = 0
 

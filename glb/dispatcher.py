@@ -97,7 +97,7 @@ class Dispatcher:
     def send(self, call: Callable[[], object]) -> None:
         """Have *call* called in this dispatcher's hub. From any thread."""
         with self._entry.registry.lock:
-            if self._wake_up is not None and self._hub.loop is not None:
+            if self._wake_up is not None and self.has_loop:
                 self._calls.append(call)
                 self._wake_up.send()
 
@@ -109,9 +109,14 @@ class Dispatcher:
             self.send(call)
 
     @property
+    def has_loop(self) -> bool:
+        """Whether its loop is there. A destroyed one has taken its watchers with it."""
+        return self._hub.loop is not None
+
+    @property
     def is_here(self) -> bool:
         """Whether this thread may touch it: its own, or any once its hub or thread is gone."""
-        return self.thread == native_ident() or self._hub.dead or self._hub.loop is None
+        return self.thread == native_ident() or self._hub.dead or not self.has_loop
 
     def _answer_calls(self) -> None:
         while self._calls:
@@ -124,7 +129,7 @@ class Dispatcher:
                 return
             io, wake_up = self._io, self._wake_up
             self._io = self._wake_up = None
-        if self._hub.loop is not None:  # a destroyed loop has taken its watchers with it
+        if self.has_loop:
             self._end_pause()
             for watcher in (io, wake_up):
                 watcher.stop()
@@ -170,12 +175,12 @@ class Dispatcher:
     @property
     def is_watching(self) -> bool:
         """Whether the loop has its eye on the pristine socket's descriptor."""
-        return self._io is not None and self._hub.loop is not None and self._io.active
+        return self._io is not None and self.has_loop and self._io.active
 
     def _watch_while_ready(self) -> None:
         # Between two turns the ring is often empty for a moment, when a listener's only
         # greenlet had its turn and is about to accept again: then the watcher stays.
-        if self._io is None or self._is_giving_turns or self._hub.loop is None:
+        if self._io is None or self._is_giving_turns or not self.has_loop:
             return
         if self._pause is None and self._ring.first() is not None:
             if not self._io.active:

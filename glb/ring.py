@@ -26,7 +26,7 @@ M = TypeVar("M")
 
 
 class Team(Generic[M]):
-    """Ready clones that leave the ring, and come back, as one."""
+    """Ready clones that leave the ring, and come back, as one. Of one ring for its life."""
 
     __slots__ = ("line", "listed", "seated", "since")
 

@@ -208,7 +208,7 @@ class StreamServer(gevent.server.StreamServer):
         if not hasattr(self, "handle"):
             self.set_handle(self._closed_handle)
         if "_spawn" not in self.__dict__:
-            self._restore_spawn()
+            self.set_spawn(self._closed_spawn)
         self._handle = self.wrap_socket_and_handle if self.ssl_args else self.handle
 
     def _open_listeners(self) -> None:
@@ -224,8 +224,6 @@ class StreamServer(gevent.server.StreamServer):
                 first.close()
             raise
         self._listeners = [first, *listeners]
-        for acceptor, listener in zip(self._acceptors, self._listeners, strict=True):
-            acceptor.listener = listener
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
         self.socket = first._sock
         self.address = first.address
@@ -248,26 +246,30 @@ class StreamServer(gevent.server.StreamServer):
     def close(self) -> None:
         """Stop accepting, and close every clone and whatever was handed in. From anywhere."""
         self._stop_event.set()
+        self._state = State.STOPPED
         listeners, self._listeners = self._listeners, ()
         handed_in, self._handed_in = self._handed_in, None
         dispatcher, self._dispatcher = self._dispatcher, None
+        timer, self._timer = self._timer, None
+        team = self._team
         try:
             if dispatcher is not None:
-                dispatcher.run(lambda: self._leave(dispatcher))
+                dispatcher.run(lambda: self._leave(dispatcher, team, timer))
         finally:
             for listener in listeners:
                 listener.close()
-            for acceptor in self._acceptors:
-                acceptor.listener = None
             if handed_in is not None:
                 handed_in.close()
             self._remember_for_restart()
             super().close()
 
-    def _leave(self, dispatcher: Dispatcher) -> None:
-        self._set_state(State.STOPPED, dispatcher)
+    def _leave(self, dispatcher: Dispatcher, team: Team[Any], timer: Any) -> None:
+        # What the server was when it closed comes in: it may have been started again.
+        if timer is not None and dispatcher.has_loop:
+            timer.stop()
+            timer.close()
         for acceptor in self._acceptors:
-            dispatcher.leave(self._team, acceptor)
+            dispatcher.leave(team, acceptor)
         dispatcher.detach()
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given
@@ -282,9 +284,6 @@ class StreamServer(gevent.server.StreamServer):
         if "_spawn" in self.__dict__:
             self._closed_spawn = self._spawn if self.pool is None else self.pool
 
-    def _restore_spawn(self) -> None:
-        self.set_spawn(self._closed_spawn)
-
     # -- accepting ----------------------------------------------------------------------------
 
     def start_accepting(self) -> None:
@@ -298,6 +297,8 @@ class StreamServer(gevent.server.StreamServer):
             dispatcher = dispatcher_for(self._listeners[0].entry, hub)
             self.loop = hub.loop
             self._dispatcher = dispatcher
+            # A ring's own from here on; a server that starts again brings a new one.
+            self._team = Team(seated=False)
             for acceptor in self._acceptors:
                 if not acceptor.is_paused:
                     dispatcher.join(self._team, acceptor)

@@ -1033,6 +1033,20 @@ def test_a_server_starts_again_on_the_same_port() -> None:
         server.stop()
 
 
+def test_a_server_that_stopped_in_a_turn_starts_again() -> None:
+    """A handler in the hub may close its server; the next start is a fresh one."""
+
+    def handle(sock: Any, _peer: Any) -> None:
+        sock.sendall(b"bye")
+        server.close()
+
+    server = StreamServer(LOCAL, handle, spawn=None)
+    for _ in range(3):
+        server.start()
+        assert ask(server.address) == b"bye"
+        assert server.closed
+
+
 def test_a_stopped_server_can_be_collected() -> None:
     """Nothing on the loop, in the registry or in a pool holds it."""
     pool = Pool(1)
