@@ -6,13 +6,22 @@ Change the import and say how many::
 
     WSGIServer(("127.0.0.1", 8000), application, clones=4).serve_forever()
 
-Everything of `gevent.pywsgi.WSGIServer` holds, and everything of `glb.server.StreamServer`.
+Everything of `gevent.pywsgi.WSGIServer` holds, and everything of `glb.server.StreamServer`. The
+other public names of `gevent.pywsgi` are here too, so that its import can be changed as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from gevent.pywsgi import (
+    Environ,
+    LoggingLogAdapter,
+    SecureEnviron,
+    WSGIHandler,
+    WSGISecureEnviron,
+)
 
 # By name, and now: programs may put ours in the place of gevent's later.
 from gevent.pywsgi import WSGIServer as GeventWSGIServer
@@ -21,7 +30,14 @@ from .balance import Policy
 from .clones import current_clone
 from .server import StreamServer
 
-__all__ = ["WSGIServer"]
+__all__ = [
+    "Environ",
+    "LoggingLogAdapter",
+    "SecureEnviron",
+    "WSGIHandler",
+    "WSGISecureEnviron",
+    "WSGIServer",
+]
 
 
 class WSGIServer(StreamServer, GeventWSGIServer):

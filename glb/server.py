@@ -6,6 +6,8 @@ Change the import and say how many::
 
     StreamServer(("127.0.0.1", 8000), handle, clones=4).serve_forever()
 
+(`DatagramServer` is gevent's, here so that its import can be changed as a whole.)
+
 Everything of `gevent.server.StreamServer` holds: constructor, attributes, subclassing,
 errors. Where several accept loops would break one of its promises, the promise is kept:
 hooks run in the hub and as often as before, ``max_accept`` counts connections of a wake-up
@@ -24,6 +26,7 @@ from typing import Any, Final
 
 import gevent.server
 from gevent import get_hub
+from gevent.server import DatagramServer
 
 from .acceptor import Acceptor, State
 from .address import Address, parse
@@ -36,7 +39,7 @@ from .ring import Team
 from .sockets import DEFAULT_BACKLOG, check_backlog
 from .stats import CloneStats
 
-__all__ = ["StreamServer"]
+__all__ = ["DatagramServer", "StreamServer"]
 
 log: Final = logging.getLogger("glb")
 

@@ -146,3 +146,15 @@ def test_each_name_of_the_package_is_there() -> None:
     """``from glb import *`` gives what ``__all__`` says, each with a docstring or a value."""
     for name in glb.__all__:
         assert getattr(glb, name)
+
+
+def test_a_module_stands_in_for_gevents_as_a_whole() -> None:
+    """Whoever changes ``from gevent import pywsgi`` finds every public name here."""
+    import gevent.pywsgi
+    import gevent.server
+
+    import glb.pywsgi
+    import glb.server
+
+    assert set(gevent.server.__all__) <= set(glb.server.__all__)
+    assert set(gevent.pywsgi.__all__) <= set(glb.pywsgi.__all__)
