@@ -57,6 +57,7 @@ class Acceptor:
     __slots__ = (
         "accepted",
         "active",
+        "begun",
         "clone",
         "completed",
         "failed",
@@ -71,11 +72,11 @@ class Acceptor:
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Callable[..., object] | None = None
         self.is_paused = False
-        self.accepted = self.active = self.completed = self.failed = 0
+        self.accepted = self.begun = self.active = self.completed = self.failed = 0
 
     @property
     def load(self) -> int:
-        return self.accepted - self.completed - self.failed
+        return self.active
 
     @property
     def max_accept(self) -> int:
@@ -84,8 +85,9 @@ class Acceptor:
     def next_delay(self) -> float:
         return self.server.next_delay()
 
-    def __str__(self) -> str:
-        return str(self.server)
+    @property
+    def context(self) -> StreamServer:
+        return self.server
 
     def __repr__(self) -> str:
         return f"<Acceptor {self.clone} of {self.server}>"
@@ -103,12 +105,12 @@ class Acceptor:
         except BaseException as error:
             return self._read_failed(error)
         self.accepted += 1
-        server.count_turn(self)
         try:
-            server.do_handle(*args)
+            server.handle_turn(self, args)
         except BaseException as error:
             # Its context is the peer and the server, as gevent's is.
-            server.back_off((args[1:], server), error)
+            peer = args[1:] if isinstance(args, (tuple, list)) else args
+            server.back_off((peer, server), error)
         return Turn.TAKEN
 
     def _read_failed(self, error: BaseException) -> Turn:
@@ -129,8 +131,10 @@ class Acceptor:
         self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
     ) -> object:
         """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
+        self.begun += 1
         self.active += 1
-        outer = CURRENT.set(self.clone)
+        outer = CURRENT.get()
+        CURRENT.set(self.clone)
         done = False
         try:
             result = handle(*args)
@@ -142,7 +146,7 @@ class Acceptor:
                 self.completed += 1
             else:
                 self.failed += 1
-            CURRENT.reset(outer)
+            CURRENT.set(outer)  # not reset(): a handler may have changed its context
             try:
                 close(*args)
             finally:

@@ -18,7 +18,7 @@ class Loaded(Protocol):
 
     @property
     def load(self) -> int:
-        """Connections that it was given and has not finished."""
+        """Handlers that run for it."""
 
 
 L = TypeVar("L", bound=Loaded)
@@ -28,8 +28,8 @@ class Policy(enum.Enum):
     """How the next connection finds its clone; one policy an address.
 
     ``ROUND_ROBIN`` takes the clone that has waited longest: exact turns.
-    ``LEAST_CONNECTIONS`` takes the one with the fewest connections in hand, and of equals
-    the one that has waited longest; it looks at every ready clone, so it costs O(N).
+    ``LEAST_CONNECTIONS`` takes the one for which the fewest handlers run, and of equals the
+    one that has waited longest; it looks at every ready clone, so it costs O(N).
     """
 
     ROUND_ROBIN = "round_robin"

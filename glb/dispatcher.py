@@ -22,6 +22,7 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from .balance import Policy, least_loaded
@@ -34,6 +35,9 @@ __all__ = ["Dispatcher", "Turn"]
 log: Final = logging.getLogger("glb")
 
 _READ: Final = 1
+
+# So long without a failure and the next one is news. Longer than the longest pause, 1 s.
+EPISODE_GAP_SECONDS: Final = 1.0
 
 
 class Turn(enum.Enum):
@@ -59,7 +63,9 @@ class Member(Protocol):
     def next_delay(self) -> float:
         """How long to pause now, in seconds, growing with each call; negative: don't."""
 
-    def __str__(self) -> str: ...
+    @property
+    def context(self) -> object:
+        """Whose turn it is, for a report: the server or the listener."""
 
 
 class Dispatcher:
@@ -75,6 +81,7 @@ class Dispatcher:
         self._ring: Ring[Member] = Ring()
         #: The team of those who have none: plain listeners.
         self.singles: Team[Member] = Team()
+        self._seated: set[Team[Member]] = set()
         self._is_giving_turns = False
         self._calls: deque[Callable[[], object]] = deque()
         self._pause: Any = None
@@ -155,12 +162,22 @@ class Dispatcher:
     def seat(self, team: Team[Member]) -> None:
         """Let all of *team* have turns."""
         self._ring.seat(team)
+        self._seated.add(team)
+        self._hold_loop()
         self._watch_while_ready()
 
     def unseat(self, team: Team[Member]) -> None:
         """Pass over all of *team*."""
         self._ring.unseat(team)
+        self._seated.discard(team)
+        self._hold_loop()
         self._watch_while_ready()
+
+    def _hold_loop(self) -> None:
+        # A server that accepts keeps its hub alive, although all its clones may be paused
+        # and no descriptor watched.
+        if self._wake_up is not None and self.has_loop:
+            self._wake_up.ref = bool(self._seated)
 
     @property
     def ready(self) -> int:
@@ -217,30 +234,34 @@ class Dispatcher:
                 self._pause_for(member, error)
                 return
             if turn is Turn.EMPTY:
-                # Everybody who waited has been served: this is the end of an episode, and
-                # not the first success, after which the next may fail again.
-                self._entry.out_of_room = False
                 return
             if turn is Turn.TAKEN:
                 taken += 1
 
     def _pause_for(self, member: Member, error: BaseException) -> None:
         delay = member.next_delay()
-        if classify(error) is not Heap.OUT_OF_ROOM:
+        if classify(error) is Heap.OUT_OF_ROOM:
+            self._log_once(member.context, error, delay)
+        else:
             # Clones let nothing else through, unless it strikes from outside: an interrupt,
             # or the end of this hub, which goes on from here. gevent would stop the watcher.
-            self._hub.loop.handle_error(member, type(error), error, error.__traceback__)
-        elif not self._entry.out_of_room:
-            self._entry.out_of_room = True
-            log.error(
-                "%s can't accept: %s; clients wait in the accept queue, trying again in %g s",
-                member,
-                error,
-                max(delay, 0),
-            )
+            self._hub.loop.handle_error(member.context, type(error), error, error.__traceback__)
         if delay >= 0 and self._io is not None:
             self._pause = self._hub.loop.timer(delay)
             self._pause.start(self._resume)
+
+    def _log_once(self, context: object, error: BaseException, delay: float) -> None:
+        # An episode ends when nothing has failed for longer than the pauses were: not with a
+        # connection that found room, since the next one often doesn't.
+        now = monotonic()
+        if now > self._entry.logged_until:
+            log.error(
+                "%s can't accept: %s; clients wait in the accept queue, trying again in %g s",
+                context,
+                error,
+                max(delay, 0),
+            )
+        self._entry.logged_until = now + 2 * max(delay, 0) + EPISODE_GAP_SECONDS
 
     def _resume(self) -> None:
         self._end_pause()

@@ -39,8 +39,9 @@ def _errnos(*names: str) -> frozenset[int]:
 
 
 # Linux hands errors that already wait on the *new* connection to accept(2), and asks to
-# treat them like EAGAIN; EPERM is a firewall rule that forbids this one peer. They say
-# nothing about the listener.
+# treat them like EAGAIN: they say nothing about the listener. EPERM is not among them,
+# though accept(2) speaks of firewalls: a security module that says it refuses before the
+# connection has left the queue, and would keep a hub spinning.
 PEER_LEFT_ERRNOS: Final = _errnos(
     "ECONNABORTED",
     "ECONNRESET",  # Windows' word for ECONNABORTED here
@@ -51,7 +52,6 @@ PEER_LEFT_ERRNOS: Final = _errnos(
     "ENETUNREACH",
     "ENONET",
     "ENOPROTOOPT",
-    "EPERM",
     "EPROTO",
     "ETIMEDOUT",
 )

@@ -396,8 +396,9 @@ class _Seat:
             self._is_closed = True
             self._dispatcher.detach()
 
-    def __str__(self) -> str:
-        return repr(self._listener)
+    @property
+    def context(self) -> Listener:
+        return self._listener
 
 
 def bind(address: object, reuse_port: bool = False, backlog: int | None = None) -> Listener:

@@ -91,7 +91,8 @@ class WSGIServer(StreamServer, GeventWSGIServer):
         GeventWSGIServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
 
     def _apply_by_clone(self, environ: dict[str, Any], start_response: Any) -> Any:
-        return self._handle_by_clone(environ, start_response)
+        # By the environ, for a handler class that runs applications in another greenlet.
+        return self._handler_of(environ.get("glb.clone"))(environ, start_response)
 
     def init_socket(self) -> None:
         StreamServer.init_socket(self)

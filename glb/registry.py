@@ -106,10 +106,11 @@ class Entry:
         self.address: Final[Any] = pristine.getsockname()
         #: The length that was last given to listen(2), or 0 if somebody else did that.
         self.backlog = 0
-        #: How turns are dealt, once a server has said so: see `use_policy`.
+        #: How turns are dealt, while a server wishes it: see `join_policy`.
         self.policy: Policy | None = None
-        #: Whether accept(2) lately found no room; then it is in the log already.
-        self.out_of_room = False
+        self._policy_wishes = 0
+        #: Until when, on `time.monotonic`'s clock, lack of room is in the log already.
+        self.logged_until = 0.0
         self.dispatchers: dict[object, Dispatcher] = {}
         #: What was accepted without a dispatcher, or by one that is gone.
         self.accepted_before = 0
@@ -135,20 +136,29 @@ class Entry:
     def clones(self) -> int:
         return len(self._shares)
 
-    def use_policy(self, policy: Policy | None) -> None:
-        """Deal turns by *policy*; ``None`` has no wish.
+    def join_policy(self, policy: Policy | None) -> None:
+        """Deal turns by *policy* until as many `leave_policy`; ``None`` has no wish.
 
         Raises:
-            ValueError: A server on this address has asked for another.
+            ValueError: A server on this address wishes for another.
         """
-        if policy is None or policy is self.policy:
-            return
-        if self.policy is not None:
-            raise ValueError(
-                f"policy must be {self.policy.value!r}, as it is for {self.address!r} already, "
-                f"got {policy.value!r}"
-            )
-        self.policy = policy
+        with self.registry.lock:
+            if policy is not None and self.policy not in (None, policy):
+                raise ValueError(
+                    f"policy must be {self.policy.value!r}, as it is for {self.address!r} "
+                    f"already, got {policy.value!r}"
+                )
+            if policy is not None:
+                self.policy = policy
+                self._policy_wishes += 1
+
+    def leave_policy(self, policy: Policy | None) -> None:
+        """Take a wish back."""
+        with self.registry.lock:
+            if policy is not None:
+                self._policy_wishes -= 1
+                if self._policy_wishes == 0:
+                    self.policy = None
 
     def __repr__(self) -> str:
         return f"<Entry of {self.address!r}, {self.clones} clones>"

@@ -31,7 +31,7 @@ from gevent.server import DatagramServer
 from .acceptor import Acceptor, State
 from .address import Address, parse
 from .balance import Policy
-from .clones import current_clone
+from .clones import Clone, current_clone
 from .dispatcher import Dispatcher, dispatcher_for
 from .listener import Listener
 from .registry import REGISTRY
@@ -100,6 +100,8 @@ class StreamServer(gevent.server.StreamServer):
     _listeners: Sequence[Listener] = ()
     _handed_in: Any = None
     _dispatcher: Dispatcher | None = None
+    _in_turn: Acceptor | None = None
+    _is_told_of_room: bool = False
 
     def __init__(
         self,
@@ -133,17 +135,16 @@ class StreamServer(gevent.server.StreamServer):
             raise TypeError(f"handle must be callable, got {handle!r}")
         if backlog is not None:
             check_backlog(backlog)
-        is_known_spawn = spawn is None or spawn == "default" or hasattr(spawn, "spawn")
-        if isinstance(spawn, int) and spawn < 0:
-            raise ValueError(f"spawn must be 0 handlers or more, got {spawn!r}")
-        if not is_known_spawn and not isinstance(spawn, int) and not callable(spawn):
+        if isinstance(spawn, int):
+            if spawn < 0:
+                raise ValueError(f"spawn must be 0 handlers or more, got {spawn!r}")
+        elif hasattr(spawn, "spawn"):
+            if not hasattr(spawn, "_semaphore"):  # which tells gevent when there is room
+                raise TypeError(f"spawn must be a gevent.pool.Pool, got {spawn!r}")
+        elif spawn is not None and spawn != "default" and not callable(spawn):
             raise TypeError(f"spawn must be callable, a pool, a number or None, got {spawn!r}")
         if clones is not None:
             self.clones = clones
-        if not isinstance(self.clones, int) or isinstance(self.clones, bool):
-            raise TypeError(f"clones must be a whole number, got {self.clones!r}")
-        if self.clones < 1:
-            raise ValueError(f"clones must be 1 or more, got {self.clones!r}")
         if reuse_port is not None:
             self.reuse_port = bool(reuse_port)
         if handler_factory is not None:
@@ -155,8 +156,14 @@ class StreamServer(gevent.server.StreamServer):
                 raise TypeError(f"give a handler_factory or a handler, not both: got {handle!r}")
         self._policy = Policy.of(policy)
         self._team: Team[Any] = Team(seated=False)
+        self._make_acceptors()
+
+    def _make_acceptors(self) -> None:
+        if not isinstance(self.clones, int) or isinstance(self.clones, bool):
+            raise TypeError(f"clones must be a whole number, got {self.clones!r}")
+        if self.clones < 1:
+            raise ValueError(f"clones must be 1 or more, got {self.clones!r}")
         self._acceptors = [Acceptor(self, index) for index in range(self.clones)]
-        self._in_turn = self._acceptors[0]
 
     # -- gevent's setters ---------------------------------------------------------------------
 
@@ -180,12 +187,18 @@ class StreamServer(gevent.server.StreamServer):
         super().set_handle(handle)  # type: ignore[arg-type]  # gevent takes None
 
     def _handle_by_clone(self, *args: Any) -> object:
-        # Not stored in `do_handle`, so that gevent's hooks around a handler, TLS among
-        # them, stay around this one as well.
-        clone = current_clone()
-        acceptor = self._in_turn if clone is None else self._acceptors[clone]
-        assert acceptor.handle is not None, "handlers are made before the first turn"
-        return acceptor.handle(*args)
+        # Found here and not in `do_handle`, so that gevent's hooks around a handler, TLS
+        # among them, stay around this one as well.
+        return self._handler_of(current_clone())(*args)
+
+    def _handler_of(self, clone: Clone | None) -> Callable[..., object]:
+        if clone is not None and clone.server is self:
+            acceptor: Acceptor | None = self._acceptors[clone]
+        else:
+            acceptor = self._in_turn
+        if acceptor is None or acceptor.handle is None:
+            raise RuntimeError(f"no clone of {self} has its turn: run handlers by do_handle()")
+        return acceptor.handle
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -215,23 +228,30 @@ class StreamServer(gevent.server.StreamServer):
         self._handle = self.wrap_socket_and_handle if self.ssl_args else self.handle
 
     def _open_listeners(self) -> None:
+        if len(self._acceptors) != self.clones:  # it was set since
+            self._make_acceptors()
+        given = self._handed_in
         listeners: list[Listener] = []
-        first = self._first_listener()
         try:
-            first.entry.use_policy(self._policy)
-            listeners.extend(first.dup() for _ in range(1, self.clones))
+            listeners.append(self._first_listener())
+            listeners.extend(listeners[0].dup() for _ in range(1, self.clones))
+            listeners[0].entry.join_policy(self._policy)
         except BaseException:
             for listener in listeners:
-                listener.close()
-            if first is not self._handed_in:
-                first.close()
+                if listener is not given:
+                    listener.close()
+            if self._handed_in is not given:
+                self._handed_in.close()
+                self._handed_in = given
             raise
-        self._listeners = [first, *listeners]
+        self._listeners = listeners
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
-        self.socket = first._sock
-        self.address = first.address
+        self.socket = listeners[0]._sock
+        self.address = listeners[0].address
 
     def _first_listener(self) -> Listener:
+        if self._handed_in is None and hasattr(self, "socket"):
+            self._handed_in = self.socket  # an `init_socket` of the user's own made it
         listener = self._handed_in
         if listener is None and self.reuse_port:
             where = Address(self.family, self.address)
@@ -259,6 +279,8 @@ class StreamServer(gevent.server.StreamServer):
             if dispatcher is not None:
                 dispatcher.run(lambda: self._leave(dispatcher, team, timer))
         finally:
+            if listeners:
+                listeners[0].entry.leave_policy(self._policy)
             for listener in listeners:
                 listener.close()
             if handed_in is not None:
@@ -281,9 +303,8 @@ class StreamServer(gevent.server.StreamServer):
     _closed_spawn: Any = "default"
 
     def _remember_for_restart(self) -> None:
-        handle = self.__dict__.get("handle")
-        if handle is not None and getattr(handle, "__self__", None) is not self:
-            self._closed_handle = handle
+        if "handle" in self.__dict__:
+            self._closed_handle = self.handle
         if "_spawn" in self.__dict__:
             self._closed_spawn = self._spawn if self.pool is None else self.pool
 
@@ -295,9 +316,14 @@ class StreamServer(gevent.server.StreamServer):
             self.socket  # noqa: B018  # AttributeError, as gevent, of a server that isn't open
             self._open_listeners()
         if self._dispatcher is None:
+            listeners = self._listeners
             self._make_handlers()
+            # Making them may have taken a while: somebody may have closed or started it.
+            if self._listeners is not listeners:
+                return
+        if self._dispatcher is None:
             hub = get_hub()
-            dispatcher = dispatcher_for(self._listeners[0].entry, hub)
+            dispatcher = dispatcher_for(listeners[0].entry, hub)
             self.loop = hub.loop
             self._dispatcher = dispatcher
             # A ring's own from here on; a server that starts again brings a new one.
@@ -311,25 +337,17 @@ class StreamServer(gevent.server.StreamServer):
         """Take nothing more, until `start_accepting`. Clients wait in the accept queue."""
         self._enter(State.STOPPED)
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: State, delay: float | None = None) -> None:
+        """Change the state; after *delay* seconds, if given, accept again."""
         dispatcher = self._dispatcher
         if dispatcher is None:
             self._state = State.STOPPED  # and there is no timer, and no place in a ring
         else:
-            dispatcher.run(lambda: self._set_state(state, dispatcher))
+            dispatcher.run(lambda: self._set_state(state, dispatcher, delay))
 
-    def _make_handlers(self) -> None:
-        if self.handler_factory is not None:
-            handlers = [self.handler_factory(index) for index in range(self.clones)]
-            for acceptor, handle in zip(self._acceptors, handlers, strict=True):
-                if not callable(handle):
-                    raise TypeError(
-                        f"handler_factory must return a callable, got {handle!r} "
-                        f"for clone {acceptor.clone}"
-                    )
-                acceptor.handle = handle
-
-    def _set_state(self, state: State, dispatcher: Dispatcher) -> None:
+    def _set_state(self, state: State, dispatcher: Dispatcher, delay: float | None) -> None:
+        if dispatcher is not self._dispatcher:
+            return  # it was closed meanwhile
         self._state = state
         if self._timer is not None:
             self._timer.stop()
@@ -339,14 +357,24 @@ class StreamServer(gevent.server.StreamServer):
             dispatcher.seat(self._team)
         else:
             dispatcher.unseat(self._team)
-
-    def _accept_again_after(self, delay: float) -> None:
-        self._timer = self.loop.timer(delay)
-        self._timer.start(self._accept_again)
+        if delay is not None:
+            self._timer = self.loop.timer(delay)
+            self._timer.start(self._accept_again)
 
     def _accept_again(self) -> None:
         if self._state in (State.FULL, State.BACKING_OFF):
-            self._enter(State.ACCEPTING)
+            self.start_accepting()
+
+    def _make_handlers(self) -> None:
+        if self.handler_factory is not None:
+            handlers = [self.handler_factory(index) for index in range(len(self._acceptors))]
+            for acceptor, handle in zip(self._acceptors, handlers, strict=True):
+                if not callable(handle):
+                    raise TypeError(
+                        f"handler_factory must return a callable, got {handle!r} "
+                        f"for clone {acceptor.clone}"
+                    )
+                acceptor.handle = handle
 
     # -- what acceptors tell ------------------------------------------------------------------
 
@@ -354,15 +382,17 @@ class StreamServer(gevent.server.StreamServer):
         """A turn found no room for its handler: pass over all clones until there is some."""
         if self._state is not State.ACCEPTING:
             return  # `full` itself has stopped or closed the server
-        self._enter(State.FULL)
-        semaphore = None if self.pool is None else self.pool._semaphore
-        if semaphore is not None and semaphore.locked():
+        self.stop_accepting()
+        semaphore: Any = None if self.pool is None else self.pool._semaphore
+        self._is_told_of_room = semaphore is not None and semaphore.locked()
+        if self._is_told_of_room:
+            self._enter(State.FULL)
             semaphore.unlink(self._start_accepting_if_started)
             semaphore.rawlink(self._start_accepting_if_started)
-        elif self.delay >= 0:
+        else:
             # A `full` of the user's own: nobody tells when it changes its mind. The end of
             # each handler is a good moment to ask (see `handler_ended`), and so is this.
-            self._accept_again_after(self.next_delay())
+            self._enter(State.FULL, self.next_delay() if self.delay >= 0 else None)
 
     def _start_accepting_if_started(self, _event: object = None) -> None:
         # gevent's name; a pool's semaphore calls it when there may be room.
@@ -371,7 +401,7 @@ class StreamServer(gevent.server.StreamServer):
 
     def handler_ended(self) -> None:
         """A handler is done, in whatever thread it ran: there may be room."""
-        if self._state is State.FULL and (self.pool is None or self._timer is not None):
+        if self._state is State.FULL and not self._is_told_of_room:
             dispatcher = self._dispatcher
             if dispatcher is not None:
                 dispatcher.send(self._look_for_room)
@@ -389,9 +419,12 @@ class StreamServer(gevent.server.StreamServer):
     def back_off(self, context: object, error: BaseException) -> None:
         """Report *error* as gevent does, and pause all clones, once."""
         self.loop.handle_error(context, type(error), error, error.__traceback__)
-        if self.delay >= 0 and self._state in (State.ACCEPTING, State.FULL):
-            self._enter(State.BACKING_OFF)
-            self._accept_again_after(self.next_delay())
+        if self.delay >= 0 and self._state is State.ACCEPTING:
+            self.stop_accepting()
+            self._enter(State.BACKING_OFF, self.next_delay())
+
+    def is_fatal_error(self, ex: BaseException) -> bool:
+        return bool(ex.args) and super().is_fatal_error(ex)
 
     def fail(self, error: BaseException) -> None:
         """The listener is broken: report it, and close the server, once."""
@@ -400,16 +433,22 @@ class StreamServer(gevent.server.StreamServer):
         self.close()
         log.error("%s failed with %s", name, str(error) or repr(error))
 
-    def count_turn(self, acceptor: Acceptor) -> None:
-        """*acceptor* has taken a connection."""
-        self._in_turn = acceptor
+    def handle_turn(self, acceptor: Acceptor, args: Any) -> None:
+        """*acceptor* has taken a connection: have it handled."""
         if self._dispatcher is not None:
             self._dispatcher.accepted += 1
             self._dispatcher.rotate(self._team, acceptor)
+        self._in_turn = acceptor
+        try:
+            self.do_handle(*args)
+        finally:
+            self._in_turn = None
 
     def do_handle(self, *args: Any) -> None:
         """Run the handler for a connection of the clone whose turn it is, as ``spawn`` says."""
-        acceptor = self._in_turn
+        # Out of turn, which gevent allows, a connection is counted for the first clone.
+        acceptor = self._in_turn or self._acceptors[0]
+        begun = acceptor.begun
         spawn: Any = self._spawn
         handle: Any = self._handle
         close = self.do_close
@@ -419,7 +458,7 @@ class StreamServer(gevent.server.StreamServer):
             else:
                 spawn(acceptor.serve, handle, close, args)
         except BaseException:
-            if spawn is not None:
+            if acceptor.begun == begun:
                 acceptor.failed += 1
             close(*args)
             raise
@@ -431,7 +470,10 @@ class StreamServer(gevent.server.StreamServer):
         """Whether clones that aren't paused wait for connections now."""
         dispatcher = self._dispatcher
         return (
-            self._state is State.ACCEPTING and dispatcher is not None and not dispatcher.is_paused
+            self._state is State.ACCEPTING
+            and dispatcher is not None
+            and dispatcher.has_loop
+            and not dispatcher.is_paused
         )
 
     def clone_stats(self) -> list[CloneStats]:
@@ -448,23 +490,23 @@ class StreamServer(gevent.server.StreamServer):
         """
         acceptor = self._acceptor(index)
         acceptor.is_paused = True
-        dispatcher = self._dispatcher
+        dispatcher, team = self._dispatcher, self._team
         if dispatcher is not None:
-            dispatcher.run(lambda: dispatcher.leave(self._team, acceptor))
+            dispatcher.run(lambda: dispatcher.leave(team, acceptor))
 
     def resume_clone(self, index: int) -> None:
         """Let clone *index* have turns again, from the end of the line. Twice is once."""
         acceptor = self._acceptor(index)
         acceptor.is_paused = False
-        dispatcher = self._dispatcher
+        dispatcher, team = self._dispatcher, self._team
         if dispatcher is not None:
-            dispatcher.run(lambda: dispatcher.join(self._team, acceptor))
+            dispatcher.run(lambda: dispatcher.join(team, acceptor))
 
     def _acceptor(self, index: int) -> Acceptor:
         try:
             number = operator.index(index)
         except TypeError as error:
             raise TypeError(f"clone must be a whole number, got {index!r}") from error
-        if not 0 <= number < self.clones:
-            raise ValueError(f"clone must be 0 to {self.clones - 1}, got {index!r}")
+        if not 0 <= number < len(self._acceptors):
+            raise ValueError(f"clone must be 0 to {len(self._acceptors) - 1}, got {index!r}")
         return self._acceptors[number]

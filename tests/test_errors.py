@@ -36,7 +36,7 @@ def test_every_errno_is_classified_by_its_heap() -> None:
     [
         ("ECONNABORTED", Heap.PEER_LEFT),
         ("EPROTO", Heap.PEER_LEFT),
-        ("EPERM", Heap.PEER_LEFT),
+        ("EPERM", Heap.UNKNOWN),
         ("EINTR", Heap.PEER_LEFT),
         ("ENETUNREACH", Heap.PEER_LEFT),
         ("EMFILE", Heap.OUT_OF_ROOM),
@@ -71,7 +71,7 @@ def test_what_no_kernel_said_is_unknown() -> None:
 def test_subclasses_are_classified_by_their_errno() -> None:
     """Python's own classes for some errnos change nothing."""
     assert classify(ConnectionAbortedError(errno.ECONNABORTED, "x")) is Heap.PEER_LEFT
-    assert classify(PermissionError(errno.EPERM, "x")) is Heap.PEER_LEFT
+    assert classify(BrokenPipeError(errno.EBADF, "x")) is Heap.BROKEN
 
 
 def test_names_that_a_platform_lacks_are_left_out() -> None:

@@ -12,7 +12,7 @@ import gevent.event
 import pytest
 
 import glb
-from glb.pywsgi import WSGIServer
+from glb.pywsgi import WSGIHandler, WSGIServer
 
 from .helpers import ask, close_all, connect, http_get, is_refused, receive_all, turns
 
@@ -161,3 +161,24 @@ def test_environ_and_server_name_are_gevents() -> None:
         assert seen["SERVER_PORT"] == str(server.server_port)
     assert (seen["mine"], seen["PATH_INFO"], seen["QUERY_STRING"]) == ("x", "/path", "a=b")
     assert not seen["wsgi.multithread"]
+
+
+def test_an_application_in_a_greenlet_of_its_own_is_its_clones() -> None:
+    """The environ says whose it is, also where the context doesn't."""
+
+    class Detached(WSGIHandler):
+        def run_application(self) -> None:
+            gevent.spawn(super().run_application).get()
+
+    def factory(index: int) -> Any:
+        def application(_environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            start_response("200 OK", [])
+            return [b"%d" % index]
+
+        return application
+
+    with WSGIServer(
+        LOCAL, handler_factory=factory, handler_class=Detached, clones=3, log=None
+    ) as server:
+        server.start()
+        assert [int(http_get(server.address)) for _ in range(6)] == turns(3, 6)

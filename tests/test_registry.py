@@ -387,18 +387,24 @@ def test_a_closed_entry_gives_no_more_shares(registry: Registry) -> None:
 
 
 def test_an_address_has_one_policy(registry: Registry) -> None:
-    """The first wish stands; another is refused with both names, no wish never is."""
+    """As long as somebody wishes it; another is refused with both names, no wish never is."""
     share = open_share(registry, LOCAL)
     policies: list[Policy | None] = []
-    share.entry.use_policy(None)
-    policies.append(share.entry.policy)
-    share.entry.use_policy(Policy.LEAST_CONNECTIONS)
-    share.entry.use_policy(Policy.LEAST_CONNECTIONS)
-    share.entry.use_policy(None)
+    entry = share.entry
+    entry.join_policy(None)
+    policies.append(entry.policy)
+    entry.join_policy(Policy.LEAST_CONNECTIONS)
+    entry.join_policy(Policy.LEAST_CONNECTIONS)
+    entry.join_policy(None)
     with pytest.raises(ValueError, match=r"'least_connections'.*'round_robin'"):
-        share.entry.use_policy(Policy.ROUND_ROBIN)
-    policies.append(share.entry.policy)
-    assert policies == [None, Policy.LEAST_CONNECTIONS]
+        entry.join_policy(Policy.ROUND_ROBIN)
+    entry.leave_policy(Policy.LEAST_CONNECTIONS)
+    entry.leave_policy(None)
+    policies.append(entry.policy)
+    entry.leave_policy(Policy.LEAST_CONNECTIONS)
+    entry.join_policy(Policy.ROUND_ROBIN)
+    policies.append(entry.policy)
+    assert policies == [None, Policy.LEAST_CONNECTIONS, Policy.ROUND_ROBIN]
     registry.release(share)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import gc
 import logging
 import os
 import socket as native_socket
 import ssl
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -20,7 +23,7 @@ import gevent.tests
 import pytest
 from gevent import socket
 from gevent.event import Event
-from gevent.pool import Pool
+from gevent.pool import Group, Pool
 
 import glb
 from glb import sockets
@@ -46,6 +49,10 @@ LOCAL = ("127.0.0.1", 0)
 
 def reply_ok(sock: Any, _peer: Any) -> None:
     sock.sendall(b"ok")
+
+
+def fail(*_: object) -> Any:
+    raise LookupError("on purpose")
 
 
 @pytest.fixture
@@ -185,6 +192,23 @@ def test_least_connections_takes_the_least_loaded_clone() -> None:
         close_all(clients)
 
 
+def test_a_policy_goes_with_the_server_that_wished_it() -> None:
+    """After a stop, or a start that failed half way, the address takes another."""
+    with glb.bind(LOCAL, reuse_port=True) as listener:
+
+        def server(policy: str) -> StreamServer:
+            return StreamServer(listener.address, reply_ok, reuse_port=True, policy=policy)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(glb.Listener, "dup", fail)
+            with pytest.raises(LookupError):
+                server("least_connections").start()
+        for policy in ("round_robin", "least_connections"):
+            with server(policy) as started:
+                started.start()
+        assert entries()[0].clones == 1
+
+
 def test_an_address_has_one_policy() -> None:
     """A server that asks for another than there is gets a ValueError, and nothing is left."""
     with StreamServer(LOCAL, reply_ok, reuse_port=True, policy="round_robin") as server:
@@ -212,6 +236,7 @@ def test_an_address_has_one_policy() -> None:
         ({"backlog": "many"}, TypeError),
         ({"spawn": -2}, ValueError),
         ({"spawn": 2.5}, TypeError),
+        ({"spawn": Group()}, TypeError),
         ({"handle": "not callable"}, TypeError),
         ({"handler_factory": lambda _: None}, TypeError),  # and a handle
     ],
@@ -357,6 +382,58 @@ def test_a_socket_of_the_users_own_making_is_served() -> None:
     assert is_refused(server.address)
 
 
+def test_a_socket_made_in_init_socket_is_served() -> None:
+    """The door for it in gevent: an overridden `init_socket` that sets the socket itself."""
+
+    class Own(StreamServer):
+        def init_socket(self) -> None:
+            self.socket = socket.socket()
+            self.socket.bind(LOCAL)
+            self.socket.listen()
+            self.address = self.socket.getsockname()
+            self._handle = self.handle
+
+    recorder = Recorder()
+    with Own(LOCAL, recorder, clones=3) as server:
+        server.start()
+        for _ in range(6):
+            ask(server.address)
+    assert recorder.order == turns(3, 6)
+    assert is_refused(server.address)
+
+
+def test_a_start_that_fails_closes_what_the_users_own_hook_made() -> None:
+    """A plain socket of `get_listener` is not left bound."""
+    made: list[socket.socket] = []
+
+    class Own(StreamServer):
+        @classmethod
+        def get_listener(cls, address: Any, backlog: Any = None, family: Any = None) -> Any:
+            listener = socket.socket(family)
+            listener.bind(address)
+            listener.listen(backlog)
+            made.append(listener)
+            return listener
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glb.Listener, "dup", fail)
+        with pytest.raises(LookupError):
+            Own(LOCAL, reply_ok).start()
+    assert made[0].fileno() == -1
+
+
+def test_clones_can_be_set_until_the_start() -> None:
+    """Subclasses set attributes behind the constructor."""
+    server = StreamServer(LOCAL, Recorder())
+    server.clones = 3
+    with server:
+        server.start()
+        assert [ask(server.address) for _ in range(4)] == [b"0", b"1", b"2", b"0"]
+    server.clones = 0
+    with pytest.raises(ValueError, match="got 0"):
+        server.start()
+
+
 def test_ipv6_and_unix_addresses_are_served(tmp_path: Path) -> None:
     """The address attribute is the one really bound, as gevent's."""
     with StreamServer("[::1]:0", reply_ok) as server:
@@ -438,6 +515,81 @@ def test_a_handler_factory_that_fails_closes_the_server() -> None:
     assert entries() == []
     with pytest.raises(TypeError, match="callable, got None for clone 0"):
         StreamServer(LOCAL, handler_factory=lambda _: None).start()  # type: ignore[arg-type, return-value]  # what it refuses
+
+
+def test_a_server_closed_while_handlers_are_made_stays_closed() -> None:
+    """A factory may wait, for a connection of its own; start then ends as if it never was."""
+    proceed = Event()
+
+    def factory(_index: int) -> Any:
+        proceed.wait()
+        return reply_ok
+
+    server = StreamServer(LOCAL, handler_factory=factory, clones=2)
+    starting = [gevent.spawn(server.start), gevent.spawn(server.start_accepting)]
+    let_hub_turn()
+    server.stop()
+    proceed.set()
+    gevent.joinall(starting)
+    assert server.closed
+    assert entries() == []
+
+
+def test_started_twice_while_handlers_are_made_is_started_once() -> None:
+    """Whoever is second finds it done."""
+    proceed = Event()
+
+    def factory(_index: int) -> Any:
+        proceed.wait()
+        return reply_ok
+
+    with StreamServer(LOCAL, handler_factory=factory, clones=2) as server:
+        server.init_socket()
+        starting = [gevent.spawn(server.start_accepting) for _ in range(2)]
+        let_hub_turn()
+        proceed.set()
+        gevent.joinall(starting, raise_error=True)
+        assert entries()[0].ready == 2
+        assert ask(server.address) == b"ok"
+
+
+def test_a_handler_is_never_another_clones(
+    reported: list[tuple[Any, type[BaseException]]],
+) -> None:
+    """A `do_handle` that hides whose turn it is gets an error, not whichever handler."""
+
+    class Hiding(StreamServer):
+        def do_handle(self, *args: Any) -> None:
+            sock, _peer = args
+            gevent.spawn(self._handle, *args).rawlink(lambda _: sock.close())
+
+    with Hiding(LOCAL, handler_factory=lambda _: reply_ok) as server:
+        server.start()
+        with connect(server.address):
+            wait_until(lambda: bool(reported))
+    assert [kind for _, kind in reported] == [RuntimeError]
+
+
+def test_a_clone_of_one_server_is_no_clone_of_another() -> None:
+    """A handler of one server that calls another's gets that one's own idea of turns."""
+
+    def inner(index: int) -> Any:
+        return lambda *_: index
+
+    other = StreamServer(LOCAL, handler_factory=inner, clones=2)
+    other._make_handlers()
+    failed: list[str] = []
+
+    def handle(sock: Any, peer: Any) -> None:
+        with pytest.raises(RuntimeError) as raised:
+            other.handle(sock, peer)
+        failed.append(str(raised.value))
+
+    with StreamServer(LOCAL, handle, clones=5) as server:
+        server.start()
+        for _ in range(5):
+            ask(server.address)
+    assert len(failed) == 5
 
 
 def test_a_class_attribute_makes_handlers_too() -> None:
@@ -550,6 +702,55 @@ def test_stats_count_what_became_of_each_connection(
     ]
 
 
+def test_a_spawn_that_runs_handlers_itself_counts_once(
+    reported: list[tuple[Any, type[BaseException]]],
+) -> None:
+    """A handler that raises in it has failed, once."""
+
+    def handle(_sock: Any, _peer: Any) -> None:
+        raise ValueError("on purpose")
+
+    with StreamServer(LOCAL, handle, clones=1, spawn=lambda run, *args: run(*args)) as server:
+        server.start()
+        assert ask(server.address) == b""
+        assert tuple(server.clone_stats()[0])[:5] == (0, 1, 0, 0, 1)
+    assert [kind for _, kind in reported] == [ValueError]
+
+
+def test_a_handler_that_never_runs_is_no_load() -> None:
+    """A spawn that sheds load does not turn least_connections away from the clone."""
+    shed = iter([True])
+
+    def spawn(*args: Any) -> Any:
+        if next(shed, False):
+            args[3][0].close()
+            return None
+        return gevent.spawn(*args)
+
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, clones=2, spawn=spawn, policy="least_connections") as server:
+        server.start()
+        for _ in range(5):
+            ask(server.address)
+    assert recorder.order == [1, 0, 1, 0]
+
+
+def test_a_handler_that_changes_its_context_is_closed_like_any() -> None:
+    """Nothing that it does to its greenlet keeps its connection open."""
+    kept: list[Any] = []
+
+    def handle(sock: Any, _peer: Any) -> None:
+        kept.append(sock)
+        gevent.getcurrent().gr_context = contextvars.Context()
+        glb.clones.CURRENT.set(None)
+
+    with StreamServer(LOCAL, handle, clones=1) as server:
+        server.start()
+        assert ask(server.address) == b""
+        assert server.clone_stats()[0].completed == 1
+    assert kept[0].fileno() == -1
+
+
 # -- pausing ------------------------------------------------------------------------------------
 
 
@@ -569,6 +770,29 @@ def test_a_paused_clone_is_passed_over() -> None:
         for _ in range(4):
             ask(server.address)
     assert recorder.order == [0, 2, 0, 2, 0, 2, 0, 1, 2]
+
+
+def test_with_all_clones_paused_the_server_lives() -> None:
+    """`serve_forever` waits for a clone to come back, with nothing else on the loop."""
+    program = """if True:
+        import gevent, signal
+        from glb.server import StreamServer
+        server = StreamServer(("127.0.0.1", 0), print, clones=2)
+        server.start()
+        server.pause_clone(0)
+        server.pause_clone(1)
+        gevent.signal_handler(signal.SIGALRM, server.stop)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        server.serve_forever()
+        try:
+            gevent.get_hub().switch()
+        except gevent.exceptions.LoopExit:
+            print("nothing is left")
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (result.stdout, result.stderr) == ("nothing is left\n", "")
 
 
 def test_with_all_clones_paused_clients_wait() -> None:
@@ -704,6 +928,33 @@ def test_an_overridden_full_is_asked_and_comes_back() -> None:
         holder.release()
         assert [receive_all(client) for client in clients] == [b"done"] * 6
         close_all(clients)
+
+
+def test_overridden_start_and_stop_accepting_are_called() -> None:
+    """As gevent's are: on start, when the pool is full, when it has room, and on close."""
+    called: list[str] = []
+
+    class Watched(StreamServer):
+        def start_accepting(self) -> None:
+            called.append("start")
+            super().start_accepting()
+
+        def stop_accepting(self) -> None:
+            called.append("stop")
+            super().stop_accepting()
+
+    holder = Holder()
+    with Watched(LOCAL, holder, spawn=1) as server:
+        server.start()
+        client = connect(server.address)
+        holder.wait_for(1)
+        let_hub_turn()
+        assert called == ["start", "stop"]
+        holder.release()
+        assert receive_all(client) == b"done"
+        client.close()
+        wait_until(lambda: called == ["start", "stop", "start"])
+    assert called[-1] == "stop"
 
 
 def test_a_full_that_changes_its_mind_by_itself_is_asked_again() -> None:
@@ -922,11 +1173,52 @@ def test_a_fatal_accept_error_closes_the_whole_server_once(
     client.close()
 
 
+def test_an_accept_that_is_not_permitted_does_not_spin(
+    reported: list[tuple[Any, type[BaseException]]],
+) -> None:
+    """EPERM, which leaves the connection in the queue, is reported and paused for."""
+
+    class Refused(StreamServer):
+        calls = 0
+
+        def do_read(self) -> Any:
+            self.calls += 1
+            raise PermissionError(errno.EPERM, "a security module says no")
+
+    with Refused(LOCAL, reply_ok) as server:
+        server.start()
+        with native_socket.create_connection(("127.0.0.1", server.server_port or 0)):
+            wait_until(lambda: server.calls >= 3)
+            assert server.calls == len(reported) == 3
+
+
+def test_what_do_read_returns_by_mistake_stops_nobody_else(
+    reported: list[tuple[Any, type[BaseException]]],
+) -> None:
+    """One server's wrong value, or an OSError without errno, pauses that server alone."""
+
+    class Wrong(StreamServer):
+        def do_read(self) -> Any:
+            if not reported:
+                return 5
+            raise OSError
+
+    recorder = Recorder()
+    with Wrong(LOCAL, reply_ok, clones=1, reuse_port=True) as wrong:
+        wrong.start()
+        with StreamServer(wrong.address, recorder, clones=1, reuse_port=True) as right:
+            right.start()
+            while len(reported) < 2:
+                assert ask(wrong.address) == b"0"
+                gevent.sleep(0.001)
+    assert [kind for _, kind in reported][:2] == [TypeError, OSError]
+
+
 def test_a_peer_that_left_is_passed_over() -> None:
     """ECONNABORTED is neither reported nor paused for."""
 
     class Aborting(StreamServer):
-        failures = iter([errno.ECONNABORTED, errno.EPERM, errno.EPROTO])
+        failures = iter([errno.ECONNABORTED, errno.ENETDOWN, errno.EPROTO])
 
         def do_read(self) -> Any:
             for number in self.failures:
@@ -1030,6 +1322,23 @@ def test_a_server_starts_again_on_the_same_port() -> None:
         assert server.address == address
         assert ask(address) == b"ok"
         assert sum(clone.accepted for clone in server.clone_stats()) == 2
+        server.stop()
+
+
+def test_a_handler_that_is_the_servers_own_method_starts_again() -> None:
+    """However it was given."""
+
+    class Own(StreamServer):
+        def __init__(self) -> None:
+            super().__init__(LOCAL, self.serve_one)
+
+        def serve_one(self, sock: Any, peer: Any) -> None:
+            reply_ok(sock, peer)
+
+    server = Own()
+    for _ in range(2):
+        server.start()
+        assert ask(server.address) == b"ok"
         server.stop()
 
 
