@@ -173,6 +173,13 @@ class Dispatcher:
         self._hold_loop()
         self._watch_while_ready()
 
+    def drop(self, team: Team[Member]) -> None:
+        """Forget *team*, for good."""
+        self._ring.drop(team)
+        self._seated.discard(team)
+        self._hold_loop()
+        self._watch_while_ready()
+
     def _hold_loop(self) -> None:
         # A server that accepts keeps its hub alive, although all its clones may be paused
         # and no descriptor watched.

@@ -28,7 +28,7 @@ M = TypeVar("M")
 class Team(Generic[M]):
     """Ready clones that leave the ring, and come back, as one. Of one ring for its life."""
 
-    __slots__ = ("line", "listed", "seated", "since")
+    __slots__ = ("__weakref__", "line", "listed", "seated", "since")
 
     def __init__(self, *, seated: bool = True) -> None:
         #: The ready clones, longest waiting first, each with the count at which it joined.
@@ -82,6 +82,12 @@ class Ring(Generic[M]):
     def unseat(self, team: Team[M]) -> None:
         """Pass over all of *team* until it is seated again."""
         team.seated = False
+
+    def drop(self, team: Team[M]) -> None:
+        """Forget *team*, which has no more turns here. O(teams)."""
+        team.seated = False
+        self._heap = [entry for entry in self._heap if entry[1] is not team]
+        heapq.heapify(self._heap)
 
     def first(self) -> M | None:
         """Return the ready clone that has waited longest, or ``None``."""

@@ -219,12 +219,12 @@ class StreamServer(gevent.server.StreamServer):
 
         A `fork` may come between this and `start_accepting`: the clones are the child's too.
         """
-        if not self._listeners:
-            self._open_listeners()
         if not hasattr(self, "handle"):
             self.set_handle(self._closed_handle)
         if "_spawn" not in self.__dict__:
             self.set_spawn(self._closed_spawn)
+        if not self._listeners:
+            self._open_listeners()
         self._handle = self.wrap_socket_and_handle if self.ssl_args else self.handle
 
     def _open_listeners(self) -> None:
@@ -293,8 +293,7 @@ class StreamServer(gevent.server.StreamServer):
         if timer is not None and dispatcher.has_loop:
             timer.stop()
             timer.close()
-        for acceptor in self._acceptors:
-            dispatcher.leave(team, acceptor)
+        dispatcher.drop(team)
         dispatcher.detach()
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given

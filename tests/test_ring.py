@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -384,3 +385,20 @@ def test_turns_are_those_of_a_plain_list(machine: type[RingMachine]) -> None:
             deadline=None, database=None, print_blob=True, max_examples=150, stateful_step_count=40
         ),
     )
+
+
+def test_a_dropped_team_is_forgotten() -> None:
+    """No turn, no place in the heap, and nobody else's order changed."""
+    ring: Ring[str] = Ring()
+    gone: Team[str] = Team()
+    others: list[Team[str]] = [Team() for _ in range(5)]
+    for number, team in enumerate(others):
+        ring.join(team, f"a{number}")
+        ring.join(gone, f"gone{number}")
+        ring.join(team, f"b{number}")
+    reference = weakref.ref(gone)
+    ring.drop(gone)
+    del gone
+    assert reference() is None
+    assert list(ring.ready()) == [f"{half}{number}" for number in range(5) for half in "ab"]
+    assert ring.first() == "a0"

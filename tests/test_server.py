@@ -1371,6 +1371,26 @@ def test_a_stopped_server_can_be_collected() -> None:
     assert len(pool) == 0
 
 
+def test_a_server_that_leaves_others_on_its_address_can_be_collected() -> None:
+    """The ring that goes on without it forgets it, and lets the hub go when it may."""
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, clones=2, reuse_port=True) as stays:
+        stays.start()
+        server = StreamServer(stays.address, reply_ok, clones=2, reuse_port=True)
+        server.start()
+        for _ in range(3):
+            ask(stays.address)
+        server.stop()
+        gone = weakref.ref(server)
+        del server
+        let_hub_turn()
+        gc.collect()
+        assert gone() is None
+        for _ in range(4):
+            ask(stays.address)
+        assert recorder.order == [0, 1, 0, 1, 0, 1]
+
+
 def test_a_server_that_was_never_started_can_be_collected() -> None:
     """And leaves nothing."""
     gone = weakref.ref(StreamServer(LOCAL, reply_ok))
