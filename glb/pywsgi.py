@@ -66,8 +66,11 @@ class WSGIServer(StreamServer, GeventWSGIServer):
         reuse_port: bool | None = None,
         handler_factory: Callable[[int], Callable[..., Any]] | None = None,
         policy: Policy | str | None = None,
+        nodelay: bool | None = None,
         **ssl_args: Any,
     ) -> None:
+        if nodelay is not None:
+            self.nodelay = bool(nodelay)
         self._check_arguments(
             application, backlog, spawn, clones, reuse_port, handler_factory, policy
         )

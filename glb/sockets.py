@@ -206,6 +206,16 @@ def _kind(sock: _socket.socket) -> int:
     return sock.type & ~getattr(_socket, "SOCK_NONBLOCK", 0)
 
 
+def set_nodelay(sock: _socket.socket) -> None:
+    """Have connections of the listening *sock* send small replies at once, if it is TCP.
+
+    Accepted connections inherit TCP_NODELAY from the listener, so it takes one call and not
+    one a connection.
+    """
+    if sock.family in (_socket.AF_INET, AF_INET6):
+        sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+
+
 def bound_address(sock: _socket.socket) -> Address:
     """Return the address that *sock* is really bound to."""
     return Address(sock.family, sock.getsockname())

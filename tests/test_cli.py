@@ -536,3 +536,13 @@ def test_missing_extra_is_one_line(name: str) -> None:
         out, err = process.communicate()
     assert (process.returncode, out) == (1, "")
     assert re.fullmatch(rf"glb: the command line needs {name}\S*: pip install 'glb\[cli\]'\n", err)
+
+
+def test_without_its_extra_the_command_says_what_it_needs() -> None:
+    """glb installs without click and rich; the command then names the extra."""
+    program = "import sys; sys.modules['click'] = None; import glb.__main__ as m; m.main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr == "glb: the command line needs click: pip install 'glb[cli]'\n"

@@ -10,6 +10,7 @@ from typing import Any
 import gevent
 import gevent.event
 import pytest
+from gevent import socket
 
 import glb
 from glb.pywsgi import WSGIHandler, WSGIServer
@@ -43,6 +44,15 @@ def test_a_kept_alive_connection_stays_with_its_clone() -> None:
                     reply += client.recv(4096)
                 assert reply.endswith(b"\r\n\r\n0")
         assert http_get(server.address) == b"1"
+
+
+def test_small_replies_leave_at_once() -> None:
+    """Head and body go apart, and the body does not wait for the head's acknowledgement."""
+    for nodelay in (None, False):
+        with WSGIServer(LOCAL, tell_clone, log=None, nodelay=nodelay) as server:
+            server.start()
+            option = server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert bool(option) is (nodelay is None)
 
 
 def test_environ_has_the_clone_and_its_server() -> None:

@@ -434,6 +434,19 @@ def test_clones_can_be_set_until_the_start() -> None:
         server.start()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])
+def test_connections_send_small_replies_at_once(address: str) -> None:
+    """TCP_NODELAY is inherited from the listening socket, unless `nodelay` says no."""
+
+    def handle(sock: Any, _peer: Any) -> None:
+        sock.sendall(b"%d" % sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    for nodelay, expected in ((None, True), (True, True), (False, False)):
+        with StreamServer(address, handle, nodelay=nodelay) as server:
+            server.start()
+            assert bool(int(ask(server.address))) is expected
+
+
 def test_ipv6_and_unix_addresses_are_served(tmp_path: Path) -> None:
     """The address attribute is the one really bound, as gevent's."""
     with StreamServer("[::1]:0", reply_ok) as server:
