@@ -539,7 +539,7 @@ def test_missing_extra_is_one_line(name: str) -> None:
 
 
 def test_without_its_extra_the_command_says_what_it_needs() -> None:
-    """glb installs without click and rich; the command then names the extra."""
+    """Installed without click and rich, the command names the extra."""
     program = "import sys; sys.modules['click'] = None; import glb.__main__ as m; m.main()"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
