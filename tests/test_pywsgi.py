@@ -15,7 +15,17 @@ from gevent import socket
 import glb
 from glb.pywsgi import WSGIHandler, WSGIServer
 
-from .helpers import ask, close_all, connect, http_get, is_refused, receive_all, turns
+from .helpers import (
+    ask,
+    close_all,
+    connect,
+    http_get,
+    is_refused,
+    let_hub_turn,
+    receive_all,
+    turns,
+    wait_until,
+)
 
 LOCAL = ("127.0.0.1", 0)
 
@@ -121,7 +131,8 @@ def test_a_full_pool_never_answers_503() -> None:
         clients = [connect(server.address) for _ in range(9)]
         for client in clients:
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        gevent.sleep(0.01)
+        wait_until(lambda: sum(clone.active for clone in server.clone_stats()) == 2)
+        let_hub_turn()
         assert sum(clone.accepted for clone in server.clone_stats()) == 2
         proceed.set()
         replies = [receive_all(client) for client in clients]
