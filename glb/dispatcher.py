@@ -83,6 +83,7 @@ class Dispatcher:
         self.singles: Team[Member] = Team()
         self._seated: set[Team[Member]] = set()
         self._is_giving_turns = False
+        self._is_orphan = False
         self._calls: deque[Callable[[], object]] = deque()
         self._pause: Any = None
         self._io: Any = hub.loop.io(entry.pristine.fileno(), _READ)
@@ -104,9 +105,17 @@ class Dispatcher:
     def send(self, call: Callable[[], object]) -> None:
         """Have *call* called in this dispatcher's hub. From any thread."""
         with self._entry.registry.lock:
-            if self._wake_up is not None and self.has_loop:
-                self._calls.append(call)
+            if self._wake_up is None or not self.has_loop:
+                return
+            self._calls.append(call)
+            try:
                 self._wake_up.send()
+            except Exception:
+                # Its thread is destroying the loop this moment, and the watchers with it.
+                self._io = self._wake_up = self._pause = None
+                self._is_orphan = True
+                self._entry.forget_dispatcher(self._hub)
+                self._answer_calls()
 
     def run(self, call: Callable[[], object]) -> None:
         """Call *call*: now, if this thread may touch the dispatcher, else in its hub."""
@@ -118,7 +127,7 @@ class Dispatcher:
     @property
     def has_loop(self) -> bool:
         """Whether its loop is there. A destroyed one has taken its watchers with it."""
-        return self._hub.loop is not None
+        return not self._is_orphan and self._hub.loop is not None
 
     @property
     def is_here(self) -> bool:

@@ -383,13 +383,17 @@ class _Seat:
     def _cancel(self, error: OSError) -> None:
         waiters, self.waiters = self.waiters, deque()
         self._dispatcher.leave(self._dispatcher.singles, self)
-        for waiter in waiters if self._hub.loop is not None else ():
+        for waiter in waiters if self._dispatcher.has_loop else ():
             self._hub.loop.run_callback(waiter.throw, error)
 
     def end(self, error: OSError) -> None:
         """Cancel, and give the place up. From any thread."""
-        self.cancel(error)
-        self._dispatcher.run(self.close)
+
+        def end() -> None:
+            self._cancel(error)
+            self.close()
+
+        self._dispatcher.run(end)
 
     def close(self) -> None:
         if not self._is_closed:

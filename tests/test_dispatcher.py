@@ -1137,3 +1137,38 @@ def test_a_clone_closed_by_another_thread_is_not_waited_for() -> None:
     wait_until(lambda: not thread.is_alive())
     first.close()
     assert handle.order == [0] * 5
+
+
+def test_a_close_while_another_thread_destroys_its_hub_frees_the_address() -> None:
+    """In that moment the loop is there and takes no calls: they are answered here."""
+    opened: list[Listener] = []
+    waiting, finish = threading.Event(), threading.Event()
+
+    def work() -> None:
+        listener = glb.bind_load_balanced(ANY)
+        opened.append(listener)
+        greenlet = gevent.spawn(listener.accept)
+        let_hub_turn()
+        waiting.set()
+        while not finish.is_set():
+            gevent.sleep(0.001)
+        for watcher in watchers:  # a real destruction takes them along
+            watcher.stop()
+            watcher.close()
+        greenlet.kill()
+
+    thread = HubThread(work)
+    waiting.wait()
+    (dispatcher,) = dispatchers(opened[0])
+    watchers = [dispatcher._io, dispatcher._wake_up]
+
+    class Destroyed:
+        def send(self) -> None:
+            raise Exception("Closing handle")  # libuv's loop says it so
+
+    dispatcher._wake_up = Destroyed()
+    opened[0].close()
+    assert is_refused(opened[0].address)
+    assert glb.registry.entries() == []
+    finish.set()
+    thread.join()
