@@ -13,8 +13,9 @@ other public names of `gevent.pywsgi` are here too, so that its import can be ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gevent.baseserver import BaseServer
 from gevent.pywsgi import (
     Environ,
     LoggingLogAdapter,
@@ -40,7 +41,18 @@ __all__ = [
 ]
 
 
-class WSGIServer(StreamServer, GeventWSGIServer):
+if TYPE_CHECKING or not issubclass(GeventWSGIServer, StreamServer):
+
+    class _Both(StreamServer, GeventWSGIServer):
+        """gevent's server, on ours."""
+
+else:
+    # A program put our StreamServer in the place of gevent's before gevent.pywsgi was first
+    # imported: then it is the base of gevent's server already.
+    _Both = GeventWSGIServer
+
+
+class WSGIServer(_Both):
     """A WSGI server whose connections go round its clones in exact turn.
 
     The arguments are gevent's, and those of `glb.server.StreamServer`; *handler_factory*
@@ -91,7 +103,7 @@ class WSGIServer(StreamServer, GeventWSGIServer):
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:
         # Here the handler is the one that speaks HTTP, and the clones' are its applications.
-        GeventWSGIServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
+        BaseServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
 
     def _apply_by_clone(self, environ: dict[str, Any], start_response: Any) -> Any:
         # By the environ, for a handler class that runs applications in another greenlet.

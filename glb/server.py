@@ -164,7 +164,8 @@ class StreamServer(gevent.server.StreamServer):
                 raise TypeError(f"handler_factory must be callable, got {self.handler_factory!r}")
             if handle is not None:
                 raise TypeError(f"give a handler_factory or a handler, not both: got {handle!r}")
-        self._policy = Policy.of(policy)
+        if policy is not None:
+            self._policy = Policy.of(policy)
         self._team: Team[Any] = Team(seated=False)
         self._make_acceptors()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +205,35 @@ def test_an_application_in_a_greenlet_of_its_own_is_its_clones() -> None:
     ) as server:
         server.start()
         assert [int(http_get(server.address)) for _ in range(6)] == turns(3, 6)
+
+
+@pytest.mark.parametrize("first", ["gevent.pywsgi", "glb.pywsgi", "glb.server"])
+def test_ours_can_take_the_place_of_gevents_in_any_order(first: str) -> None:
+    """Also before gevent.pywsgi is imported, which then builds on our StreamServer."""
+    program = f"""if True:
+        import importlib
+        importlib.import_module({first!r})
+        import gevent.server
+        import glb.server
+        gevent.server.StreamServer = glb.server.StreamServer
+        import gevent.pywsgi
+        import glb.pywsgi
+        gevent.pywsgi.WSGIServer = glb.pywsgi.WSGIServer
+        from tests.helpers import http_get
+        def factory(index):
+            return lambda environ, start: (start("200 OK", []), [b"%d" % index])[1]
+        with gevent.pywsgi.WSGIServer(
+            ("127.0.0.1", 0), handler_factory=factory, policy="round_robin", clones=3, log=None
+        ) as server:
+            server.start()
+            print([http_get(server.address) for _ in range(4)], server._policy.value)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (result.stdout, result.stderr) == ("[b'0', b'1', b'2', b'0'] round_robin\n", "")
