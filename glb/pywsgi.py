@@ -81,10 +81,8 @@ class WSGIServer(_Both):
         nodelay: bool | None = None,
         **ssl_args: Any,
     ) -> None:
-        if nodelay is not None:
-            self.nodelay = bool(nodelay)
-        self._check_arguments(
-            application, backlog, spawn, clones, reuse_port, handler_factory, policy
+        self._take_arguments(
+            application, backlog, spawn, clones, reuse_port, handler_factory, policy, nodelay
         )
         if self.handler_factory is not None:
             application = self._apply_by_clone

@@ -104,7 +104,8 @@ class Entry:
         self.key: Final = key
         self.shared: Final = shared
         self.address: Final[Any] = pristine.getsockname()
-        #: The length that was last given to listen(2), or 0 if somebody else did that.
+        #: The length that was last given to listen(2). Of a socket that was handed in nobody
+        #: knows it, and the default stands here, so that joining doesn't lower it.
         self.backlog = 0
         #: How turns are dealt, while a server wishes it: see `join_policy`.
         self.policy: Policy | None = None

@@ -124,12 +124,12 @@ class StreamServer(gevent.server.StreamServer):
         nodelay: bool | None = None,
         **ssl_args: Any,
     ) -> None:
-        if nodelay is not None:
-            self.nodelay = bool(nodelay)
-        self._check_arguments(handle, backlog, spawn, clones, reuse_port, handler_factory, policy)
+        self._take_arguments(
+            handle, backlog, spawn, clones, reuse_port, handler_factory, policy, nodelay
+        )
         super().__init__(listener, handle, backlog, spawn, **ssl_args)
 
-    def _check_arguments(
+    def _take_arguments(
         self,
         handle: object,
         backlog: object,
@@ -138,6 +138,7 @@ class StreamServer(gevent.server.StreamServer):
         reuse_port: bool | None,
         handler_factory: Callable[[int], Callable[..., object]] | None,
         policy: Policy | str | None,
+        nodelay: bool | None,
     ) -> None:
         # Before gevent's constructor, which takes the listener over and closes it when
         # something fails: what is refused here has touched nothing.
@@ -157,6 +158,8 @@ class StreamServer(gevent.server.StreamServer):
             self.clones = clones
         if reuse_port is not None:
             self.reuse_port = bool(reuse_port)
+        if nodelay is not None:
+            self.nodelay = bool(nodelay)
         if handler_factory is not None:
             self.handler_factory = handler_factory
         if self.handler_factory is not None:
@@ -436,6 +439,7 @@ class StreamServer(gevent.server.StreamServer):
             self._enter(State.BACKING_OFF, self.next_delay())
 
     def is_fatal_error(self, ex: BaseException) -> bool:
+        # gevent looks at args[0], which an OSError made without an errno doesn't have.
         return bool(ex.args) and super().is_fatal_error(ex)
 
     def fail(self, error: BaseException) -> None:

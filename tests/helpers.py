@@ -120,6 +120,24 @@ def let_hub_turn() -> None:
         gevent.idle()
 
 
+def loop_iterations(seconds: float) -> int:
+    """Return how often the hub's loop goes round in *seconds* with nothing to do."""
+    count = 0
+
+    def turn() -> None:
+        nonlocal count
+        count += 1
+
+    watcher = gevent.get_hub().loop.check()
+    watcher.start(turn)
+    try:
+        gevent.sleep(seconds)
+    finally:
+        watcher.stop()
+        watcher.close()
+    return count
+
+
 def turns(clones: int, connections: int, first: int = 0) -> list[int]:
     """Return exact round robin: what the order has to be."""
     return [(first + count) % clones for count in range(connections)]

@@ -25,7 +25,16 @@ from gevent.exceptions import LoopExit
 import glb
 from glb.listener import Listener
 
-from .helpers import ask, close_all, connect, is_refused, let_hub_turn, turns, wait_until
+from .helpers import (
+    ask,
+    close_all,
+    connect,
+    is_refused,
+    let_hub_turn,
+    loop_iterations,
+    turns,
+    wait_until,
+)
 
 ANY = ("127.0.0.1", 0)
 
@@ -489,24 +498,6 @@ def test_a_descriptor_detached_by_another_thread_costs_nothing() -> None:
     client.close()
     sock.close()
     assert spent[0] < 0.1
-
-
-def loop_iterations(seconds: float) -> int:
-    """Return how often the hub's loop goes round in *seconds* with nothing to do."""
-    count = 0
-
-    def turn() -> None:
-        nonlocal count
-        count += 1
-
-    watcher = gevent.get_hub().loop.check()
-    watcher.start(turn)
-    try:
-        gevent.sleep(seconds)
-    finally:
-        watcher.stop()
-        watcher.close()
-    return count
 
 
 def test_nobody_ready_means_nothing_watched() -> None:

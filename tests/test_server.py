@@ -39,6 +39,7 @@ from .helpers import (
     connect,
     is_refused,
     let_hub_turn,
+    loop_iterations,
     receive_all,
     turns,
     wait_until,
@@ -849,27 +850,11 @@ def test_a_full_pool_leaves_connections_in_the_kernel() -> None:
         let_hub_turn()
         assert sum(clone.accepted for clone in server.clone_stats()) == 3
         assert [clone.ready for clone in server.clone_stats()] == [False, False]
-        assert turns_of_the_loop() <= 3
+        assert loop_iterations(0.05) <= 3
         holder.release()
         assert [receive_all(client) for client in clients] == [b"done"] * 8
         assert [clone.accepted for clone in server.clone_stats()] == [4, 4]
         close_all(clients)
-
-
-def turns_of_the_loop() -> int:
-    """Return how often the hub's loop turns in a moment in which nobody asks it to."""
-    count = 0
-
-    def tick() -> None:
-        nonlocal count
-        count += 1
-
-    check = gevent.get_hub().loop.check()
-    check.start(tick)
-    gevent.sleep(0.05)
-    check.stop()
-    check.close()
-    return count
 
 
 def test_one_pool_bounds_two_servers() -> None:
@@ -885,7 +870,7 @@ def test_one_pool_bounds_two_servers() -> None:
         holder.wait_for(2)
         let_hub_turn()
         assert len(pool) == 2
-        assert turns_of_the_loop() <= 3
+        assert loop_iterations(0.05) <= 3
         holder.release()
         assert [receive_all(client) for client in clients] == [b"done"] * 8
         close_all(clients)
