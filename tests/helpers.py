@@ -52,11 +52,15 @@ def http_get(address: Any, path: str = "/") -> bytes:
 
 def is_refused(address: Any) -> bool:
     """Tell whether nobody listens on *address*."""
-    try:
-        connect(address).close()
-    except (ConnectionRefusedError, FileNotFoundError):
-        return True
-    return False
+    while True:
+        try:
+            connect(address).close()
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except ConnectionResetError:
+            # We stood in an accept queue that was closed before our `connect` looked: ask again.
+            continue
+        return False
 
 
 class Recorder:
