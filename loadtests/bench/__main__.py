@@ -1,0 +1,156 @@
+"""What does a connection cost with glb, beside others who do the same job?
+
+    python -m loadtests.bench
+
+Servers that accept, send a small fixed reply and close, and HTTP servers, each in a process of
+its own, in interleaved rounds. Printed are tables, and what glb promises beside what was
+measured; JSON, Markdown and a plot are written to a folder. Exit status 0 only if every
+promise was measured and kept.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import random
+import resource
+import sys
+import tempfile
+from dataclasses import replace
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .client import CompilerError, compile_programs
+from .contenders import CONTENDERS, Contender, Cpus, pinned
+from .measure import Plan, Run
+from .report import Report
+
+DEFAULTS = Plan()
+
+
+def _chosen(only: str | None) -> list[Contender]:
+    if only is None:
+        return list(CONTENDERS)
+    names = [name.strip() for name in only.split(",")]
+    for name in names:
+        if not any(_is_called(contender, name) for contender in CONTENDERS):
+            known = ", ".join(contender.name for contender in CONTENDERS)
+            raise click.BadParameter(f"no contender {name!r}; there are {known}")
+    return [one for one in CONTENDERS if any(_is_called(one, name) for name in names)]
+
+
+def _is_called(contender: Contender, name: str) -> bool:
+    return contender.name == name or contender.name.startswith(f"{name}-")
+
+
+@click.command(help=__doc__)
+@click.option("--rounds", type=click.IntRange(1), default=DEFAULTS.rounds, show_default=True)
+@click.option(
+    "--connections",
+    type=click.IntRange(100),
+    default=DEFAULTS.connections,
+    show_default=True,
+    help="In a round, for each contender.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    default=DEFAULTS.concurrency,
+    show_default=True,
+    help="Connections at a time.",
+)
+@click.option(
+    "--only",
+    metavar="NAMES",
+    help="Contenders, with commas between; glb is all of glb-N. Ratios want gevent and c.",
+)
+@click.option("--quick", is_flag=True, help="Small numbers, to try it: no figures to quote.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    default=pathlib.Path("bench-results"),
+    show_default=True,
+    help="Folder for the files.",
+)
+@click.option("--seed", type=int, help="Of the order in the rounds. Printed if not given.")
+@click.option("--markdown", is_flag=True, help="Print Markdown, for the README.")
+def main(
+    rounds: int,
+    connections: int,
+    concurrency: int,
+    only: str | None,
+    quick: bool,
+    output: pathlib.Path,
+    seed: int | None,
+    markdown: bool,
+) -> None:
+    if not sys.platform.startswith("linux"):
+        raise click.ClickException(f"needs Linux (epoll, CPU affinity), this is {sys.platform}")
+    contenders = _chosen(only)
+    if seed is None:
+        seed = random.SystemRandom().randrange(10_000)
+    plan = replace(
+        DEFAULTS, rounds=rounds, connections=connections, concurrency=concurrency, seed=seed
+    )
+    command = f"python -m loadtests.bench --rounds {rounds} --connections {connections}"
+    command += f" --concurrency {concurrency} --seed {seed}"
+    command += f" --only {only}" if only else ""
+    if quick:
+        plan = plan.quick()
+        command += " --quick"
+    _allow_descriptors()
+    console = Console(stderr=markdown)
+    console.print(f"seed {seed}")
+    cpus = Cpus.available()
+    with tempfile.TemporaryDirectory() as folder, pinned(cpus.client):
+        try:
+            programs = compile_programs(pathlib.Path(folder))
+        except CompilerError as error:
+            raise click.ClickException(str(error)) from error
+        # It is drawn between the turns, never during one: it would have the client's CPU.
+        with Progress(
+            TextColumn("{task.description:45}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as progress:
+            task = progress.add_task("", start=True)
+
+            said = ""
+
+            def tell(step: str) -> None:
+                nonlocal said
+                part = step.partition(":")[0]
+                if not console.is_terminal and part != said:
+                    print(part, file=sys.stderr)
+                    said = part
+                progress.update(task, description=step, advance=1, refresh=True)
+
+            installed = [one for one in contenders if one.is_installed()]
+            run = Run(plan, installed, programs, cpus, tell)
+            progress.update(task, total=run.turns, completed=-1)
+            results = run.go()
+    absent = [one for one in contenders if one not in installed]
+    report = Report(plan, results, contenders, absent, cpus.describe(), command)
+    files = report.write(output)
+    if markdown:
+        print(report.markdown())
+    else:
+        report.print(console)
+    console.print("written: " + ", ".join(map(str, files)), soft_wrap=True)
+    sys.exit(0 if report.all_kept() else 1)
+
+
+def _allow_descriptors() -> None:
+    # A server with 1,024 clones and its connections has more than the 1,024 that are usual.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The client: `client.c`, compiled and run. And the C loop, compiled beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from typing import Final
+
+from .contenders import Cpus, pinned
+from .servers.job import REPLY
+
+HERE: Final = pathlib.Path(__file__).parent
+
+#: When a load is given up, in seconds: the slowest contender takes 3 for 10,000 connections.
+GIVE_UP_SECONDS: Final = 30
+
+#: Requests of a connection that are not in the latencies: while a connection is new, Linux
+#: acknowledges at once, for 16 segments.
+QUICK_ACKS: Final = 16
+
+REQUEST: Final = "GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
+REQUEST_AND_CLOSE: Final = "GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+
+
+class CompilerError(Exception):
+    """There is no C compiler, or it failed."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the client saw of one load: counts, seconds, and latencies in microseconds."""
+
+    count: int
+    errors: int
+    seconds: float
+    cpu_seconds: float
+    p50: float
+    p99: float
+    p999: float
+
+
+class Client:
+    """Puts load on a port of 127.0.0.1, from one thread on the client's CPUs."""
+
+    def __init__(self, program: pathlib.Path, cpus: Cpus) -> None:
+        self._program = program
+        self._cpus = cpus
+
+    def close(self, port: int, count: int, concurrency: int, *, http: bool = False) -> Load:
+        """Open *count* connections, *concurrency* at a time: one reply each."""
+        return self._run("close", port, concurrency, GIVE_UP_SECONDS, http, ["-n", str(count)])
+
+    def keep(self, port: int, seconds: float, concurrency: int) -> Load:
+        """Ask and ask again on *concurrency* HTTP connections."""
+        options = ["-s", str(QUICK_ACKS), "-e", "HTTP/1.1 200", "-q", REQUEST]
+        return self._call("keep", port, concurrency, seconds, options)
+
+    def open(self, port: int, seconds: float, rate: float, *, http: bool = False) -> Load:
+        """Open *rate* connections a second, whether they are answered or not."""
+        return self._run("open", port, 1, seconds, http, ["-r", str(rate)])
+
+    def _run(
+        self, mode: str, port: int, concurrency: int, seconds: float, http: bool, more: list[str]
+    ) -> Load:
+        if http:
+            more += ["-e", "HTTP/1.1 200", "-q", REQUEST_AND_CLOSE]
+        else:
+            more += ["-e", REPLY.decode()]
+        return self._call(mode, port, concurrency, seconds, more)
+
+    def _call(
+        self, mode: str, port: int, concurrency: int, seconds: float, more: list[str]
+    ) -> Load:
+        command = [str(self._program), "-m", mode, "-p", str(port), "-c", str(concurrency)]
+        command += ["-t", str(seconds), *more]
+        with pinned(self._cpus.client):
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds + 30, check=False
+            )
+        if done.returncode != 0:
+            raise RuntimeError(f"the client failed: {done.stderr.strip()}")
+        return Load(**json.loads(done.stdout))
+
+
+def ask_in_turn(port: int, count: int) -> list[int]:
+    """Connect *count* times, one after the other; return the clone that answered each.
+
+    In Python: who answers does not depend on how fast is asked.
+    """
+    answers = []
+    for _ in range(count):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            reply = b""
+            while piece := sock.recv(64):
+                reply += piece
+        answers.append(int(reply))
+    return answers
+
+
+def compile_programs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Compile client and C loop into *folder*; return where they are.
+
+    Raises:
+        CompilerError: None is in ``$CC`` or called ``cc``, or it refused.
+    """
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None:
+        raise CompilerError(
+            f"can't compile the client: no C compiler {compiler[0]!r}; install one, or set CC"
+        )
+    programs = folder / "client", folder / "server"
+    for program in programs:
+        source = HERE / f"{program.name}.c"
+        command = [*compiler, "-O2", "-o", str(program), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise CompilerError(f"can't compile {source.name}: {done.stderr.strip()}")
+    return programs

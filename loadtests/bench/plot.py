@@ -1,0 +1,81 @@
+"""The results as one picture."""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import textwrap
+from collections.abc import Sequence
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.figure import Figure as Picture
+
+from . import figures
+from .contenders import Contender
+from .figures import Figure, Results
+from .measure import OPEN_RATE
+
+GLB: Final = "tab:blue"
+OTHER: Final = "0.65"
+
+
+def plot(
+    results: Results, contenders: Sequence[Contender], heading: str, file: pathlib.Path
+) -> None:
+    """Draw bars of the medians, with lines from the least round to the greatest."""
+    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    tcp = [one for one in contenders if not one.is_http]
+    http = [one for one in contenders if one.is_http]
+    picture = Picture(figsize=(15, 9), layout="constrained")
+    axes = picture.subplots(2, 3, height_ratios=(3, 1.3))
+    _bars(axes[0][0], results, tcp, figures.RATE, "connections/s (more is better)")
+    _bars(axes[0][1], results, tcp, figures.CPU, "server's CPU a connection, us")
+    # One bad moment of the machine is a hundred times the median here: hence the logarithm.
+    title = f"p99 at {OPEN_RATE:,} connections/s, us"
+    _bars(axes[0][2], results, tcp, figures.OPEN_P99, title, log=True)
+    _bars(axes[1][0], results, http, figures.CPU, "HTTP: server's CPU a connection, us")
+    _bars(axes[1][1], results, http, figures.KEEP_CPU, "HTTP kept alive: CPU a request, us")
+    _bars(axes[1][2], results, http, figures.KEEP_P50, "HTTP kept alive: p50, us", log=True)
+    picture.supxlabel("\n".join(textwrap.wrap(heading, 150)), fontsize=8, color="0.3")
+    picture.savefig(file, dpi=110)
+
+
+def _bars(
+    axes: Any,
+    results: Results,
+    contenders: Sequence[Contender],
+    figure: Figure,
+    title: str,
+    *,
+    log: bool = False,
+) -> None:
+    axes.set_title(title, loc="left")
+    shown = [one for one in contenders if results.of(one.name, figure)]
+    if not shown:
+        axes.set_axis_off()
+        return
+    samples = [results.of(one.name, figure) for one in shown]
+    medians = [statistics.median(some) for some in samples]
+    spread = (
+        [median - min(some) for median, some in zip(medians, samples, strict=True)],
+        [max(some) - median for median, some in zip(medians, samples, strict=True)],
+    )
+    axes.barh(
+        [one.title for one in shown],
+        medians,
+        xerr=spread,
+        color=[GLB if "glb" in one.name else OTHER for one in shown],
+        error_kw={"ecolor": "0.25", "elinewidth": 1, "capsize": 2},
+    )
+    for index, (median, some) in enumerate(zip(medians, samples, strict=True)):
+        text = f" {median:,.{figure.digits}f}"
+        axes.annotate(
+            text, (max(some), index), va="center", xytext=(3, 0), textcoords="offset points"
+        )
+    axes.invert_yaxis()
+    if log:
+        axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=5)
+    axes.margins(x=0.2)
