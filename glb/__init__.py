@@ -6,6 +6,7 @@ exact turn. From the kernel upwards, each floor importing only from those below 
     doors      cli -> console -> demo            what people start
     servers    pywsgi -> server                  gevent's own servers, with clones
     handles    acceptor  listener -> dispatcher  what a program holds, and what deals turns
+               handlers  connection              what an accepted connection costs
     state      registry  ring                    the only process-wide state
     kernel     sockets                           the only module that opens, dups, sets options
     words      errors  address  balance  stats  clones

@@ -105,12 +105,18 @@ class Acceptor:
         except BaseException as error:
             return self._read_failed(error)
         self.accepted += 1
+        dispatcher = server._dispatcher
+        if dispatcher is not None:
+            dispatcher.taken(server._team, self)
+        server._in_turn = self
         try:
-            server.handle_turn(self, args)
+            server.do_handle(*args)
         except BaseException as error:
             # Its context is the peer and the server, as gevent's is.
             peer = args[1:] if isinstance(args, (tuple, list)) else args
             server.back_off((peer, server), error)
+        finally:
+            server._in_turn = None
         return Turn.TAKEN
 
     def _read_failed(self, error: BaseException) -> Turn:

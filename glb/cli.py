@@ -20,12 +20,12 @@ from typing import Any, Final, NoReturn
 
 import click
 import gevent
-from gevent.pool import Pool
 
 from . import console
 from ._version import VERSION
 from .address import parse
 from .demo import run_gevent, run_glb
+from .handlers import HandlerPool
 from .server import StreamServer
 from .sockets import bound_address
 from .stats import CloneStats
@@ -165,7 +165,7 @@ def serve(
         handle, is_wsgi, target = _page, True, "the built-in page"
     tls = _tls(certfile, keyfile)
     # A pool even if it has no bound: `stop` waits for the handlers in it.
-    pool = Pool(max_connections)
+    pool = HandlerPool(max_connections)
     with _refusing():
         options = {"backlog": backlog, "spawn": pool, "clones": clones, **tls}
         server = _make_server(is_wsgi, address, handle, **options)

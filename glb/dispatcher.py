@@ -35,6 +35,7 @@ __all__ = ["Dispatcher", "Turn"]
 log: Final = logging.getLogger("glb")
 
 _READ: Final = 1
+_LEAST_CONNECTIONS: Final = Policy.LEAST_CONNECTIONS
 
 # So long without a failure and the next one is news. Longer than the longest pause, 1 s.
 EPISODE_GAP_SECONDS: Final = 1.0
@@ -164,6 +165,11 @@ class Dispatcher:
         self._ring.leave(team, member)
         self._watch_while_ready()
 
+    def taken(self, team: Team[Member], member: Member) -> None:
+        """*member* has taken a connection: send it to the end of the line."""
+        self.accepted += 1
+        self._ring.rotate(team, member)
+
     def rotate(self, team: Team[Member], member: Member) -> None:
         """Send *member*, who had its turn, to the end of the line."""
         self._ring.rotate(team, member)
@@ -224,7 +230,7 @@ class Dispatcher:
     # -- turns -----------------------------------------------------------------------------
 
     def _next(self) -> Member | None:
-        if self._entry.policy is Policy.LEAST_CONNECTIONS:
+        if self._entry.policy is _LEAST_CONNECTIONS:
             return least_loaded(self._ring.ready())
         return self._ring.first()
 

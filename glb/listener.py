@@ -22,16 +22,13 @@ from gevent import Timeout, get_hub, getcurrent
 from gevent._socketcommon import cancel_wait_ex
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import Waiter
-from gevent.socket import socket as GeventSocket
 
 from . import errors, sockets
 from .address import parse
+from .connection import Connection, LazySocket, PlainSocket
 from .dispatcher import Dispatcher, Turn, dispatcher_for
 from .errors import Heap, classify
 from .registry import REGISTRY, Entry, Share, native_ident
-
-# gevent's own plain socket, which can be weakly referenced.
-_WeakSocket: Final[Any] = GeventSocket._gevent_sock_class  # type: ignore[attr-defined]  # not in the stubs
 
 __all__ = ["Listener", "bind", "bind_direct", "bind_load_balanced"]
 
@@ -44,7 +41,7 @@ PAUSE_MAX_SECONDS: Final = 1.0
 MAX_ACCEPT: Final = 100
 
 
-class Listener(GeventSocket):
+class Listener(LazySocket):
     """A clone: one of the listeners of an address. Made by `bind`, never directly.
 
     It is a `gevent.socket.socket` for every purpose. What differs:
@@ -61,52 +58,23 @@ class Listener(GeventSocket):
     share back and warns (`ResourceWarning`).
     """
 
-    __slots__ = ("_is_shut_down", "_lazy_read", "_lazy_write", "_seats", "entry")
+    __slots__ = ("_is_shut_down", "_seats", "entry")
 
     #: The registry's entry of this listener's address.
     entry: Entry
 
     def __init__(self, share: Share) -> None:
-        # gevent's constructor would make two watchers, which a listener hardly ever needs,
-        # as it waits for its turn and not for its descriptor. Hence not super().__init__.
         self._closed = True
         try:
-            self.hub: Any = get_hub()
-            self._sock = _Descriptor.of(share)
+            get_hub()  # a thread's first may fail, and then there is no descriptor yet
+            sock = _Descriptor.of(share)
         except BaseException:
             REGISTRY.release(share)
             raise
-        self._closed = False
-        self._io_refs = 0
+        super().__init__(sock)
         self._is_shut_down = False
-        self._lazy_read: Any = None
-        self._lazy_write: Any = None
         self._seats: dict[Any, _Seat] = {}
         self.entry = share.entry
-        self.settimeout(_socket.getdefaulttimeout())
-
-    # gevent looks its two watchers up under these names. Here they are made when first
-    # needed: for a connection's I/O a listener has none, and closing a watcher from another
-    # thread is not safe.
-    @property
-    def _read_event(self) -> Any:
-        if self._lazy_read is None and not self._closed:
-            self._lazy_read = self.hub.loop.io(self._sock.fileno(), 1)
-        return self._lazy_read
-
-    @_read_event.setter
-    def _read_event(self, watcher: Any) -> None:
-        self._lazy_read = watcher
-
-    @property
-    def _write_event(self) -> Any:
-        if self._lazy_write is None and not self._closed:
-            self._lazy_write = self.hub.loop.io(self._sock.fileno(), 2)
-        return self._lazy_write
-
-    @_write_event.setter
-    def _write_event(self, watcher: Any) -> None:
-        self._lazy_write = watcher
 
     @property
     def address(self) -> Any:
@@ -120,7 +88,7 @@ class Listener(GeventSocket):
     def _extra_repr(self) -> str:
         return f" clone of {self.address!r}"
 
-    def accept(self) -> tuple[GeventSocket, Any]:
+    def accept(self) -> tuple[Connection, Any]:
         """Wait for this clone's turn, and return the connection and its peer's address.
 
         Of the clones that wait, the next connection goes to the one that has waited
@@ -172,9 +140,9 @@ class Listener(GeventSocket):
         self.entry.accepted_before += 1
         return accepted
 
-    def _connection(self, descriptor: int, address: Any) -> tuple[GeventSocket, Any]:
+    def _connection(self, descriptor: int, address: Any) -> tuple[Connection, Any]:
         sock = self._sock
-        connection = GeventSocket(sock.family, sock.type, sock.proto, fileno=descriptor)
+        connection = Connection(sock.family, sock.type, sock.proto, fileno=descriptor)
         if _socket.getdefaulttimeout() is None and self.timeout:
             connection.setblocking(True)  # as gevent: see Python issue 7995
         return connection, address
@@ -232,7 +200,7 @@ class Listener(GeventSocket):
         if self.hub.loop is None or self.hub.thread_ident != native_ident():
             sock.close()
             return
-        super()._drop_ref_on_close(sock)  # type: ignore[misc]  # not in the stubs
+        super()._drop_ref_on_close(sock)
         if sock.fileno() >= 0:
             # Somebody does, and gevent closes it a turn later. The address is free now.
             sock.let_go()
@@ -248,7 +216,7 @@ class Listener(GeventSocket):
             self._give_seats_up()
 
 
-class _Descriptor(_WeakSocket):  # type: ignore[misc]  # the stubs leave gevent's out
+class _Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's out
     """A clone's descriptor, and with it its share: the two come and go together."""
 
     __slots__ = ("_share",)

@@ -68,9 +68,10 @@ class Ring(Generic[M]):
 
     def rotate(self, team: Team[M], member: M) -> None:
         """Send *member*, who had its turn, from wherever it stands to the end of the line."""
-        if member in team.line:
-            team.line[member] = self._next_count()
-            team.line.move_to_end(member)
+        line = team.line
+        if member in line:
+            line[member] = self._count = self._count + 1
+            line.move_to_end(member)
 
     def seat(self, team: Team[M]) -> None:
         """Let a *team* have turns, its clones in the order they kept, behind all who wait."""
@@ -97,7 +98,7 @@ class Ring(Generic[M]):
             if not team.seated or not team.line:
                 heapq.heappop(heap)
                 team.listed = False
-            elif count != (now := team.waits_since):
+            elif len(heap) > 1 and count != (now := team.waits_since):
                 heapq.heapreplace(heap, (now, team))
             else:
                 return next(iter(team.line))

@@ -32,7 +32,10 @@ from .acceptor import Acceptor, State
 from .address import Address, parse
 from .balance import Policy
 from .clones import Clone, current_clone
+from .connection import Connection
 from .dispatcher import Dispatcher, dispatcher_for
+from .handlers import HandlerPool, Handlers, handlers_here
+from .handlers import spawn as spawn_handler
 from .listener import Listener
 from .registry import REGISTRY
 from .ring import Team
@@ -95,9 +98,11 @@ class StreamServer(gevent.server.StreamServer):
     #: Length of the accept queue. gevent's 128 overflows in the first burst.
     backlog: int = DEFAULT_BACKLOG
 
+    #: What ``spawn="default"`` is.
+    _spawn: Any = staticmethod(spawn_handler)
+
     # gevent's, which the stubs leave out.
     _stop_event: Any
-    _spawn: Any
     _timer: Any
     pool: Any
 
@@ -107,6 +112,7 @@ class StreamServer(gevent.server.StreamServer):
     _listeners: Sequence[Listener] = ()
     _handed_in: Any = None
     _dispatcher: Dispatcher | None = None
+    _handlers: Handlers | None = None
     _in_turn: Acceptor | None = None
     _is_told_of_room: bool = False
 
@@ -200,6 +206,13 @@ class StreamServer(gevent.server.StreamServer):
             handle = self._handle_by_clone
         super().set_handle(handle)  # type: ignore[arg-type]  # gevent takes None
 
+    def set_spawn(self, spawn: Any) -> None:
+        if isinstance(spawn, int):
+            spawn = HandlerPool(spawn)
+        super().set_spawn(spawn)
+        if isinstance(self.pool, HandlerPool):
+            self._spawn = self.pool.handle
+
     def _handle_by_clone(self, *args: Any) -> object:
         # Found here and not in `do_handle`, so that gevent's hooks around a handler, TLS
         # among them, stay around this one as well.
@@ -289,11 +302,12 @@ class StreamServer(gevent.server.StreamServer):
         listeners, self._listeners = self._listeners, ()
         handed_in, self._handed_in = self._handed_in, None
         dispatcher, self._dispatcher = self._dispatcher, None
+        handlers, self._handlers = self._handlers, None
         timer, self._timer = self._timer, None
         team = self._team
         try:
             if dispatcher is not None:
-                dispatcher.run(lambda: self._leave(dispatcher, team, timer))
+                dispatcher.run(lambda: self._leave(dispatcher, handlers, team, timer))
         finally:
             if listeners:
                 listeners[0].entry.leave_policy(self._policy)
@@ -304,8 +318,12 @@ class StreamServer(gevent.server.StreamServer):
             self._remember_for_restart()
             super().close()
 
-    def _leave(self, dispatcher: Dispatcher, team: Team[Any], timer: Any) -> None:
+    def _leave(
+        self, dispatcher: Dispatcher, handlers: Handlers | None, team: Team[Any], timer: Any
+    ) -> None:
         # What the server was when it closed comes in: it may have been started again.
+        if handlers is not None:
+            handlers.release()
         if timer is not None and dispatcher.has_loop:
             timer.stop()
             timer.close()
@@ -341,6 +359,8 @@ class StreamServer(gevent.server.StreamServer):
             dispatcher = dispatcher_for(listeners[0].entry, hub)
             self.loop = hub.loop
             self._dispatcher = dispatcher
+            self._handlers = handlers_here()
+            self._handlers.acquire()
             # A ring's own from here on; a server that starts again brings a new one.
             self._team = Team(seated=False)
             for acceptor in self._acceptors:
@@ -449,16 +469,16 @@ class StreamServer(gevent.server.StreamServer):
         self.close()
         log.error("%s failed with %s", name, str(error) or repr(error))
 
-    def handle_turn(self, acceptor: Acceptor, args: Any) -> None:
-        """*acceptor* has taken a connection: have it handled."""
-        if self._dispatcher is not None:
-            self._dispatcher.accepted += 1
-            self._dispatcher.rotate(self._team, acceptor)
-        self._in_turn = acceptor
+    def do_read(self) -> Any:  # a subclass may return what it likes, gevent's stubs don't know
+        """Accept a connection, if one waits."""
+        sock: Any = self.socket
         try:
-            self.do_handle(*args)
-        finally:
-            self._in_turn = None
+            number, address = sock._accept()
+        except BlockingIOError:
+            if sock.timeout:
+                raise
+            return None
+        return Connection(sock.family, sock.type, sock.proto, number), address
 
     def do_handle(self, *args: Any) -> None:
         """Run the handler for a connection of the clone whose turn it is, as ``spawn`` says."""
@@ -471,6 +491,8 @@ class StreamServer(gevent.server.StreamServer):
         try:
             if spawn is None:
                 acceptor.serve(handle, close, args)
+            elif spawn is spawn_handler and self._in_turn is not None:
+                self._handlers.spawn(acceptor.serve, handle, close, args)  # type: ignore[union-attr]  # who has turns has them
             else:
                 spawn(acceptor.serve, handle, close, args)
         except BaseException:

@@ -18,7 +18,7 @@ FLOORS = [
     {"_version", "address", "balance", "clones", "errors", "stats"},  # words
     {"sockets"},  # kernel
     {"registry", "ring"},  # state
-    {"acceptor", "dispatcher", "handlers", "listener"},  # handles
+    {"acceptor", "connection", "dispatcher", "handlers", "listener"},  # handles
     {"__init__"},  # what `import glb` gives
     {"pywsgi", "server"},  # servers
     {"__main__", "cli", "console", "demo", "monkey"},  # doors

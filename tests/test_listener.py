@@ -25,6 +25,7 @@ from gevent import pywsgi, select, selectors, server, socket
 from gevent.exceptions import BlockingSwitchOutError, InvalidSwitchError
 
 import glb
+from glb.connection import Connection
 from glb.listener import Listener
 from glb.registry import REGISTRY
 
@@ -102,7 +103,8 @@ def test_accept_returns_a_cooperative_socket_and_the_peer(listener: Listener) ->
     with connect(listener.address) as client:
         conn, peer = listener.accept()
         with conn:
-            assert type(conn) is socket.socket
+            assert type(conn) is Connection
+            assert isinstance(conn, socket.socket)
             assert peer == client.getsockname()
             assert not os.get_inheritable(conn.fileno())
             assert fcntl.fcntl(conn.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK

@@ -1,0 +1,121 @@
+"""Connections: cooperative sockets that cost what is used of them.
+
+A `Connection` is a `gevent.socket.socket` for every purpose. gevent's makes two watchers,
+for reading and for writing, with a system call each, and asks the kernel for the size of its
+send buffer each time it sends. A short connection needs none of that. Here a watcher is made
+when somebody first waits for it.
+
+Source: ``gevent._socket3.socket`` and ``gevent._socketcommon.SocketMixin``.
+"""
+
+from __future__ import annotations
+
+import _socket
+from typing import Any, Final
+
+from gevent import get_hub
+from gevent._socket3 import _closedsocket as ClosedSocket
+from gevent._socketcommon import GSENDAGAIN, cancel_wait_ex
+from gevent.socket import socket as GeventSocket
+
+__all__ = ["Connection", "LazySocket", "PlainSocket"]
+
+#: gevent's own plain socket, which can be weakly referenced.
+PlainSocket: Final[Any] = GeventSocket._gevent_sock_class  # type: ignore[attr-defined]  # not in the stubs
+
+_READ: Final = 1
+_WRITE: Final = 2
+
+
+class LazySocket(GeventSocket):
+    """A cooperative socket that makes its watchers when they are first needed.
+
+    Args:
+        sock: The plain socket it takes over, which doesn't block.
+    """
+
+    __slots__ = ("_reading", "_writing")
+
+    # gevent's slots, which the stubs leave out or have as what can't be set.
+    timeout: Any
+    _closed: bool
+    _drop_ref_on_close: Any
+    _io_refs: int
+
+    def __init__(self, sock: Any) -> None:
+        # Not gevent's constructor, which would open a socket and make the watchers.
+        self._sock = sock
+        self._closed = False
+        self._io_refs = 0
+        self._reading: Any = None
+        self._writing: Any = None
+        self.hub: Any = get_hub()
+        self.timeout = _socket.getdefaulttimeout()
+
+    # gevent looks its watchers up under these two names. What is closed has none.
+
+    @property
+    def _read_event(self) -> Any:
+        if self._reading is None and self._sock:
+            self._reading = self.hub.loop.io(self._sock.fileno(), _READ)
+        return self._reading
+
+    @property
+    def _write_event(self) -> Any:
+        if self._writing is None and self._sock:
+            self._writing = self.hub.loop.io(self._sock.fileno(), _WRITE)
+        return self._writing
+
+    def _drop_events_and_close(self, closefd: bool = True, _reason: Any = cancel_wait_ex) -> None:
+        # gevent's would make the watchers to drop them.
+        watchers = (self._reading, self._writing)
+        self._reading = self._writing = None
+        self.hub.cancel_waits_close_and_then(
+            watchers, _reason, self._drop_ref_on_close if closefd else id, self._sock
+        )
+
+
+class Connection(LazySocket):
+    """A connection, as `gevent.socket.socket.accept` returns it. The arguments are its, too."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        family: int = -1,
+        type: int = -1,  # noqa: A002  # the standard library's name
+        proto: int = -1,
+        fileno: int | None = None,
+    ) -> None:
+        if fileno is None:
+            family = _socket.AF_INET if family == -1 else family
+            type = _socket.SOCK_STREAM if type == -1 else type  # noqa: A001  # as above
+            proto = 0 if proto == -1 else proto
+        sock = PlainSocket(family, type, proto, fileno)
+        sock.setblocking(False)
+        super().__init__(sock)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        # Mostly all goes at once. gevent first asks the kernel how big its buffer is.
+        if data.__class__ in (bytes, bytearray) and data:
+            try:
+                sent = self._sock.send(data, flags)
+            except OSError as error:
+                if error.errno not in GSENDAGAIN or self.timeout == 0.0:
+                    raise
+                sent = 0
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+        super().sendall(data, flags)
+
+    def close(self) -> None:
+        self._closed = True
+        sock = self._sock
+        if self._io_refs > 0 or self._reading is not None or self._writing is not None:
+            super().close()
+        elif sock:
+            # As gevent's, but for the steps that are for watchers.
+            closed = ClosedSocket(sock.family, sock.type, sock.proto, sock.fileno(), "closed")
+            self._drop_ref_on_close(sock)
+            self._sock = closed

@@ -1,0 +1,356 @@
+"""Greenlets that run handlers, one connection's after another's.
+
+A new greenlet for each connection costs more than its accept: the kernel maps memory for
+its frames, faults it in and unmaps it again. Here a greenlet whose handler has returned is
+parked, and runs the next one.
+
+**Nobody can tell.** A greenlet is used again only if nothing is left of the handler that it
+ran: no reference to it and no weak one, no link, no attribute, no context variable. So all
+that is kept by greenlet (`gevent.local`, `threading.local` and `current_thread()` under
+monkey patching, `Greenlet.link`, ``minimal_ident``, a `gevent.Timeout` that was never
+closed, a `kill` on its way, a program's own dict or set) finds its greenlet dead when the
+handler is done, and the next handler runs in a fresh one. Rather a greenlet too many than a
+leak: whatever raises, is killed or leaves a trace ends its greenlet, in gevent's own way and
+with gevent's own report.
+
+The proof is the count of references. A Python that has none gets fresh greenlets.
+
+State: one `Handlers` a thread, in ``_THREAD``.
+
+Source: ``gevent.Greenlet.spawn`` and ``gevent.pool.Pool``, for what a handler sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+from weakref import getweakrefcount
+
+from gevent import Greenlet, GreenletExit, get_hub, getcurrent
+from gevent.monkey import get_original
+from gevent.pool import Pool
+
+__all__ = ["HandlerGreenlet", "HandlerPool", "Handlers", "handlers_here", "spawn"]
+
+# Two full wake-ups of 100 connections, and some. A parked greenlet holds about 20 KiB.
+MAX_PARKED: Final = 256
+
+# Who was not needed for so long is let go. Longer than the pause between two bursts, short
+# enough that a peak's memory is back before anybody asks where it is.
+TRIM_SECONDS: Final = 5.0
+
+# What a parked greenlet is told when it may end.
+_END: Final = object()
+
+# Where there are no counts, none is right.
+_count_references: Final[Callable[[object], int]] = getattr(sys, "getrefcount", lambda _: -1)
+
+#: ``run(handle, close, args)`` runs a connection's handler and closes it; then the pool.
+Job = tuple[
+    Callable[..., object], Callable[..., object], Callable[..., object], Any, "HandlerPool | None"
+]
+
+
+class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stubs alone
+    """A greenlet that runs the jobs of its `Handlers`, until somebody could tell."""
+
+    __slots__ = ("_handlers", "_job", "_result", "_tree_locals")
+
+    def __init__(self, handlers: Handlers) -> None:
+        super().__init__()
+        self._handlers = handlers
+        self._job: Job | None = None
+        self._result: object = None
+        self._tree_locals = self.spawn_tree_locals
+
+    def _run(self) -> object:
+        handlers = self._handlers
+        jobs = handlers.jobs
+        park = handlers.hub.switch
+        while True:
+            references = _count_references(self)
+            self._job = run, handle, close, args, pool = jobs.popleft()
+            if pool is None:
+                self._result = run(handle, close, args)
+            else:
+                pool.begin(self)
+                try:
+                    self._result = run(handle, close, args)
+                finally:
+                    pool.end(self)
+            del run, handle, close, args, pool
+            self._job = None
+            self.gr_context = None
+            if (
+                jobs
+                and handlers.started is self
+                and _count_references(self) == references
+                and self._is_bare()
+            ):
+                # It never waited: who had a reference when the job began has it still, in
+                # the very switch that started it, and nobody else has.
+                continue
+            handlers.ended(self)
+            if park() is _END:
+                return self._result
+
+    def _is_bare(self) -> bool:
+        return not (
+            getweakrefcount(self)
+            or self.has_links()
+            or self.__dict__
+            or self.spawn_tree_locals is not self._tree_locals
+            or self.parent is not self._handlers.hub
+        )
+
+    def _formatinfo(self) -> str:
+        # For reports, as gevent's: what runs, and for whom.
+        if self._job is None:
+            return "parked"
+        _, handle, _, args, _ = self._job
+        name = getattr(handle, "__name__", "") or repr(handle)
+        return f"{name}({', '.join(repr(arg)[:50] for arg in args)})"
+
+
+class Handlers:
+    """The handler greenlets of one hub. Jobs start in the order in which they came."""
+
+    def __init__(self, hub: Any) -> None:
+        self.hub = hub
+        #: What waits for a greenlet.
+        self.jobs: deque[Job] = deque()
+        #: Who runs within the switch that started it: it has not waited for anything yet.
+        self.started: HandlerGreenlet | None = None
+        self._is_starting = False
+        self._is_due = False
+        self._ended: list[HandlerGreenlet] = []
+        self._parked: list[HandlerGreenlet] = []
+        self._least_parked = 0
+        self._trimmer: Any = None
+        self._users = 0
+        # How many references there are to a parked greenlet that nobody knows.
+        self._untouched = 0
+
+    def __len__(self) -> int:
+        """How many are parked."""
+        return len(self._parked)
+
+    # -- who uses it -----------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Count one more server; while there is one, greenlets are parked."""
+        self._users += 1
+
+    def release(self) -> None:
+        """Count a server out. With the last one the parked greenlets end."""
+        self._users -= 1
+        if self._users == 0 and _THREAD.handlers is self:
+            self._least_parked = len(self._parked)
+            self._trim()
+
+    # -- jobs ------------------------------------------------------------------------------
+
+    def spawn(
+        self,
+        run: Callable[..., object],
+        handle: Callable[..., object],
+        close: Callable[..., object],
+        args: Any,
+        pool: HandlerPool | None = None,
+    ) -> None:
+        """Call ``run(handle, close, args)`` in a handler greenlet, soon."""
+        self.jobs.append((run, handle, close, args, pool))
+        if not self._is_due:
+            self._is_due = True
+            self.hub.loop.run_callback(self._start)
+
+    def drop(self, pool: HandlerPool) -> None:
+        """Kill the jobs that wait in *pool*'s name: their connections are closed."""
+        dropped = [job for job in self.jobs if job[-1] is pool]
+        for job in dropped:
+            self.jobs.remove(job)
+            self._kill(job)
+
+    def _start(self) -> None:
+        jobs, parked = self.jobs, self._parked
+        self._is_starting = True
+        try:
+            if not self._untouched:
+                self._untouched = self._probe()
+            while jobs:
+                # No other name for it: each reference counts.
+                self.started = parked.pop() if parked else self._new()
+                self.started.switch()
+                self.started = None
+                if self._ended:
+                    self._park_untouched()
+        finally:
+            self.started = None
+            self._is_starting = False
+            self._is_due = bool(jobs)
+            if jobs:
+                self.hub.loop.run_callback(self._start)
+            self._least_parked = min(self._least_parked, len(parked))
+
+    def _new(self) -> HandlerGreenlet:
+        try:
+            greenlet = HandlerGreenlet(self)
+            # For who asked to see each greenlet that starts (`Greenlet.add_spawn_callback`).
+            # The switch to it takes it off the loop again.
+            greenlet.start()
+        except BaseException:
+            self._kill(self.jobs.popleft())
+            raise
+        return greenlet
+
+    def _kill(self, job: Job) -> None:
+        run, _, close, args, pool = job
+        if pool is not None:
+            pool.cancel()
+        with contextlib.suppress(GreenletExit):
+            run(_die, close, args)
+
+    def _probe(self) -> int:
+        greenlet = HandlerGreenlet(self)
+        self.jobs.appendleft((_do_nothing, _do_nothing, _do_nothing, (), None))
+        greenlet.switch()
+        self._ended.clear()
+        count = _count_references(greenlet)
+        greenlet.switch(_END)
+        return count
+
+    # -- parking ---------------------------------------------------------------------------
+
+    def ended(self, greenlet: HandlerGreenlet) -> None:
+        """*greenlet* has done its job, and is about to switch to the hub."""
+        self._ended.append(greenlet)
+        if not self._is_starting and len(self._ended) == 1:
+            # Whoever switched to it has a reference, until it is off the stack.
+            self.hub.loop.run_callback(self._park_untouched)
+
+    def _park_untouched(self) -> None:
+        ended = self._ended
+        while ended:
+            greenlet = ended.pop()
+            if (
+                _count_references(greenlet) == self._untouched
+                and greenlet._is_bare()
+                and len(self._parked) < MAX_PARKED
+                and self._users
+            ):
+                greenlet._result = None
+                self._parked.append(greenlet)
+                if self._trimmer is None:
+                    self._trimmer = self.hub.loop.timer(TRIM_SECONDS, TRIM_SECONDS, ref=False)
+                    self._trimmer.start(self._trim)
+            else:
+                greenlet.switch(_END)
+
+    def _trim(self) -> None:
+        # The last one parked runs first, so the first ones were not needed.
+        surplus = self._parked[: self._least_parked]
+        del self._parked[: self._least_parked]
+        self._least_parked = len(self._parked)
+        here: Any = getcurrent()  # where the end of each leads back to
+        for greenlet in surplus:
+            greenlet.parent = here
+            greenlet.switch(_END)
+        if not self._parked and self._trimmer is not None:
+            if self.hub.loop is not None:  # a destroyed one has taken its timers along
+                self._trimmer.stop()
+                self._trimmer.close()
+            self._trimmer = None
+
+
+class HandlerPool(Pool):
+    """A `gevent.pool.Pool` that has handler greenlets as well, by `handle`."""
+
+    # gevent's, which the stubs leave out.
+    _empty_event: Any
+    _semaphore: Any
+
+    def __init__(self, size: int | None = None) -> None:
+        super().__init__(size)
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        return len(self.greenlets) + self._waiting
+
+    def handle(
+        self,
+        run: Callable[..., object],
+        handle: Callable[..., object],
+        close: Callable[..., object],
+        args: Any,
+    ) -> None:
+        """Call ``run(handle, close, args)`` in a handler greenlet, soon.
+
+        Switches:
+            While the pool is full.
+        """
+        self._semaphore.acquire()
+        self._waiting += 1
+        self._empty_event.clear()
+        handlers_here().spawn(run, handle, close, args, self)
+
+    def kill(self, *args: Any, **kwargs: Any) -> None:
+        """Kill all handlers, and who waits for one. The arguments are gevent's."""
+        handlers_here().drop(self)
+        super().kill(*args, **kwargs)
+
+    def begin(self, greenlet: HandlerGreenlet) -> None:
+        """*greenlet* runs one that waited."""
+        self._waiting -= 1
+        self.greenlets.add(greenlet)
+
+    def end(self, greenlet: HandlerGreenlet) -> None:
+        """*greenlet* is done with it."""
+        if greenlet in self.greenlets:  # somebody may have discarded it
+            self._discard(greenlet)
+
+    def cancel(self) -> None:
+        """One that waited never will run."""
+        self._waiting -= 1
+        self._discard(None)
+
+    def _discard(self, greenlet: Greenlet | None) -> None:  # type: ignore[type-arg]  # as above
+        super()._discard(greenlet)  # type: ignore[misc]  # not in the stubs
+        if self._waiting:
+            self._empty_event.clear()
+
+
+class _Thread(get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+    handlers: Handlers | None = None
+
+
+_THREAD: Final = _Thread()
+
+
+def handlers_here() -> Handlers:
+    """Return the `Handlers` of this thread's hub."""
+    hub: Any = get_hub()
+    handlers = _THREAD.handlers
+    if handlers is None or handlers.hub is not hub:
+        handlers = _THREAD.handlers = Handlers(hub)
+    return handlers
+
+
+def spawn(
+    run: Callable[..., object],
+    handle: Callable[..., object],
+    close: Callable[..., object],
+    args: Any,
+) -> None:
+    """Call ``run(handle, close, args)`` in a handler greenlet of this hub, soon."""
+    handlers_here().spawn(run, handle, close, args)
+
+
+def _do_nothing(*_args: object) -> None:
+    pass
+
+
+def _die(*_args: object) -> None:
+    raise GreenletExit
