@@ -12,19 +12,25 @@ other public names of `gevent.pywsgi` are here too, so that its import can be ch
 
 from __future__ import annotations
 
+import http.client
+import io
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent.baseserver import BaseServer
-from gevent.pywsgi import (
+from gevent.pywsgi import (  # type: ignore[attr-defined]  # some are not in the stubs
     Environ,
     LoggingLogAdapter,
+    OldMessage,
     SecureEnviron,
-    WSGIHandler,
     WSGISecureEnviron,
+    _NoopLog,
+    headers_factory,
 )
 
 # By name, and now: programs may put ours in the place of gevent's later.
+from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
 from .balance import Policy
@@ -39,6 +45,77 @@ __all__ = [
     "WSGISecureEnviron",
     "WSGIServer",
 ]
+
+
+_http_client: Final[Any] = http.client  # whose limits are not in the stubs
+
+# Headers that every parser reads in one way: on each line a name, a colon, a value.
+_PLAIN_HEADERS: Final = re.compile(r"(?:[!-9;-~]+:[^\r\n]*\r?\n)*\r?\n")
+_HEADER: Final = re.compile(r"([!-9;-~]+):[ \t]*([^\r\n]*)")
+
+# Up to so many bytes a body is copied behind its head. A copy of 16 KiB takes about as long
+# as the system call that it saves.
+SMALL_BODY_BYTES: Final = 16384
+
+
+class WSGIHandler(GeventWSGIHandler):
+    """gevent's handler of a connection's requests, with less to do for small ones.
+
+    Head and small body leave in one ``send``, plain headers are read without a parser for
+    mail, and no line is written for an access log that nobody reads.
+    """
+
+    _collected: bytearray | None = None
+
+    def MessageClass(self, rfile: Any, *args: Any) -> Any:  # noqa: N802  # gevent's name
+        """Read the headers of a request. The result, and any error, is as gevent's."""
+        lines = []
+        line = None
+        # The limits and the ends are http.client's.
+        while line not in {b"\r\n", b"\n", b""}:
+            line = rfile.readline(_http_client._MAXLINE + 1)
+            lines.append(line)
+            if len(line) > _http_client._MAXLINE or len(lines) > _http_client._MAXHEADERS:
+                break
+        data = b"".join(lines)
+        text = data.decode("latin-1")
+        lower = text.lower()
+        if (
+            len(lines) <= _http_client._MAXHEADERS
+            and _PLAIN_HEADERS.fullmatch(text)
+            # The parser looks into these, for parts.
+            and "multipart/" not in lower
+            and "message/" not in lower
+        ):
+            message = OldMessage()
+            for name, value in _HEADER.findall(text):
+                message.set_raw(name, value)
+            message.set_payload("")
+            return message
+        return headers_factory(io.BytesIO(data), *args)
+
+    def _write_with_headers(self, data: bytes) -> None:
+        if len(data) > SMALL_BODY_BYTES:
+            super()._write_with_headers(data)  # type: ignore[misc]  # not in the stubs
+            return
+        self._collected = bytearray()
+        try:
+            super()._write_with_headers(data)  # type: ignore[misc]  # as above
+        finally:
+            collected, self._collected = self._collected, None
+        self._sendall(collected)
+
+    def _sendall(self, data: bytes | bytearray) -> None:
+        if self._collected is None:
+            super()._sendall(data)  # type: ignore[misc]  # as above
+        else:
+            self._collected += data
+
+    def log_request(self) -> None:
+        # gevent makes the line, and throws it away. A subclass may want it for itself.
+        is_read = type(self.server.log) is not _NoopLog
+        if is_read or type(self).format_request is not GeventWSGIHandler.format_request:
+            super().log_request()
 
 
 if TYPE_CHECKING or not issubclass(GeventWSGIServer, StreamServer):
@@ -62,6 +139,8 @@ class WSGIServer(_Both):
     ``environ["glb.clone"]`` is the `glb.Clone` that serves the request: its index, a number
     that knows its server.
     """
+
+    handler_class: Any = WSGIHandler
 
     def __init__(
         self,
