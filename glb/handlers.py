@@ -33,7 +33,7 @@ from gevent import Greenlet, GreenletExit, get_hub, getcurrent
 from gevent.monkey import get_original
 from gevent.pool import Pool
 
-__all__ = ["HandlerGreenlet", "HandlerPool", "Handlers", "handlers_here", "spawn"]
+__all__ = ["HandlerGreenlet", "HandlerPool", "Handlers", "handlers_here"]
 
 # Two full wake-ups of 100 connections, and some. A parked greenlet holds about 20 KiB.
 MAX_PARKED: Final = 256
@@ -336,16 +336,6 @@ def handlers_here() -> Handlers:
     if handlers is None or handlers.hub is not hub:
         handlers = _THREAD.handlers = Handlers(hub)
     return handlers
-
-
-def spawn(
-    run: Callable[..., object],
-    handle: Callable[..., object],
-    close: Callable[..., object],
-    args: Any,
-) -> None:
-    """Call ``run(handle, close, args)`` in a handler greenlet of this hub, soon."""
-    handlers_here().spawn(run, handle, close, args)
 
 
 def _do_nothing(*_args: object) -> None:

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import gevent.server
 from gevent import get_hub
+from gevent.baseserver import BaseServer
 from gevent.server import DatagramServer
 
 from .acceptor import Acceptor, State
@@ -35,7 +36,6 @@ from .clones import Clone, current_clone
 from .connection import Connection
 from .dispatcher import Dispatcher, dispatcher_for
 from .handlers import HandlerPool, Handlers, handlers_here
-from .handlers import spawn as spawn_handler
 from .listener import Listener
 from .registry import REGISTRY
 from .ring import Team
@@ -98,11 +98,9 @@ class StreamServer(gevent.server.StreamServer):
     #: Length of the accept queue. gevent's 128 overflows in the first burst.
     backlog: int = DEFAULT_BACKLOG
 
-    #: What ``spawn="default"`` is.
-    _spawn: Any = staticmethod(spawn_handler)
-
     # gevent's, which the stubs leave out.
     _stop_event: Any
+    _spawn: Any
     _timer: Any
     pool: Any
 
@@ -113,6 +111,7 @@ class StreamServer(gevent.server.StreamServer):
     _handed_in: Any = None
     _dispatcher: Dispatcher | None = None
     _handlers: Handlers | None = None
+    _replaced_spawn: Any = None
     _in_turn: Acceptor | None = None
     _is_told_of_room: bool = False
 
@@ -210,8 +209,11 @@ class StreamServer(gevent.server.StreamServer):
         if isinstance(spawn, int):
             spawn = HandlerPool(spawn)
         super().set_spawn(spawn)
-        if isinstance(self.pool, HandlerPool):
-            self._spawn = self.pool.handle
+        # Handler greenlets stand for what makes one of gevent's for each connection, unless
+        # a subclass, or somebody who sets `_spawn` later, has another way.
+        is_default = spawn == "default" and self._spawn == BaseServer._spawn  # type: ignore[attr-defined]  # not in the stubs
+        is_replaced = is_default or isinstance(self.pool, HandlerPool)
+        self._replaced_spawn = self._spawn if is_replaced else None
 
     def _handle_by_clone(self, *args: Any) -> object:
         # Found here and not in `do_handle`, so that gevent's hooks around a handler, TLS
@@ -339,7 +341,12 @@ class StreamServer(gevent.server.StreamServer):
         if "handle" in self.__dict__:
             self._closed_handle = self.handle
         if "_spawn" in self.__dict__:
-            self._closed_spawn = self._spawn if self.pool is None else self.pool
+            if self.pool is not None:
+                self._closed_spawn = self.pool
+            elif self._spawn is not None and self._spawn is self._replaced_spawn:
+                self._closed_spawn = "default"
+            else:
+                self._closed_spawn = self._spawn
 
     # -- accepting ----------------------------------------------------------------------------
 
@@ -491,10 +498,15 @@ class StreamServer(gevent.server.StreamServer):
         try:
             if spawn is None:
                 acceptor.serve(handle, close, args)
-            elif spawn is spawn_handler and self._in_turn is not None:
-                self._handlers.spawn(acceptor.serve, handle, close, args)  # type: ignore[union-attr]  # who has turns has them
-            else:
+            elif spawn is not self._replaced_spawn:
                 spawn(acceptor.serve, handle, close, args)
+            elif self.pool is not None:
+                self.pool.handle(acceptor.serve, handle, close, args)
+            else:
+                handlers = self._handlers
+                if handlers is None or self._in_turn is None:
+                    handlers = handlers_here()
+                handlers.spawn(acceptor.serve, handle, close, args)
         except BaseException:
             if acceptor.begun == begun:
                 acceptor.failed += 1
