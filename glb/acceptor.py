@@ -56,7 +56,6 @@ class Acceptor:
 
     __slots__ = (
         "accepted",
-        "active",
         "begun",
         "clone",
         "completed",
@@ -72,11 +71,12 @@ class Acceptor:
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Callable[..., object] | None = None
         self.is_paused = False
-        self.accepted = self.begun = self.active = self.completed = self.failed = 0
+        self.accepted = self.begun = self.completed = self.failed = 0
 
     @property
     def load(self) -> int:
-        return self.active
+        """Connections that are being handled now."""
+        return self.begun - self.completed - self.failed
 
     @property
     def max_accept(self) -> int:
@@ -136,33 +136,44 @@ class Acceptor:
     def serve(
         self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
     ) -> object:
-        """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
+        """Handle one connection, in a greenlet whose context nobody has after it; close it."""
         self.begun += 1
-        self.active += 1
-        outer = CURRENT.get()
         CURRENT.set(self.clone)
-        done = False
         try:
             result = handle(*args)
-            done = True
+        except BaseException:
+            self.failed += 1
+            raise
+        else:
+            self.completed += 1
             return result
         finally:
-            self.active -= 1
-            if done:
-                self.completed += 1
-            else:
-                self.failed += 1
-            CURRENT.set(outer)  # not reset(): a handler may have changed its context
             try:
                 close(*args)
             finally:
-                self.server.handler_ended()
+                if self.server._state is State.FULL:
+                    self.server.handler_ended()
+
+    def serve_anywhere(
+        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
+    ) -> object:
+        """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
+        outer = CURRENT.get()
+        try:
+            return self.serve(handle, close, args)
+        finally:
+            CURRENT.set(outer)  # not reset(): a handler may have changed its context
+
+    def never_served(self) -> None:
+        """A connection that was taken could not be given to a handler."""
+        self.begun += 1
+        self.failed += 1
 
     def stats(self) -> CloneStats:
         return CloneStats(
             self.clone.index,
             self.accepted,
-            self.active,
+            self.load,
             self.completed,
             self.failed,
             not self.is_paused and self.server.is_ready,

@@ -66,6 +66,12 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
         self._result: object = None
         self._tree_locals = self.spawn_tree_locals
 
+    def run(self) -> None:
+        try:
+            super().run()  # gevent's: runs `_run`, and tells what came of it
+        finally:
+            self._job = None
+
     def _run(self) -> object:
         handlers = self._handlers
         jobs = handlers.jobs
@@ -109,7 +115,7 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
     def _formatinfo(self) -> str:
         # For reports, as gevent's: what runs, and for whom.
         if self._job is None:
-            return "parked"
+            return ""
         _, handle, _, args, _ = self._job
         name = getattr(handle, "__name__", "") or repr(handle)
         return f"{name}({', '.join(repr(arg)[:50] for arg in args)})"

@@ -57,7 +57,8 @@ class StreamServer(gevent.server.StreamServer):
         backlog: Length of the accept queue, in connections; only with an address. ``None``
             is the class attribute, by default what the kernel allows.
         spawn: As in gevent. A number or a `gevent.pool.Pool` bounds the whole server, not
-            each clone.
+            each clone. By default, and with a number, handlers run in greenlets that are
+            used again (see `glb.handlers`); ``gevent.spawn`` makes a fresh one each time.
         clones: How many, 1 or more; ``None`` is the class attribute, 4.
         reuse_port: Join the registry, so that other servers and listeners of this process
             may have the same address, all in one ring. ``None`` is the class attribute,
@@ -497,9 +498,9 @@ class StreamServer(gevent.server.StreamServer):
         close = self.do_close
         try:
             if spawn is None:
-                acceptor.serve(handle, close, args)
+                acceptor.serve_anywhere(handle, close, args)
             elif spawn is not self._replaced_spawn:
-                spawn(acceptor.serve, handle, close, args)
+                spawn(acceptor.serve_anywhere, handle, close, args)
             elif self.pool is not None:
                 self.pool.handle(acceptor.serve, handle, close, args)
             else:
@@ -509,7 +510,7 @@ class StreamServer(gevent.server.StreamServer):
                 handlers.spawn(acceptor.serve, handle, close, args)
         except BaseException:
             if acceptor.begun == begun:
-                acceptor.failed += 1
+                acceptor.never_served()
             close(*args)
             raise
 
