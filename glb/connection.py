@@ -66,6 +66,14 @@ class LazySocket(GeventSocket):
             self._writing = self.hub.loop.io(self._sock.fileno(), _WRITE)
         return self._writing
 
+    def shutdown(self, how: int) -> None:
+        # As gevent's, which would make the watchers to look whether anybody waits.
+        if how in (_socket.SHUT_RD, _socket.SHUT_RDWR):
+            self.hub.cancel_wait(self._reading, cancel_wait_ex)
+        if how in (_socket.SHUT_WR, _socket.SHUT_RDWR):
+            self.hub.cancel_wait(self._writing, cancel_wait_ex)
+        self._sock.shutdown(how)
+
     def _drop_events_and_close(self, closefd: bool = True, _reason: Any = cancel_wait_ex) -> None:
         # gevent's would make the watchers to drop them.
         watchers = (self._reading, self._writing)
@@ -91,17 +99,18 @@ class Connection(LazySocket):
             family = _socket.AF_INET if family == -1 else family
             type = _socket.SOCK_STREAM if type == -1 else type  # noqa: A001  # as above
             proto = 0 if proto == -1 else proto
+        self._sock = None  # if there will be none, it can still be looked at
         sock = PlainSocket(family, type, proto, fileno)
         sock.setblocking(False)
         super().__init__(sock)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         # Mostly all goes at once. gevent first asks the kernel how big its buffer is.
-        if data.__class__ in (bytes, bytearray) and data:
+        if data.__class__ in (bytes, bytearray) and data and self.timeout != 0.0:
             try:
                 sent = self._sock.send(data, flags)
             except OSError as error:
-                if error.errno not in GSENDAGAIN or self.timeout == 0.0:
+                if error.errno not in GSENDAGAIN:
                     raise
                 sent = 0
             if sent == len(data):

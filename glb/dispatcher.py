@@ -229,11 +229,6 @@ class Dispatcher:
 
     # -- turns -----------------------------------------------------------------------------
 
-    def _next(self) -> Member | None:
-        if self._entry.policy is _LEAST_CONNECTIONS:
-            return least_loaded(self._ring.ready())
-        return self._ring.first()
-
     def _on_readable(self) -> None:
         self._is_giving_turns = True
         try:
@@ -252,8 +247,12 @@ class Dispatcher:
         # A turn may run a greenlet, or a handler, that changes anything here. So nothing is
         # remembered from one turn to the next.
         taken = 0
+        entry, ring = self._entry, self._ring
         while self._io is not None and self._pause is None:
-            member = self._next()
+            if entry.policy is _LEAST_CONNECTIONS:
+                member = least_loaded(ring.ready())
+            else:
+                member = ring.first()
             if member is None or taken >= member.max_accept:
                 return
             try:

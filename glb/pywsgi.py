@@ -58,6 +58,9 @@ _HEADER: Final = re.compile(r"([!-9;-~]+):[ \t]*([^\r\n]*)")
 SMALL_BODY_BYTES: Final = 16384
 
 
+_FORMAT_REQUEST: Final = GeventWSGIHandler.format_request
+
+
 class WSGIHandler(GeventWSGIHandler):
     """gevent's handler of a connection's requests, with less to do for small ones.
 
@@ -95,7 +98,8 @@ class WSGIHandler(GeventWSGIHandler):
         return headers_factory(io.BytesIO(data), *args)
 
     def _write_with_headers(self, data: bytes) -> None:
-        if len(data) > SMALL_BODY_BYTES:
+        # Anything else that gevent lets through, or fails on with the head sent, does so there.
+        if not isinstance(data, (bytes, bytearray)) or len(data) > SMALL_BODY_BYTES:
             super()._write_with_headers(data)  # type: ignore[misc]  # not in the stubs
             return
         self._collected = bytearray()
@@ -112,9 +116,9 @@ class WSGIHandler(GeventWSGIHandler):
             self._collected += data
 
     def log_request(self) -> None:
-        # gevent makes the line, and throws it away. A subclass may want it for itself.
+        # gevent makes the line, and throws it away. Another `format_request` may keep it.
         is_read = type(self.server.log) is not _NoopLog
-        if is_read or type(self).format_request is not GeventWSGIHandler.format_request:
+        if is_read or type(self).format_request is not _FORMAT_REQUEST:
             super().log_request()
 
 

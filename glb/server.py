@@ -443,11 +443,10 @@ class StreamServer(gevent.server.StreamServer):
             self._accept_again()
 
     def handler_ended(self) -> None:
-        """A handler is done, in whatever thread it ran: there may be room."""
-        if self._state is State.FULL and not self._is_told_of_room:
-            dispatcher = self._dispatcher
-            if dispatcher is not None:
-                dispatcher.send(self._look_for_room)
+        """A handler is done, in whatever thread it ran: if all was full, there may be room."""
+        dispatcher = self._dispatcher
+        if dispatcher is not None and not self._is_told_of_room:
+            dispatcher.send(self._look_for_room)
 
     def _look_for_room(self) -> None:
         if self._state is State.FULL and not self.full():
