@@ -23,6 +23,7 @@ __all__ = ["Connection", "LazySocket", "PlainSocket"]
 #: gevent's own plain socket, which can be weakly referenced.
 PlainSocket: Final[Any] = GeventSocket._gevent_sock_class  # type: ignore[attr-defined]  # not in the stubs
 
+_BYTES: Final = frozenset((bytes, bytearray))  # whose length is what is sent
 _READ: Final = 1
 _WRITE: Final = 2
 
@@ -106,7 +107,7 @@ class Connection(LazySocket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         # Mostly all goes at once. gevent first asks the kernel how big its buffer is.
-        if data.__class__ in (bytes, bytearray) and data and self.timeout != 0.0:
+        if type(data) in _BYTES and data and self.timeout != 0.0:
             try:
                 sent = self._sock.send(data, flags)
             except OSError as error:
