@@ -23,10 +23,12 @@ Source: ``gevent.Greenlet.spawn`` and ``gevent.pool.Pool``, for what a handler s
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import math
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import getweakrefcount
 
 from gevent import Greenlet, GreenletExit, get_hub, getcurrent
@@ -42,11 +44,15 @@ MAX_PARKED: Final = 256
 # enough that a peak's memory is back before anybody asks where it is.
 TRIM_SECONDS: Final = 5.0
 
-# What a parked greenlet is told when it may end.
+# What a parked greenlet is told when there is a job for it. Any other word means that somebody
+# knows it, and it ends.
+_GO: Final = object()
 _END: Final = object()
 
-# Where there are no counts, none is right.
-_count_references: Final[Callable[[object], int]] = getattr(sys, "getrefcount", lambda _: -1)
+# Where there are no counts, none is right: nan equals nothing, not even itself.
+_count_references: Final[Callable[[object], float]] = getattr(
+    sys, "getrefcount", lambda _: math.nan
+)
 
 #: ``run(handle, close, args)`` runs a connection's handler and closes it; then the pool.
 Job = tuple[
@@ -57,11 +63,12 @@ Job = tuple[
 class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stubs alone
     """A greenlet that runs the jobs of its `Handlers`, until somebody could tell."""
 
-    __slots__ = ("_handlers", "_job", "_result", "_tree_locals")
+    __slots__ = ("_handlers", "_has_ended", "_job", "_result", "_tree_locals")
 
     def __init__(self, handlers: Handlers) -> None:
         super().__init__()
         self._handlers = handlers
+        self._has_ended = False
         self._job: Job | None = None
         self._result: object = None
         self._tree_locals = self.spawn_tree_locals
@@ -76,8 +83,10 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
         handlers = self._handlers
         jobs = handlers.jobs
         park = handlers.hub.switch
+        if not handlers.untouched_started:
+            handlers.untouched_started = _count_references(self)  # it is the probe
         while True:
-            references = _count_references(self)
+            handlers.due -= 1
             self._job = run, handle, close, args, pool = jobs.popleft()
             if pool is None:
                 self._result = run(handle, close, args)
@@ -91,23 +100,52 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
             self._job = None
             self.gr_context = None
             if (
-                jobs
+                handlers.due > 0
                 and handlers.started is self
-                and _count_references(self) == references
+                and _count_references(self) == handlers.untouched_started
                 and self._is_bare()
             ):
-                # It never waited: who had a reference when the job began has it still, in
-                # the very switch that started it, and nobody else has.
                 continue
-            handlers.ended(self)
-            if park() is _END:
+            if self.has_links():
                 return self._result
+            self._has_ended = True
+            handlers.ended(self)
+            try:
+                told = park()
+            except BaseException:
+                told = _END  # a kill or a Timeout that comes too late: as nothing to the dead
+            self._has_ended = False
+            if told is not _GO:
+                return self._result
+
+    # Whoever asks knows it: then it ends at once, and not when the hub looks at it. (But for
+    # who asks whether it is `dead`: gevent does, of one that it has just thrown something into.)
+
+    def ready(self) -> bool:
+        self._end_if_ended()
+        return bool(super().ready())
+
+    def __bool__(self) -> bool:
+        self._end_if_ended()
+        return bool(super().__bool__())
+
+    def _end_if_ended(self) -> None:
+        if self._has_ended and _THREAD.handlers is self._handlers:
+            self.end()
+
+    def end(self) -> None:
+        """Let it end, which is parked, and come back here."""
+        hub, here = cast("Any", self.parent), cast("Any", getcurrent())
+        self.parent = here
+        self.switch(_END)
+        self.parent = hub
 
     def _is_bare(self) -> bool:
         return not (
             getweakrefcount(self)
             or self.has_links()
             or self.__dict__
+            or self.kwargs
             or self.spawn_tree_locals is not self._tree_locals
             or self.parent is not self._handlers.hub
         )
@@ -128,8 +166,13 @@ class Handlers:
         self.hub = hub
         #: What waits for a greenlet.
         self.jobs: deque[Job] = deque()
+        #: How many of them are to start before the hub has another turn: not those that they
+        #: bring about themselves.
+        self.due = 0
         #: Who runs within the switch that started it: it has not waited for anything yet.
         self.started: HandlerGreenlet | None = None
+        #: How many references there are to it then, if nobody knows it.
+        self.untouched_started: float = 0
         self._is_starting = False
         self._is_due = False
         self._ended: list[HandlerGreenlet] = []
@@ -137,8 +180,8 @@ class Handlers:
         self._least_parked = 0
         self._trimmer: Any = None
         self._users = 0
-        # How many references there are to a parked greenlet that nobody knows.
-        self._untouched = 0
+        # How many references there are to a greenlet that has ended, if nobody knows it.
+        self._untouched_ended: float = 0
 
     def __len__(self) -> int:
         """How many are parked."""
@@ -177,6 +220,7 @@ class Handlers:
         """Kill the jobs that wait in *pool*'s name: their connections are closed."""
         dropped = [job for job in self.jobs if job[-1] is pool]
         for job in dropped:
+            self.due -= 1
             self.jobs.remove(job)
             self._kill(job)
 
@@ -184,12 +228,17 @@ class Handlers:
         jobs, parked = self.jobs, self._parked
         self._is_starting = True
         try:
-            if not self._untouched:
-                self._untouched = self._probe()
-            while jobs:
+            if not self._untouched_ended:
+                self._untouched_ended = self._probe()
+            self.due = len(jobs)
+            while self.due > 0:
                 # No other name for it: each reference counts.
-                self.started = parked.pop() if parked else self._new()
-                self.started.switch()
+                if parked:
+                    self.started = parked.pop()
+                    self.started.switch(_GO)
+                else:
+                    self.started = self._new()
+                    self.started.switch()
                 self.started = None
                 if self._ended:
                     self._park_untouched()
@@ -208,6 +257,7 @@ class Handlers:
             # The switch to it takes it off the loop again.
             greenlet.start()
         except BaseException:
+            self.due -= 1
             self._kill(self.jobs.popleft())
             raise
         return greenlet
@@ -217,13 +267,16 @@ class Handlers:
         if pool is not None:
             pool.cancel()
         with contextlib.suppress(GreenletExit):
-            run(_die, close, args)
+            contextvars.copy_context().run(run, _die, close, args)
 
-    def _probe(self) -> int:
-        greenlet = HandlerGreenlet(self)
-        self.jobs.appendleft((_do_nothing, _do_nothing, _do_nothing, (), None))
-        greenlet.switch()
-        self._ended.clear()
+    def _probe(self) -> float:
+        def run(*_: object) -> None:
+            self.started = None  # or it would go on to the next job
+
+        self.jobs.appendleft((run, run, run, (), None))
+        self.started = HandlerGreenlet(self)
+        self.started.switch()
+        greenlet = self._ended.pop()
         count = _count_references(greenlet)
         greenlet.switch(_END)
         return count
@@ -242,11 +295,12 @@ class Handlers:
         while ended:
             greenlet = ended.pop()
             if (
-                _count_references(greenlet) == self._untouched
+                _count_references(greenlet) == self._untouched_ended
                 and greenlet._is_bare()
                 and len(self._parked) < MAX_PARKED
                 and self._users
             ):
+                greenlet._has_ended = False
                 greenlet._result = None
                 self._parked.append(greenlet)
                 if self._trimmer is None:
@@ -260,10 +314,8 @@ class Handlers:
         surplus = self._parked[: self._least_parked]
         del self._parked[: self._least_parked]
         self._least_parked = len(self._parked)
-        here: Any = getcurrent()  # where the end of each leads back to
         for greenlet in surplus:
-            greenlet.parent = here
-            greenlet.switch(_END)
+            greenlet.end()
         if not self._parked and self._trimmer is not None:
             if self.hub.loop is not None:  # a destroyed one has taken its timers along
                 self._trimmer.stop()
@@ -277,6 +329,7 @@ class HandlerPool(Pool):
     # gevent's, which the stubs leave out.
     _empty_event: Any
     _semaphore: Any
+    dying: set[Any]
 
     def __init__(self, size: int | None = None) -> None:
         super().__init__(size)
@@ -323,9 +376,12 @@ class HandlerPool(Pool):
         self._discard(None)
 
     def _discard(self, greenlet: Greenlet | None) -> None:  # type: ignore[type-arg]  # as above
-        super()._discard(greenlet)  # type: ignore[misc]  # not in the stubs
-        if self._waiting:
-            self._empty_event.clear()
+        # gevent's, but for who waits.
+        self.greenlets.discard(greenlet)
+        self.dying.discard(greenlet)
+        if not len(self):
+            self._empty_event.set()
+        self._semaphore.release()
 
 
 class _Thread(get_original("threading", "local")):  # type: ignore[misc]  # found at run time
@@ -342,10 +398,6 @@ def handlers_here() -> Handlers:
     if handlers is None or handlers.hub is not hub:
         handlers = _THREAD.handlers = Handlers(hub)
     return handlers
-
-
-def _do_nothing(*_args: object) -> None:
-    pass
 
 
 def _die(*_args: object) -> None:
