@@ -22,7 +22,6 @@ Source: ``gevent.Greenlet.spawn`` and ``gevent.pool.Pool``, for what a handler s
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import math
 import sys
@@ -197,8 +196,12 @@ class Handlers:
         """Count a server out. With the last one the parked greenlets end."""
         self._users -= 1
         if self._users == 0 and _THREAD.handlers is self:
-            self._least_parked = len(self._parked)
-            self._trim()
+            self.end_parked()
+
+    def end_parked(self) -> None:
+        """Leave no greenlet parked. In its own thread; its hub may be gone."""
+        self._least_parked = len(self._parked)
+        self._trim()
 
     # -- jobs ------------------------------------------------------------------------------
 
@@ -218,11 +221,13 @@ class Handlers:
 
     def drop(self, pool: HandlerPool) -> None:
         """Kill the jobs that wait in *pool*'s name: their connections are closed."""
-        dropped = [job for job in self.jobs if job[-1] is pool]
-        for job in dropped:
-            self.due -= 1
-            self.jobs.remove(job)
-            self._kill(job)
+        jobs = [*self.jobs]
+        self.jobs.clear()
+        self.jobs.extend(job for job in jobs if job[-1] is not pool)
+        self.due = min(self.due, len(self.jobs))
+        for job in jobs:
+            if job[-1] is pool:
+                self._kill(job)
 
     def _start(self) -> None:
         jobs, parked = self.jobs, self._parked
@@ -266,8 +271,12 @@ class Handlers:
         run, _, close, args, pool = job
         if pool is not None:
             pool.cancel()
-        with contextlib.suppress(GreenletExit):
+        try:
             contextvars.copy_context().run(run, _die, close, args)
+        except GreenletExit:
+            pass
+        except BaseException as error:  # as if in its greenlet, where closing failed
+            self.hub.handle_error(run, type(error), error, error.__traceback__)
 
     def _probe(self) -> float:
         def run(*_: object) -> None:
@@ -396,6 +405,8 @@ def handlers_here() -> Handlers:
     hub: Any = get_hub()
     handlers = _THREAD.handlers
     if handlers is None or handlers.hub is not hub:
+        if handlers is not None:
+            handlers.end_parked()  # its hub was destroyed
         handlers = _THREAD.handlers = Handlers(hub)
     return handlers
 
