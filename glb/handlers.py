@@ -112,6 +112,8 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
             try:
                 told = park()
             except BaseException:
+                if handlers.started is self:
+                    raise  # an interrupt, which struck as the next job came
                 told = _END  # a kill or a Timeout that comes too late: as nothing to the dead
             self._has_ended = False
             if told is not _GO:
@@ -123,6 +125,10 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
     def ready(self) -> bool:
         self._end_if_ended()
         return bool(super().ready())
+
+    def successful(self) -> bool:
+        self._end_if_ended()
+        return bool(super().successful())
 
     def __bool__(self) -> bool:
         self._end_if_ended()
