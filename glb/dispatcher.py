@@ -242,7 +242,7 @@ class Dispatcher:
         # more than that: CPU a connection beside plain gevent, 64 clients at a time, was 0.54
         # with 100 turns a wake-up or with 16, 0.57 with 4, 0.70 with 1; and to stop where the
         # last wake-up found the end, looking on in every 16th, took 3 % less CPU but served
-        # 8 % fewer a second (loadtests/bench, CPython 3.11, libev, Linux 6.18).
+        # 8 % fewer a second (the client of loadtests/bench, CPython 3.11, libev, Linux 6.18).
         #
         # A turn may run a greenlet, or a handler, that changes anything here. So nothing is
         # remembered from one turn to the next.
