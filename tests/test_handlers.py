@@ -113,7 +113,7 @@ def created() -> Iterator[list[None]]:
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, type[BaseException]]]:
-    """The errors that the hub was told of: (context as text, type)."""
+    """The errors that the hub was told of: (context as text, type). To keep it were a trace."""
     found: list[tuple[str, type[BaseException]]] = []
     monkeypatch.setattr(
         gevent.get_hub(),

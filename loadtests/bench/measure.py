@@ -28,7 +28,8 @@ from .contenders import CONTENDERS, Contender, Cpus, Server
 from .figures import Results, fairness
 from .servers.job import REPLY, Job
 
-#: Until a server is done with what comes after the last reply, in seconds.
+#: Until a server is done with what comes after the last reply, in seconds. Its CPU there is part
+#: of the price, and nothing that can be seen from outside tells when it is over.
 SETTLE_SECONDS: Final = 0.03
 
 #: Rate of the open loop, connections/s. An eighth of what plain gevent can do: what is
