@@ -17,11 +17,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .clones import CURRENT, Clone
-from .dispatcher import Turn
+from .dispatcher import Dispatcher, Turn
 from .errors import Heap, classify
+from .ring import Team
 from .stats import CloneStats
+from .turns import Handed
 
 if TYPE_CHECKING:
+    from .branch import Branch
     from .server import StreamServer
 
 __all__ = ["Acceptor", "State"]
@@ -57,6 +60,7 @@ class Acceptor:
     __slots__ = (
         "accepted",
         "begun",
+        "branch",
         "clone",
         "completed",
         "failed",
@@ -65,8 +69,10 @@ class Acceptor:
         "server",
     )
 
-    def __init__(self, server: StreamServer, index: int) -> None:
+    def __init__(self, server: StreamServer, index: int, branch: Branch) -> None:
         self.server = server
+        #: Of the hub on which it lives.
+        self.branch = branch
         self.clone = Clone(index, server)
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Callable[..., object] | None = None
@@ -92,6 +98,16 @@ class Acceptor:
     def __repr__(self) -> str:
         return f"<Acceptor {self.clone} of {self.server}>"
 
+    @property
+    def dispatcher(self) -> Dispatcher:
+        dispatcher = self.branch.dispatcher
+        assert dispatcher is not None, "who stands in a ring has one"
+        return dispatcher
+
+    @property
+    def team(self) -> Team[Any]:
+        return self.branch.team
+
     def take_turn(self) -> Turn:
         server = self.server
         try:
@@ -104,11 +120,61 @@ class Acceptor:
                 return Turn.EMPTY
         except BaseException as error:
             return self._read_failed(error)
-        self.accepted += 1
-        dispatcher = server._dispatcher
+        dispatcher = self.branch.dispatcher
         if dispatcher is not None:
-            dispatcher.taken(server._team, self)
-        server._in_turn = self
+            dispatcher.taken(self)
+        self._handle(args)
+        return Turn.TAKEN
+
+    def has_room(self) -> bool:
+        server = self.server
+        if server.full() or server.has_promised_all():
+            server.found_full()
+            return False
+        return True
+
+    def expect_locked(self) -> None:
+        self.server._expected += 1
+
+    def unexpect_locked(self) -> None:
+        self.server._expected -= 1
+
+    def take(self, handed: Handed) -> bool:
+        server = self.server
+        dispatcher = self.branch.dispatcher
+        if dispatcher is None:
+            return False  # it was closed since
+        turn = server._turn
+        turn.handed = handed
+        try:
+            args: Any = server.do_read()
+            if turn.handed is not None:
+                # A `do_read` that accepts by itself. What it may have got is served as well.
+                if args:
+                    self._handle(args)
+                args = server.read_handed()
+            server.delay = server.min_delay
+            self._handle(args)
+        except BaseException as error:
+            # Nothing was accepted here, so it is nothing that the kernel says.
+            server.back_off(server, error)
+            if turn.handed is not None:
+                return False
+        finally:
+            turn.handed = None
+        with dispatcher.turns.lock:
+            self.unexpect_locked()
+        return True
+
+    def broken(self, error: OSError) -> None:
+        if self.branch.dispatcher is not None:
+            self._read_failed(error)
+
+    def _handle(self, args: Any) -> None:
+        server = self.server
+        self.accepted += 1
+        turn = server._turn
+        turn.acceptor = self
         try:
             server.do_handle(*args)
         except BaseException as error:
@@ -116,8 +182,7 @@ class Acceptor:
             peer = args[1:] if isinstance(args, (tuple, list)) else args
             server.back_off((peer, server), error)
         finally:
-            server._in_turn = None
-        return Turn.TAKEN
+            turn.acceptor = None
 
     def _read_failed(self, error: BaseException) -> Turn:
         server = self.server
@@ -159,9 +224,14 @@ class Acceptor:
     ) -> object:
         """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
         outer = CURRENT.get()
+        branch = self.branch
+        if branch.thread is not None:
+            branch.begin()
         try:
             return self.serve(handle, close, args)
         finally:
+            if branch.thread is not None:
+                branch.end()
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
 
     def never_served(self) -> None:
@@ -176,5 +246,6 @@ class Acceptor:
             self.load,
             self.completed,
             self.failed,
-            not self.is_paused and self.server.is_ready,
+            not self.is_paused and self.server.is_ready and self.branch.is_ready,
+            self.branch.index,
         )

@@ -30,10 +30,13 @@ class Policy(enum.Enum):
     ``ROUND_ROBIN`` takes the clone that has waited longest: exact turns.
     ``LEAST_CONNECTIONS`` takes the one for which the fewest handlers run, and of equals the
     one that has waited longest; it looks at every ready clone, so it costs O(N).
+    ``FIRST`` fills one hub before the next: turns go round the ready clones of the first hub
+    that has any. With one hub it is ``ROUND_ROBIN``.
     """
 
     ROUND_ROBIN = "round_robin"
     LEAST_CONNECTIONS = "least_connections"
+    FIRST = "first"
 
     @classmethod
     def of(cls, policy: Policy | str | None) -> Policy | None:

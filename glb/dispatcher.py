@@ -1,16 +1,21 @@
 """The dispatcher: gives the turns of one address on one hub.
 
-It watches one descriptor, the pristine socket's, however many clones there are, and only
-while one of them is ready. When connections wait, it asks the ring whose turn it is and
-lets that clone accept; nothing is taken from the kernel that no clone is ready to take, so
-overload waits in the accept queue and costs nothing here.
+On duty (see `glb.turns`) it watches one descriptor, the pristine socket's, however many
+clones there are, and only while one of them is ready. When connections wait, it asks whose
+turn it is and lets that clone accept; nothing is taken from the kernel that no clone is ready
+to take, so overload waits in the accept queue and costs nothing here.
+
+Where clones of several hubs share the address, it accepts itself, and hands the connection
+to the clone: to its own ones here and now, one at a time, to another hub's by the inbox of
+that one's dispatcher, which takes them up one at a time. So whatever a handler that blocks
+keeps from its start is in the accept queue or in an inbox, where others find it.
 
 When the kernel is out of room for another connection, the dispatcher pauses for all of its
 clones at once, says so in the log once, and tries again by itself. Nobody is lost: the
 accept queue keeps who waits.
 
 What a turn is, the clones know: `glb.listener` and `glb.acceptor`. A dispatcher belongs to
-its hub's thread. From others only `send` and `run` may be called.
+its hub's thread. From others only `send`, `run`, and what ends in ``_locked`` may be called.
 
 Source: the shape is memcached's and HAProxy's (accept, then deal out); the pause is theirs
 and trio's.
@@ -25,17 +30,16 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from .balance import Policy, least_loaded
-from .errors import Heap, classify, listener_closed
+from .errors import Heap, classify
 from .registry import Entry, native_ident
-from .ring import Ring, Team
+from .ring import Team
+from .turns import Handed, Turns
 
-__all__ = ["Dispatcher", "Turn"]
+__all__ = ["Dispatcher", "Member", "Turn"]
 
 log: Final = logging.getLogger("glb")
 
 _READ: Final = 1
-_LEAST_CONNECTIONS: Final = Policy.LEAST_CONNECTIONS
 
 # So long without a failure and the next one is news. Longer than the longest pause, 1 s.
 EPISODE_GAP_SECONDS: Final = 1.0
@@ -50,46 +54,73 @@ class Turn(enum.Enum):
 
 
 class Member(Protocol):
-    """A clone in the ring."""
+    """A clone in the ring. All but the last five are called in its own hub."""
 
     @property
     def load(self) -> int: ...
     @property
-    def max_accept(self) -> int:
-        """How many connections a wake-up may take, counting those before this turn."""
+    def dispatcher(self) -> Dispatcher: ...
+    @property
+    def team(self) -> Team[Any]: ...
 
     def take_turn(self) -> Turn:
         """Accept one connection and hand it on. Raises only what is out of room."""
 
-    def next_delay(self) -> float:
-        """How long to pause now, in seconds, growing with each call; negative: don't."""
+    def take(self, handed: Handed) -> bool:
+        """Handle what was accepted for it, and expect it no more; ``False`` if it can't."""
+
+    def broken(self, error: OSError) -> None:
+        """Its socket is not what it should be."""
 
     @property
     def context(self) -> object:
         """Whose turn it is, for a report: the server or the listener."""
 
+    @property
+    def max_accept(self) -> int:
+        """How many connections a wake-up may take, counting those before this turn."""
+
+    def next_delay(self) -> float:
+        """How long to pause now, in seconds, growing with each call; negative: don't."""
+
+    def has_room(self) -> bool:
+        """Whether it could take one more; if not, it has left the ring."""
+
+    def expect_locked(self) -> None: ...
+    def unexpect_locked(self) -> None: ...
+
 
 class Dispatcher:
-    """The turns of one entry on one hub; see `dispatcher_for`."""
+    """The turns of one entry on one hub; see `glb.standby.dispatcher_for`."""
+
+    is_standby: bool = False
 
     def __init__(self, entry: Entry, hub: Any) -> None:
         self.thread: int = hub.thread_ident
-        #: Connections that were taken here.
         self.accepted = 0
-        self._entry = entry
-        self._hub = hub
-        self._users = 0
-        self._ring: Ring[Member] = Ring()
+        self.inbox: deque[Handed] = deque()
         #: The team of those who have none: plain listeners.
         self.singles: Team[Member] = Team()
-        self._seated: set[Team[Member]] = set()
+        self.seated: dict[Team[Any], None] = {self.singles: None}
+        self.has_turns = True
+        self.stalled_at: float | None = None
+        #: Counts what its hub does here, so that the standby sees whether it does.
+        self.moves = 0
+        self.turns: Turns = entry.turns
+        self.hub: Final = hub
+        self._entry = entry
+        self._users = 0
         self._is_giving_turns = False
         self._is_orphan = False
+        # Whether a callback is on its way to it, to give the next turn, or take up the next.
+        self._goes_on = False
+        self._takes_up = False
+        self._taken = 0
         self._calls: deque[Callable[[], object]] = deque()
         self._pause: Any = None
         self._io: Any = hub.loop.io(entry.pristine.fileno(), _READ)
         self._wake_up: Any = hub.loop.async_(ref=False)
-        self._wake_up.start(self._answer_calls)
+        self._wake_up.start(self._answer)
 
     # -- who uses it -----------------------------------------------------------------------
 
@@ -105,18 +136,23 @@ class Dispatcher:
 
     def send(self, call: Callable[[], object]) -> None:
         """Have *call* called in this dispatcher's hub. From any thread."""
-        with self._entry.registry.lock:
+        with self.turns.lock:
             if self._wake_up is None or not self.has_loop:
                 return
             self._calls.append(call)
-            try:
-                self._wake_up.send()
-            except Exception:
-                # Its thread is destroying the loop this moment, and the watchers with it.
-                self._io = self._wake_up = self._pause = None
-                self._is_orphan = True
-                self._entry.forget_dispatcher(self._hub)
-                self._answer_calls()
+            self.wake_locked()
+
+    def wake_locked(self) -> None:
+        if self._wake_up is None or not self.has_loop:
+            return
+        try:
+            self._wake_up.send()
+        except Exception:
+            # Its thread is destroying the loop this moment, and the watchers with it.
+            self._io = self._wake_up = self._pause = None
+            self._is_orphan = True
+            self._entry.forget_dispatcher(self.hub)
+            self._answer_calls()
 
     def run(self, call: Callable[[], object]) -> None:
         """Call *call*: now, if this thread may touch the dispatcher, else in its hub."""
@@ -128,12 +164,27 @@ class Dispatcher:
     @property
     def has_loop(self) -> bool:
         """Whether its loop is there. A destroyed one has taken its watchers with it."""
-        return not self._is_orphan and self._hub.loop is not None
+        return not self._is_orphan and self.hub.loop is not None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its hub or thread is gone."""
+        return self.hub.dead or not self.has_loop
 
     @property
     def is_here(self) -> bool:
-        """Whether this thread may touch it: its own, or any once its hub or thread is gone."""
-        return self.thread == native_ident() or self._hub.dead or not self.has_loop
+        """Whether this thread may touch it: its own, or any once it is dead."""
+        return self.thread == native_ident() or self.is_dead
+
+    def _answer(self) -> None:
+        self.moves += 1
+        self._answer_calls()
+        if self.inbox or not self.has_turns:
+            self._take_up_next()
+        if self.turns.on_duty is self and self.turns.has_waiting:
+            self._on_readable()
+        else:
+            self._watch_while_ready()
 
     def _answer_calls(self) -> None:
         while self._calls:
@@ -141,7 +192,7 @@ class Dispatcher:
 
     def close(self) -> None:
         """Leave nothing on the loop. Twice is harmless."""
-        with self._entry.registry.lock:
+        with self.turns.lock:
             if self._io is None:
                 return
             io, wake_up = self._io, self._wake_up
@@ -151,60 +202,22 @@ class Dispatcher:
             for watcher in (io, wake_up):
                 watcher.stop()
                 watcher.close()
-        self._entry.forget_dispatcher(self._hub)
+        self._entry.forget_dispatcher(self.hub)
 
-    # -- the ring --------------------------------------------------------------------------
+    # -- turns of its clones -----------------------------------------------------------------
 
-    def join(self, team: Team[Member], member: Member) -> None:
-        """Let *member* have its turns."""
-        self._ring.join(team, member)
-        self._watch_while_ready()
-
-    def leave(self, team: Team[Member], member: Member) -> None:
-        """Give *member* no more turns."""
-        self._ring.leave(team, member)
-        self._watch_while_ready()
-
-    def taken(self, team: Team[Member], member: Member) -> None:
-        """*member* has taken a connection: send it to the end of the line."""
+    def taken(self, member: Member) -> None:
+        """*member*, on this hub, has taken a connection: send it to the end of the line."""
         self.accepted += 1
-        self._ring.rotate(team, member)
+        self.turns.rotate(member)
 
-    def rotate(self, team: Team[Member], member: Member) -> None:
-        """Send *member*, who had its turn, to the end of the line."""
-        self._ring.rotate(team, member)
+    def hold_loop(self) -> None:
+        """Keep the hub alive as long as a server accepts, in its own thread.
 
-    def seat(self, team: Team[Member]) -> None:
-        """Let all of *team* have turns."""
-        self._ring.seat(team)
-        self._seated.add(team)
-        self._hold_loop()
-        self._watch_while_ready()
-
-    def unseat(self, team: Team[Member]) -> None:
-        """Pass over all of *team*."""
-        self._ring.unseat(team)
-        self._seated.discard(team)
-        self._hold_loop()
-        self._watch_while_ready()
-
-    def drop(self, team: Team[Member]) -> None:
-        """Forget *team*, for good."""
-        self._ring.drop(team)
-        self._seated.discard(team)
-        self._hold_loop()
-        self._watch_while_ready()
-
-    def _hold_loop(self) -> None:
-        # A server that accepts keeps its hub alive, although all its clones may be paused
-        # and no descriptor watched.
+        All of its clones may be paused, and no descriptor watched.
+        """
         if self._wake_up is not None and self.has_loop:
-            self._wake_up.ref = bool(self._seated)
-
-    @property
-    def ready(self) -> int:
-        """How many clones wait for a connection."""
-        return 0 if self._pause is not None else len(self._ring)
+            self._wake_up.ref = len(self.seated) > 1
 
     @property
     def is_paused(self) -> bool:
@@ -214,30 +227,50 @@ class Dispatcher:
     @property
     def is_watching(self) -> bool:
         """Whether the loop has its eye on the pristine socket's descriptor."""
-        return self._io is not None and self.has_loop and self._io.active
+        return self._io is not None and self.has_loop and bool(self._io.active)
+
+    # -- watching ------------------------------------------------------------------------------
+
+    def look_locked(self) -> None:
+        if self.is_here:
+            self._watch_while_ready()
+        elif not self.is_watching and self._is_to_watch():
+            # The other way round it finds out by itself.
+            self.wake_locked()
+
+    def _is_to_watch(self) -> bool:
+        turns = self.turns
+        return turns.on_duty is self and self._pause is None and turns.next() is not None
 
     def _watch_while_ready(self) -> None:
         # Between two turns the ring is often empty for a moment, when a listener's only
         # greenlet had its turn and is about to accept again: then the watcher stays.
         if self._io is None or self._is_giving_turns or not self.has_loop:
             return
-        if self._pause is None and self._ring.first() is not None:
+        if self._is_to_watch():
             if not self._io.active:
                 self._io.start(self._on_readable)
         else:
             self._io.stop()
 
-    # -- turns -----------------------------------------------------------------------------
-
     def _on_readable(self) -> None:
+        if self._is_giving_turns or self._goes_on:
+            return
+        self._taken = 0
+        self._give_turns()
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def _give_turns(self) -> None:
+        self._goes_on = False
         self._is_giving_turns = True
         try:
-            self._give_turns()
+            self._give_turns_while_ready()
         finally:
             self._is_giving_turns = False
             self._watch_while_ready()
 
-    def _give_turns(self) -> None:
+    def _give_turns_while_ready(self) -> None:
         # Until the queue is empty, at the price of one accept that fails. To stop sooner costs
         # more than that: CPU a connection beside plain gevent, 64 clients at a time, was 0.54
         # with 100 turns a wake-up or with 16, 0.57 with 4, 0.70 with 1; and to stop where the
@@ -246,24 +279,85 @@ class Dispatcher:
         #
         # A turn may run a greenlet, or a handler, that changes anything here. So nothing is
         # remembered from one turn to the next.
-        taken = 0
-        entry, ring = self._entry, self._ring
-        while self._io is not None and self._pause is None:
-            if entry.policy is _LEAST_CONNECTIONS:
-                member = least_loaded(ring.ready())
-            else:
-                member = ring.first()
-            if member is None or taken >= member.max_accept:
+        turns = self.turns
+        while self._io is not None and self._pause is None and turns.on_duty is self:
+            self.moves += 1
+            member: Member | None = turns.next()
+            if member is None or self._taken >= member.max_accept:
                 return
             try:
-                turn = member.take_turn()
+                turn = member.take_turn() if turns.standby is None else self._deal(member)
             except BaseException as error:
                 self._pause_for(member, error)
                 return
             if turn is Turn.EMPTY:
                 return
             if turn is Turn.TAKEN:
-                taken += 1
+                self._taken += 1
+                if self._goes_on:
+                    return
+
+    def _deal(self, member: Member) -> Turn:
+        """Accept one connection, and hand it to the clone whose turn it is then."""
+        if not member.has_room():
+            return Turn.PASSED
+        turns = self.turns
+        handed = turns.take_waiting()
+        if handed is None:
+            try:
+                handed = Handed(*self._entry.pristine._accept())  # type: ignore[attr-defined]  # not in the stubs
+            except BlockingIOError:
+                return Turn.EMPTY
+            except OSError as error:
+                return self._accept_failed(member, error)
+        if turns.hand(handed, self):
+            self._take_up(handed)
+            # The next one when its handler has begun, and not before: see above.
+            self._goes_on = True
+            self.hub.loop.run_callback(self._give_turns)
+        return Turn.TAKEN
+
+    def _accept_failed(self, member: Member, error: OSError) -> Turn:
+        heap = classify(error)
+        if self._entry.is_closed:
+            return Turn.EMPTY
+        if heap is Heap.PEER_LEFT:
+            return Turn.TAKEN
+        if heap is Heap.BROKEN:
+            self.turns.leave(member)
+            member.dispatcher.run(lambda: member.broken(error))
+            return Turn.PASSED
+        raise error
+
+    # -- what was handed to it -----------------------------------------------------------------
+
+    def _take_up_next(self) -> None:
+        # One in a turn of the hub, so that its handler has begun before the next is touched.
+        if not self._takes_up:
+            self._take_up_one()
+
+    def _take_up_one(self) -> None:
+        self._takes_up = False
+        self.moves += 1
+        turns = self.turns
+        with turns.lock:
+            if not self.inbox:
+                turns.restore_locked(self)
+                return
+            handed = self.inbox.popleft()
+        self._takes_up = True
+        try:
+            self._take_up(handed)
+        finally:
+            self.hub.loop.run_callback(self._take_up_one)
+
+    def _take_up(self, handed: Handed) -> None:
+        self.accepted += 1
+        if not handed.member.take(handed):
+            self.accepted -= 1
+            self.turns.give_back(handed)
+
+    # -- pauses --------------------------------------------------------------------------------
 
     def _pause_for(self, member: Member, error: BaseException) -> None:
         delay = member.next_delay()
@@ -272,9 +366,9 @@ class Dispatcher:
         else:
             # Clones let nothing else through, unless it strikes from outside: an interrupt,
             # or the end of this hub, which goes on from here. gevent would stop the watcher.
-            self._hub.loop.handle_error(member.context, type(error), error, error.__traceback__)
+            self.hub.loop.handle_error(member.context, type(error), error, error.__traceback__)
         if delay >= 0 and self._io is not None:
-            self._pause = self._hub.loop.timer(delay)
+            self._pause = self.hub.loop.timer(delay)
             self._pause.start(self._resume)
 
     def _log_once(self, context: object, error: BaseException, delay: float) -> None:
@@ -299,20 +393,3 @@ class Dispatcher:
         if pause is not None:
             pause.stop()
             pause.close()
-
-
-def dispatcher_for(entry: Entry, hub: Any) -> Dispatcher:
-    """Return *entry*'s dispatcher on *hub*, attached; the caller detaches it.
-
-    Raises:
-        OSError: EBADF, when the entry is closed.
-    """
-    with entry.registry.lock:
-        if entry.is_closed:
-            raise listener_closed(entry.address)
-        dispatcher = entry.dispatchers.get(hub)
-        if dispatcher is None:
-            dispatcher = entry.dispatchers[hub] = Dispatcher(entry, hub)
-        assert isinstance(dispatcher, Dispatcher)
-        dispatcher.attach()
-        return dispatcher

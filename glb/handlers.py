@@ -31,10 +31,11 @@ from typing import Any, Final, cast
 from weakref import getweakrefcount
 
 from gevent import Greenlet, GreenletExit, get_hub, getcurrent
+from gevent.lock import DummySemaphore
 from gevent.monkey import get_original
 from gevent.pool import Pool
 
-__all__ = ["HandlerGreenlet", "HandlerPool", "Handlers", "handlers_here"]
+__all__ = ["HandlerGreenlet", "HandlerPool", "Handlers", "SharedPool", "handlers_here"]
 
 # Two full wake-ups of 100 connections, and some. A parked greenlet holds about 7 KiB
 # (250 of them, CPython 3.11 and 3.13).
@@ -398,6 +399,96 @@ class HandlerPool(Pool):
         if not len(self):
             self._empty_event.set()
         self._semaphore.release()
+
+
+class SharedPool:
+    """One bound for the handlers of several hubs, each with a `HandlerPool` of its own.
+
+    What it tells, it tells from any thread; `join` and `kill` are for the handlers of this
+    thread's hub.
+
+    Args:
+        size: How many handlers at once, on all hubs together; ``None`` is no bound.
+        on_room: Called when a handler is done, in its hub.
+    """
+
+    def __init__(self, size: int | None, on_room: Callable[[], object]) -> None:
+        self.size: Final = size
+        # gevent's servers ask for it.
+        self._semaphore: Final = DummySemaphore()
+        self._on_room = on_room
+        self._pools: dict[_PartOfPool, None] = {}
+        self._thread = _PoolOfThread()
+
+    def __len__(self) -> int:
+        return sum(len(pool) for pool in [*self._pools])
+
+    def free_count(self) -> int:
+        """How many more there could be; without a bound that is 1, as in gevent."""
+        return 1 if self.size is None else max(0, self.size - len(self))
+
+    def full(self) -> bool:
+        """Whether there is no room for one more."""
+        return self.free_count() == 0
+
+    def here(self) -> HandlerPool:
+        """Return the pool of this thread's hub."""
+        pool = self._thread.pool
+        if pool is None or pool.hub is not get_hub():
+            pool = self._thread.pool = _PartOfPool(self)
+            self._pools[pool] = None
+        return pool
+
+    def handle(self, *job: Any) -> None:
+        """Handle one connection here: see `HandlerPool.handle`."""
+        self.here().handle(*job)
+
+    def spawn(self, *args: Any, **kwargs: Any) -> Greenlet:  # type: ignore[type-arg]  # as above
+        """Run a function in a greenlet of this thread's hub."""
+        return self.here().spawn(*args, **kwargs)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the handlers of this hub, at most *timeout* seconds."""
+        return self.here().join(timeout)
+
+    def kill(self, *args: Any, **kwargs: Any) -> None:
+        """Kill the handlers of this hub. The arguments are gevent's."""
+        self.here().kill(*args, **kwargs)
+
+    def forget_here(self) -> None:
+        """Forget the pool of this thread, whose hub is about to end."""
+        pool = self._thread.pool
+        if pool is not None:
+            self._thread.pool = None
+            self._pools.pop(pool, None)
+
+    def keep_here(self) -> None:
+        """Forget all but this thread's: the others are not in this process."""
+        pool = self._thread.pool
+        self._pools = {} if pool is None else {pool: None}
+
+    def ended(self) -> None:
+        """A handler of any hub is done."""
+        self._on_room()
+
+
+class _PartOfPool(HandlerPool):
+    """One hub's part of a `SharedPool`."""
+
+    def __init__(self, shared: SharedPool) -> None:
+        super().__init__()
+        self.hub: Any = get_hub()
+        self._shared = shared
+
+    __hash__ = object.__hash__
+
+    def _discard(self, greenlet: Greenlet | None) -> None:  # type: ignore[type-arg]  # as above
+        super()._discard(greenlet)
+        self._shared.ended()
+
+
+class _PoolOfThread(get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+    pool: _PartOfPool | None = None
 
 
 class _Thread(get_original("threading", "local")):  # type: ignore[misc]  # found at run time

@@ -26,9 +26,12 @@ from gevent.hub import Waiter
 from . import errors, sockets
 from .address import parse
 from .connection import Connection, LazySocket, PlainSocket
-from .dispatcher import Dispatcher, Turn, dispatcher_for
+from .dispatcher import Dispatcher, Turn
 from .errors import Heap, classify
 from .registry import REGISTRY, Entry, Share, native_ident
+from .ring import Team
+from .standby import dispatcher_for
+from .turns import Handed
 
 __all__ = ["Listener", "bind", "bind_direct", "bind_load_balanced"]
 
@@ -136,8 +139,11 @@ class Listener(LazySocket):
                 seat.close()
 
     def _accept_now(self) -> tuple[int, Any]:
-        accepted: tuple[int, Any] = self._sock._accept()
-        self.entry.accepted_before += 1
+        turns = self.entry.turns
+        handed = turns.take_waiting()  # by a hub that was too slow
+        accepted: tuple[int, Any]
+        accepted = (handed.number, handed.address) if handed else self._sock._accept()
+        turns.accepted_before += 1
         return accepted
 
     def _connection(self, descriptor: int, address: Any) -> tuple[Connection, Any]:
@@ -183,6 +189,10 @@ class Listener(LazySocket):
         clone = type(self)(REGISTRY.acquire(self.entry))
         clone.settimeout(self.gettimeout())
         return clone
+
+    def belongs_to(self, thread: int) -> None:
+        """A fork keeps it if *thread* forks, by its native ident: it was the maker's."""
+        self._sock._share.thread = thread
 
     def _detach_socket(self, reason: str) -> None:
         if self._sock:
@@ -276,19 +286,33 @@ class _Waiter(Waiter):  # type: ignore[type-arg]  # generic in the stubs alone
 class _Seat:
     """A listener's place in the ring of one hub, with the greenlets that wait on it there."""
 
-    __slots__ = ("_delay", "_dispatcher", "_hub", "_is_closed", "_listener", "waiters")
+    __slots__ = (
+        "_delay",
+        "_expected",
+        "_hub",
+        "_is_closed",
+        "_listener",
+        "dispatcher",
+        "waiters",
+    )
 
     #: Nobody knows how long a program works on what it accepted.
     load: Final = 0
     max_accept: Final = MAX_ACCEPT
 
     def __init__(self, listener: Listener, hub: Any) -> None:
-        self._dispatcher: Dispatcher = dispatcher_for(listener.entry, hub)
+        self.dispatcher: Dispatcher = dispatcher_for(listener.entry, hub)
         self._hub = hub
         self._listener = listener
         self._is_closed = False
+        # Connections that are on their way here from another hub.
+        self._expected = 0
         self._delay = PAUSE_MIN_SECONDS
         self.waiters: deque[_Waiter] = deque()
+
+    @property
+    def team(self) -> Team[Any]:
+        return self.dispatcher.singles
 
     def wait(self, timeout: float | None) -> tuple[int, Any]:
         """Return the descriptor and the peer's address of the next connection."""
@@ -296,7 +320,7 @@ class _Seat:
         deadline = Timeout.start_new(timeout, TimeoutError("timed out"))
         try:
             self.waiters.append(waiter)
-            self._dispatcher.join(self._dispatcher.singles, self)
+            self._settle()
             switched = waiter.get()
             if switched is not waiter:
                 raise InvalidSwitchError(f"invalid switch into {waiter!r}: got {switched!r}")
@@ -307,12 +331,42 @@ class _Seat:
             deadline.close()
             if waiter.accepted is None and waiter in self.waiters:
                 self.waiters.remove(waiter)
-                if not self.waiters:
-                    self._dispatcher.leave(self._dispatcher.singles, self)
+                self._settle()
+
+    def _settle(self) -> None:
+        # It is ready while more greenlets wait than connections are on their way to it.
+        turns = self.dispatcher.turns
+        with turns.lock:
+            if len(self.waiters) > self._expected:
+                turns.join(self)
+            else:
+                turns.leave(self)
+
+    def expect_locked(self) -> None:
+        self._expected += 1
+        self._settle()
+
+    def unexpect_locked(self) -> None:
+        self._expected -= 1
+        self._settle()
+
+    def has_room(self) -> bool:
+        return True  # who waits is in the ring, and nobody else
+
+    def take(self, handed: Handed) -> bool:
+        with self.dispatcher.turns.lock:
+            if not self.waiters:
+                return False
+            self._expected -= 1
+        self._wake(handed.number, handed.address)
+        return True
+
+    def broken(self, error: OSError) -> None:
+        self._cancel(error)
 
     def take_turn(self) -> Turn:
         try:
-            accepted = self._listener._sock._accept()
+            number, address = self._listener._sock._accept()
         except BlockingIOError:
             return Turn.EMPTY
         except OSError as error:
@@ -320,23 +374,24 @@ class _Seat:
             if heap is Heap.OUT_OF_ROOM:
                 raise
             if heap is not Heap.PEER_LEFT:
+                self.dispatcher.turns.rotate(self)
                 self._next_waiter().throw(error)
             return Turn.TAKEN
-        self._delay = PAUSE_MIN_SECONDS
-        self._dispatcher.accepted += 1
+        self.dispatcher.taken(self)
+        self._wake(number, address)
+        return Turn.TAKEN
+
+    def _wake(self, number: int, address: Any) -> None:
         # The greenlet runs now, in this switch: there is no moment in which it could be
         # killed, or its timeout end, with a connection on the way to it.
+        self._delay = PAUSE_MIN_SECONDS
         waiter = self._next_waiter()
-        waiter.accepted = accepted
+        waiter.accepted = (number, address)
         waiter.switch(waiter)
-        return Turn.TAKEN
 
     def _next_waiter(self) -> _Waiter:
         waiter = self.waiters.popleft()
-        if self.waiters:
-            self._dispatcher.rotate(self._dispatcher.singles, self)
-        else:
-            self._dispatcher.leave(self._dispatcher.singles, self)
+        self._settle()
         return waiter
 
     def next_delay(self) -> float:
@@ -346,12 +401,12 @@ class _Seat:
 
     def cancel(self, error: OSError) -> None:
         """Raise *error* in every greenlet that waits here. From any thread."""
-        self._dispatcher.run(lambda: self._cancel(error))
+        self.dispatcher.run(lambda: self._cancel(error))
 
     def _cancel(self, error: OSError) -> None:
         waiters, self.waiters = self.waiters, deque()
-        self._dispatcher.leave(self._dispatcher.singles, self)
-        for waiter in waiters if self._dispatcher.has_loop else ():
+        self._settle()
+        for waiter in waiters if self.dispatcher.has_loop else ():
             self._hub.loop.run_callback(waiter.throw, error)
 
     def end(self, error: OSError) -> None:
@@ -361,12 +416,12 @@ class _Seat:
             self._cancel(error)
             self.close()
 
-        self._dispatcher.run(end)
+        self.dispatcher.run(end)
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._dispatcher.detach()
+            self.dispatcher.detach()
 
     @property
     def context(self) -> Listener:

@@ -161,12 +161,13 @@ class WSGIServer(_Both):
         reuse_port: bool | None = None,
         handler_factory: Callable[[int], Callable[..., Any]] | None = None,
         policy: Policy | str | None = None,
+        hubs: int | None = None,
+        patience: float | None = None,
         nodelay: bool | None = None,
         **ssl_args: Any,
     ) -> None:
-        self._take_arguments(
-            application, backlog, spawn, clones, reuse_port, handler_factory, policy, nodelay
-        )
+        self._take_arguments(application, backlog, spawn, handler_factory, policy, nodelay)
+        self._take_places(spawn, clones, hubs, patience, reuse_port)
         if self.handler_factory is not None:
             application = self._apply_by_clone
         GeventWSGIServer.__init__(
@@ -185,6 +186,11 @@ class WSGIServer(_Both):
     def set_handle(self, handle: Callable[..., object] | None) -> None:
         # Here the handler is the one that speaks HTTP, and the clones' are its applications.
         BaseServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
+
+    def set_environ(self, environ: dict[str, Any] | None = None) -> None:
+        super().set_environ(environ)
+        if self.hubs > 1 and "wsgi.multithread" not in (environ or {}):
+            self.environ["wsgi.multithread"] = True
 
     def _apply_by_clone(self, environ: dict[str, Any], start_response: Any) -> Any:
         # By the environ, for a handler class that runs applications in another greenlet.

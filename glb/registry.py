@@ -35,31 +35,14 @@ from gevent.monkey import get_original
 
 from . import errors, sockets
 from .address import AF_UNIX, Address, Key, unmap
-from .balance import Policy
 from .stats import EntryStats
+from .turns import Turns
 
 __all__ = ["Entry", "Registry", "Share", "entries"]
 
 # gevent replaces both names under monkey patching; these are always the native ones.
 native_ident: Final[Callable[[], int]] = get_original("_thread", "get_ident")
 _native_rlock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
-
-
-class Dispatcher(Protocol):
-    """What the registry knows of a `glb.dispatcher.Dispatcher`: one hub's part of an entry."""
-
-    thread: int
-
-    @property
-    def is_here(self) -> bool: ...
-    @property
-    def is_watching(self) -> bool: ...
-    @property
-    def ready(self) -> int: ...
-    @property
-    def accepted(self) -> int: ...
-    def close(self) -> None: ...
-    def send(self, call: Callable[[], object]) -> None: ...
 
 
 class Closable(Protocol):
@@ -88,7 +71,7 @@ class Share:
 
 
 class Entry:
-    """One open address: its pristine socket, its shares, and each hub's dispatcher."""
+    """One open address: its pristine socket, its shares, and its turns."""
 
     def __init__(
         self,
@@ -107,14 +90,10 @@ class Entry:
         #: The length that was last given to listen(2). Of a socket that was handed in nobody
         #: knows it, and the default stands here, so that joining doesn't lower it.
         self.backlog = 0
-        #: How turns are dealt, while a server wishes it: see `join_policy`.
-        self.policy: Policy | None = None
-        self._policy_wishes = 0
+        #: Who is next, on whichever hub.
+        self.turns: Final = Turns(registry.lock)
         #: Until when, on `time.monotonic`'s clock, lack of room is in the log already.
         self.logged_until = 0.0
-        self.dispatchers: dict[object, Dispatcher] = {}
-        #: What was accepted without a dispatcher, or by one that is gone.
-        self.accepted_before = 0
         self.is_closed = False
         #: Whether the kernel's socket is open elsewhere too: handed in by somebody, detached,
         #: or copied by a fork. Then letting go of it here doesn't free the address.
@@ -126,40 +105,8 @@ class Entry:
         self._file_owner = os.getpid() if owns_file else None
 
     @property
-    def accepted(self) -> int:
-        return self.accepted_before + sum(each.accepted for each in [*self.dispatchers.values()])
-
-    @property
-    def ready(self) -> int:
-        return sum(each.ready for each in [*self.dispatchers.values()])
-
-    @property
     def clones(self) -> int:
         return len(self._shares)
-
-    def join_policy(self, policy: Policy | None) -> None:
-        """Deal turns by *policy* until as many `leave_policy`; ``None`` has no wish.
-
-        Raises:
-            ValueError: A server on this address wishes for another.
-        """
-        with self.registry.lock:
-            if policy is not None and self.policy not in (None, policy):
-                raise ValueError(
-                    f"policy must be {self.policy.value!r}, as it is for {self.address!r} "
-                    f"already, got {policy.value!r}"
-                )
-            if policy is not None:
-                self.policy = policy
-                self._policy_wishes += 1
-
-    def leave_policy(self, policy: Policy | None) -> None:
-        """Take a wish back."""
-        with self.registry.lock:
-            if policy is not None:
-                self._policy_wishes -= 1
-                if self._policy_wishes == 0:
-                    self.policy = None
 
     def __repr__(self) -> str:
         return f"<Entry of {self.address!r}, {self.clones} clones>"
@@ -188,13 +135,14 @@ class Entry:
         if self.pristine.family == AF_UNIX and self._file_owner == os.getpid():
             sockets.unlink(self.pristine, self.key)
         foreign = []
-        for hub, dispatcher in [*self.dispatchers.items()]:
+        self.turns.close_locked()
+        for hub, dispatcher in [*self.turns.dispatchers.items()]:
             if dispatcher.is_here:
                 dispatcher.close()
             elif dispatcher.is_watching:
                 foreign.append(dispatcher)
             else:
-                del self.dispatchers[hub]
+                self.turns.remove_locked(hub)
                 dispatcher.send(dispatcher.close)
         if not foreign:
             self.pristine.close()
@@ -215,10 +163,8 @@ class Entry:
     def forget_dispatcher(self, hub: object) -> None:
         """Called by a dispatcher that has closed."""
         with self.registry.lock:
-            dispatcher = self.dispatchers.pop(hub, None)
-            if dispatcher is not None:
-                self.accepted_before += dispatcher.accepted
-            if self._is_left_to_dispatchers and not self.dispatchers:
+            self.turns.remove_locked(hub)
+            if self._is_left_to_dispatchers and not self.turns.dispatchers:
                 self.pristine.close()
 
     def keep_thread_locked(self, thread: int) -> None:
@@ -228,10 +174,7 @@ class Entry:
             holder = share.holder
             if holder is not None:
                 holder.close()
-        for hub, dispatcher in [*self.dispatchers.items()]:
-            if dispatcher.thread != thread:
-                # Its loop is not run here, and touching it could touch the parent's.
-                del self.dispatchers[hub]
+        self.turns.keep_thread_locked(thread)
 
 
 class Registry:
@@ -334,7 +277,13 @@ class Registry:
         """Return what is open now, oldest first."""
         with self.lock:
             return [
-                EntryStats(entry.address, entry.clones, entry.ready, entry.accepted, entry.shared)
+                EntryStats(
+                    entry.address,
+                    entry.clones,
+                    entry.turns.ready,
+                    entry.turns.accepted,
+                    entry.shared,
+                )
                 for entry in self._entries
             ]
 

@@ -9,20 +9,25 @@ pool is full takes its whole team out of the ring in one step, and puts it back 
 however many clones it has. `Ring.first`, `Ring.rotate`, `join`, `leave`, `seat` and
 `unseat` cost O(1) in clones, and O(log teams) where several servers share an address.
 
-The ring knows no sockets, no hubs and no time: it counts turns. It belongs to one hub and
-has no lock.
+The ring knows no sockets, no hubs and no time: it counts turns. It has no lock: see
+`glb.turns`, whose it is.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 __all__ = ["Ring", "Team"]
 
 M = TypeVar("M")
+
+# Since when a clone waits: the count at which it joined, or at which its team was seated if
+# that was later, and then the first again: clones of teams that were seated together keep the
+# order in which they joined. No two are equal, so the teams behind them are never compared.
+Since = tuple[int, int]
 
 
 class Team(Generic[M]):
@@ -41,9 +46,9 @@ class Team(Generic[M]):
         self.listed = False
 
     @property
-    def waits_since(self) -> int:
-        """The count since which its first clone waits. There must be one."""
-        return max(next(iter(self.line.values())), self.since)
+    def waits_since(self) -> Since:
+        """Since when its first clone waits. There must be one."""
+        return _since(next(iter(self.line.values())), self.since)
 
 
 class Ring(Generic[M]):
@@ -51,10 +56,10 @@ class Ring(Generic[M]):
 
     def __init__(self) -> None:
         self._count = 0
-        # One entry for each seated team that has a ready clone, perhaps more: (count, team).
-        # An entry's count may lag behind its team's, never run ahead, so what is on top is
-        # either right or shows that it isn't. Counts are unique, so teams never compare.
-        self._heap: list[tuple[int, Team[M]]] = []
+        # One entry for each seated team that has a ready clone, perhaps more. Since when it
+        # waits may lag behind its team's, never run ahead, so what is on top is
+        # either right or shows that it isn't.
+        self._heap: list[tuple[Since, Team[M]]] = []
 
     def join(self, team: Team[M], member: M) -> None:
         """Put *member* at the end of the line, unless it stands there already."""
@@ -73,12 +78,14 @@ class Ring(Generic[M]):
             line[member] = self._count = self._count + 1
             line.move_to_end(member)
 
-    def seat(self, team: Team[M]) -> None:
-        """Let a *team* have turns, its clones in the order they kept, behind all who wait."""
-        if not team.seated:
-            team.seated = True
-            team.since = self._next_count()
-            self._list(team)
+    def seat(self, *teams: Team[M]) -> None:
+        """Let *teams* have turns, all clones in the order they kept, behind all who wait."""
+        now = self._next_count()
+        for team in teams:
+            if not team.seated:
+                team.seated = True
+                team.since = now
+                self._list(team)
 
     def unseat(self, team: Team[M]) -> None:
         """Pass over all of *team* until it is seated again."""
@@ -94,20 +101,25 @@ class Ring(Generic[M]):
         """Return the ready clone that has waited longest, or ``None``."""
         heap = self._heap
         while heap:
-            count, team = heap[0]
+            since, team = heap[0]
             if not team.seated or not team.line:
                 heapq.heappop(heap)
                 team.listed = False
-            elif len(heap) > 1 and count != (now := team.waits_since):
+            elif len(heap) > 1 and since != (now := team.waits_since):
                 heapq.heapreplace(heap, (now, team))
             else:
                 return next(iter(team.line))
         return None
 
+    def first_of(self, teams: Iterable[Team[M]]) -> M | None:
+        """Return the one of *teams* that has waited longest, or ``None``. O(teams)."""
+        ready = (team for team in teams if team.seated and team.line)
+        team = min(ready, key=lambda team: team.waits_since, default=None)
+        return None if team is None else next(iter(team.line))
+
     def ready(self) -> Iterator[M]:
         """Yield every ready clone, longest waiting first. O(N log teams)."""
         lines = (_stamped(team) for _, team in self._heap if team.seated)
-        # Counts of two teams differ, and merge() is stable, so those of one stay in line.
         return (member for _, member in heapq.merge(*lines, key=lambda entry: entry[0]))
 
     def __len__(self) -> int:
@@ -124,5 +136,9 @@ class Ring(Generic[M]):
         return self._count
 
 
-def _stamped(team: Team[M]) -> Iterator[tuple[int, M]]:
-    return ((max(count, team.since), member) for member, count in team.line.items())
+def _since(joined: int, seated: int) -> Since:
+    return (joined if joined > seated else seated, joined)
+
+
+def _stamped(team: Team[M]) -> Iterator[tuple[Since, M]]:
+    return ((_since(joined, team.since), member) for member, joined in team.line.items())

@@ -19,32 +19,53 @@ Source: ``gevent.baseserver`` and ``gevent.server``.
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, Final
 
 import gevent.server
 from gevent import get_hub
 from gevent.baseserver import BaseServer
+from gevent.event import Event
+from gevent.monkey import get_original
 from gevent.server import DatagramServer
 
 from .acceptor import Acceptor, State
 from .address import Address, parse
 from .balance import Policy
+from .branch import KILL_SECONDS, Branch
 from .clones import Clone, current_clone
 from .connection import Connection
-from .dispatcher import Dispatcher, dispatcher_for
-from .handlers import HandlerPool, Handlers, handlers_here
+from .dispatcher import Dispatcher
+from .handlers import HandlerPool, SharedPool, handlers_here
 from .listener import Listener
-from .registry import REGISTRY
-from .ring import Team
+from .registry import REGISTRY, native_ident
 from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
 from .stats import CloneStats
+from .turns import PATIENCE_SECONDS, Handed, Turns
 
 __all__ = ["DatagramServer", "StreamServer"]
 
 log: Final = logging.getLogger("glb")
+
+
+class _Turn(get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+    """What one thread does for a server at this moment."""
+
+    #: Whose turn it is.
+    acceptor: Acceptor | None = None
+    #: What was accepted for it, and not read yet.
+    handed: Handed | None = None
+
+
+def _check_count(name: str, count: object) -> None:
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"{name} must be a whole number, got {count!r}")
+    if count < 1:
+        raise ValueError(f"{name} must be 1 or more, got {count!r}")
 
 
 class StreamServer(gevent.server.StreamServer):
@@ -65,8 +86,15 @@ class StreamServer(gevent.server.StreamServer):
             ``False``: then a second server gets EADDRINUSE, as with gevent.
         handler_factory: Called with 0 to *clones* - 1 when the server first accepts; each
             returns the handler of that clone. In place of *handle*.
-        policy: Which ready clone is next: ``"round_robin"``, the default, or
-            ``"least_connections"``. One an address; ``None`` takes what is there.
+        policy: Which ready clone is next: ``"round_robin"``, the default,
+            ``"least_connections"`` or ``"first"``; see `glb.balance.Policy`. One an address;
+            ``None`` takes what is there.
+        hubs: On how many hubs the clones live, 1 or more: clone *i* on hub *i* modulo *hubs*.
+            Hub 0 is the one that starts the server, each other one turns in a native thread
+            of its own. Handlers then run in several threads at once and must be thread-safe.
+            ``None`` is the class attribute, 1. There are at least as many clones as hubs.
+        patience: How long a hub may let a connection lie, in seconds, before it is another
+            hub's: see `glb.turns`. One an address; ``None`` is the class attribute, 0.005.
         nodelay: Set TCP_NODELAY on the listening socket, which connections inherit, so that
             small replies leave at once: otherwise the second part of one waits for the
             client's delayed acknowledgement, 40 ms on Linux. ``None`` is the class
@@ -86,6 +114,12 @@ class StreamServer(gevent.server.StreamServer):
 
     #: How many clones a server has that isn't told.
     clones: int = 4
+
+    #: On how many hubs they live.
+    hubs: int = 1
+
+    #: How long a hub may let a connection lie, in seconds.
+    patience: float = PATIENCE_SECONDS
 
     #: Whether a server that isn't told shares its address in this process.
     reuse_port: bool = False
@@ -110,11 +144,19 @@ class StreamServer(gevent.server.StreamServer):
     _acceptors: Sequence[Acceptor] = ()
     _listeners: Sequence[Listener] = ()
     _handed_in: Any = None
-    _dispatcher: Dispatcher | None = None
-    _handlers: Handlers | None = None
+    _branches: Sequence[Branch] = ()
+    _turns: Turns | None = None
+    _loop: Any = None
     _replaced_spawn: Any = None
-    _in_turn: Acceptor | None = None
     _is_told_of_room: bool = False
+    #: What a connection's socket is: family, type, protocol.
+    _kind: tuple[int, int, int] = (-1, -1, -1)
+    #: Counts the changes of state, so that a timer knows whether it still matters.
+    _episode: int = 0
+    #: Connections that are on their way to a clone.
+    _expected: int = 0
+    # gevent forgets it when the server closes, while another hub may be about to use it.
+    _last_handle: Any = None
 
     def __init__(
         self,
@@ -127,12 +169,13 @@ class StreamServer(gevent.server.StreamServer):
         reuse_port: bool | None = None,
         handler_factory: Callable[[int], Callable[..., object]] | None = None,
         policy: Policy | str | None = None,
+        hubs: int | None = None,
+        patience: float | None = None,
         nodelay: bool | None = None,
         **ssl_args: Any,
     ) -> None:
-        self._take_arguments(
-            handle, backlog, spawn, clones, reuse_port, handler_factory, policy, nodelay
-        )
+        self._take_arguments(handle, backlog, spawn, handler_factory, policy, nodelay)
+        self._take_places(spawn, clones, hubs, patience, reuse_port)
         super().__init__(listener, handle, backlog, spawn, **ssl_args)
 
     def _take_arguments(
@@ -140,8 +183,6 @@ class StreamServer(gevent.server.StreamServer):
         handle: object,
         backlog: object,
         spawn: object,
-        clones: int | None,
-        reuse_port: bool | None,
         handler_factory: Callable[[int], Callable[..., object]] | None,
         policy: Policy | str | None,
         nodelay: bool | None,
@@ -160,10 +201,6 @@ class StreamServer(gevent.server.StreamServer):
                 raise TypeError(f"spawn must be a gevent.pool.Pool, got {spawn!r}")
         elif spawn is not None and spawn != "default" and not callable(spawn):
             raise TypeError(f"spawn must be callable, a pool, a number or None, got {spawn!r}")
-        if clones is not None:
-            self.clones = clones
-        if reuse_port is not None:
-            self.reuse_port = bool(reuse_port)
         if nodelay is not None:
             self.nodelay = bool(nodelay)
         if handler_factory is not None:
@@ -175,15 +212,49 @@ class StreamServer(gevent.server.StreamServer):
                 raise TypeError(f"give a handler_factory or a handler, not both: got {handle!r}")
         if policy is not None:
             self._policy = Policy.of(policy)
-        self._team: Team[Any] = Team(seated=False)
+
+    def _take_places(
+        self,
+        spawn: object,
+        clones: int | None,
+        hubs: int | None,
+        patience: float | None,
+        reuse_port: bool | None,
+    ) -> None:
+        if reuse_port is not None:
+            self.reuse_port = bool(reuse_port)
+        if hubs is not None:
+            self.hubs = hubs
+        _check_count("hubs", self.hubs)
+        if clones is not None:
+            self.clones = clones
+        elif self.clones < self.hubs:
+            self.clones = self.hubs
+        if patience is not None:
+            self.patience = patience
+        if isinstance(self.patience, bool) or not isinstance(self.patience, (int, float)):
+            raise TypeError(f"patience must be a number of seconds, got {self.patience!r}")
+        if not 0 < self.patience < float("inf"):
+            raise ValueError(f"patience must be more than 0 seconds, got {self.patience!r}")
+        if self.hubs > 1 and hasattr(spawn, "spawn"):
+            raise ValueError(
+                f"spawn must not be a pool with {self.hubs} hubs, as a pool belongs to one: "
+                f"give its size instead, got {spawn!r}"
+            )
+        self._turn = _Turn()
         self._make_acceptors()
 
     def _make_acceptors(self) -> None:
-        if not isinstance(self.clones, int) or isinstance(self.clones, bool):
-            raise TypeError(f"clones must be a whole number, got {self.clones!r}")
-        if self.clones < 1:
-            raise ValueError(f"clones must be 1 or more, got {self.clones!r}")
-        self._acceptors = [Acceptor(self, index) for index in range(self.clones)]
+        _check_count("clones", self.clones)
+        _check_count("hubs", self.hubs)
+        if self.clones < self.hubs:
+            raise ValueError(
+                f"clones must be {self.hubs} or more, one for each hub, got {self.clones!r}"
+            )
+        self._branches = [Branch(index) for index in range(self.hubs)]
+        self._acceptors = [
+            Acceptor(self, index, self._branches[index % self.hubs]) for index in range(self.clones)
+        ]
 
     # -- gevent's setters ---------------------------------------------------------------------
 
@@ -207,13 +278,15 @@ class StreamServer(gevent.server.StreamServer):
         super().set_handle(handle)  # type: ignore[arg-type]  # gevent takes None
 
     def set_spawn(self, spawn: Any) -> None:
-        if isinstance(spawn, int):
+        is_default = spawn == "default" and self._spawn == BaseServer._spawn  # type: ignore[attr-defined]  # not in the stubs
+        if self.hubs > 1 and (is_default or isinstance(spawn, int)):
+            spawn = SharedPool(spawn if isinstance(spawn, int) else None, self.handler_ended)
+        elif isinstance(spawn, int):
             spawn = HandlerPool(spawn)
         super().set_spawn(spawn)
         # Handler greenlets stand for what makes one of gevent's for each connection, unless
         # a subclass, or somebody who sets `_spawn` later, has another way.
-        is_default = spawn == "default" and self._spawn == BaseServer._spawn  # type: ignore[attr-defined]  # not in the stubs
-        is_replaced = is_default or isinstance(self.pool, HandlerPool)
+        is_replaced = is_default or isinstance(self.pool, (HandlerPool, SharedPool))
         self._replaced_spawn = self._spawn if is_replaced else None
 
     def _handle_by_clone(self, *args: Any) -> object:
@@ -225,7 +298,7 @@ class StreamServer(gevent.server.StreamServer):
         if clone is not None and clone.server is self:
             acceptor: Acceptor | None = self._acceptors[clone]
         else:
-            acceptor = self._in_turn
+            acceptor = self._turn.acceptor
         if acceptor is None or acceptor.handle is None:
             raise RuntimeError(f"no clone of {self} has its turn: run handlers by do_handle()")
         return acceptor.handle
@@ -256,10 +329,11 @@ class StreamServer(gevent.server.StreamServer):
         if not self._listeners:
             self._open_listeners()
         self._handle = self.wrap_socket_and_handle if self.ssl_args else self.handle
+        self._last_handle = self._handle
 
     def _open_listeners(self) -> None:
-        if len(self._acceptors) != self.clones:  # it was set since
-            self._make_acceptors()
+        if (len(self._acceptors), len(self._branches)) != (self.clones, self.hubs):
+            self._make_acceptors()  # they were set since
         given = self._handed_in
         listeners: list[Listener] = []
         try:
@@ -267,7 +341,7 @@ class StreamServer(gevent.server.StreamServer):
             listeners.extend(listeners[0].dup() for _ in range(1, self.clones))
             if self.nodelay:
                 set_nodelay(listeners[0]._sock)
-            listeners[0].entry.join_policy(self._policy)
+            listeners[0].entry.turns.join_policy(self._policy, listeners[0].address)
         except BaseException:
             for listener in listeners:
                 if listener is not given:
@@ -278,8 +352,9 @@ class StreamServer(gevent.server.StreamServer):
             raise
         self._listeners = listeners
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
-        self.socket = listeners[0]._sock
+        self.socket = sock = listeners[0]._sock
         self.address = listeners[0].address
+        self._kind = (sock.family, sock.type, sock.proto)
 
     def _first_listener(self) -> Listener:
         if self._handed_in is None and hasattr(self, "socket"):
@@ -299,39 +374,85 @@ class StreamServer(gevent.server.StreamServer):
         return Listener(REGISTRY.adopt(listener.fileno(), shared=self.reuse_port))
 
     def close(self) -> None:
-        """Stop accepting, and close every clone and whatever was handed in. From anywhere."""
-        self._stop_event.set()
+        """Stop accepting, and close every clone and whatever was handed in. From anywhere.
+
+        The threads of other hubs end when the handlers there are done.
+        """
         self._state = State.STOPPED
+        self._turns = None
+        self._episode += 1
         listeners, self._listeners = self._listeners, ()
         handed_in, self._handed_in = self._handed_in, None
-        dispatcher, self._dispatcher = self._dispatcher, None
-        handlers, self._handlers = self._handlers, None
         timer, self._timer = self._timer, None
-        team = self._team
+        home = self._branches[0].dispatcher if self._branches else None
+        is_home = home is None or home.is_here
+        if is_home:
+            self._stop_event.set()
         try:
-            if dispatcher is not None:
-                dispatcher.run(lambda: self._leave(dispatcher, handlers, team, timer))
+            for branch in self._branches:
+                branch.close(functools.partial(self._left, home, timer))
+                branch.finish(self._shared_pool, None, kill=False)
         finally:
             if listeners:
-                listeners[0].entry.leave_policy(self._policy)
+                listeners[0].entry.turns.leave_policy(self._policy)
             for listener in listeners:
                 listener.close()
             if handed_in is not None:
                 handed_in.close()
             self._remember_for_restart()
-            super().close()
+            self._close_as_gevent(is_home=is_home)
 
-    def _leave(
-        self, dispatcher: Dispatcher, handlers: Handlers | None, team: Team[Any], timer: Any
-    ) -> None:
-        # What the server was when it closed comes in: it may have been started again.
-        if handlers is not None:
-            handlers.release()
-        if timer is not None and dispatcher.has_loop:
-            timer.stop()
-            timer.close()
-        dispatcher.drop(team)
-        dispatcher.detach()
+    def _left(self, home: Dispatcher | None, timer: Any) -> None:
+        # Called in each hub that it leaves.
+        if home is not None and home.is_here:
+            self._stop_event.set()
+            if timer is not None and home.has_loop:
+                timer.stop()
+                timer.close()
+
+    def _close_as_gevent(self, *, is_home: bool) -> None:
+        event = self._stop_event
+        if not is_home:
+            # Who waits for it waits in another hub, which is told by `_left`.
+            self._stop_event = Event()
+        try:
+            super().close()
+        finally:
+            self._stop_event = event
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Close, and wait for the handlers, at most *timeout* seconds: then they are killed.
+
+        As in gevent that is so with a pool or a number for ``spawn``; with several hubs it is
+        so with the default as well, and their threads have ended when this returns. A thread
+        that a handler blocks for longer is left to end by itself, and the log tells so.
+
+        Args:
+            timeout: ``None`` is `stop_timeout`, 1.
+
+        Switches:
+            While waiting.
+        """
+        threads = [branch.thread for branch in self._branches if branch.thread is not None]
+        if not threads:
+            super().stop(timeout)
+            return
+        self.close()
+        timeout = self.stop_timeout if timeout is None else timeout
+        pool = self._shared_pool
+        for branch in self._branches:
+            branch.finish(pool, timeout, kill=True)
+        if self.pool is not None:
+            self.pool.join(timeout=timeout)
+            self.pool.kill(block=True, timeout=KILL_SECONDS)
+        deadline = monotonic() + timeout + 2 * KILL_SECONDS
+        for thread in threads:
+            if thread.ident != native_ident() and not thread.wait(max(0, deadline - monotonic())):
+                log.error("%s: the thread %r is blocked, and ends when it isn't", self, thread.name)
+
+    @property
+    def _shared_pool(self) -> SharedPool | None:
+        return self.pool if isinstance(self.pool, SharedPool) else None
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given
     # its handler can't start again. Ours can.
@@ -356,52 +477,95 @@ class StreamServer(gevent.server.StreamServer):
         if not self._listeners:
             self.socket  # noqa: B018  # AttributeError, as gevent, of a server that isn't open
             self._open_listeners()
-        if self._dispatcher is None:
+        if self._turns is None:
             listeners = self._listeners
             self._make_handlers()
             # Making them may have taken a while: somebody may have closed or started it.
             if self._listeners is not listeners:
                 return
-        if self._dispatcher is None:
-            hub = get_hub()
-            dispatcher = dispatcher_for(listeners[0].entry, hub)
-            self.loop = hub.loop
-            self._dispatcher = dispatcher
-            self._handlers = handlers_here()
-            self._handlers.acquire()
-            # A ring's own from here on; a server that starts again brings a new one.
-            self._team = Team(seated=False)
-            for acceptor in self._acceptors:
-                if not acceptor.is_paused:
-                    dispatcher.join(self._team, acceptor)
+        if self._turns is None:
+            self._join(listeners)
         self._enter(State.ACCEPTING)
+
+    def _join(self, listeners: Sequence[Listener]) -> None:
+        entry = listeners[0].entry
+        turns = entry.turns
+        try:
+            for branch in self._branches:
+                if branch.index == 0:
+                    branch.open(entry)
+                    continue
+                name = f"glb hub {branch.index} of {entry.address!r}"
+                thread = branch.open_in_thread(entry, name, self._system_error)
+                # The forked child of another thread doesn't keep them.
+                for listener in listeners[branch.index :: self.hubs]:
+                    listener.belongs_to(thread)
+        except BaseException:
+            for branch in self._branches:
+                branch.close()
+                branch.finish(None, 0, kill=True)
+            raise
+        self.loop = get_hub().loop
+        self._turns = turns
+        turns.patience = self.patience
+        for acceptor in self._acceptors:
+            if not acceptor.is_paused:
+                turns.join(acceptor)
+
+    def _system_error(self, error: BaseException) -> None:
+        # What would end the program in its main hub ends it from any other, too.
+        home = self._branches[0].dispatcher
+        if home is not None:
+            hub: Any = home.hub
+            home.send(lambda: hub.handle_system_error(type(error), error))
+
+    @property
+    def loop(self) -> Any:
+        """The event loop of this thread, if it is one of the server's, or of its first hub."""
+        ident = native_ident()
+        for branch in self._branches[1:]:
+            if branch.thread is not None and branch.thread.ident == ident:
+                return branch.thread.hub.loop
+        return self._loop
+
+    @loop.setter
+    def loop(self, loop: Any) -> None:
+        self._loop = loop
 
     def stop_accepting(self) -> None:
         """Take nothing more, until `start_accepting`. Clients wait in the accept queue."""
         self._enter(State.STOPPED)
 
     def _enter(self, state: State, delay: float | None = None) -> None:
-        """Change the state; after *delay* seconds, if given, accept again."""
-        dispatcher = self._dispatcher
-        if dispatcher is None:
+        """Change the state; after *delay* seconds, if given, accept again. From any thread."""
+        turns = self._turns
+        if turns is None:
             self._state = State.STOPPED  # and there is no timer, and no place in a ring
-        else:
-            dispatcher.run(lambda: self._set_state(state, dispatcher, delay))
+            return
+        with turns.lock:
+            opened = [(each.dispatcher, each.team) for each in self._branches if each.dispatcher]
+            if not opened:
+                return  # it was closed meanwhile
+            self._state = state
+            self._episode += 1
+            if state is State.ACCEPTING:
+                turns.seat(opened)
+            else:
+                turns.unseat(opened)
+        home = opened[0][0]
+        home.run(functools.partial(self._entered, home, self._episode, delay))
 
-    def _set_state(self, state: State, dispatcher: Dispatcher, delay: float | None) -> None:
-        if dispatcher is not self._dispatcher:
-            return  # it was closed meanwhile
-        self._state = state
+    def _entered(self, home: Dispatcher, episode: int, delay: float | None) -> None:
+        # In the server's first hub.
+        home.hold_loop()
+        if home is not self._branches[0].dispatcher or episode != self._episode:
+            return  # it was closed meanwhile, or there is another state
         if self._timer is not None:
             self._timer.stop()
             self._timer.close()
             self._timer = None
-        if state is State.ACCEPTING:
-            dispatcher.seat(self._team)
-        else:
-            dispatcher.unseat(self._team)
-        if delay is not None:
-            self._timer = self.loop.timer(delay)
+        if delay is not None and home.has_loop:
+            self._timer = self._loop.timer(delay)
             self._timer.start(self._accept_again)
 
     def _accept_again(self) -> None:
@@ -421,21 +585,42 @@ class StreamServer(gevent.server.StreamServer):
 
     # -- what acceptors tell ------------------------------------------------------------------
 
+    def has_promised_all(self) -> bool:
+        """Whether all room in the pool is for connections that are on their way here."""
+        pool = self.pool
+        return (
+            self._expected > 0
+            and pool is not None
+            and pool.size is not None
+            and pool.free_count() <= self._expected
+        )
+
     def found_full(self) -> None:
         """A turn found no room for its handler: pass over all clones until there is some."""
         if self._state is not State.ACCEPTING:
             return  # `full` itself has stopped or closed the server
         self.stop_accepting()
-        semaphore: Any = None if self.pool is None else self.pool._semaphore
-        self._is_told_of_room = semaphore is not None and semaphore.locked()
-        if self._is_told_of_room:
+        pool = self.pool
+        home = self._branches[0].dispatcher
+        if isinstance(pool, SharedPool):
+            self._is_told_of_room = False
             self._enter(State.FULL)
-            semaphore.unlink(self._start_accepting_if_started)
-            semaphore.rawlink(self._start_accepting_if_started)
+            self.handler_ended()  # or one that ended a moment before would have been the last
+        elif home is not None and pool is not None and pool._semaphore.locked():
+            self._is_told_of_room = True
+            self._enter(State.FULL)
+            home.run(self._ask_for_room)
         else:
             # A `full` of the user's own: nobody tells when it changes its mind. The end of
             # each handler is a good moment to ask (see `handler_ended`), and so is this.
+            self._is_told_of_room = False
             self._enter(State.FULL, self.next_delay() if self.delay >= 0 else None)
+
+    def _ask_for_room(self) -> None:
+        semaphore: Any = None if self.pool is None else self.pool._semaphore
+        if semaphore is not None:
+            semaphore.unlink(self._start_accepting_if_started)
+            semaphore.rawlink(self._start_accepting_if_started)
 
     def _start_accepting_if_started(self, _event: object = None) -> None:
         # gevent's name; a pool's semaphore calls it when there may be room.
@@ -444,12 +629,16 @@ class StreamServer(gevent.server.StreamServer):
 
     def handler_ended(self) -> None:
         """A handler is done, in whatever thread it ran: if all was full, there may be room."""
-        dispatcher = self._dispatcher
-        if dispatcher is not None and not self._is_told_of_room:
-            dispatcher.send(self._look_for_room)
+        if self._state is not State.FULL or self._is_told_of_room:
+            return
+        home = self._branches[0].dispatcher
+        if isinstance(self.pool, SharedPool):
+            self._look_for_room()
+        elif home is not None:
+            home.send(self._look_for_room)
 
     def _look_for_room(self) -> None:
-        if self._state is State.FULL and not self.full():
+        if self._state is State.FULL and not self.full() and not self.has_promised_all():
             self._accept_again()
 
     def next_delay(self) -> float:
@@ -477,7 +666,9 @@ class StreamServer(gevent.server.StreamServer):
         log.error("%s failed with %s", name, str(error) or repr(error))
 
     def do_read(self) -> Any:  # a subclass may return what it likes, gevent's stubs don't know
-        """Accept a connection, if one waits."""
+        """Accept a connection, if one waits; or take the one that another hub has accepted."""
+        if self._turn.handed is not None:
+            return self.read_handed()
         sock: Any = self.socket
         try:
             number, address = sock._accept()
@@ -485,15 +676,25 @@ class StreamServer(gevent.server.StreamServer):
             if sock.timeout:
                 raise
             return None
-        return Connection(sock.family, sock.type, sock.proto, number), address
+        return Connection(*self._kind, number), address
+
+    def read_handed(self) -> tuple[Connection, Any]:
+        """Take the connection that was accepted for the clone whose turn it is."""
+        turn = self._turn
+        handed = turn.handed
+        assert handed is not None, "only in a turn"
+        connection = Connection(*self._kind, handed.number)
+        turn.handed = None
+        return connection, handed.address
 
     def do_handle(self, *args: Any) -> None:
         """Run the handler for a connection of the clone whose turn it is, as ``spawn`` says."""
+        turn = self._turn
         # Out of turn, which gevent allows, a connection is counted for the first clone.
-        acceptor = self._in_turn or self._acceptors[0]
+        acceptor = turn.acceptor or self._acceptors[0]
         begun = acceptor.begun
         spawn: Any = self._spawn
-        handle: Any = self._handle
+        handle: Any = self.__dict__.get("_handle", self._last_handle)
         close = self.do_close
         try:
             if spawn is None:
@@ -503,8 +704,8 @@ class StreamServer(gevent.server.StreamServer):
             elif self.pool is not None:
                 self.pool.handle(acceptor.serve, handle, close, args)
             else:
-                handlers = self._handlers
-                if handlers is None or self._in_turn is None:
+                handlers = acceptor.branch.handlers
+                if handlers is None or turn.acceptor is None:
                     handlers = handlers_here()
                 handlers.spawn(acceptor.serve, handle, close, args)
         except BaseException:
@@ -518,13 +719,8 @@ class StreamServer(gevent.server.StreamServer):
     @property
     def is_ready(self) -> bool:
         """Whether clones that aren't paused wait for connections now."""
-        dispatcher = self._dispatcher
-        return (
-            self._state is State.ACCEPTING
-            and dispatcher is not None
-            and dispatcher.has_loop
-            and not dispatcher.is_paused
-        )
+        turns = self._turns
+        return self._state is State.ACCEPTING and turns is not None and not turns.is_paused
 
     def clone_stats(self) -> list[CloneStats]:
         """Return what each clone has done since the server was made, by index."""
@@ -540,17 +736,15 @@ class StreamServer(gevent.server.StreamServer):
         """
         acceptor = self._acceptor(index)
         acceptor.is_paused = True
-        dispatcher, team = self._dispatcher, self._team
-        if dispatcher is not None:
-            dispatcher.run(lambda: dispatcher.leave(team, acceptor))
+        if self._turns is not None:
+            self._turns.leave(acceptor)
 
     def resume_clone(self, index: int) -> None:
         """Let clone *index* have turns again, from the end of the line. Twice is once."""
         acceptor = self._acceptor(index)
         acceptor.is_paused = False
-        dispatcher, team = self._dispatcher, self._team
-        if dispatcher is not None:
-            dispatcher.run(lambda: dispatcher.join(team, acceptor))
+        if self._turns is not None:
+            self._turns.join(acceptor)
 
     def _acceptor(self, index: int) -> Acceptor:
         try:

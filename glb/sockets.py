@@ -17,10 +17,13 @@ import _socket
 import contextlib
 import errno
 import os
+import select
 import stat
 import sys
 from dataclasses import dataclass
 from typing import Any, Final
+
+from gevent.monkey import get_original
 
 from . import address as addresses
 from .address import AF_INET6, AF_UNIX, Address, Key
@@ -33,6 +36,10 @@ __all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolv
 DEFAULT_BACKLOG: Final = 65535
 
 _MAX_BACKLOG: Final = 2**31 - 1
+
+# gevent's, under monkey patching, switch greenlets. Windows has no poll.
+_select: Final[Any] = get_original("select", "select")
+_poll: Final[Any] = get_original("select", "poll") if hasattr(select, "poll") else None
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,15 @@ def set_nodelay(sock: _socket.socket) -> None:
     """
     if sock.family in (_socket.AF_INET, AF_INET6):
         sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+
+
+def is_readable(sock: _socket.socket) -> bool:
+    """Whether something can be read from *sock* now, or a connection be accepted."""
+    if _poll is None:
+        return bool(_select([sock], [], [], 0)[0])
+    poll = _poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def bound_address(sock: _socket.socket) -> Address:

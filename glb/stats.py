@@ -21,6 +21,7 @@ class CloneStats(NamedTuple):
         failed: Handlers that raised or were killed, and connections for which none could
             be spawned.
         ready: Whether it waits for a connection now.
+        hub: The hub on which it lives, 0 to M-1; 0 is the one that started the server.
     """
 
     index: int  # type: ignore[assignment]  # tuple.index is of no use here
@@ -29,6 +30,7 @@ class CloneStats(NamedTuple):
     completed: int
     failed: int
     ready: bool
+    hub: int = 0
 
 
 class EntryStats(NamedTuple):

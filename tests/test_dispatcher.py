@@ -513,11 +513,11 @@ def test_nobody_ready_means_nothing_watched() -> None:
         clients = [connect(listeners[0].address) for _ in range(6)]
         let_hub_turn()
         entry = listeners[0].entry
-        assert entry.accepted == 2 and entry.ready == 0
-        assert not any(each.is_watching for each in entry.dispatchers.values())
+        assert entry.turns.accepted == 2 and entry.turns.ready == 0
+        assert not any(each.is_watching for each in entry.turns.dispatchers.values())
         assert loop_iterations(0.2) < 30
         release.set()
-        wait_until(lambda: entry.accepted == 6)
+        wait_until(lambda: entry.turns.accepted == 6)
         close_all(clients)
         gevent.killall(loops)
 
@@ -717,7 +717,7 @@ def test_a_clone_closed_in_the_pause_leaves_nothing(monkeypatch: pytest.MonkeyPa
 
 
 def dispatchers(listener: Listener) -> list[Any]:
-    return [*listener.entry.dispatchers.values()]
+    return [*listener.entry.turns.dispatchers.values()]
 
 
 def test_a_timeout_ends_an_accept_in_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -729,7 +729,7 @@ def test_a_timeout_ends_an_accept_in_the_pause(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(TimeoutError):
             listener.accept()
         client.close()
-        assert listener.entry.ready == 0
+        assert listener.entry.turns.ready == 0
 
 
 def test_a_clone_that_joins_in_the_pause_does_not_end_it(
@@ -889,7 +889,7 @@ def test_greenlets_of_a_foreign_hub_share_a_listener_and_leave_nothing_there() -
         destroy_hub()
 
     in_thread(work)
-    assert order == [0, 1] * 4 and listener.entry.dispatchers == {}
+    assert order == [0, 1] * 4 and listener.entry.turns.dispatchers == {}
     listener.close()
 
 

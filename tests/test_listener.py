@@ -54,9 +54,9 @@ def other(listener: Listener) -> Iterator[Listener]:
 
 def waiting(listener: Listener) -> gevent.Greenlet[..., Any]:
     """Return a greenlet that waits in ``listener.accept()``."""
-    before = listener.entry.ready
+    before = listener.entry.turns.ready
     greenlet = gevent.spawn(listener.accept)
-    wait_until(lambda: greenlet.ready() or listener.entry.ready > before)
+    wait_until(lambda: greenlet.ready() or listener.entry.turns.ready > before)
     return greenlet
 
 
@@ -150,7 +150,7 @@ def test_a_timeout_leaves_nothing_in_the_ring(listener: Listener, other: Listene
     with pytest.raises(TimeoutError, match="timed out") as caught:
         listener.accept()
     assert caught.type is TimeoutError
-    assert listener.entry.ready == 0
+    assert listener.entry.turns.ready == 0
     serve_one(other)
 
 
@@ -182,7 +182,7 @@ def test_a_timeout_that_the_loop_refuses_leaves_nothing_in_the_ring(
         patch.setattr(sys.modules["glb.listener"], "Timeout", Refusing)
         with pytest.raises(OverflowError):
             listener.accept()
-    assert listener.entry.ready == 0
+    assert listener.entry.turns.ready == 0
     serve_one(listener)
 
 
@@ -191,7 +191,7 @@ def test_a_timeout_of_0_takes_what_is_there_or_raises(listener: Listener) -> Non
     listener.settimeout(0)
     with pytest.raises(BlockingIOError):
         listener.accept()
-    assert listener.entry.dispatchers == {}
+    assert listener.entry.turns.dispatchers == {}
     with connect(listener.address):
         native_select.select([listener.fileno()], [], [], 5)
         listener.accept()[0].close()
@@ -210,7 +210,7 @@ def test_a_timeout_of_0_takes_no_turn_from_others(listener: Listener, other: Lis
 def test_a_gevent_timeout_around_accept_leaves_nothing(listener: Listener, other: Listener) -> None:
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
         listener.accept()
-    assert listener.entry.ready == 0
+    assert listener.entry.turns.ready == 0
     serve_one(other)
 
 
@@ -224,9 +224,9 @@ def test_a_killed_accept_loses_no_connection(listener: Listener, other: Listener
     (conn, peer), *more = taken
     assert more == [] and peer == client.getsockname()
     close_all([conn, client])
-    assert listener.entry.accepted == 1
+    assert listener.entry.turns.accepted == 1
     gevent.killall([first, second])
-    assert listener.entry.ready == 0
+    assert listener.entry.turns.ready == 0
 
 
 def test_one_of_several_waiters_on_a_clone_can_be_killed(listener: Listener) -> None:
@@ -236,7 +236,7 @@ def test_one_of_several_waiters_on_a_clone_can_be_killed(listener: Listener) -> 
     third = gevent.spawn(listener.accept)
     let_hub_turn()
     second.kill()
-    assert listener.entry.ready == 1
+    assert listener.entry.turns.ready == 1
     with connect(listener.address), connect(listener.address):
         first.get()[0].close()
         third.get()[0].close()
@@ -248,7 +248,7 @@ def test_a_stray_switch_into_a_waiting_accept_loses_nothing(listener: Listener) 
     gevent.get_hub().loop.run_callback(greenlet.switch, "stray")
     greenlet.join()
     assert isinstance(greenlet.exception, InvalidSwitchError)
-    assert listener.entry.ready == 0
+    assert listener.entry.turns.ready == 0
     serve_one(listener)
 
 
@@ -276,7 +276,7 @@ def test_accept_in_a_hub_callback_does_not_wait(listener: Listener) -> None:
     with pytest.raises(BlockingSwitchOutError):
         in_hub(listener.accept)
     assert issubclass(BlockingSwitchOutError, AssertionError)
-    assert listener.entry.ready == 0
+    assert listener.entry.turns.ready == 0
 
 
 # -- close ------------------------------------------------------------------------------------

@@ -40,9 +40,9 @@ import glb
 from glb import sockets
 from glb.address import Address, parse
 from glb.balance import Policy
-from glb.dispatcher import dispatcher_for
 from glb.listener import Listener, bind, bind_direct, bind_load_balanced
 from glb.registry import REGISTRY, Entry, Registry, Share
+from glb.standby import dispatcher_for
 from glb.stats import EntryStats
 
 from .conftest import open_descriptors
@@ -391,19 +391,19 @@ def test_an_address_has_one_policy(registry: Registry) -> None:
     share = open_share(registry, LOCAL)
     policies: list[Policy | None] = []
     entry = share.entry
-    entry.join_policy(None)
-    policies.append(entry.policy)
-    entry.join_policy(Policy.LEAST_CONNECTIONS)
-    entry.join_policy(Policy.LEAST_CONNECTIONS)
-    entry.join_policy(None)
+    entry.turns.join_policy(None, share.entry.address)
+    policies.append(entry.turns.policy)
+    entry.turns.join_policy(Policy.LEAST_CONNECTIONS, share.entry.address)
+    entry.turns.join_policy(Policy.LEAST_CONNECTIONS, share.entry.address)
+    entry.turns.join_policy(None, share.entry.address)
     with pytest.raises(ValueError, match=r"'least_connections'.*'round_robin'"):
-        entry.join_policy(Policy.ROUND_ROBIN)
-    entry.leave_policy(Policy.LEAST_CONNECTIONS)
-    entry.leave_policy(None)
-    policies.append(entry.policy)
-    entry.leave_policy(Policy.LEAST_CONNECTIONS)
-    entry.join_policy(Policy.ROUND_ROBIN)
-    policies.append(entry.policy)
+        entry.turns.join_policy(Policy.ROUND_ROBIN, share.entry.address)
+    entry.turns.leave_policy(Policy.LEAST_CONNECTIONS)
+    entry.turns.leave_policy(None)
+    policies.append(entry.turns.policy)
+    entry.turns.leave_policy(Policy.LEAST_CONNECTIONS)
+    entry.turns.join_policy(Policy.ROUND_ROBIN, share.entry.address)
+    policies.append(entry.turns.policy)
     assert policies == [None, Policy.LEAST_CONNECTIONS, Policy.ROUND_ROBIN]
     registry.release(share)
 
@@ -749,7 +749,7 @@ def test_an_address_is_freed_though_a_dispatcher_still_watches_it(unix: str, kin
     dispatcher.detach()
     assert is_refused(bound(share))
     assert not os.path.exists("app.sock")
-    assert share.entry.dispatchers == {}
+    assert share.entry.turns.dispatchers == {}
 
 
 # -- threads ----------------------------------------------------------------------------------

@@ -703,8 +703,8 @@ def test_stats_count_what_became_of_each_connection(
         waiting.sendall(b"w")
         wait_until(lambda: server.clone_stats()[0].active == 1)
         assert [tuple(clone) for clone in server.clone_stats()] == [
-            (0, 2, 1, 0, 1, True),
-            (1, 1, 0, 1, 0, True),
+            (0, 2, 1, 0, 1, True, 0),
+            (1, 1, 0, 1, 0, True, 0),
         ]
         proceed.set()
         receive_all(waiting)

@@ -1,0 +1,278 @@
+"""Hub threads: native threads in which a gevent hub turns. The only module that starts any.
+
+A `HubThread` runs what it is sent, `~HubThread.send`, in its hub, until it is told to
+`~HubThread.end`; then its hub is destroyed and the thread is over. They are native threads
+under monkey patching, too.
+
+At the end of the interpreter all are told to end, and waited for: a thread that runs Python
+while that is torn down crashes the process in some runs.
+
+State: the threads that run, in ``_running``, for that end alone. After a `fork` there are none.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import gevent
+from gevent import Timeout, get_hub
+from gevent.hub import Waiter
+from gevent.monkey import get_original, is_module_patched
+
+__all__ = ["HubThread"]
+
+_Lock: Final[Callable[[], Any]] = get_original("_thread", "allocate_lock")
+_RLock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
+_start_new_thread: Final[Callable[..., int]] = get_original("_thread", "start_new_thread")
+native_ident: Final[Callable[[], int]] = get_original("_thread", "get_ident")
+
+# At the end of the interpreter, so long for all together. A thread that is in a call into C
+# for longer is left where it is: then the process ends before it comes back, as a rule.
+EXIT_SECONDS: Final = 5.0
+
+T = TypeVar("T")
+
+
+class HubThread:
+    """A native thread with a hub that turns.
+
+    Args:
+        name: For reports, and for `threading.enumerate` where that knows native threads.
+        on_system_error: Called in the thread with what ends a program in gevent's main hub,
+            as ``KeyboardInterrupt`` and ``SystemExit``; the thread goes on.
+    """
+
+    def __init__(
+        self, name: str, on_system_error: Callable[[BaseException], object] | None = None
+    ) -> None:
+        self.name: Final = name
+        #: The thread's hub and its native ident, once it was started.
+        self.hub: Any = None
+        self.ident = 0
+        #: Called in a greenlet of the hub when the interpreter ends. It ends the thread.
+        self.at_exit: Callable[[], object] = self.end
+        self._on_system_error = on_system_error
+        # Re-entrant, for a signal handler, or a garbage collection, that strikes inside.
+        self._lock = _RLock()
+        self._calls: deque[Callable[[], object]] = deque()
+        self._wake_up: Any = None
+        self._main: Any = None
+        self._is_ending = False
+        self._thread: threading.Thread | None = None
+        self._over = _Lock()
+        self._is_over = False
+        self._watchers: list[Any] = []
+        self._failed: BaseException | None = None
+
+    def start(self) -> HubThread:
+        """Start the thread, and return when its hub is there.
+
+        Raises:
+            RuntimeError, OSError: There is no room for a thread, or for what its event loop
+                needs. Nothing is left.
+
+        Switches:
+            Never: the calling thread waits, for a millisecond.
+        """
+        started = _Lock()
+        started.acquire()
+        self._over.acquire()
+        try:
+            self._thread = _start_native(self.name, lambda: self._run(started))
+        except BaseException:
+            self._over.release()
+            self._is_over = True
+            raise
+        try:
+            started.acquire()
+        except BaseException:  # an interrupt
+            self._is_ending = True
+            self.end()
+            raise
+        if self._failed is not None:
+            self.join(-1)
+            raise self._failed
+        return self
+
+    def send(self, call: Callable[[], object]) -> bool:
+        """Have *call* called in the hub; ``False`` if that has ended. From any thread.
+
+        It must not wait.
+        """
+        with self._lock:
+            if self._wake_up is None:
+                return False
+            self._calls.append(call)
+            self._wake_up.send()
+            return True
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Return what *function* returns in the hub, or raise what it raises.
+
+        Raises:
+            RuntimeError: The thread has ended.
+
+        Switches:
+            Never: the calling thread waits. For a hub that is known to turn.
+        """
+        done = _Lock()
+        done.acquire()
+        found: list[Any] = [None, None]
+
+        def run() -> None:
+            try:
+                found[0] = function()
+            except BaseException as error:
+                found[1] = error
+            finally:
+                done.release()
+
+        if not self.send(run):
+            raise RuntimeError(f"the thread {self.name!r} has ended")
+        done.acquire()
+        if found[1] is not None:
+            try:
+                raise found[1]
+            finally:
+                del found
+        result: T = found[0]
+        return result
+
+    def end(self) -> None:
+        """Tell the thread to end, when its hub turns. Twice is harmless; from any thread."""
+        self.send(self._end)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for the thread's end, at most *timeout* seconds; tell whether it has ended.
+
+        Switches:
+            While waiting.
+        """
+        hub: Any = get_hub()
+        waiter: Waiter[None] = Waiter(hub)
+        watcher = hub.loop.async_()
+        watcher.start(waiter.switch, None)
+        try:
+            with self._lock:
+                if self._is_over:
+                    return True
+                self._watchers.append(watcher)
+            with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
+                waiter.get()
+        finally:
+            with self._lock:
+                if watcher in self._watchers:
+                    self._watchers.remove(watcher)
+            watcher.stop()
+            watcher.close()
+        return self.join(0)
+
+    def join(self, timeout: float) -> bool:
+        """Wait natively; the calling thread's hub does not turn. -1 is for ever."""
+        if not self._over.acquire(True, timeout):
+            return False
+        self._over.release()
+        if self._thread is not None:
+            self._thread.join()  # its last steps
+        return True
+
+    def forget(self) -> None:
+        """There is no such thread in this process: it was forked."""
+        self._wake_up = None
+        self._is_over = True
+        self._over = _Lock()
+        self._thread = None
+
+    # -- in the thread -----------------------------------------------------------------------
+
+    def _run(self, started: Any) -> None:
+        try:
+            try:
+                self.ident = native_ident()
+                self._main = gevent.getcurrent()
+                self.hub = get_hub()
+                self._wake_up = self.hub.loop.async_()
+                self._wake_up.start(self._answer)
+                _running[self] = None
+            except BaseException as error:
+                self._failed = error
+                return
+            finally:
+                started.release()
+            while not self._is_ending:
+                try:
+                    self.hub.switch()
+                except BaseException as error:
+                    if self._on_system_error is not None:
+                        self._on_system_error(error)
+        finally:
+            self._tear_down()
+
+    def _answer(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
+
+    def _end(self) -> None:
+        self._is_ending = True
+        self._main.switch()
+
+    def _tear_down(self) -> None:
+        with self._lock:
+            wake_up, self._wake_up = self._wake_up, None
+        try:
+            if wake_up is not None:
+                self._answer()
+                wake_up.stop()
+                wake_up.close()
+            if self.hub is not None:
+                self.hub.destroy(destroy_loop=True)
+        finally:
+            _running.pop(self, None)
+            with self._lock:
+                self._is_over = True
+                for watcher in self._watchers:
+                    watcher.send()
+            self._over.release()
+
+
+def _start_native(name: str, run: Callable[[], None]) -> threading.Thread | None:
+    if is_module_patched("threading") or is_module_patched("_thread"):
+        _start_new_thread(run, ())
+        return None
+    # So that `threading` knows it by its name, and not as a dummy that stays for ever.
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+# -- the end of the process ------------------------------------------------------------------
+
+_running: Final[dict[HubThread, None]] = {}
+
+
+def _end_all() -> None:
+    threads = [*_running]
+    for thread in threads:
+        thread.send(functools.partial(gevent.spawn, thread.at_exit))
+    left = EXIT_SECONDS
+    for thread in threads:
+        if not thread.join(left):
+            left = 0.0
+
+
+def _forget_all() -> None:
+    threads = [*_running]
+    _running.clear()
+    for thread in threads:
+        thread.forget()
+
+
+atexit.register(_end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

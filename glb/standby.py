@@ -1,0 +1,240 @@
+"""The standby: sees to it that no connection waits for a hub that is stalled.
+
+Where clones of two hubs share an address, a third hub joins them, in a thread of its own that
+runs no handlers. As long as all goes well it sleeps, or looks around once a tick. When
+
+* a hub lets a connection lie that it was handed, it is taken back (see `glb.turns`);
+* the hub on duty doesn't accept while connections wait, the standby takes the duty;
+* nothing of the kind has happened for `CALM_SECONDS`, a hub gets it back. Accepting in the
+  hub that also handles costs half of accepting in another thread.
+
+It keeps the duty where only plain listeners of several hubs share an address: a thread that
+loops over ``accept`` turns its hub while it waits there, and no longer.
+
+**Sleeping.** An idle process has no ticks. They begin with a connection that one hub hands to
+another, or when one waits in the accept queue: until then the standby watches it too.
+
+Source: nginx and Envoy leave a connection to the worker that is stuck; see DESIGN's "ready
+means responsive".
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any, Final, cast
+
+from . import sockets
+from .dispatcher import Dispatcher
+from .errors import listener_closed
+from .hubs import HubThread
+from .registry import Entry
+
+__all__ = ["CALM_SECONDS", "Standby", "dispatcher_for"]
+
+# So long without a hub that let anything lie, and they are trusted again. Each time that trust
+# is mistaken, connections wait for up to two ticks: so one in a hundred of the time, at worst.
+CALM_SECONDS: Final = 1.0
+
+# So many ticks without anything to see, and it sleeps: 0.1 s as a rule. Under steady traffic,
+# however thin, waking up costs more than a tick.
+QUIET_TICKS: Final = 20
+
+
+class Standby(Dispatcher):
+    """A dispatcher without clones. It belongs to the hub of its own thread."""
+
+    is_standby = True
+
+    def __init__(self, entry: Entry, thread: HubThread) -> None:
+        super().__init__(entry, thread.hub)
+        self._thread = thread
+        self._is_ticking = False
+        self._timer: Any = None
+        self._timers: set[Any] = set()
+        self._ticked_at = 0.0
+        self._was_late = False
+        self._disturbed_at = monotonic()
+        self._seen_moves = 0
+        self._missed = 0
+        self._quiet = 0
+
+    @classmethod
+    def start(cls, entry: Entry) -> Standby:
+        """Return one in a thread of its own, which ends when it is closed."""
+        thread = HubThread(f"glb standby of {entry.address!r}").start()
+        try:
+            return thread.call(lambda: cls(entry, thread))
+        except BaseException:
+            thread.end()
+            raise
+
+    def close(self) -> None:
+        self._stop_ticking()
+        for timer in [*self._timers]:
+            self._end_timer(timer)
+        super().close()
+        self._thread.end()
+
+    def arm_locked(self) -> None:
+        if not self._is_ticking:
+            self._is_ticking = True
+            self.wake_locked()
+
+    def later(self, delay: float, call: Any) -> None:
+        """Have *call* called in this hub *delay* seconds from now. From any thread."""
+        self.send(lambda: self._start_timer(delay, call))
+
+    def _start_timer(self, delay: float, call: Any) -> None:
+        timer = self.hub.loop.timer(delay)
+        self._timers.add(timer)
+
+        def ring() -> None:
+            self._end_timer(timer)
+            call()
+
+        timer.start(ring)
+
+    def _end_timer(self, timer: Any) -> None:
+        self._timers.discard(timer)
+        if self.has_loop:
+            timer.stop()
+            timer.close()
+
+    # -- watching ------------------------------------------------------------------------------
+
+    def _is_to_watch(self) -> bool:
+        if self.turns.on_duty is self:
+            return super()._is_to_watch()
+        return not self._is_ticking and self.turns.next() is not None
+
+    def _on_readable(self) -> None:
+        if self.turns.on_duty is self:
+            super()._on_readable()
+        else:
+            with self.turns.lock:
+                self.arm_locked()
+
+    def _watch_while_ready(self) -> None:
+        if self._is_ticking and self._timer is None and self._io is not None and self.has_loop:
+            self._start_ticking()
+        super()._watch_while_ready()
+
+    # -- ticks ---------------------------------------------------------------------------------
+
+    def _start_ticking(self) -> None:
+        patience = self.turns.patience
+        self._quiet = 0
+        self._missed = 0
+        self._seen_moves = self._count_moves()
+        self._ticked_at = monotonic()
+        self._timer = self.hub.loop.timer(patience, patience)
+        self._timer.start(self._tick)
+
+    def _stop_ticking(self) -> None:
+        self._is_ticking = False
+        timer, self._timer = self._timer, None
+        if timer is not None and self.has_loop:
+            timer.stop()
+            timer.close()
+
+    def _tick(self) -> None:
+        turns = self.turns
+        with turns.lock:
+            now = monotonic()
+            is_late = now - self._ticked_at > 2 * turns.patience
+            self._ticked_at = now
+            # Then the whole process may have been stopped, and who didn't turn could not. But
+            # if it is late again, that is how it goes here.
+            if is_late and not self._was_late:
+                self._was_late = True
+                return
+            self._was_late = is_late
+            turns.clock += 1
+            is_quiet = not turns.has_waiting
+            for dispatcher in [*turns.dispatchers.values()]:
+                if dispatcher.inbox:
+                    is_quiet = False
+                self._judge_locked(dispatcher, now)
+            if turns.on_duty is not self:
+                self._judge_duty_locked()
+            elif now - self._disturbed_at > CALM_SECONDS:
+                self._leave_duty_locked()
+            moves = self._count_moves()
+            is_quiet = is_quiet and moves == self._seen_moves
+            self._seen_moves = moves
+            self._quiet = self._quiet + 1 if is_quiet else 0
+            if self._quiet >= QUIET_TICKS:
+                self._stop_ticking()
+        if turns.on_duty is self and turns.has_waiting:
+            self._on_readable()
+        else:
+            self._watch_while_ready()
+
+    def _judge_locked(self, dispatcher: Any, now: float) -> None:
+        turns = self.turns
+        if dispatcher.inbox and turns.clock - dispatcher.inbox[0].clock > 1:
+            self._disturbed_at = now
+            turns.take_back_locked(dispatcher)
+        elif (
+            dispatcher.stalled_at is not None
+            and dispatcher.has_turns
+            and now - dispatcher.stalled_at > CALM_SECONDS
+        ):
+            dispatcher.stalled_at = None
+
+    def _judge_duty_locked(self) -> None:
+        turns = self.turns
+        duty = cast("Dispatcher", turns.on_duty)
+        has_moved = self._count_moves() != self._seen_moves
+        if has_moved or duty.is_paused or turns.next_locked() is None:
+            self._missed = 0
+        elif turns.has_waiting or sockets.is_readable(self._entry.pristine):
+            self._missed += 1
+            if self._missed > 1:
+                self._missed = 0
+                self._disturbed_at = monotonic()
+                turns.stall_locked(duty)
+                turns.assign_locked(self)
+
+    def _count_moves(self) -> int:
+        return cast("Dispatcher", self.turns.on_duty).moves
+
+    def _leave_duty_locked(self) -> None:
+        dispatcher = self.turns.find_fit_locked()
+        if dispatcher is not None:
+            self.turns.assign_locked(dispatcher)
+
+
+def dispatcher_for(entry: Entry, hub: Any) -> Dispatcher:
+    """Return *entry*'s dispatcher on *hub*, this thread's, attached; the caller detaches it.
+
+    With the second hub comes the standby.
+
+    Raises:
+        OSError: EBADF, when the entry is closed.
+        RuntimeError, OSError: There is no room for the standby's thread, or for its loop.
+    """
+    turns = entry.turns
+    standby: Standby | None = None
+    try:
+        while True:
+            with turns.lock:
+                if entry.is_closed:
+                    raise listener_closed(entry.address)
+                turns.forget_dead_locked()
+                found = cast("Dispatcher | None", turns.dispatchers.get(hub))
+                is_second = found is None and bool(turns.dispatchers)
+                if not is_second or turns.standby is not None or standby is not None:
+                    dispatcher = found or Dispatcher(entry, hub)
+                    if found is None:
+                        turns.add_locked(hub, dispatcher)
+                    dispatcher.attach()
+                    if standby is not None and turns.standby is None:
+                        turns.add_standby_locked(standby.hub, standby)
+                        standby = None
+                    return dispatcher
+            # Not within the lock, for which the new thread may ask as well.
+            standby = Standby.start(entry)
+    finally:
+        if standby is not None:
+            standby.send(standby.close)

@@ -1,0 +1,438 @@
+"""Turns: who is next at an address, on whichever hub, and who accepts.
+
+The clones of an entry stand in one ring (see `glb.ring`), on however many hubs they live. Of
+its dispatchers, one a hub, one is **on duty**: it accepts, and deals out. While all clones
+live on one hub that is its dispatcher's for good, and nothing else here is needed. As soon
+as there is a second hub, a **standby** joins them, a dispatcher in a thread of its own that
+runs no handlers (see `glb.standby`), and these rules hold:
+
+* A connection is accepted only while a clone is ready, and then **handed** to one. It lies in
+  the inbox of that clone's dispatcher until its hub takes it up, in the moment in which its
+  handler is about to start.
+* What was not taken up within the bound is **taken back**, and given to the next ready clone.
+  It is in one place at any time: in an inbox, waiting here, or taken up. Each move is made
+  under the lock, so nothing is served twice.
+* A hub that let something lie is **withdrawn**: its clones are not ready until it turns again.
+  It is on probation then, and gets the next connection when it has taken up the last.
+
+All state is guarded by the registry's lock, which is native and held for a moment only.
+Watchers are touched by their hub's thread alone.
+
+Source: Node's cluster hands on what a worker has not acknowledged; HAProxy's listeners have
+the queue a thread.
+"""
+
+from __future__ import annotations
+
+import _socket
+from collections import deque
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from .balance import Policy, least_loaded
+from .ring import Ring, Team
+
+__all__ = ["PATIENCE_SECONDS", "Handed", "Turns"]
+
+# How long a hub may let a connection lie. Longer than a hub with much to do takes for a round
+# of its loop (gevent looks at I/O every 5 ms at the latest), and than another thread may keep
+# the interpreter (5 ms); shorter than what a client notices. It is up to twice as long until
+# the next tick.
+PATIENCE_SECONDS: Final = 0.005
+
+
+class Member(Protocol):
+    """A clone in the ring."""
+
+    @property
+    def load(self) -> int: ...
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Of the hub on which it lives."""
+
+    @property
+    def team(self) -> Team[Any]: ...
+    def expect_locked(self) -> None:
+        """A connection was handed to it, and is on its way."""
+
+    def unexpect_locked(self) -> None:
+        """One that was on its way has arrived, or won't come."""
+
+
+class Dispatcher(Protocol):
+    """One hub's part of an entry; see `glb.dispatcher.Dispatcher`."""
+
+    thread: int
+    is_standby: bool
+    #: What was accepted here, or taken up.
+    accepted: int
+    #: What was handed to this hub's clones, oldest first.
+    inbox: deque[Handed]
+    #: Its teams that have turns, as far as they know: those of servers that accept, and
+    #: `singles`.
+    seated: dict[Team[Any], None]
+    singles: Team[Any]
+    #: Whether its clones have turns, as far as the hub is concerned.
+    has_turns: bool
+    #: When it last let something lie, on `time.monotonic`'s clock; ``None``, if it has been
+    #: quick for long enough.
+    stalled_at: float | None
+
+    @property
+    def is_dead(self) -> bool: ...
+    @property
+    def is_here(self) -> bool: ...
+    @property
+    def is_watching(self) -> bool: ...
+    @property
+    def is_paused(self) -> bool: ...
+    def close(self) -> None: ...
+    def send(self, call: Any) -> None: ...
+    def wake_locked(self) -> None:
+        """Have its hub look what there is to do."""
+
+    def look_locked(self) -> None:
+        """The ring has changed: have its hub watch the socket, if it ought to and doesn't."""
+
+
+class Standby(Dispatcher, Protocol):
+    """What takes the duty when a hub is stalled; see `glb.standby`."""
+
+    def arm_locked(self) -> None:
+        """Begin to look who lets connections lie."""
+
+
+class Handed:
+    """A connection between the accept queue and its handler."""
+
+    __slots__ = ("address", "clock", "member", "number")
+
+    def __init__(self, number: int, address: Any) -> None:
+        #: Its descriptor, and its peer.
+        self.number = number
+        self.address = address
+        #: Whom it was handed to, and when: see `Turns.clock`.
+        self.member: Any = None
+        self.clock = 0
+
+
+class Turns:
+    """Whose turn it is at one address."""
+
+    def __init__(self, lock: Any) -> None:
+        self.lock: Final = lock
+        self.dispatchers: dict[object, Dispatcher] = {}
+        #: Who accepts; ``None`` without dispatchers.
+        self.on_duty: Dispatcher | None = None
+        #: Only from the second hub on.
+        self.standby: Standby | None = None
+        #: How turns are dealt, while a server wishes it.
+        self.policy: Policy | None = None
+        self.patience = PATIENCE_SECONDS
+        #: The standby's ticks, one each `patience`.
+        self.clock = 0
+        #: How often a connection was taken back from a hub that let it lie.
+        self.taken_back = 0
+        #: What was accepted without a dispatcher, or by one that is gone.
+        self.accepted_before = 0
+        self.is_closed = False
+        self._policy_wishes = 0
+        #: What was accepted, and has no clone now; oldest first.
+        self._waiting: deque[Handed] = deque()
+        self._ring: Ring[Any] = Ring()
+
+    @property
+    def accepted(self) -> int:
+        """How many connections were given to clones."""
+        return self.accepted_before + sum(each.accepted for each in [*self.dispatchers.values()])
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether there was no room for a connection a moment ago."""
+        return any(each.is_paused for each in [*self.dispatchers.values()])
+
+    @property
+    def ready(self) -> int:
+        """How many clones wait for a connection."""
+        with self.lock:
+            return 0 if self.is_paused else len(self._ring)
+
+    # -- the policy ------------------------------------------------------------------------
+
+    def join_policy(self, policy: Policy | None, address: object) -> None:
+        """Deal turns by *policy* until as many `leave_policy`; ``None`` has no wish.
+
+        Raises:
+            ValueError: A server on this address wishes for another.
+        """
+        with self.lock:
+            if policy is not None and self.policy not in (None, policy):
+                raise ValueError(
+                    f"policy must be {self.policy.value!r}, as it is for {address!r} "
+                    f"already, got {policy.value!r}"
+                )
+            if policy is not None:
+                self.policy = policy
+                self._policy_wishes += 1
+
+    def leave_policy(self, policy: Policy | None) -> None:
+        """Take a wish back."""
+        with self.lock:
+            if policy is not None:
+                self._policy_wishes -= 1
+                if self._policy_wishes == 0:
+                    self.policy = None
+
+    # -- the ring, from any thread -----------------------------------------------------------
+
+    def join(self, member: Member) -> None:
+        """Let *member* have its turns."""
+        with self.lock:
+            self._ring.join(member.team, member)
+            self._look_locked()
+
+    def leave(self, member: Member) -> None:
+        """Give *member* no more turns."""
+        with self.lock:
+            self._ring.leave(member.team, member)
+            self._look_locked()
+
+    def rotate(self, member: Member) -> None:
+        """Send *member*, who had its turn, to the end of the line."""
+        with self.lock:
+            self._ring.rotate(member.team, member)
+
+    def seat(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
+        """Let all of *teams*, each with its dispatcher, have turns."""
+        with self.lock:
+            for dispatcher, team in teams:
+                dispatcher.seated[team] = None
+            self._ring.seat(*(team for dispatcher, team in teams if dispatcher.has_turns))
+            self._look_locked()
+
+    def unseat(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
+        """Pass over all of *teams*."""
+        with self.lock:
+            for dispatcher, team in teams:
+                dispatcher.seated.pop(team, None)
+                self._ring.unseat(team)
+            self._look_locked()
+
+    def drop(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
+        """Forget all of *teams*, for good."""
+        with self.lock:
+            for dispatcher, team in teams:
+                dispatcher.seated.pop(team, None)
+                self._ring.drop(team)
+            self._look_locked()
+
+    def next_locked(self) -> Any:
+        """Return the `Member` whose turn it is, or ``None``."""
+        policy = self.policy
+        if policy is None or policy is Policy.ROUND_ROBIN:
+            return self._ring.first()
+        if policy is Policy.LEAST_CONNECTIONS:
+            return least_loaded(self._ring.ready())
+        for dispatcher in self.dispatchers.values():
+            member = self._ring.first_of(dispatcher.seated)
+            if member is not None:
+                return member
+        return None
+
+    def next(self) -> Any:
+        """Return the `Member` whose turn it is, or ``None``."""
+        with self.lock:
+            return self.next_locked()
+
+    def _look_locked(self) -> None:
+        if self.standby is not None and self.standby is not self.on_duty:
+            self._relieve_locked()
+            self.standby.look_locked()
+        if self.on_duty is not None:
+            self.on_duty.look_locked()
+
+    # -- who accepts -------------------------------------------------------------------------
+
+    def add_locked(self, hub: object, dispatcher: Dispatcher) -> None:
+        """*dispatcher* is *hub*'s from now on."""
+        self.dispatchers[hub] = dispatcher
+        if self.on_duty is None:
+            self.on_duty = dispatcher
+
+    def add_standby_locked(self, hub: object, standby: Standby) -> None:
+        """There is a second hub, or about to be."""
+        self.dispatchers[hub] = standby
+        self.standby = standby
+        self._look_locked()
+
+    def remove_locked(self, hub: object) -> None:
+        """Forget *hub*'s dispatcher; what lies in its inbox is given to others."""
+        dispatcher = self.dispatchers.pop(hub, None)
+        if dispatcher is None:
+            return
+        self.accepted_before += dispatcher.accepted
+        self._forget_locked(dispatcher)
+        self._wait_locked(_take_all_locked(dispatcher))
+
+    def forget_dead_locked(self) -> None:
+        """Forget the dispatchers of hubs that are no more."""
+        for hub, dispatcher in [*self.dispatchers.items()]:
+            if dispatcher.is_dead:
+                self.remove_locked(hub)
+
+    def _forget_locked(self, dispatcher: Dispatcher) -> None:
+        for team in dispatcher.seated:
+            self._ring.drop(team)
+        if dispatcher is self.standby:
+            self.standby = None
+        if dispatcher is self.on_duty:
+            self.on_duty = self.standby or next(iter(self.dispatchers.values()), None)
+            if self.on_duty is not None:
+                self.on_duty.wake_locked()
+
+    def _relieve_locked(self) -> None:
+        # The hub of a thread that has plain listeners only turns while it waits for a
+        # connection, so it can't accept for others.
+        duty = self.on_duty
+        is_fit = duty is not None and _has_servers(duty)
+        if self.standby is not None and not is_fit and self.next_locked() is not None:
+            self.assign_locked(self.standby)
+
+    def assign_locked(self, dispatcher: Dispatcher) -> None:
+        """Have *dispatcher* accept from now on."""
+        self.on_duty = dispatcher
+        dispatcher.wake_locked()
+
+    def find_fit_locked(self) -> Dispatcher | None:
+        """Return the first hub's dispatcher that could accept for all."""
+        fit = (each for each in self.dispatchers.values() if self._is_fit_locked(each))
+        return next(fit, None)
+
+    def _is_fit_locked(self, dispatcher: Dispatcher) -> bool:
+        return (
+            not dispatcher.is_standby
+            and dispatcher.has_turns
+            and dispatcher.stalled_at is None
+            and _has_servers(dispatcher)
+        )
+
+    # -- connections on their way --------------------------------------------------------------
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether something was accepted that has no clone now."""
+        return bool(self._waiting)
+
+    def take_waiting(self) -> Handed | None:
+        """Return the oldest of what was accepted and has no clone now; the caller has it then."""
+        if not self._waiting:
+            return None
+        with self.lock:
+            return self._waiting.popleft() if self._waiting else None
+
+    def hand(self, handed: Handed, giver: Dispatcher) -> bool:
+        """Give *handed* to the next ready clone; tell whether that is one of *giver*'s own.
+
+        Then the giver takes it up itself, now.
+        """
+        with self.lock:
+            member = self.next_locked()
+            if member is None:
+                self._wait_locked([handed])
+                return False
+            dispatcher = member.dispatcher
+            handed.member = member
+            handed.clock = self.clock
+            self._ring.rotate(member.team, member)
+            member.expect_locked()
+            if dispatcher is giver:
+                return True
+            dispatcher.inbox.append(handed)
+            if dispatcher.stalled_at is not None:
+                self._withdraw_locked(dispatcher)
+            dispatcher.wake_locked()
+            if self.standby is not None:
+                self.standby.arm_locked()
+            return False
+
+    def give_back(self, handed: Handed) -> None:
+        """The clone to which it was handed can't take it: it is the next one's."""
+        with self.lock:
+            handed.member.unexpect_locked()
+            self._wait_locked([handed])
+
+    def take_back_locked(self, dispatcher: Dispatcher) -> None:
+        """Give what lies in *dispatcher*'s inbox to others. It has let it lie for too long."""
+        lying = _take_all_locked(dispatcher)
+        self.taken_back += len(lying)
+        self._wait_locked(lying)
+        self.stall_locked(dispatcher)
+
+    def stall_locked(self, dispatcher: Dispatcher) -> None:
+        """*dispatcher*'s hub does not turn: its clones aren't ready until it does."""
+        dispatcher.stalled_at = monotonic()
+        self._withdraw_locked(dispatcher)
+        dispatcher.wake_locked()
+
+    def _withdraw_locked(self, dispatcher: Dispatcher) -> None:
+        dispatcher.has_turns = False
+        for team in dispatcher.seated:
+            self._ring.unseat(team)
+
+    def restore_locked(self, dispatcher: Dispatcher) -> None:
+        """*dispatcher*'s hub turns, and has taken up what it was handed."""
+        if not dispatcher.has_turns:
+            dispatcher.has_turns = True
+            self._ring.seat(*dispatcher.seated)
+            self._look_locked()
+
+    def _wait_locked(self, back: Iterable[Handed]) -> None:
+        # To the front: what comes here was in the accept queue before all that is there now.
+        self._waiting.extendleft(reversed([*back]))
+        if self.is_closed:
+            self._close_waiting_locked()
+        elif self._waiting and self.on_duty is not None:
+            self.on_duty.wake_locked()
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close_locked(self) -> None:
+        """The entry is closed: nobody will take what still waits here."""
+        self.is_closed = True
+        self._close_waiting_locked()
+
+    def _close_waiting_locked(self) -> None:
+        while self._waiting:
+            _socket.close(self._waiting.popleft().number)
+
+    def keep_thread_locked(self, thread: int) -> None:
+        """Keep the dispatchers of *thread* alone, in a forked child.
+
+        What is on its way is the parent's to serve. Other hubs' loops are not run here, and
+        touching them could touch the parent's.
+        """
+        for dispatcher in self.dispatchers.values():
+            self._waiting.extend(_take_all_locked(dispatcher))
+        self._close_waiting_locked()
+        gone = [each for each in self.dispatchers.items() if each[1].thread != thread]
+        if self.standby is not None and self.standby.thread != thread:
+            self.standby = None
+        for hub, _ in gone:
+            del self.dispatchers[hub]
+        for _, dispatcher in gone:
+            self._forget_locked(dispatcher)
+        for dispatcher in self.dispatchers.values():
+            self.restore_locked(dispatcher)
+
+
+def _has_servers(dispatcher: Dispatcher) -> bool:
+    return any(team is not dispatcher.singles for team in dispatcher.seated)
+
+
+def _take_all_locked(dispatcher: Dispatcher) -> list[Handed]:
+    lying = [*dispatcher.inbox]
+    dispatcher.inbox.clear()
+    for handed in lying:
+        handed.member.unexpect_locked()
+    return lying
