@@ -16,8 +16,10 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gevent import getcurrent
+
 from .clones import CURRENT, Clone
-from .dispatcher import Dispatcher, Turn
+from .dispatcher import Turn
 from .errors import Heap, classify
 from .ring import Team
 from .stats import CloneStats
@@ -63,16 +65,22 @@ class Acceptor:
         "branch",
         "clone",
         "completed",
+        "dispatcher",
         "failed",
         "handle",
         "is_paused",
         "server",
+        "team",
     )
 
     def __init__(self, server: StreamServer, index: int, branch: Branch) -> None:
         self.server = server
         #: Of the hub on which it lives.
         self.branch = branch
+        branch.acceptors.append(self)
+        #: Its hub's, and its place in the ring, once the branch was opened.
+        self.dispatcher: Any = None
+        self.team: Team[Any] = Team(seated=False)
         self.clone = Clone(index, server)
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Callable[..., object] | None = None
@@ -99,19 +107,14 @@ class Acceptor:
         return f"<Acceptor {self.clone} of {self.server}>"
 
     @property
-    def dispatcher(self) -> Dispatcher:
-        dispatcher = self.branch.dispatcher
-        assert dispatcher is not None, "who stands in a ring has one"
-        return dispatcher
-
-    @property
-    def team(self) -> Team[Any]:
-        return self.branch.team
+    def is_started_later(self) -> bool:
+        spawn = self.server._spawn
+        return spawn is not None and spawn is not self.server._replaced_spawn
 
     def take_turn(self) -> Turn:
         server = self.server
         try:
-            if server.full():
+            if server.full() or (server._expected and server.has_promised_all()):
                 server.found_full()
                 return Turn.PASSED
             args: Any = server.do_read()
@@ -120,15 +123,15 @@ class Acceptor:
                 return Turn.EMPTY
         except BaseException as error:
             return self._read_failed(error)
-        dispatcher = self.branch.dispatcher
-        if dispatcher is not None:
-            dispatcher.taken(self)
+        dispatcher = self.dispatcher
+        dispatcher.accepted += 1
+        dispatcher.turns.rotate(self.team, self)
         self._handle(args)
         return Turn.TAKEN
 
     def has_room(self) -> bool:
         server = self.server
-        if server.full() or server.has_promised_all():
+        if server.full() or (server._expected and server.has_promised_all()):
             server.found_full()
             return False
         return True
@@ -141,8 +144,7 @@ class Acceptor:
 
     def take(self, handed: Handed) -> bool:
         server = self.server
-        dispatcher = self.branch.dispatcher
-        if dispatcher is None:
+        if self.branch.dispatcher is None:
             return False  # it was closed since
         turn = server._turn
         turn.handed = handed
@@ -162,7 +164,7 @@ class Acceptor:
                 return False
         finally:
             turn.handed = None
-        with dispatcher.turns.lock:
+        with self.dispatcher.turns.lock:
             self.unexpect_locked()
         return True
 
@@ -216,28 +218,29 @@ class Acceptor:
             try:
                 close(*args)
             finally:
-                if self.server._state is State.FULL:
-                    self.server.handler_ended()
+                self.branch.active -= 1
+                if self.server._state is not State.ACCEPTING:
+                    self.server.handler_ended(self.branch)
 
     def serve_anywhere(
         self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
     ) -> object:
         """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
         outer = CURRENT.get()
-        branch = self.branch
-        if branch.thread is not None:
-            branch.begin()
+        greenlet = getcurrent()
+        strangers = self.branch.strangers
+        strangers.add(greenlet)
         try:
             return self.serve(handle, close, args)
         finally:
-            if branch.thread is not None:
-                branch.end()
+            strangers.discard(greenlet)
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
 
     def never_served(self) -> None:
         """A connection that was taken could not be given to a handler."""
         self.begun += 1
         self.failed += 1
+        self.branch.active -= 1
 
     def stats(self) -> CloneStats:
         return CloneStats(

@@ -8,15 +8,16 @@ and what runs handlers. The first is on the hub that starts the server, each oth
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
-from gevent import Timeout, get_hub, getcurrent
+from gevent import Greenlet, Timeout, get_hub
 from gevent.event import Event
+from gevent.lock import DummySemaphore
 
 from .dispatcher import Dispatcher
-from .handlers import Handlers, SharedPool, handlers_here
+from .handlers import Handlers, Job, handlers_here
 from .hubs import HubThread
 from .registry import Entry
 from .ring import Team
@@ -25,7 +26,7 @@ from .standby import dispatcher_for
 if TYPE_CHECKING:
     from .acceptor import Acceptor
 
-__all__ = ["KILL_SECONDS", "Branch"]
+__all__ = ["KILL_SECONDS", "Branch", "SharedBound"]
 
 # As gevent's `stop`: so long for handlers that were killed, and don't want to go.
 KILL_SECONDS: Final = 1.0
@@ -33,17 +34,6 @@ KILL_SECONDS: Final = 1.0
 
 class Branch:
     """A server's part on one hub. The caller closes what it has opened."""
-
-    __slots__ = (
-        "_idle",
-        "_running",
-        "acceptors",
-        "dispatcher",
-        "handlers",
-        "index",
-        "team",
-        "thread",
-    )
 
     def __init__(self, index: int) -> None:
         #: Which hub of the server's, 0 for the one that started it.
@@ -54,8 +44,10 @@ class Branch:
         self.handlers: Handlers | None = None
         #: Its own, if it isn't on the hub that started the server.
         self.thread: HubThread | None = None
-        self.team: Team[Any] = Team(seated=False)
-        self._running: set[Any] = set()
+        #: Connections for which a handler runs, or is about to.
+        self.active = 0
+        #: Greenlets that run handlers, and that ours aren't.
+        self.strangers: set[Any] = set()
         self._idle: Any = None
 
     @property
@@ -75,10 +67,12 @@ class Branch:
         dispatcher = dispatcher_for(entry, get_hub())
         self.handlers = handlers_here()
         self.handlers.acquire()
-        self._running = set()
         self._idle = Event()
         # A ring's own from here on; a server that starts again brings a new one.
-        self.team = Team(seated=False)
+        team: Team[Any] = Team(seated=False)
+        for acceptor in self.acceptors:
+            acceptor.dispatcher = dispatcher
+            acceptor.team = team
         self.dispatcher = dispatcher
 
     def open_in_thread(
@@ -98,70 +92,106 @@ class Branch:
         self.thread = thread
         return thread.ident
 
-    def close(self, then: Callable[[], object] | None = None) -> None:
+    @property
+    def team(self) -> Team[Any]:
+        """Its clones, in the ring."""
+        return self.acceptors[0].team
+
+    def close(self, then: Callable[[], object]) -> None:
         """Give no more turns, at once, and call *then* in its hub. From any thread."""
         dispatcher, self.dispatcher = self.dispatcher, None
-        handlers, self.handlers = self.handlers, None
+        handlers = self.handlers
         if dispatcher is None or handlers is None:
             return
         dispatcher.turns.drop([(dispatcher, self.team)])
 
         def leave() -> None:
-            if then is not None:
-                then()
+            then()
             handlers.release()
             dispatcher.hold_loop()
             dispatcher.detach()
 
         dispatcher.run(leave)
 
+    # -- its handlers ----------------------------------------------------------------------------
+
+    def handler_ended(self) -> None:
+        """A handler of a server that doesn't accept any more is done."""
+        if self.active == 0 and self._idle is not None:
+            self._idle.set()
+
+    def wait(self, timeout: float | None, *, kill: bool) -> None:
+        """Wait for the handlers, at most *timeout* seconds. In its hub.
+
+        Args:
+            kill: Kill what is left then, and wait for that, as long as gevent does.
+
+        Switches:
+            While waiting.
+        """
+        self._wait(timeout)
+        handlers = self.handlers
+        if not kill or handlers is None:
+            return
+        handlers.drop(self._is_ours)
+        left = [*handlers.running(self._is_ours), *self.strangers]
+        gevent.killall(left, block=False)
+        self._wait(KILL_SECONDS)
+
+    def _is_ours(self, job: Job) -> bool:
+        return getattr(job[0], "__self__", None) in self.acceptors
+
+    def _wait(self, timeout: float | None) -> None:
+        with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
+            while self.active > 0 and self._idle is not None:
+                self._idle.clear()
+                self._idle.wait()
+
     # -- the end of its thread -------------------------------------------------------------------
 
-    def finish(self, pool: SharedPool | None, timeout: float | None, *, kill: bool) -> None:
-        """End its thread when its handlers are done, or were killed after *timeout* seconds.
-
-        From any thread; it returns at once.
-        """
+    def finish(self, timeout: float | None, *, kill: bool) -> None:
+        """`wait`, and end its thread, if it has one. From any thread; returns at once."""
         thread = self.thread
-        if thread is not None:
-            # What it is now: the server may be started again before that is done.
-            end = functools.partial(_finish, thread, pool, self._running, self._idle, timeout, kill)
-            thread.at_exit = functools.partial(
-                _finish, thread, pool, self._running, self._idle, 0, True
-            )
-            thread.send(lambda: gevent.spawn(end))
+        if thread is None:
+            return
 
-    def begin(self) -> None:
-        """Know the current greenlet, which runs a handler and that no pool of ours knows."""
-        self._running.add(getcurrent())
+        def finish(timeout: float | None, *, kill: bool) -> None:
+            try:
+                self.wait(timeout, kill=kill)
+            finally:
+                thread.end()
 
-    def end(self) -> None:
-        """Its handler is done."""
-        self._running.discard(getcurrent())
-        self._idle.set()
+        thread.at_exit = functools.partial(finish, 0, kill=True)
+        thread.send(functools.partial(gevent.spawn, finish, timeout, kill=kill))
 
 
-def _finish(
-    thread: HubThread,
-    pool: SharedPool | None,
-    running: set[Any],
-    idle: Any,
-    timeout: float | None,
-    kill: bool,
-) -> None:
-    try:
-        here = None if pool is None else pool.here()
-        with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
-            if here is not None:
-                here.join()
-            while running:
-                idle.clear()
-                idle.wait()
-        if kill:
-            if here is not None:
-                here.kill(block=True, timeout=KILL_SECONDS)
-            gevent.killall([*running], block=True, timeout=KILL_SECONDS)
-    finally:
-        if pool is not None:
-            pool.forget_here()
-        thread.end()
+class SharedBound:
+    """How many handlers a server may have on all of its hubs together: its ``pool``.
+
+    It has what gevent's servers, and their users, ask of a pool.
+
+    Args:
+        size: How many.
+        branches: Called for the server's branches.
+    """
+
+    def __init__(self, size: int, branches: Callable[[], Sequence[Branch]]) -> None:
+        self.size: Final = size
+        self._branches = branches
+        # gevent's servers link themselves to it.
+        self._semaphore: Final = DummySemaphore()
+
+    def __len__(self) -> int:
+        return sum(branch.active for branch in self._branches())
+
+    def free_count(self) -> int:
+        """How many more there could be."""
+        return max(0, self.size - len(self))
+
+    def full(self) -> bool:
+        """Whether there is no room for one more."""
+        return self.size <= len(self)
+
+    def spawn(self, *args: Any, **kwargs: Any) -> Greenlet:  # type: ignore[type-arg]  # generic in the stubs alone
+        """Run a function in a greenlet of this thread's hub."""
+        return gevent.spawn(*args, **kwargs)

@@ -31,6 +31,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from .errors import Heap, classify
+from .handlers import handlers_here
 from .registry import Entry, native_ident
 from .ring import Team
 from .turns import Handed, Turns
@@ -40,6 +41,10 @@ __all__ = ["Dispatcher", "Member", "Turn"]
 log: Final = logging.getLogger("glb")
 
 _READ: Final = 1
+
+# After so long the hub looks at its other watchers and callbacks: gevent's own measure, the
+# interval after which it leaves callbacks for I/O.
+ROUND_SECONDS: Final = 0.005
 
 # So long without a failure and the next one is news. Longer than the longest pause, 1 s.
 EPISODE_GAP_SECONDS: Final = 1.0
@@ -58,6 +63,10 @@ class Member(Protocol):
 
     @property
     def load(self) -> int: ...
+    @property
+    def is_started_later(self) -> bool:
+        """Whether its handlers start in a turn of the hub to come, for all that we can do."""
+
     @property
     def dispatcher(self) -> Dispatcher: ...
     @property
@@ -114,7 +123,8 @@ class Dispatcher:
         self._is_orphan = False
         # Whether a callback is on its way to it, to give the next turn, or take up the next.
         self._goes_on = False
-        self._takes_up = False
+        self._goes_on_taking = False
+        self._handlers = handlers_here()
         self._taken = 0
         self._calls: deque[Callable[[], object]] = deque()
         self._pause: Any = None
@@ -179,9 +189,9 @@ class Dispatcher:
     def _answer(self) -> None:
         self.moves += 1
         self._answer_calls()
-        if self.inbox or not self.has_turns:
-            self._take_up_next()
-        if self.turns.on_duty is self and self.turns.has_waiting:
+        if (self.inbox or not self.has_turns) and not self._goes_on_taking:
+            self._take_up_all()
+        if self.turns.on_duty is self and self.turns.waiting:
             self._on_readable()
         else:
             self._watch_while_ready()
@@ -206,10 +216,10 @@ class Dispatcher:
 
     # -- turns of its clones -----------------------------------------------------------------
 
-    def taken(self, member: Member) -> None:
+    def taken(self, team: Team[Any], member: Member) -> None:
         """*member*, on this hub, has taken a connection: send it to the end of the line."""
         self.accepted += 1
-        self.turns.rotate(member)
+        self.turns.rotate(team, member)
 
     def hold_loop(self) -> None:
         """Keep the hub alive as long as a server accepts, in its own thread.
@@ -280,6 +290,7 @@ class Dispatcher:
         # A turn may run a greenlet, or a handler, that changes anything here. So nothing is
         # remembered from one turn to the next.
         turns = self.turns
+        until = monotonic() + ROUND_SECONDS
         while self._io is not None and self._pause is None and turns.on_duty is self:
             self.moves += 1
             member: Member | None = turns.next()
@@ -294,14 +305,23 @@ class Dispatcher:
                 return
             if turn is Turn.TAKEN:
                 self._taken += 1
-                if self._goes_on:
+                if turns.standby is not None and (self._goes_on or monotonic() > until):
                     return
 
     def _deal(self, member: Member) -> Turn:
-        """Accept one connection, and hand it to the clone whose turn it is then."""
+        """Accept one connection, for the clone whose turn it is, on whichever hub."""
+        turns = self.turns
+        if member.dispatcher is self and not turns.waiting:
+            handlers = self._handlers
+            handlers.hold()
+            try:
+                return member.take_turn()
+            finally:
+                handlers.start_held()
+                if member.is_started_later:
+                    self._go_on_later()
         if not member.has_room():
             return Turn.PASSED
-        turns = self.turns
         handed = turns.take_waiting()
         if handed is None:
             try:
@@ -312,10 +332,14 @@ class Dispatcher:
                 return self._accept_failed(member, error)
         if turns.hand(handed, self):
             self._take_up(handed)
-            # The next one when its handler has begun, and not before: see above.
+            if handed.member.is_started_later:
+                self._go_on_later()
+        return Turn.TAKEN
+
+    def _go_on_later(self) -> None:
+        if not self._goes_on:
             self._goes_on = True
             self.hub.loop.run_callback(self._give_turns)
-        return Turn.TAKEN
 
     def _accept_failed(self, member: Member, error: OSError) -> Turn:
         heap = classify(error)
@@ -331,29 +355,38 @@ class Dispatcher:
 
     # -- what was handed to it -----------------------------------------------------------------
 
-    def _take_up_next(self) -> None:
-        # One in a turn of the hub, so that its handler has begun before the next is touched.
-        if not self._takes_up:
-            self._take_up_one()
-
-    def _take_up_one(self) -> None:
-        self._takes_up = False
-        self.moves += 1
+    def _take_up_all(self) -> None:
+        # One after the other: each handler begins before the next connection is touched. If
+        # one blocks, those behind it lie here, where they are found.
         turns = self.turns
-        with turns.lock:
-            if not self.inbox:
-                turns.restore_locked(self)
+        until = monotonic() + ROUND_SECONDS
+        self._goes_on_taking = False
+        while True:
+            self.moves += 1
+            with turns.lock:
+                if not self.inbox:
+                    turns.restore_locked(self)
+                    return
+                handed = self.inbox.popleft()
+            try:
+                self._take_up(handed)
+            except BaseException as error:  # an interrupt, say, that strikes here
+                self.hub.loop.handle_error(self, type(error), error, error.__traceback__)
+            if handed.member.is_started_later or monotonic() > until:
+                self._goes_on_taking = True
+                self.hub.loop.run_callback(self._take_up_all)
                 return
-            handed = self.inbox.popleft()
-        self._takes_up = True
-        try:
-            self._take_up(handed)
-        finally:
-            self.hub.loop.run_callback(self._take_up_one)
 
     def _take_up(self, handed: Handed) -> None:
         self.accepted += 1
-        if not handed.member.take(handed):
+        # What it gives to handler greenlets begins before this returns.
+        handlers = self._handlers
+        handlers.hold()
+        try:
+            is_taken = handed.member.take(handed)
+        finally:
+            handlers.start_held()
+        if not is_taken:
             self.accepted -= 1
             self.turns.give_back(handed)
 

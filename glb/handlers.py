@@ -31,11 +31,10 @@ from typing import Any, Final, cast
 from weakref import getweakrefcount
 
 from gevent import Greenlet, GreenletExit, get_hub, getcurrent
-from gevent.lock import DummySemaphore
 from gevent.monkey import get_original
 from gevent.pool import Pool
 
-__all__ = ["HandlerGreenlet", "HandlerPool", "Handlers", "SharedPool", "handlers_here"]
+__all__ = ["HandlerGreenlet", "HandlerPool", "Handlers", "handlers_here"]
 
 # Two full wake-ups of 100 connections, and some. A parked greenlet holds about 7 KiB
 # (250 of them, CPython 3.11 and 3.13).
@@ -64,21 +63,25 @@ Job = tuple[
 class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stubs alone
     """A greenlet that runs the jobs of its `Handlers`, until somebody could tell."""
 
-    __slots__ = ("_handlers", "_has_ended", "_job", "_result", "_tree_locals")
+    __slots__ = ("_handlers", "_has_ended", "_result", "_tree_locals", "job")
 
     def __init__(self, handlers: Handlers) -> None:
         super().__init__()
         self._handlers = handlers
         self._has_ended = False
-        self._job: Job | None = None
+        #: What it runs.
+        self.job: Job | None = None
         self._result: object = None
         self._tree_locals = self.spawn_tree_locals
 
     def run(self) -> None:
+        handlers = self._handlers
+        handlers.all.add(self)
         try:
             super().run()  # gevent's: runs `_run`, and tells what came of it
         finally:
-            self._job = None
+            handlers.all.discard(self)
+            self.job = None
 
     def _run(self) -> object:
         handlers = self._handlers
@@ -88,7 +91,7 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
             handlers.untouched_started = _count_references(self)  # it is the probe
         while True:
             handlers.due -= 1
-            self._job = run, handle, close, args, pool = jobs.popleft()
+            self.job = run, handle, close, args, pool = jobs.popleft()
             if pool is None:
                 self._result = run(handle, close, args)
             else:
@@ -98,7 +101,7 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
                 finally:
                     pool.end(self)
             del run, handle, close, args, pool
-            self._job = None
+            self.job = None
             self.gr_context = None
             if (
                 handlers.due > 0
@@ -159,9 +162,9 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
 
     def _formatinfo(self) -> str:
         # For reports, as gevent's: what runs, and for whom.
-        if self._job is None:
+        if self.job is None:
             return ""
-        _, handle, _, args, _ = self._job
+        _, handle, _, args, _ = self.job
         name = getattr(handle, "__name__", "") or repr(handle)
         return f"{name}({', '.join(repr(arg)[:50] for arg in args)})"
 
@@ -171,6 +174,8 @@ class Handlers:
 
     def __init__(self, hub: Any) -> None:
         self.hub = hub
+        #: Its greenlets, from their start to their end.
+        self.all: set[HandlerGreenlet] = set()
         #: What waits for a greenlet.
         self.jobs: deque[Job] = deque()
         #: How many of them are to start before the hub has another turn: not those that they
@@ -227,15 +232,30 @@ class Handlers:
             self._is_due = True
             self.hub.loop.run_callback(self._start)
 
-    def drop(self, pool: HandlerPool) -> None:
-        """Kill the jobs that wait in *pool*'s name: their connections are closed."""
-        jobs = [*self.jobs]
+    def hold(self) -> None:
+        """Let what is spawned wait for `start_held`. In the hub."""
+        self._is_due = True
+
+    def start_held(self) -> None:
+        """Start now what waits, in the caller's own turn of the hub."""
+        if self.jobs:
+            self._start()
+        else:
+            self._is_due = False
+
+    def drop(self, is_dropped: Callable[[Job], bool]) -> None:
+        """Kill the jobs that wait and for which *is_dropped*: their connections are closed."""
+        dropped = [job for job in self.jobs if is_dropped(job)]
+        kept = [job for job in self.jobs if not is_dropped(job)]
         self.jobs.clear()
-        self.jobs.extend(job for job in jobs if job[-1] is not pool)
-        self.due = min(self.due, len(self.jobs))
-        for job in jobs:
-            if job[-1] is pool:
-                self._kill(job)
+        self.jobs.extend(kept)
+        self.due = min(self.due, len(kept))
+        for job in dropped:
+            self._kill(job)
+
+    def running(self, is_wanted: Callable[[Job], bool]) -> list[HandlerGreenlet]:
+        """Return the greenlets that run a job for which *is_wanted*."""
+        return [each for each in self.all if each.job is not None and is_wanted(each.job)]
 
     def _start(self) -> None:
         jobs, parked = self.jobs, self._parked
@@ -374,7 +394,7 @@ class HandlerPool(Pool):
 
     def kill(self, *args: Any, **kwargs: Any) -> None:
         """Kill all handlers, and who waits for one. The arguments are gevent's."""
-        handlers_here().drop(self)
+        handlers_here().drop(lambda job: job[-1] is self)
         super().kill(*args, **kwargs)
 
     def begin(self, greenlet: HandlerGreenlet) -> None:
@@ -399,96 +419,6 @@ class HandlerPool(Pool):
         if not len(self):
             self._empty_event.set()
         self._semaphore.release()
-
-
-class SharedPool:
-    """One bound for the handlers of several hubs, each with a `HandlerPool` of its own.
-
-    What it tells, it tells from any thread; `join` and `kill` are for the handlers of this
-    thread's hub.
-
-    Args:
-        size: How many handlers at once, on all hubs together; ``None`` is no bound.
-        on_room: Called when a handler is done, in its hub.
-    """
-
-    def __init__(self, size: int | None, on_room: Callable[[], object]) -> None:
-        self.size: Final = size
-        # gevent's servers ask for it.
-        self._semaphore: Final = DummySemaphore()
-        self._on_room = on_room
-        self._pools: dict[_PartOfPool, None] = {}
-        self._thread = _PoolOfThread()
-
-    def __len__(self) -> int:
-        return sum(len(pool) for pool in [*self._pools])
-
-    def free_count(self) -> int:
-        """How many more there could be; without a bound that is 1, as in gevent."""
-        return 1 if self.size is None else max(0, self.size - len(self))
-
-    def full(self) -> bool:
-        """Whether there is no room for one more."""
-        return self.free_count() == 0
-
-    def here(self) -> HandlerPool:
-        """Return the pool of this thread's hub."""
-        pool = self._thread.pool
-        if pool is None or pool.hub is not get_hub():
-            pool = self._thread.pool = _PartOfPool(self)
-            self._pools[pool] = None
-        return pool
-
-    def handle(self, *job: Any) -> None:
-        """Handle one connection here: see `HandlerPool.handle`."""
-        self.here().handle(*job)
-
-    def spawn(self, *args: Any, **kwargs: Any) -> Greenlet:  # type: ignore[type-arg]  # as above
-        """Run a function in a greenlet of this thread's hub."""
-        return self.here().spawn(*args, **kwargs)
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait for the handlers of this hub, at most *timeout* seconds."""
-        return self.here().join(timeout)
-
-    def kill(self, *args: Any, **kwargs: Any) -> None:
-        """Kill the handlers of this hub. The arguments are gevent's."""
-        self.here().kill(*args, **kwargs)
-
-    def forget_here(self) -> None:
-        """Forget the pool of this thread, whose hub is about to end."""
-        pool = self._thread.pool
-        if pool is not None:
-            self._thread.pool = None
-            self._pools.pop(pool, None)
-
-    def keep_here(self) -> None:
-        """Forget all but this thread's: the others are not in this process."""
-        pool = self._thread.pool
-        self._pools = {} if pool is None else {pool: None}
-
-    def ended(self) -> None:
-        """A handler of any hub is done."""
-        self._on_room()
-
-
-class _PartOfPool(HandlerPool):
-    """One hub's part of a `SharedPool`."""
-
-    def __init__(self, shared: SharedPool) -> None:
-        super().__init__()
-        self.hub: Any = get_hub()
-        self._shared = shared
-
-    __hash__ = object.__hash__
-
-    def _discard(self, greenlet: Greenlet | None) -> None:  # type: ignore[type-arg]  # as above
-        super()._discard(greenlet)
-        self._shared.ended()
-
-
-class _PoolOfThread(get_original("threading", "local")):  # type: ignore[misc]  # found at run time
-    pool: _PartOfPool | None = None
 
 
 class _Thread(get_original("threading", "local")):  # type: ignore[misc]  # found at run time

@@ -298,6 +298,8 @@ class _Seat:
 
     #: Nobody knows how long a program works on what it accepted.
     load: Final = 0
+    #: The greenlet that waits goes on within the turn.
+    is_started_later: Final = False
     max_accept: Final = MAX_ACCEPT
 
     def __init__(self, listener: Listener, hub: Any) -> None:
@@ -374,10 +376,10 @@ class _Seat:
             if heap is Heap.OUT_OF_ROOM:
                 raise
             if heap is not Heap.PEER_LEFT:
-                self.dispatcher.turns.rotate(self)
+                self.dispatcher.turns.rotate(self.team, self)
                 self._next_waiter().throw(error)
             return Turn.TAKEN
-        self.dispatcher.taken(self)
+        self.dispatcher.taken(self.team, self)
         self._wake(number, address)
         return Turn.TAKEN
 

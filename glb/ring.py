@@ -113,9 +113,13 @@ class Ring(Generic[M]):
 
     def first_of(self, teams: Iterable[Team[M]]) -> M | None:
         """Return the one of *teams* that has waited longest, or ``None``. O(teams)."""
-        ready = (team for team in teams if team.seated and team.line)
-        team = min(ready, key=lambda team: team.waits_since, default=None)
-        return None if team is None else next(iter(team.line))
+        first: Team[M] | None = None
+        for team in teams:
+            if not team.seated or not team.line:
+                continue
+            if first is None or team.waits_since < first.waits_since:
+                first = team
+        return None if first is None else next(iter(first.line))
 
     def ready(self) -> Iterator[M]:
         """Yield every ready clone, longest waiting first. O(N log teams)."""

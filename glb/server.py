@@ -36,11 +36,11 @@ from gevent.server import DatagramServer
 from .acceptor import Acceptor, State
 from .address import Address, parse
 from .balance import Policy
-from .branch import KILL_SECONDS, Branch
+from .branch import KILL_SECONDS, Branch, SharedBound
 from .clones import Clone, current_clone
 from .connection import Connection
 from .dispatcher import Dispatcher
-from .handlers import HandlerPool, SharedPool, handlers_here
+from .handlers import HandlerPool, handlers_here
 from .listener import Listener
 from .registry import REGISTRY, native_ident
 from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
@@ -52,13 +52,17 @@ __all__ = ["DatagramServer", "StreamServer"]
 log: Final = logging.getLogger("glb")
 
 
-class _Turn(get_original("threading", "local")):  # type: ignore[misc]  # found at run time
-    """What one thread does for a server at this moment."""
+class _Turn:
+    """What a server does at this moment."""
 
     #: Whose turn it is.
     acceptor: Acceptor | None = None
     #: What was accepted for it, and not read yet.
     handed: Handed | None = None
+
+
+class _TurnOfThread(_Turn, get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+    """What a server of several hubs does in this thread."""
 
 
 def _check_count(name: str, count: object) -> None:
@@ -241,7 +245,6 @@ class StreamServer(gevent.server.StreamServer):
                 f"spawn must not be a pool with {self.hubs} hubs, as a pool belongs to one: "
                 f"give its size instead, got {spawn!r}"
             )
-        self._turn = _Turn()
         self._make_acceptors()
 
     def _make_acceptors(self) -> None:
@@ -251,6 +254,7 @@ class StreamServer(gevent.server.StreamServer):
             raise ValueError(
                 f"clones must be {self.hubs} or more, one for each hub, got {self.clones!r}"
             )
+        self._turn = _Turn() if self.hubs == 1 else _TurnOfThread()
         self._branches = [Branch(index) for index in range(self.hubs)]
         self._acceptors = [
             Acceptor(self, index, self._branches[index % self.hubs]) for index in range(self.clones)
@@ -279,14 +283,14 @@ class StreamServer(gevent.server.StreamServer):
 
     def set_spawn(self, spawn: Any) -> None:
         is_default = spawn == "default" and self._spawn == BaseServer._spawn  # type: ignore[attr-defined]  # not in the stubs
-        if self.hubs > 1 and (is_default or isinstance(spawn, int)):
-            spawn = SharedPool(spawn if isinstance(spawn, int) else None, self.handler_ended)
+        if isinstance(spawn, int) and self.hubs > 1:
+            spawn = SharedBound(spawn, lambda: self._branches)
         elif isinstance(spawn, int):
             spawn = HandlerPool(spawn)
         super().set_spawn(spawn)
         # Handler greenlets stand for what makes one of gevent's for each connection, unless
         # a subclass, or somebody who sets `_spawn` later, has another way.
-        is_replaced = is_default or isinstance(self.pool, (HandlerPool, SharedPool))
+        is_replaced = is_default or isinstance(self.pool, (HandlerPool, SharedBound))
         self._replaced_spawn = self._spawn if is_replaced else None
 
     def _handle_by_clone(self, *args: Any) -> object:
@@ -391,7 +395,7 @@ class StreamServer(gevent.server.StreamServer):
         try:
             for branch in self._branches:
                 branch.close(functools.partial(self._left, home, timer))
-                branch.finish(self._shared_pool, None, kill=False)
+                branch.finish(None, kill=False)
         finally:
             if listeners:
                 listeners[0].entry.turns.leave_policy(self._policy)
@@ -433,26 +437,21 @@ class StreamServer(gevent.server.StreamServer):
         Switches:
             While waiting.
         """
-        threads = [branch.thread for branch in self._branches if branch.thread is not None]
-        if not threads:
+        if len(self._branches) == 1:
             super().stop(timeout)
             return
+        threads = [branch.thread for branch in self._branches if branch.thread is not None]
+        if self._turns is not None and self._turns.standby is not None:
+            threads.append(self._turns.standby.thread_of_its_own)
         self.close()
         timeout = self.stop_timeout if timeout is None else timeout
-        pool = self._shared_pool
         for branch in self._branches:
-            branch.finish(pool, timeout, kill=True)
-        if self.pool is not None:
-            self.pool.join(timeout=timeout)
-            self.pool.kill(block=True, timeout=KILL_SECONDS)
+            branch.finish(timeout, kill=True)
+        self._branches[0].wait(timeout, kill=True)
         deadline = monotonic() + timeout + 2 * KILL_SECONDS
         for thread in threads:
             if thread.ident != native_ident() and not thread.wait(max(0, deadline - monotonic())):
                 log.error("%s: the thread %r is blocked, and ends when it isn't", self, thread.name)
-
-    @property
-    def _shared_pool(self) -> SharedPool | None:
-        return self.pool if isinstance(self.pool, SharedPool) else None
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given
     # its handler can't start again. Ours can.
@@ -502,8 +501,8 @@ class StreamServer(gevent.server.StreamServer):
                     listener.belongs_to(thread)
         except BaseException:
             for branch in self._branches:
-                branch.close()
-                branch.finish(None, 0, kill=True)
+                branch.close(lambda: None)
+                branch.finish(0, kill=True)
             raise
         self.loop = get_hub().loop
         self._turns = turns
@@ -602,10 +601,10 @@ class StreamServer(gevent.server.StreamServer):
         self.stop_accepting()
         pool = self.pool
         home = self._branches[0].dispatcher
-        if isinstance(pool, SharedPool):
+        if isinstance(pool, SharedBound):
             self._is_told_of_room = False
             self._enter(State.FULL)
-            self.handler_ended()  # or one that ended a moment before would have been the last
+            self._look_for_room()  # the last handler may have ended a moment before
         elif home is not None and pool is not None and pool._semaphore.locked():
             self._is_told_of_room = True
             self._enter(State.FULL)
@@ -627,14 +626,17 @@ class StreamServer(gevent.server.StreamServer):
         if self._state is State.FULL:
             self._accept_again()
 
-    def handler_ended(self) -> None:
-        """A handler is done, in whatever thread it ran: if all was full, there may be room."""
-        if self._state is not State.FULL or self._is_told_of_room:
-            return
+    def handler_ended(self, branch: Branch) -> None:
+        """A handler is done, in whatever thread it ran, and not all is as it was.
+
+        If all was full, there may be room; if the server has ended, that may have been the last.
+        """
         home = self._branches[0].dispatcher
-        if isinstance(self.pool, SharedPool):
+        if self._state is State.STOPPED:
+            branch.handler_ended()
+        elif self._state is State.FULL and isinstance(self.pool, SharedBound):
             self._look_for_room()
-        elif home is not None:
+        elif self._state is State.FULL and home is not None and not self._is_told_of_room:
             home.send(self._look_for_room)
 
     def _look_for_room(self) -> None:
@@ -693,6 +695,8 @@ class StreamServer(gevent.server.StreamServer):
         # Out of turn, which gevent allows, a connection is counted for the first clone.
         acceptor = turn.acceptor or self._acceptors[0]
         begun = acceptor.begun
+        branch = acceptor.branch
+        branch.active += 1
         spawn: Any = self._spawn
         handle: Any = self.__dict__.get("_handle", self._last_handle)
         close = self.do_close
@@ -701,10 +705,10 @@ class StreamServer(gevent.server.StreamServer):
                 acceptor.serve_anywhere(handle, close, args)
             elif spawn is not self._replaced_spawn:
                 spawn(acceptor.serve_anywhere, handle, close, args)
-            elif self.pool is not None:
+            elif self.pool is not None and self.hubs == 1:
                 self.pool.handle(acceptor.serve, handle, close, args)
             else:
-                handlers = acceptor.branch.handlers
+                handlers = branch.handlers
                 if handlers is None or turn.acceptor is None:
                     handlers = handlers_here()
                 handlers.spawn(acceptor.serve, handle, close, args)

@@ -47,7 +47,7 @@ class Standby(Dispatcher):
 
     def __init__(self, entry: Entry, thread: HubThread) -> None:
         super().__init__(entry, thread.hub)
-        self._thread = thread
+        self.thread_of_its_own: Final = thread
         self._is_ticking = False
         self._timer: Any = None
         self._timers: set[Any] = set()
@@ -73,7 +73,7 @@ class Standby(Dispatcher):
         for timer in [*self._timers]:
             self._end_timer(timer)
         super().close()
-        self._thread.end()
+        self.thread_of_its_own.end()
 
     def arm_locked(self) -> None:
         if not self._is_ticking:
@@ -150,7 +150,7 @@ class Standby(Dispatcher):
                 return
             self._was_late = is_late
             turns.clock += 1
-            is_quiet = not turns.has_waiting
+            is_quiet = not turns.waiting
             for dispatcher in [*turns.dispatchers.values()]:
                 if dispatcher.inbox:
                     is_quiet = False
@@ -165,7 +165,7 @@ class Standby(Dispatcher):
             self._quiet = self._quiet + 1 if is_quiet else 0
             if self._quiet >= QUIET_TICKS:
                 self._stop_ticking()
-        if turns.on_duty is self and turns.has_waiting:
+        if turns.on_duty is self and turns.waiting:
             self._on_readable()
         else:
             self._watch_while_ready()
@@ -188,7 +188,7 @@ class Standby(Dispatcher):
         has_moved = self._count_moves() != self._seen_moves
         if has_moved or duty.is_paused or turns.next_locked() is None:
             self._missed = 0
-        elif turns.has_waiting or sockets.is_readable(self._entry.pristine):
+        elif turns.waiting or sockets.is_readable(self._entry.pristine):
             self._missed += 1
             if self._missed > 1:
                 self._missed = 0

@@ -99,6 +99,9 @@ class Dispatcher(Protocol):
 class Standby(Dispatcher, Protocol):
     """What takes the duty when a hub is stalled; see `glb.standby`."""
 
+    @property
+    def thread_of_its_own(self) -> Any: ...
+
     def arm_locked(self) -> None:
         """Begin to look who lets connections lie."""
 
@@ -138,8 +141,8 @@ class Turns:
         self.accepted_before = 0
         self.is_closed = False
         self._policy_wishes = 0
-        #: What was accepted, and has no clone now; oldest first.
-        self._waiting: deque[Handed] = deque()
+        #: What was accepted, and has no clone now; oldest first. Changed with the lock held.
+        self.waiting: deque[Handed] = deque()
         self._ring: Ring[Any] = Ring()
 
     @property
@@ -198,10 +201,10 @@ class Turns:
             self._ring.leave(member.team, member)
             self._look_locked()
 
-    def rotate(self, member: Member) -> None:
-        """Send *member*, who had its turn, to the end of the line."""
+    def rotate(self, team: Team[Any], member: Member) -> None:
+        """Send *member* of *team*, who had its turn, to the end of the line."""
         with self.lock:
-            self._ring.rotate(member.team, member)
+            self._ring.rotate(team, member)
 
     def seat(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
         """Let all of *teams*, each with its dispatcher, have turns."""
@@ -243,7 +246,7 @@ class Turns:
     def next(self) -> Any:
         """Return the `Member` whose turn it is, or ``None``."""
         with self.lock:
-            return self.next_locked()
+            return self._ring.first() if self.policy is None else self.next_locked()
 
     def _look_locked(self) -> None:
         if self.standby is not None and self.standby is not self.on_duty:
@@ -319,17 +322,12 @@ class Turns:
 
     # -- connections on their way --------------------------------------------------------------
 
-    @property
-    def has_waiting(self) -> bool:
-        """Whether something was accepted that has no clone now."""
-        return bool(self._waiting)
-
     def take_waiting(self) -> Handed | None:
         """Return the oldest of what was accepted and has no clone now; the caller has it then."""
-        if not self._waiting:
+        if not self.waiting:
             return None
         with self.lock:
-            return self._waiting.popleft() if self._waiting else None
+            return self.waiting.popleft() if self.waiting else None
 
     def hand(self, handed: Handed, giver: Dispatcher) -> bool:
         """Give *handed* to the next ready clone; tell whether that is one of *giver*'s own.
@@ -389,10 +387,10 @@ class Turns:
 
     def _wait_locked(self, back: Iterable[Handed]) -> None:
         # To the front: what comes here was in the accept queue before all that is there now.
-        self._waiting.extendleft(reversed([*back]))
+        self.waiting.extendleft(reversed([*back]))
         if self.is_closed:
             self._close_waiting_locked()
-        elif self._waiting and self.on_duty is not None:
+        elif self.waiting and self.on_duty is not None:
             self.on_duty.wake_locked()
 
     # -- the end -------------------------------------------------------------------------------
@@ -403,8 +401,8 @@ class Turns:
         self._close_waiting_locked()
 
     def _close_waiting_locked(self) -> None:
-        while self._waiting:
-            _socket.close(self._waiting.popleft().number)
+        while self.waiting:
+            _socket.close(self.waiting.popleft().number)
 
     def keep_thread_locked(self, thread: int) -> None:
         """Keep the dispatchers of *thread* alone, in a forked child.
@@ -413,7 +411,7 @@ class Turns:
         touching them could touch the parent's.
         """
         for dispatcher in self.dispatchers.values():
-            self._waiting.extend(_take_all_locked(dispatcher))
+            self.waiting.extend(_take_all_locked(dispatcher))
         self._close_waiting_locked()
         gone = [each for each in self.dispatchers.items() if each[1].thread != thread]
         if self.standby is not None and self.standby.thread != thread:
