@@ -27,6 +27,7 @@ from .turns import Handed
 
 if TYPE_CHECKING:
     from .branch import Branch
+    from .handlers import HandlerPool, Job
     from .server import StreamServer
 
 __all__ = ["Acceptor", "State"]
@@ -69,6 +70,7 @@ class Acceptor:
         "failed",
         "handle",
         "is_paused",
+        "is_started_later",
         "server",
         "team",
     )
@@ -81,6 +83,8 @@ class Acceptor:
         #: Its hub's, and its place in the ring, once the branch was opened.
         self.dispatcher: Any = None
         self.team: Team[Any] = Team(seated=False)
+        #: Whether what it takes is where nobody can take it back, until its handler begins.
+        self.is_started_later = False
         self.clone = Clone(index, server)
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Callable[..., object] | None = None
@@ -106,11 +110,6 @@ class Acceptor:
     def __repr__(self) -> str:
         return f"<Acceptor {self.clone} of {self.server}>"
 
-    @property
-    def is_started_later(self) -> bool:
-        spawn = self.server._spawn
-        return spawn is not None and spawn is not self.server._replaced_spawn
-
     def take_turn(self) -> Turn:
         server = self.server
         try:
@@ -125,7 +124,9 @@ class Acceptor:
             return self._read_failed(error)
         dispatcher = self.dispatcher
         dispatcher.accepted += 1
-        dispatcher.turns.rotate(self.team, self)
+        turns = dispatcher.turns
+        with turns.lock:
+            turns.ring.rotate(self.team, self)
         self._handle(args)
         return Turn.TAKEN
 
@@ -167,6 +168,24 @@ class Acceptor:
         with self.dispatcher.turns.lock:
             self.unexpect_locked()
         return True
+
+    def give_up(self, job: Job) -> Handed:
+        """Return the connection of a *job* that won't be done here. From any thread."""
+        args, pool = job[-2:]
+        connection, address = args
+        handed = Handed(connection.give_up(), address)
+        handed.member = self
+        self.dispatcher.send(lambda: self._gave_up(pool))
+        return handed
+
+    def _gave_up(self, pool: HandlerPool | None) -> None:
+        self.accepted -= 1
+        self.dispatcher.accepted -= 1
+        self.branch.active -= 1
+        if pool is not None:
+            pool.cancel()
+        if self.server._state is not State.ACCEPTING:
+            self.server.handler_ended(self.branch)
 
     def broken(self, error: OSError) -> None:
         if self.branch.dispatcher is not None:

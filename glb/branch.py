@@ -58,8 +58,11 @@ class Branch:
 
     # -- opening and closing -------------------------------------------------------------------
 
-    def open(self, entry: Entry) -> None:
+    def open(self, entry: Entry, *, is_started_later: bool) -> None:
         """Open it on this thread's hub; its clones have no turns yet.
+
+        Args:
+            is_started_later: See `glb.dispatcher.Member`.
 
         Raises:
             OSError, RuntimeError: There is no room for a watcher or a thread. It is closed.
@@ -73,10 +76,16 @@ class Branch:
         for acceptor in self.acceptors:
             acceptor.dispatcher = dispatcher
             acceptor.team = team
+            acceptor.is_started_later = is_started_later
         self.dispatcher = dispatcher
 
     def open_in_thread(
-        self, entry: Entry, name: str, on_system_error: Callable[[BaseException], object]
+        self,
+        entry: Entry,
+        name: str,
+        on_system_error: Callable[[BaseException], object],
+        *,
+        is_started_later: bool,
     ) -> int:
         """Start a thread, and open it there; return the thread's native ident.
 
@@ -85,7 +94,7 @@ class Branch:
         """
         thread = HubThread(name, on_system_error).start()
         try:
-            thread.call(lambda: self.open(entry))
+            thread.call(lambda: self.open(entry, is_started_later=is_started_later))
         except BaseException:
             thread.end()
             raise

@@ -119,6 +119,10 @@ class Connection(LazySocket):
             data = memoryview(data)[sent:]
         super().sendall(data, flags)
 
+    def give_up(self) -> int:
+        """Return the descriptor, which is the caller's. Of one that nobody has used yet."""
+        return int(self._sock.detach())
+
     def close(self) -> None:
         self._closed = True
         sock = self._sock

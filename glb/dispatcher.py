@@ -5,10 +5,10 @@ clones there are, and only while one of them is ready. When connections wait, it
 turn it is and lets that clone accept; nothing is taken from the kernel that no clone is ready
 to take, so overload waits in the accept queue and costs nothing here.
 
-Where clones of several hubs share the address, it accepts itself, and hands the connection
-to the clone: to its own ones here and now, one at a time, to another hub's by the inbox of
-that one's dispatcher, which takes them up one at a time. So whatever a handler that blocks
-keeps from its start is in the accept queue or in an inbox, where others find it.
+Where clones of several hubs share the address, it accepts for them, and hands the connection
+to the clone by the inbox of that one's dispatcher. Whatever a handler that blocks keeps from
+its start is in the accept queue, in an inbox, or among the jobs of its hub's handler greenlets,
+where the standby finds it. Servers that start handlers in another way get one at a time.
 
 When the kernel is out of room for another connection, the dispatcher pauses for all of its
 clones at once, says so in the log once, and tries again by itself. Nobody is lost: the
@@ -31,7 +31,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from .errors import Heap, classify
-from .handlers import handlers_here
+from .handlers import Job, handlers_here
 from .registry import Entry, native_ident
 from .ring import Team
 from .turns import Handed, Turns
@@ -41,10 +41,6 @@ __all__ = ["Dispatcher", "Member", "Turn"]
 log: Final = logging.getLogger("glb")
 
 _READ: Final = 1
-
-# After so long the hub looks at its other watchers and callbacks: gevent's own measure, the
-# interval after which it leaves callbacks for I/O.
-ROUND_SECONDS: Final = 0.005
 
 # So long without a failure and the next one is news. Longer than the longest pause, 1 s.
 EPISODE_GAP_SECONDS: Final = 1.0
@@ -65,7 +61,7 @@ class Member(Protocol):
     def load(self) -> int: ...
     @property
     def is_started_later(self) -> bool:
-        """Whether its handlers start in a turn of the hub to come, for all that we can do."""
+        """Whether what it takes is where nobody can take it back, until its handler begins."""
 
     @property
     def dispatcher(self) -> Dispatcher: ...
@@ -125,6 +121,7 @@ class Dispatcher:
         self._goes_on = False
         self._goes_on_taking = False
         self._handlers = handlers_here()
+        self._due_by = 0
         self._taken = 0
         self._calls: deque[Callable[[], object]] = deque()
         self._pause: Any = None
@@ -189,6 +186,7 @@ class Dispatcher:
     def _answer(self) -> None:
         self.moves += 1
         self._answer_calls()
+        self._handlers.look()
         if (self.inbox or not self.has_turns) and not self._goes_on_taking:
             self._take_up_all()
         if self.turns.on_duty is self and self.turns.waiting:
@@ -289,11 +287,12 @@ class Dispatcher:
         #
         # A turn may run a greenlet, or a handler, that changes anything here. So nothing is
         # remembered from one turn to the next.
-        turns = self.turns
-        until = monotonic() + ROUND_SECONDS
+        turns, lock, ring = self.turns, self.turns.lock, self.turns.ring
+        self.moves += 1
+        member: Member | None
         while self._io is not None and self._pause is None and turns.on_duty is self:
-            self.moves += 1
-            member: Member | None = turns.next()
+            with lock:
+                member = ring.first() if turns.policy is None else turns.next_locked()
             if member is None or self._taken >= member.max_accept:
                 return
             try:
@@ -305,21 +304,17 @@ class Dispatcher:
                 return
             if turn is Turn.TAKEN:
                 self._taken += 1
-                if turns.standby is not None and (self._goes_on or monotonic() > until):
+                if self._goes_on:
                     return
 
     def _deal(self, member: Member) -> Turn:
         """Accept one connection, for the clone whose turn it is, on whichever hub."""
         turns = self.turns
         if member.dispatcher is self and not turns.waiting:
-            handlers = self._handlers
-            handlers.hold()
-            try:
-                return member.take_turn()
-            finally:
-                handlers.start_held()
-                if member.is_started_later:
-                    self._go_on_later()
+            turn = member.take_turn()
+            if member.is_started_later:
+                self._go_on_later()
+            return turn
         if not member.has_room():
             return Turn.PASSED
         handed = turns.take_waiting()
@@ -356,39 +351,50 @@ class Dispatcher:
     # -- what was handed to it -----------------------------------------------------------------
 
     def _take_up_all(self) -> None:
-        # One after the other: each handler begins before the next connection is touched. If
-        # one blocks, those behind it lie here, where they are found.
         turns = self.turns
-        until = monotonic() + ROUND_SECONDS
         self._goes_on_taking = False
-        while True:
+        while self.inbox:
             self.moves += 1
             with turns.lock:
                 if not self.inbox:
-                    turns.restore_locked(self)
-                    return
+                    break
                 handed = self.inbox.popleft()
             try:
                 self._take_up(handed)
             except BaseException as error:  # an interrupt, say, that strikes here
                 self.hub.loop.handle_error(self, type(error), error, error.__traceback__)
-            if handed.member.is_started_later or monotonic() > until:
+            # On probation a hub is ready again when the handler has begun, and not before.
+            if handed.member.is_started_later or self.stalled_at is not None:
                 self._goes_on_taking = True
                 self.hub.loop.run_callback(self._take_up_all)
                 return
+        if not self.has_turns:
+            with turns.lock:
+                if not self.inbox:
+                    turns.restore_locked(self)
 
     def _take_up(self, handed: Handed) -> None:
         self.accepted += 1
-        # What it gives to handler greenlets begins before this returns.
-        handlers = self._handlers
-        handlers.hold()
-        try:
-            is_taken = handed.member.take(handed)
-        finally:
-            handlers.start_held()
-        if not is_taken:
+        if not handed.member.take(handed):
             self.accepted -= 1
             self.turns.give_back(handed)
+
+    def note_jobs(self) -> bool:
+        """Whether handlers wait that had to wait at the last such call. From any thread."""
+        handlers = self._handlers
+        is_late = handlers.begun < self._due_by
+        self._due_by = handlers.begun + len(handlers.jobs)
+        return is_late
+
+    def take_back_jobs(self) -> list[Handed]:
+        """Take away connections whose handlers have not begun. From any thread."""
+        jobs = self._handlers.take_back(self._can_take_back)
+        self._due_by = 0
+        return [job[0].__self__.give_up(job) for job in jobs]  # type: ignore[attr-defined]  # a method
+
+    def _can_take_back(self, job: Job) -> bool:
+        member: Any = getattr(job[0], "__self__", None)
+        return getattr(member, "dispatcher", None) is self and not member.is_started_later
 
     # -- pauses --------------------------------------------------------------------------------
 

@@ -91,7 +91,14 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
             handlers.untouched_started = _count_references(self)  # it is the probe
         while True:
             handlers.due -= 1
-            self.job = run, handle, close, args, pool = jobs.popleft()
+            handlers.begun += 1
+            try:
+                self.job = run, handle, close, args, pool = jobs.popleft()
+            except IndexError:
+                # They were taken back, see `Handlers.take_back`. It has touched nothing.
+                handlers.begun -= 1
+                handlers.due = 0
+                return None
             if pool is None:
                 self._result = run(handle, close, args)
             else:
@@ -181,6 +188,8 @@ class Handlers:
         #: How many of them are to start before the hub has another turn: not those that they
         #: bring about themselves.
         self.due = 0
+        #: How many have begun, ever.
+        self.begun = 0
         #: Who runs within the switch that started it: it has not waited for anything yet.
         self.started: HandlerGreenlet | None = None
         #: How many references there are to it then, if nobody knows it.
@@ -232,25 +241,35 @@ class Handlers:
             self._is_due = True
             self.hub.loop.run_callback(self._start)
 
-    def hold(self) -> None:
-        """Let what is spawned wait for `start_held`. In the hub."""
-        self._is_due = True
+    def look(self) -> None:
+        """See to it that what waits is started."""
+        if self.jobs and not self._is_due:
+            self._is_due = True
+            self.hub.loop.run_callback(self._start)
 
-    def start_held(self) -> None:
-        """Start now what waits, in the caller's own turn of the hub."""
-        if self.jobs:
-            self._start()
-        else:
-            self._is_due = False
+    def take_back(self, is_wanted: Callable[[Job], bool]) -> list[Job]:
+        """Take away what waits and *is_wanted*, oldest first. From any thread.
+
+        The hub is to `look` after that.
+        """
+        if not self._untouched_ended:
+            return []  # it has not begun yet, and is about to probe
+        taken: list[Job] = []
+        left: list[Job] = []
+        # The hub may take jobs meanwhile: each has them to itself, whoever pops first.
+        while True:
+            try:
+                job = self.jobs.pop()
+            except IndexError:
+                break
+            (taken if is_wanted(job) else left).append(job)
+        self.jobs.extend(reversed(left))
+        taken.reverse()
+        return taken
 
     def drop(self, is_dropped: Callable[[Job], bool]) -> None:
         """Kill the jobs that wait and for which *is_dropped*: their connections are closed."""
-        dropped = [job for job in self.jobs if is_dropped(job)]
-        kept = [job for job in self.jobs if not is_dropped(job)]
-        self.jobs.clear()
-        self.jobs.extend(kept)
-        self.due = min(self.due, len(kept))
-        for job in dropped:
+        for job in self.take_back(is_dropped):
             self._kill(job)
 
     def running(self, is_wanted: Callable[[Job], bool]) -> list[HandlerGreenlet]:
@@ -291,7 +310,8 @@ class Handlers:
             greenlet.start()
         except BaseException:
             self.due -= 1
-            self._kill(self.jobs.popleft())
+            if self.jobs:
+                self._kill(self.jobs.popleft())
             raise
         return greenlet
 

@@ -489,13 +489,21 @@ class StreamServer(gevent.server.StreamServer):
     def _join(self, listeners: Sequence[Listener]) -> None:
         entry = listeners[0].entry
         turns = entry.turns
+        # Handler greenlets let go of what they have not begun: see `Acceptor.give_up`.
+        is_later = not (
+            self._spawn is self._replaced_spawn
+            and type(self).do_read is StreamServer.do_read
+            and type(self).do_handle is StreamServer.do_handle
+        )
         try:
             for branch in self._branches:
                 if branch.index == 0:
-                    branch.open(entry)
+                    branch.open(entry, is_started_later=is_later)
                     continue
                 name = f"glb hub {branch.index} of {entry.address!r}"
-                thread = branch.open_in_thread(entry, name, self._system_error)
+                thread = branch.open_in_thread(
+                    entry, name, self._system_error, is_started_later=is_later
+                )
                 # The forked child of another thread doesn't keep them.
                 for listener in listeners[branch.index :: self.hubs]:
                     listener.belongs_to(thread)
@@ -678,14 +686,16 @@ class StreamServer(gevent.server.StreamServer):
             if sock.timeout:
                 raise
             return None
-        return Connection(*self._kind, number), address
+        family, kind, protocol = self._kind
+        return Connection(family, kind, protocol, number), address
 
     def read_handed(self) -> tuple[Connection, Any]:
         """Take the connection that was accepted for the clone whose turn it is."""
         turn = self._turn
         handed = turn.handed
         assert handed is not None, "only in a turn"
-        connection = Connection(*self._kind, handed.number)
+        family, kind, protocol = self._kind
+        connection = Connection(family, kind, protocol, handed.number)
         turn.handed = None
         return connection, handed.address
 

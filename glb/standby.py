@@ -172,7 +172,8 @@ class Standby(Dispatcher):
 
     def _judge_locked(self, dispatcher: Any, now: float) -> None:
         turns = self.turns
-        if dispatcher.inbox and turns.clock - dispatcher.inbox[0].clock > 1:
+        is_late = bool(dispatcher.inbox) and turns.clock - dispatcher.inbox[0].clock > 1
+        if dispatcher.note_jobs() or is_late:
             self._disturbed_at = now
             turns.take_back_locked(dispatcher)
         elif (

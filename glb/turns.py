@@ -7,11 +7,11 @@ as there is a second hub, a **standby** joins them, a dispatcher in a thread of 
 runs no handlers (see `glb.standby`), and these rules hold:
 
 * A connection is accepted only while a clone is ready, and then **handed** to one. It lies in
-  the inbox of that clone's dispatcher until its hub takes it up, in the moment in which its
-  handler is about to start.
+  the inbox of that clone's dispatcher, and then among the jobs of its hub's handler greenlets,
+  until its handler begins.
 * What was not taken up within the bound is **taken back**, and given to the next ready clone.
-  It is in one place at any time: in an inbox, waiting here, or taken up. Each move is made
-  under the lock, so nothing is served twice.
+  It is in one place at any time: in an inbox, among the jobs of a hub's handler greenlets,
+  waiting here, or in a handler's hands. Nothing is served twice.
 * A hub that let something lie is **withdrawn**: its clones are not ready until it turns again.
   It is on probation then, and gets the next connection when it has taken up the last.
 
@@ -88,6 +88,9 @@ class Dispatcher(Protocol):
     @property
     def is_paused(self) -> bool: ...
     def close(self) -> None: ...
+    def take_back_jobs(self) -> list[Handed]:
+        """Take away connections whose handlers have not begun."""
+
     def send(self, call: Any) -> None: ...
     def wake_locked(self) -> None:
         """Have its hub look what there is to do."""
@@ -143,7 +146,8 @@ class Turns:
         self._policy_wishes = 0
         #: What was accepted, and has no clone now; oldest first. Changed with the lock held.
         self.waiting: deque[Handed] = deque()
-        self._ring: Ring[Any] = Ring()
+        #: The order of turns. Used with the lock held.
+        self.ring: Final[Ring[Any]] = Ring()
 
     @property
     def accepted(self) -> int:
@@ -159,7 +163,7 @@ class Turns:
     def ready(self) -> int:
         """How many clones wait for a connection."""
         with self.lock:
-            return 0 if self.is_paused else len(self._ring)
+            return 0 if self.is_paused else len(self.ring)
 
     # -- the policy ------------------------------------------------------------------------
 
@@ -192,26 +196,26 @@ class Turns:
     def join(self, member: Member) -> None:
         """Let *member* have its turns."""
         with self.lock:
-            self._ring.join(member.team, member)
+            self.ring.join(member.team, member)
             self._look_locked()
 
     def leave(self, member: Member) -> None:
         """Give *member* no more turns."""
         with self.lock:
-            self._ring.leave(member.team, member)
+            self.ring.leave(member.team, member)
             self._look_locked()
 
     def rotate(self, team: Team[Any], member: Member) -> None:
         """Send *member* of *team*, who had its turn, to the end of the line."""
         with self.lock:
-            self._ring.rotate(team, member)
+            self.ring.rotate(team, member)
 
     def seat(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
         """Let all of *teams*, each with its dispatcher, have turns."""
         with self.lock:
             for dispatcher, team in teams:
                 dispatcher.seated[team] = None
-            self._ring.seat(*(team for dispatcher, team in teams if dispatcher.has_turns))
+            self.ring.seat(*(team for dispatcher, team in teams if dispatcher.has_turns))
             self._look_locked()
 
     def unseat(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
@@ -219,7 +223,7 @@ class Turns:
         with self.lock:
             for dispatcher, team in teams:
                 dispatcher.seated.pop(team, None)
-                self._ring.unseat(team)
+                self.ring.unseat(team)
             self._look_locked()
 
     def drop(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
@@ -227,18 +231,18 @@ class Turns:
         with self.lock:
             for dispatcher, team in teams:
                 dispatcher.seated.pop(team, None)
-                self._ring.drop(team)
+                self.ring.drop(team)
             self._look_locked()
 
     def next_locked(self) -> Any:
         """Return the `Member` whose turn it is, or ``None``."""
         policy = self.policy
         if policy is None or policy is Policy.ROUND_ROBIN:
-            return self._ring.first()
+            return self.ring.first()
         if policy is Policy.LEAST_CONNECTIONS:
-            return least_loaded(self._ring.ready())
+            return least_loaded(self.ring.ready())
         for dispatcher in self.dispatchers.values():
-            member = self._ring.first_of(dispatcher.seated)
+            member = self.ring.first_of(dispatcher.seated)
             if member is not None:
                 return member
         return None
@@ -246,7 +250,7 @@ class Turns:
     def next(self) -> Any:
         """Return the `Member` whose turn it is, or ``None``."""
         with self.lock:
-            return self._ring.first() if self.policy is None else self.next_locked()
+            return self.ring.first() if self.policy is None else self.next_locked()
 
     def _look_locked(self) -> None:
         if self.standby is not None and self.standby is not self.on_duty:
@@ -286,7 +290,7 @@ class Turns:
 
     def _forget_locked(self, dispatcher: Dispatcher) -> None:
         for team in dispatcher.seated:
-            self._ring.drop(team)
+            self.ring.drop(team)
         if dispatcher is self.standby:
             self.standby = None
         if dispatcher is self.on_duty:
@@ -342,7 +346,7 @@ class Turns:
             dispatcher = member.dispatcher
             handed.member = member
             handed.clock = self.clock
-            self._ring.rotate(member.team, member)
+            self.ring.rotate(member.team, member)
             member.expect_locked()
             if dispatcher is giver:
                 return True
@@ -362,7 +366,7 @@ class Turns:
 
     def take_back_locked(self, dispatcher: Dispatcher) -> None:
         """Give what lies in *dispatcher*'s inbox to others. It has let it lie for too long."""
-        lying = _take_all_locked(dispatcher)
+        lying = [*dispatcher.take_back_jobs(), *_take_all_locked(dispatcher)]
         self.taken_back += len(lying)
         self._wait_locked(lying)
         self.stall_locked(dispatcher)
@@ -376,13 +380,13 @@ class Turns:
     def _withdraw_locked(self, dispatcher: Dispatcher) -> None:
         dispatcher.has_turns = False
         for team in dispatcher.seated:
-            self._ring.unseat(team)
+            self.ring.unseat(team)
 
     def restore_locked(self, dispatcher: Dispatcher) -> None:
         """*dispatcher*'s hub turns, and has taken up what it was handed."""
         if not dispatcher.has_turns:
             dispatcher.has_turns = True
-            self._ring.seat(*dispatcher.seated)
+            self.ring.seat(*dispatcher.seated)
             self._look_locked()
 
     def _wait_locked(self, back: Iterable[Handed]) -> None:
