@@ -5,10 +5,11 @@ exact turn. From the kernel upwards, each floor importing only from those below 
 
     doors      cli -> console -> demo            what people start
     servers    pywsgi -> server                  gevent's own servers, with clones
-    handles    acceptor  listener -> dispatcher  what a program holds, and what deals turns
+    handles    branch  acceptor  listener        what a program holds
+               standby -> dispatcher             what deals turns, and to hubs that turn
                handlers  connection              what an accepted connection costs
-    state      registry  ring                    the only process-wide state
-    kernel     sockets                           the only module that opens, dups, sets options
+    state      registry -> turns -> ring         the only process-wide state
+    kernel     sockets  hubs                     the only modules that open sockets, start threads
     words      errors  address  balance  stats  clones
 
 `bind` gives a `Listener`; `glb.server.StreamServer` and `glb.pywsgi.WSGIServer` take the

@@ -125,7 +125,10 @@ def demo(as_json: bool, clones: int, connections: int) -> None:
     show_default=True,
     help="host:port, [v6 host]:port, :port, a port number, or unix:/path. Port 0 is any.",
 )
-@click.option("--clones", type=POSITIVE, default=4, show_default=True, help="How many.")
+@click.option(
+    "--clones", type=POSITIVE, help="How many. [default: 4, or as many as there are hubs]"
+)
+@click.option("--hubs", type=POSITIVE, default=1, show_default=True, help="On how many threads.")
 @click.option(
     "--backlog", type=int, help="Length of the accept queue. [default: what the kernel allows]"
 )
@@ -140,7 +143,8 @@ def demo(as_json: bool, clones: int, connections: int) -> None:
 def serve(
     target: str | None,
     where: str,
-    clones: int,
+    clones: int | None,
+    hubs: int,
     backlog: int | None,
     is_wsgi: bool | None,
     certfile: str | None,
@@ -164,14 +168,21 @@ def serve(
     else:
         handle, is_wsgi, target = _page, True, "the built-in page"
     tls = _tls(certfile, keyfile)
-    # A pool even if it has no bound: `stop` waits for the handlers in it.
-    pool = HandlerPool(max_connections)
+    # A pool even if it has no bound: `stop` waits for the handlers in it. It does so anyhow
+    # with several hubs.
+    spawn = HandlerPool(max_connections) if hubs == 1 else max_connections or "default"
     with _refusing():
-        options = {"backlog": backlog, "spawn": pool, "clones": clones, **tls}
+        options = {"backlog": backlog, "spawn": spawn, "clones": clones, "hubs": hubs, **tls}
         server = _make_server(is_wsgi, address, handle, **options)
         server.start()
-    some = "1 clone" if clones == 1 else f"{clones} clones"
+    some = _count(server.clones, "clone")
+    if hubs > 1:
+        some += f" on {_count(hubs, 'hub')}"
     _run(server, f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
 def _make_server(is_wsgi: bool, *args: Any, **options: Any) -> StreamServer:
@@ -287,7 +298,7 @@ def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[b
     clone = environ["glb.clone"]
     lines = [f"Clone {clone} answers, one of {clone.server.clones}.", ""]
     for row in (CloneStats._fields, *clone.server.clone_stats()):
-        lines.append("".join(f"{cell!s:>11}" for cell in row[:-1]))
+        lines.append("".join(f"{cell!s:>11}" for cell in (*row[:5], row[-1])))
     body = "\n".join([*lines, ""]).encode()
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),

@@ -74,10 +74,13 @@ def outcomes(found: dict[str, Outcome]) -> Table:
 
 def _clones(server: StreamServer, title: str) -> Table:
     table = Table(title=Text(title), caption="Ctrl-C ends it" if server.started else "ended")
-    for name in ("clone", "accepted", "active", "completed", "failed", "ready"):
+    names = ["clone", "accepted", "active", "completed", "failed", "ready"]
+    for name in names if server.hubs == 1 else [*names, "hub"]:
         table.add_column(name, justify="right")
     for stats in server.clone_stats():
-        table.add_row(*map(str, stats[:-1]), "yes" if stats.ready else "no")
+        *counts, is_ready, hub = stats
+        cells = [*map(str, counts), "yes" if is_ready else "no", str(hub)]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

@@ -21,7 +21,7 @@ def test_a_policy_is_read_by_its_name(policy: Policy) -> None:
 
 def test_the_names_are_what_users_write() -> None:
     """The names are a promise: configurations hold them."""
-    assert [each.value for each in Policy] == ["round_robin", "least_connections"]
+    assert [each.value for each in Policy] == ["round_robin", "least_connections", "first"]
 
 
 def test_none_is_no_wish() -> None:

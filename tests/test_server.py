@@ -711,8 +711,8 @@ def test_stats_count_what_became_of_each_connection(
         waiting.close()
         assert [kind for _, kind in reported] == [ValueError]
     assert [tuple(clone) for clone in server.clone_stats()] == [
-        (0, 2, 0, 1, 1, False),
-        (1, 1, 0, 1, 0, False),
+        (0, 2, 0, 1, 1, False, 0),
+        (1, 1, 0, 1, 0, False, 0),
     ]
 
 
