@@ -49,6 +49,7 @@ class Branch:
         #: Greenlets that run handlers, and that ours aren't.
         self.strangers: set[Any] = set()
         self._idle: Any = None
+        self._leave: Callable[[], object] = lambda: None
 
     @property
     def is_ready(self) -> bool:
@@ -99,6 +100,7 @@ class Branch:
             thread.end()
             raise
         self.thread = thread
+        thread.at_exit = self._end_at_exit
         return thread.ident
 
     @property
@@ -113,13 +115,17 @@ class Branch:
         if dispatcher is None or handlers is None:
             return
         dispatcher.turns.drop([(dispatcher, self.team)])
+        left = [dispatcher]
 
         def leave() -> None:
-            then()
-            handlers.release()
-            dispatcher.hold_loop()
-            dispatcher.detach()
+            if left:
+                left.clear()
+                then()
+                handlers.release()
+                dispatcher.hold_loop()
+                dispatcher.detach()
 
+        self._leave = leave
         dispatcher.run(leave)
 
     # -- its handlers ----------------------------------------------------------------------------
@@ -161,17 +167,27 @@ class Branch:
     def finish(self, timeout: float | None, *, kill: bool) -> None:
         """`wait`, and end its thread, if it has one. From any thread; returns at once."""
         thread = self.thread
-        if thread is None:
-            return
+        if thread is not None:
+            finish = functools.partial(self._finish, thread, self._leave, timeout, kill=kill)
+            thread.send(functools.partial(gevent.spawn, finish))
 
-        def finish(timeout: float | None, *, kill: bool) -> None:
-            try:
-                self.wait(timeout, kill=kill)
-            finally:
-                thread.end()
+    def _finish(
+        self,
+        thread: HubThread,
+        leave: Callable[[], object],
+        timeout: float | None,
+        *,
+        kill: bool,
+    ) -> None:
+        try:
+            leave()  # if it has not come to it yet
+            self.wait(timeout, kill=kill)
+        finally:
+            thread.end()
 
-        thread.at_exit = functools.partial(finish, 0, kill=True)
-        thread.send(functools.partial(gevent.spawn, finish, timeout, kill=kill))
+    def _end_at_exit(self) -> None:
+        self.close(lambda: None)
+        self.finish(0, kill=True)
 
 
 class SharedBound:

@@ -559,8 +559,14 @@ class StreamServer(gevent.server.StreamServer):
                 turns.seat(opened)
             else:
                 turns.unseat(opened)
+            episode = self._episode
         home = opened[0][0]
-        home.run(functools.partial(self._entered, home, self._episode, delay))
+        if delay is not None and turns.standby is not None and len(self._branches) > 1:
+            # Its first hub may be stalled, and the others be waiting for nothing else.
+            again = functools.partial(self._accept_again, episode)
+            turns.standby.later(delay, again)
+            delay = None
+        home.run(functools.partial(self._entered, home, episode, delay))
 
     def _entered(self, home: Dispatcher, episode: int, delay: float | None) -> None:
         # In the server's first hub.
@@ -573,10 +579,11 @@ class StreamServer(gevent.server.StreamServer):
             self._timer = None
         if delay is not None and home.has_loop:
             self._timer = self._loop.timer(delay)
-            self._timer.start(self._accept_again)
+            self._timer.start(self._accept_again, episode)
 
-    def _accept_again(self) -> None:
-        if self._state in (State.FULL, State.BACKING_OFF):
+    def _accept_again(self, episode: int | None = None) -> None:
+        is_news = episode in (None, self._episode)
+        if is_news and self._state in (State.FULL, State.BACKING_OFF):
             self.start_accepting()
 
     def _make_handlers(self) -> None:
@@ -642,7 +649,7 @@ class StreamServer(gevent.server.StreamServer):
         home = self._branches[0].dispatcher
         if self._state is State.STOPPED:
             branch.handler_ended()
-        elif self._state is State.FULL and isinstance(self.pool, SharedBound):
+        elif self._state is State.FULL and len(self._branches) > 1:
             self._look_for_room()
         elif self._state is State.FULL and home is not None and not self._is_told_of_room:
             home.send(self._look_for_room)

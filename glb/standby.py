@@ -63,10 +63,12 @@ class Standby(Dispatcher):
         """Return one in a thread of its own, which ends when it is closed."""
         thread = HubThread(f"glb standby of {entry.address!r}").start()
         try:
-            return thread.call(lambda: cls(entry, thread))
+            standby = thread.call(lambda: cls(entry, thread))
         except BaseException:
             thread.end()
             raise
+        thread.at_exit = standby.close
+        return standby
 
     def close(self) -> None:
         self._stop_ticking()

@@ -108,6 +108,9 @@ class Standby(Dispatcher, Protocol):
     def arm_locked(self) -> None:
         """Begin to look who lets connections lie."""
 
+    def later(self, delay: float, call: Any) -> None:
+        """Have *call* called *delay* seconds from now, in a hub that turns. From any thread."""
+
 
 class Handed:
     """A connection between the accept queue and its handler."""
@@ -258,6 +261,8 @@ class Turns:
             self.standby.look_locked()
         if self.on_duty is not None:
             self.on_duty.look_locked()
+            if self.waiting:
+                self.on_duty.wake_locked()
 
     # -- who accepts -------------------------------------------------------------------------
 
@@ -280,7 +285,8 @@ class Turns:
             return
         self.accepted_before += dispatcher.accepted
         self._forget_locked(dispatcher)
-        self._wait_locked(_take_all_locked(dispatcher))
+        jobs = dispatcher.take_back_jobs() if dispatcher.is_dead else []
+        self._wait_locked([*jobs, *_take_all_locked(dispatcher)])
 
     def forget_dead_locked(self) -> None:
         """Forget the dispatchers of hubs that are no more."""
@@ -339,7 +345,7 @@ class Turns:
         Then the giver takes it up itself, now.
         """
         with self.lock:
-            member = self.next_locked()
+            member = None if self.is_closed else self.next_locked()
             if member is None:
                 self._wait_locked([handed])
                 return False
@@ -414,18 +420,21 @@ class Turns:
         What is on its way is the parent's to serve. Other hubs' loops are not run here, and
         touching them could touch the parent's.
         """
-        for dispatcher in self.dispatchers.values():
+        everybody = self.dispatchers
+        kept = {hub: each for hub, each in everybody.items() if each.thread == thread}
+        # Nobody is woken until only those are left whose loops are here.
+        self.dispatchers = {}
+        self.on_duty = self.standby = None
+        for hub, dispatcher in everybody.items():
             self.waiting.extend(_take_all_locked(dispatcher))
+            if hub not in kept:
+                self._forget_locked(dispatcher)
         self._close_waiting_locked()
-        gone = [each for each in self.dispatchers.items() if each[1].thread != thread]
-        if self.standby is not None and self.standby.thread != thread:
-            self.standby = None
-        for hub, _ in gone:
-            del self.dispatchers[hub]
-        for _, dispatcher in gone:
-            self._forget_locked(dispatcher)
-        for dispatcher in self.dispatchers.values():
+        for hub, dispatcher in kept.items():
+            dispatcher.stalled_at = None
+            self.add_locked(hub, dispatcher)
             self.restore_locked(dispatcher)
+        self._look_locked()
 
 
 def _has_servers(dispatcher: Dispatcher) -> bool:
