@@ -2,7 +2,7 @@
    can be done with, so that the server is what is measured.
 
    client -m MODE -p PORT -c CONCURRENCY -t SECONDS [-n COUNT] [-r RATE] [-s SKIP]
-          -e EXPECT [-q REQUEST]
+          -e EXPECT [-q REQUEST] [-w FILE]
 
    MODE is one of
      close  closed loop: CONCURRENCY at a time connect, send REQUEST (if any), read to the end,
@@ -15,7 +15,9 @@
 
    In `close`, SECONDS is when to give up; in `open`, unanswered connections are given one more
    second. What is unanswered then, refused, reset, or doesn't begin with EXPECT is an error.
-   Prints one JSON object.
+   Prints one JSON object. To FILE is written, in the order in which they were answered, a line for
+   each connection of `close` and `open`: when it was due and when the reply was whole, in ns of
+   CLOCK_MONOTONIC, and the first word of the reply.
 
    No TIME_WAIT is left: the server closes first, and when its whole reply is here, the client
    dissolves the connection with connect(AF_UNSPEC), which sends a reset, and dials with the same
@@ -51,6 +53,11 @@ enum { LATENCIES_MAX = 1 << 22 };
 
 enum mode { MODE_CLOSE, MODE_KEEP, MODE_OPEN };
 
+struct record {
+    int64_t started, ended;
+    char word[16];
+};
+
 struct connection {
     int fd;
     int is_idle;   /* dissolved, though epoll may still tell of it */
@@ -70,6 +77,7 @@ static struct connection *connections, **idle;
 static int idle_count;
 static float *latencies;
 static long latency_count, answered, errors, skip;
+static struct record *records; /* of as many as are answered, if they are to be written */
 
 static int64_t now(void) {
     struct timespec time;
@@ -176,12 +184,33 @@ static int is_whole(const struct connection *connection) {
     return connection->length >= (size_t)(body + 4 - connection->reply) + atol(length + 17);
 }
 
+static void record(const struct connection *connection) {
+    struct record *place = &records[answered];
+    place->started = connection->started;
+    place->ended = now();
+    sscanf(connection->reply, "%15s", place->word);
+}
+
+static void write_records(const char *path) {
+    FILE *file = fopen(path, "w");
+    if (!file)
+        fail("can't open the file for the records");
+    for (long index = 0; index < answered; index++)
+        fprintf(file, "%lld %lld %s\n", (long long)records[index].started,
+                (long long)records[index].ended, records[index].word);
+    if (fclose(file) != 0)
+        fail("can't write the records");
+}
+
 /* The end of a connection that serves one reply. */
 static void finish(struct connection *connection) {
-    if (read_some(connection) >= 0 && is_expected(connection))
+    if (read_some(connection) >= 0 && is_expected(connection)) {
+        if (records)
+            record(connection);
         note(connection->started);
-    else
+    } else {
         errors++;
+    }
     hang_up(connection);
 }
 
@@ -225,7 +254,8 @@ int main(int argc, char **argv) {
     long count = 0;
     int option, concurrency = 1, port = 0;
     double seconds = 0, rate = 0;
-    while ((option = getopt(argc, argv, "m:p:c:t:n:r:s:e:q:")) != -1) {
+    const char *path = NULL;
+    while ((option = getopt(argc, argv, "m:p:c:t:n:r:s:e:q:w:")) != -1) {
         switch (option) {
         case 'm': mode = *optarg == 'k' ? MODE_KEEP : *optarg == 'o' ? MODE_OPEN : MODE_CLOSE; break;
         case 'p': port = atoi(optarg); break;
@@ -236,6 +266,7 @@ int main(int argc, char **argv) {
         case 's': skip = atol(optarg); break;
         case 'e': expect = optarg; break;
         case 'q': request = optarg; break;
+        case 'w': path = optarg; break;
         default: return 2;
         }
     }
@@ -253,7 +284,9 @@ int main(int argc, char **argv) {
     connections = calloc(concurrency, sizeof *connections);
     idle = calloc(concurrency, sizeof *idle);
     latencies = malloc(LATENCIES_MAX * sizeof *latencies);
-    if (epoll < 0 || !connections || !idle || !latencies)
+    if (path)
+        records = calloc(count + 1, sizeof *records);
+    if (epoll < 0 || !connections || !idle || !latencies || (path && !records))
         fail("can't begin");
     for (int index = concurrency; index-- > 0;) {
         connections[index].fd = -1;
@@ -327,6 +360,8 @@ int main(int argc, char **argv) {
         }
     }
     double wall = (now() - began) * 1e-9, cpu = cpu_seconds() - cpu_before;
+    if (path)
+        write_records(path);
     qsort(latencies, latency_count, sizeof *latencies, compare);
     printf("{\"count\": %ld, \"errors\": %ld, \"seconds\": %.6f, \"cpu_seconds\": %.6f, "
            "\"p50\": %.1f, \"p99\": %.1f, \"p999\": %.1f}\n",

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,6 +46,18 @@ class Load:
     p999: float
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One connection of a load: when it was due and when it was answered, and by which clone.
+
+    In nanoseconds of the clock of `time.monotonic_ns`, which is that of all processes here.
+    """
+
+    due: int
+    answered: int
+    clone: int
+
+
 class Client:
     """Puts load on a port of 127.0.0.1, from one thread on the client's CPUs."""
 
@@ -64,6 +77,25 @@ class Client:
     def open(self, port: int, seconds: float, rate: float, *, http: bool = False) -> Load:
         """Open *rate* connections a second, whether they are answered or not."""
         return self._run("open", port, 1, seconds, http, ["-r", str(rate)])
+
+    def close_noted(
+        self, port: int, count: int, concurrency: int
+    ) -> tuple[Load, list[Answer]]:
+        """`close`, with each answer, of servers whose job is to tell who they are."""
+        options = ["-n", str(count)]
+        return self._note("close", port, concurrency, GIVE_UP_SECONDS, options)
+
+    def open_noted(self, port: int, seconds: float, rate: float) -> tuple[Load, list[Answer]]:
+        """`open`, with each answer, of servers whose job is to tell who they are."""
+        return self._note("open", port, 1, seconds, ["-r", str(rate)])
+
+    def _note(
+        self, mode: str, port: int, concurrency: int, seconds: float, more: list[str]
+    ) -> tuple[Load, list[Answer]]:
+        with tempfile.NamedTemporaryFile("r") as file:
+            load = self._call(mode, port, concurrency, seconds, [*more, "-w", file.name])
+            answers = [Answer(*map(int, line.split())) for line in file]
+        return load, sorted(answers, key=lambda answer: answer.due)
 
     def _run(
         self, mode: str, port: int, concurrency: int, seconds: float, http: bool, more: list[str]

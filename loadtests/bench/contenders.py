@@ -28,8 +28,9 @@ class Contender:
     """A server that does the job.
 
     *program* is a function of `servers`, ``None`` for the C loop; *number* of clones or
-    servers it is started with. What it has in the order pass are as many *places*, 0 if the
-    question makes no sense. It *needs* a module that may not be installed.
+    servers it is started with, *options* what else the program is told. What it has in the
+    order pass are as many *places*, 0 if the question makes no sense. It *needs* a module that
+    may not be installed.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Contender:
     needs: str | None = None
     is_http: bool = False
     is_idle_measured: bool = False
+    options: tuple[str, ...] = ()
 
     def is_installed(self) -> bool:
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
@@ -112,7 +114,7 @@ class Server:
             command = [str(c_server), str(BACKLOG), REPLY.decode()]
         else:
             command = [sys.executable, "-m", f"{__package__}.serve"]
-            command += [contender.program, job.value, str(contender.number)]
+            command += [contender.program, job.value, str(contender.number), *contender.options]
         with pinned(cpus.server):
             self._process = subprocess.Popen(
                 command,

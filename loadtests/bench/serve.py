@@ -1,6 +1,6 @@
 """Run in a server process: set it up, then run one of the `servers`.
 
-python -m loadtests.bench.serve MODULE:FUNCTION JOB NUMBER
+python -m loadtests.bench.serve MODULE:FUNCTION JOB NUMBER [OPTION...]
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ PR_SET_PTRACER_ANY: Final = ctypes.c_ulong(-1)
 
 
 def main() -> None:
-    program, job, number = sys.argv[1:]
+    program, job, number, *options = sys.argv[1:]
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY)
     module, function = program.split(":")
     serve = getattr(importlib.import_module(f".servers.{module}", __package__), function)
-    serve(Job(job), int(number))
+    serve(Job(job), int(number), *options)
 
 
 if __name__ == "__main__":
