@@ -388,7 +388,8 @@ class Dispatcher:
 
     def take_back_jobs(self) -> list[Handed]:
         """Take away connections whose handlers have not begun. From any thread."""
-        jobs = self._handlers.take_back(self._can_take_back)
+        handlers = self._handlers
+        jobs = handlers.take_back(self._can_take_back) if handlers.is_probed else []
         self._due_by = 0
         return [job[0].__self__.give_up(job) for job in jobs]  # type: ignore[attr-defined]  # a method
 

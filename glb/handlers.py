@@ -241,6 +241,11 @@ class Handlers:
             self._is_due = True
             self.hub.loop.run_callback(self._start)
 
+    @property
+    def is_probed(self) -> bool:
+        """Whether it has begun. Before, no other thread may take anything back."""
+        return bool(self._untouched_ended)
+
     def look(self) -> None:
         """See to it that what waits is started."""
         if self.jobs and not self._is_due:
@@ -252,8 +257,6 @@ class Handlers:
 
         The hub is to `look` after that.
         """
-        if not self._untouched_ended:
-            return []  # it has not begun yet, and is about to probe
         taken: list[Job] = []
         left: list[Job] = []
         # The hub may take jobs meanwhile: each has them to itself, whoever pops first.

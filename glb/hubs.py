@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import os
 import threading
 from collections import deque
@@ -24,6 +25,7 @@ import gevent
 from gevent import Timeout, get_hub
 from gevent.hub import Waiter
 from gevent.monkey import get_original, is_module_patched
+from greenlet import greenlet
 
 __all__ = ["HubThread"]
 
@@ -35,6 +37,9 @@ native_ident: Final[Callable[[], int]] = get_original("_thread", "get_ident")
 # At the end of the interpreter, so long for all together. A thread that is in a call into C
 # for longer is left where it is: then the process ends before it comes back, as a rule.
 EXIT_SECONDS: Final = 5.0
+
+# So long for greenlets that a program left on a hub that ends: as gevent's servers.
+KILL_SECONDS: Final = 1.0
 
 T = TypeVar("T")
 
@@ -64,6 +69,8 @@ class HubThread:
         self._wake_up: Any = None
         self._main: Any = None
         self._is_ending = False
+        # What a loop counts on which nothing is going on.
+        self._idle_count = 0
         self._thread: threading.Thread | None = None
         self._over = _Lock()
         self._is_over = False
@@ -197,6 +204,7 @@ class HubThread:
                 self.ident = native_ident()
                 self._main = gevent.getcurrent()
                 self.hub = get_hub()
+                self._idle_count = _count_watchers(self.hub.loop)
                 self._wake_up = self.hub.loop.async_()
                 self._wake_up.start(self._answer)
                 _running[self] = None
@@ -230,6 +238,8 @@ class HubThread:
                 self._answer()
                 wake_up.stop()
                 wake_up.close()
+                if _count_watchers(self.hub.loop) > self._idle_count:
+                    self._end_what_is_left()
             if self.hub is not None:
                 self.hub.destroy(destroy_loop=True)
         finally:
@@ -239,6 +249,28 @@ class HubThread:
                 for watcher in self._watchers:
                     watcher.send()
             self._over.release()
+
+    def _end_what_is_left(self) -> None:
+        # Greenlets of the program's own, which wait on this hub, and would for ever.
+        left = [
+            each
+            for each in gc.get_objects()
+            if isinstance(each, greenlet) and each.parent is self.hub and not each.dead
+        ]
+        try:
+            gevent.killall(left, block=True, timeout=KILL_SECONDS)
+        except BaseException as error:
+            if self._on_system_error is not None:
+                self._on_system_error(error)
+        # Who refuses to die keeps a watcher, for which gevent's loop on libuv, which goes on as
+        # long as there is one, would never be destroyed.
+        for watcher in [*getattr(self.hub.loop, "_keepaliveset", ())]:
+            watcher.stop()
+
+
+def _count_watchers(loop: Any) -> int:
+    kept = getattr(loop, "_keepaliveset", None)  # on libuv, whose own count is another
+    return int(loop.activecnt) if kept is None else len(kept)
 
 
 def _start_native(name: str, run: Callable[[], None]) -> threading.Thread | None:

@@ -428,8 +428,9 @@ class StreamServer(gevent.server.StreamServer):
         """Close, and wait for the handlers, at most *timeout* seconds: then they are killed.
 
         As in gevent that is so with a pool or a number for ``spawn``; with several hubs it is
-        so with the default as well, and their threads have ended when this returns. A thread
-        that a handler blocks for longer is left to end by itself, and the log tells so.
+        so with the default as well, and their threads have ended when this returns, with all
+        greenlets that lived there. A thread that a handler blocks for longer is left to end by
+        itself, and the log tells so.
 
         Args:
             timeout: ``None`` is `stop_timeout`, 1.

@@ -157,7 +157,9 @@ class Standby(Dispatcher):
                 if dispatcher.inbox:
                     is_quiet = False
                 self._judge_locked(dispatcher, now)
-            if turns.on_duty is not self:
+            if turns.on_duty is None:
+                turns.assign_locked(self)
+            elif turns.on_duty is not self:
                 self._judge_duty_locked()
             elif now - self._disturbed_at > CALM_SECONDS:
                 self._leave_duty_locked()
@@ -200,7 +202,8 @@ class Standby(Dispatcher):
                 turns.assign_locked(self)
 
     def _count_moves(self) -> int:
-        return cast("Dispatcher", self.turns.on_duty).moves
+        duty = cast("Dispatcher | None", self.turns.on_duty)
+        return 0 if duty is None else duty.moves
 
     def _leave_duty_locked(self) -> None:
         dispatcher = self.turns.find_fit_locked()
