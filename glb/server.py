@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final
 
+import gevent
 import gevent.server
 from gevent import get_hub
 from gevent.baseserver import BaseServer
@@ -441,14 +442,21 @@ class StreamServer(gevent.server.StreamServer):
         if len(self._branches) == 1:
             super().stop(timeout)
             return
-        threads = [branch.thread for branch in self._branches if branch.thread is not None]
-        if self._turns is not None and self._turns.standby is not None:
-            threads.append(self._turns.standby.thread_of_its_own)
-        self.close()
         timeout = self.stop_timeout if timeout is None else timeout
+        threads = [branch.thread for branch in self._branches if branch.thread is not None]
+        turns, home = self._turns, self._branches[0]
+        standby = None if turns is None else turns.standby
+        is_home = home.dispatcher is None or home.dispatcher.is_here
+        if home.dispatcher is not None and not is_home:
+            end = functools.partial(gevent.spawn, home.wait, timeout, kill=True)
+            home.dispatcher.send(end)
+        self.close()
         for branch in self._branches:
             branch.finish(timeout, kill=True)
-        self._branches[0].wait(timeout, kill=True)
+        if is_home:
+            home.wait(timeout, kill=True)
+        if turns is not None and turns.is_closed and standby is not None:
+            threads.append(standby.thread_of_its_own)
         deadline = monotonic() + timeout + 2 * KILL_SECONDS
         for thread in threads:
             if thread.ident != native_ident() and not thread.wait(max(0, deadline - monotonic())):
