@@ -3,7 +3,9 @@
 Each module owns one noun::
 
     __main__    the command
-    report      tables as text and in Markdown, JSON
+    progress    what people see meanwhile
+    report      tables
+    sheet       the forms of a report: as text, in Markdown and JSON
     plot        the same as a picture
     promises    what glb promises, and whether it was kept
     measure     the run: rounds, and what is measured apart from them
@@ -11,6 +13,8 @@ Each module owns one noun::
     client      the load: `client.c`, compiled and run
     serve       what runs *in* a server process; the programs are in `servers`
     figures     what is measured of a contender, and its ratios; plain data
+
+`loadtests.hubs` asks other questions with the same client, contenders and forms.
 
 Load goes over loopback only. Linux only: `epoll`, CPU affinity, `strace`.
 """

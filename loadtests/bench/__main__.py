@@ -19,11 +19,11 @@ from dataclasses import replace
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .client import CompilerError, compile_programs
 from .contenders import CONTENDERS, Contender, Cpus, pinned
 from .measure import Plan, Run
+from .progress import Progress
 from .report import Report
 
 DEFAULTS = Plan()
@@ -108,35 +108,13 @@ def main(
             programs = compile_programs(pathlib.Path(folder))
         except CompilerError as error:
             raise click.ClickException(str(error)) from error
-        # It is drawn between the turns, never during one: it would have the client's CPU.
-        with Progress(
-            TextColumn("{task.description:45}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            auto_refresh=False,
-            transient=True,
-            disable=not console.is_terminal,
-        ) as progress:
-            task = progress.add_task("", start=True)
-
-            said = ""
-
-            def tell(step: str) -> None:
-                nonlocal said
-                part = step.partition(":")[0]
-                if not console.is_terminal and part != said:
-                    print(part, file=sys.stderr)
-                    said = part
-                progress.update(task, description=step, advance=1, refresh=True)
-
+        with Progress(console) as progress:
             installed = [one for one in contenders if one.is_installed()]
-            run = Run(plan, installed, programs, cpus, tell)
-            progress.update(task, total=run.turns, completed=-1)
+            run = Run(plan, installed, programs, cpus, progress.tell)
+            progress.expect(run.turns)
             results = run.go()
     absent = [one for one in contenders if one not in installed]
-    report = Report(plan, results, contenders, absent, cpus.describe(), command)
+    report = Report(results, contenders, cpus.describe(), command, plan, absent)
     files = report.write(output)
     if markdown:
         print(report.markdown())

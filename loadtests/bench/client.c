@@ -116,10 +116,11 @@ static void send_request(struct connection *connection) {
 }
 
 static void watch(struct connection *connection, int operation) {
-    /* The end of the stream says that the reply is whole: one event a connection. */
-    struct epoll_event event = {.events = EPOLLRDHUP, .data.ptr = connection};
+    /* The end of the stream says that the reply is whole: one event a connection. Told once: an
+       idle connection is hung up, and in `open` epoll would tell so again and again. */
+    struct epoll_event event = {.events = EPOLLRDHUP | EPOLLET, .data.ptr = connection};
     if (mode == MODE_KEEP)
-        event.events |= EPOLLIN;
+        event.events = EPOLLRDHUP | EPOLLIN;
     if (connection->is_unsent)
         event.events |= EPOLLOUT;
     if (epoll_ctl(epoll, operation, connection->fd, &event) < 0)

@@ -78,9 +78,7 @@ class Client:
         """Open *rate* connections a second, whether they are answered or not."""
         return self._run("open", port, 1, seconds, http, ["-r", str(rate)])
 
-    def close_noted(
-        self, port: int, count: int, concurrency: int
-    ) -> tuple[Load, list[Answer]]:
+    def close_noted(self, port: int, count: int, concurrency: int) -> tuple[Load, list[Answer]]:
         """`close`, with each answer, of servers whose job is to tell who they are."""
         options = ["-n", str(count)]
         return self._note("close", port, concurrency, GIVE_UP_SECONDS, options)

@@ -35,11 +35,6 @@ IDLE_KIB: Final = Figure("idle_kib", "memory an idle connection", "KiB", 1)
 FAIRNESS: Final = Figure("fairness", "fairness", "", 3)
 EXACT: Final = Figure("exact", "exact order")
 
-ALL: Final = (
-    RATE, CPU, P50, P99, P999, OPEN_P99, SERVER_BUSY, CLIENT_BUSY, ERRORS,
-    KEEP_P50, KEEP_RATE, KEEP_CPU, CALLS, CLONE_KIB, IDLE_KIB, FAIRNESS, EXACT,
-)  # fmt: skip
-
 
 @dataclass
 class Results:

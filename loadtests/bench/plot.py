@@ -29,19 +29,19 @@ def plot(
     http = [one for one in contenders if one.is_http]
     picture = Picture(figsize=(15, 9), layout="constrained")
     axes = picture.subplots(2, 3, height_ratios=(3, 1.3))
-    _bars(axes[0][0], results, tcp, figures.RATE, "connections/s (more is better)")
-    _bars(axes[0][1], results, tcp, figures.CPU, "server's CPU a connection, us")
+    bars(axes[0][0], results, tcp, figures.RATE, "connections/s (more is better)")
+    bars(axes[0][1], results, tcp, figures.CPU, "server's CPU a connection, us")
     # One bad moment of the machine is a hundred times the median here: hence the logarithm.
     title = f"p99 at {OPEN_RATE:,} connections/s, us"
-    _bars(axes[0][2], results, tcp, figures.OPEN_P99, title, log=True)
-    _bars(axes[1][0], results, http, figures.CPU, "HTTP: server's CPU a connection, us")
-    _bars(axes[1][1], results, http, figures.KEEP_CPU, "HTTP kept alive: CPU a request, us")
-    _bars(axes[1][2], results, http, figures.KEEP_P50, "HTTP kept alive: p50, us", log=True)
+    bars(axes[0][2], results, tcp, figures.OPEN_P99, title, log=True)
+    bars(axes[1][0], results, http, figures.CPU, "HTTP: server's CPU a connection, us")
+    bars(axes[1][1], results, http, figures.KEEP_CPU, "HTTP kept alive: CPU a request, us")
+    bars(axes[1][2], results, http, figures.KEEP_P50, "HTTP kept alive: p50, us", log=True)
     picture.supxlabel("\n".join(textwrap.wrap(heading, 150)), fontsize=8, color="0.3")
     picture.savefig(file, dpi=110)
 
 
-def _bars(
+def bars(
     axes: Any,
     results: Results,
     contenders: Sequence[Contender],
@@ -65,7 +65,7 @@ def _bars(
         [one.title for one in shown],
         medians,
         xerr=spread,
-        color=[GLB if "glb" in one.name else OTHER for one in shown],
+        color=[GLB if "glb" in one.title else OTHER for one in shown],
         error_kw={"ecolor": "0.25", "elinewidth": 1, "capsize": 2},
     )
     for index, (median, some) in enumerate(zip(medians, samples, strict=True)):

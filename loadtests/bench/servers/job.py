@@ -30,6 +30,8 @@ class Job(enum.Enum):
     REPLY = "reply"  # a small fixed reply, and close
     ORDER = "order"  # the index of the clone that serves it, and close
     IDLE = "idle"  # a small fixed reply, then wait for the client to leave
+    BLOCK = "block"  # block the hub for 5 ms, a small fixed reply, and close
+    STALL = "stall"  # as order; but who comes from another address may block the hub for 1 s
 
 
 def announce(port: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from gevent import socket
 from gevent.server import StreamServer
 
+from .blocking import BLOCK_MICROSECONDS, ORDERS_COME_FROM, obey, usleep
 from .job import BACKLOG, REPLY, Job, announce
 
 Handler = Callable[[Any, Any], None]
@@ -26,7 +27,23 @@ def _handler(job: Job, index: int) -> Handler:
         sock.sendall(REPLY)
         sock.recv(1)
 
-    return {Job.REPLY: reply, Job.ORDER: tell, Job.IDLE: wait}[job]
+    def block(sock: Any, _peer: Any) -> None:
+        usleep(BLOCK_MICROSECONDS)
+        sock.sendall(REPLY)
+
+    def tell_or_obey(sock: Any, peer: Any) -> None:
+        if peer[0] == ORDERS_COME_FROM:
+            obey(sock, index)
+        else:
+            tell(sock, peer)
+
+    return {
+        Job.REPLY: reply,
+        Job.ORDER: tell,
+        Job.IDLE: wait,
+        Job.BLOCK: block,
+        Job.STALL: tell_or_obey,
+    }[job]
 
 
 def _listen(port: int, *, reuse_port: bool = False) -> socket.socket:
