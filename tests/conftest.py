@@ -1,9 +1,10 @@
-"""What every test can rely on: an empty registry and no descriptor more than before."""
+"""What every test can rely on: an empty registry, no thread and no descriptor more than before."""
 
 from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Iterator
 
 import gevent
@@ -24,6 +25,11 @@ def open_descriptors() -> dict[int, str]:
     return found
 
 
+def hub_threads() -> list[str]:
+    """Return the names of glb's native threads."""
+    return [each.name for each in threading.enumerate() if each.name.startswith("glb ")]
+
+
 def end_by_force() -> None:
     """Give back every share of the registry."""
     for entry in REGISTRY:
@@ -40,8 +46,9 @@ def collects_only_what_is_new() -> None:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing() -> Iterator[None]:
-    """Fail a test after which a clone, an address, a descriptor or a watcher is left."""
+    """Fail a test after which a clone, an address, a thread, a descriptor or a watcher is left."""
     assert glb.registry.entries() == []
+    threads_before = hub_threads()  # one test's leak is not the next one's
     hub = gevent.get_hub()
     gevent.sleep(0)
     before = open_descriptors()
@@ -51,6 +58,11 @@ def leaves_nothing() -> Iterator[None]:
     left_open = glb.registry.entries()
     end_by_force()  # so that one test's leak is not the next one's
     assert left_open == []
+    for _ in range(2000):  # a thread that was told to end takes a moment
+        if len(hub_threads()) <= len(threads_before):
+            break
+        gevent.sleep(0.001)
+    assert hub_threads() == threads_before
     gc.collect()
     for _ in range(50):  # gevent closes a socket that was waited on a turn later
         left = {fd: what for fd, what in open_descriptors().items() if fd not in before}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -115,6 +116,16 @@ def wait_until(holds: Callable[[], bool]) -> None:
     """Let the hub turn until *holds* does; the test's own timeout is the bound."""
     while not holds():
         gevent.sleep(0.001)
+
+
+def comes_true(holds: Callable[[], bool], seconds: float = 10) -> bool:
+    """Let the hub turn until *holds* does, but no longer than *seconds*: for what hung once."""
+    deadline = monotonic() + seconds
+    while not holds():
+        if monotonic() > deadline:
+            return False
+        gevent.sleep(0.001)
+    return True
 
 
 def let_hub_turn() -> None:
