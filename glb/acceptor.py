@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 from gevent import getcurrent
 
 from .clones import CURRENT, Clone
-from .dispatcher import Turn
+from .connection import Connection
 from .errors import Heap, classify
 from .ring import Team
 from .stats import CloneStats
-from .turns import Handed
+from .turns import Handed, Turn
 
 if TYPE_CHECKING:
     from .branch import Branch
-    from .handlers import HandlerPool, Job
+    from .handlers import Job
     from .server import StreamServer
 
 __all__ = ["Acceptor", "State"]
@@ -68,9 +68,11 @@ class Acceptor:
         "completed",
         "dispatcher",
         "failed",
+        "given_up",
         "handle",
+        "is_out_of_reach",
         "is_paused",
-        "is_started_later",
+        "promised",
         "server",
         "team",
     )
@@ -84,17 +86,21 @@ class Acceptor:
         self.dispatcher: Any = None
         self.team: Team[Any] = Team(seated=False)
         #: Whether what it takes is where nobody can take it back, until its handler begins.
-        self.is_started_later = False
+        self.is_out_of_reach = False
         self.clone = Clone(index, server)
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Callable[..., object] | None = None
         self.is_paused = False
+        # Each is changed by one thread at a time: these by its hub's,
         self.accepted = self.begun = self.completed = self.failed = 0
+        #: and these with the registry's lock held: connections on their way here, and such as
+        #: were taken back from here.
+        self.promised = self.given_up = 0
 
     @property
     def load(self) -> int:
-        """Connections that are being handled now."""
-        return self.begun - self.completed - self.failed
+        """Connections that it has, or is about to have."""
+        return self.accepted - self.given_up - self.completed - self.failed + self.promised
 
     @property
     def max_accept(self) -> int:
@@ -138,18 +144,27 @@ class Acceptor:
         return True
 
     def expect_locked(self) -> None:
+        self.promised += 1
         self.server._expected += 1
 
     def unexpect_locked(self) -> None:
+        self.promised -= 1
         self.server._expected -= 1
+        if self.server._state is State.FULL:
+            self.server.look_for_room_soon()
 
     def take(self, handed: Handed) -> bool:
         server = self.server
-        if self.branch.dispatcher is None:
-            return False  # it was closed since
         turn = server._turn
+        branch = turn.branch or self.branch
+        if branch.is_closed:
+            return False
         turn.handed = handed
         try:
+            # A pool that others use as well may have filled up since it was asked.
+            if server.full():
+                server.found_full()
+                return False
             args: Any = server.do_read()
             if turn.handed is not None:
                 # A `do_read` that accepts by itself. What it may have got is served as well.
@@ -169,27 +184,34 @@ class Acceptor:
             self.unexpect_locked()
         return True
 
+    def can_give_up(self, job: Job) -> bool:
+        """Whether *job* is one that came by a turn, and of which nobody knows yet."""
+        run, _, _, args, _ = job
+        return (
+            not self.is_out_of_reach
+            and getattr(run, "__func__", None) is Acceptor.serve
+            and type(args[0]) is Connection
+        )
+
     def give_up(self, job: Job) -> Handed:
-        """Return the connection of a *job* that won't be done here. From any thread."""
+        """Return the connection of a *job* that won't be done here. The lock is held."""
         args, pool = job[-2:]
         connection, address = args
         handed = Handed(connection.give_up(), address)
-        handed.member = self
-        self.dispatcher.send(lambda: self._gave_up(pool))
+        self.given_up += 1
+        branch = self.branch
+        branch.given_up += 1
+        server = self.server
+        if pool is not None:
+            self.dispatcher.send(pool.cancel)
+        if server._state is State.FULL:
+            server.look_for_room_soon()
+        if branch.is_closed:
+            self.dispatcher.send(branch.handler_ended)
         return handed
 
-    def _gave_up(self, pool: HandlerPool | None) -> None:
-        self.accepted -= 1
-        self.dispatcher.accepted -= 1
-        self.branch.active -= 1
-        if pool is not None:
-            pool.cancel()
-        if self.server._state is not State.ACCEPTING:
-            self.server.handler_ended(self.branch)
-
     def broken(self, error: OSError) -> None:
-        if self.branch.dispatcher is not None:
-            self._read_failed(error)
+        self._read_failed(error)
 
     def _handle(self, args: Any) -> None:
         server = self.server
@@ -207,6 +229,8 @@ class Acceptor:
 
     def _read_failed(self, error: BaseException) -> Turn:
         server = self.server
+        if self.branch.is_closed:
+            return Turn.PASSED  # by another thread, in the middle of this turn
         if server.is_fatal_error(error):
             server.fail(error)
             return Turn.PASSED
@@ -237,9 +261,12 @@ class Acceptor:
             try:
                 close(*args)
             finally:
-                self.branch.active -= 1
-                if self.server._state is not State.ACCEPTING:
-                    self.server.handler_ended(self.branch)
+                server = self.server
+                # This thread's: the server may have been started again, on other threads.
+                branch = server._turn.branch or self.branch
+                branch.done += 1
+                if branch.is_closed or server._state is not State.ACCEPTING:
+                    server.handler_ended(branch)
 
     def serve_anywhere(
         self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
@@ -247,7 +274,7 @@ class Acceptor:
         """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
         outer = CURRENT.get()
         greenlet = getcurrent()
-        strangers = self.branch.strangers
+        strangers = (self.server._turn.branch or self.branch).strangers
         strangers.add(greenlet)
         try:
             return self.serve(handle, close, args)
@@ -259,13 +286,13 @@ class Acceptor:
         """A connection that was taken could not be given to a handler."""
         self.begun += 1
         self.failed += 1
-        self.branch.active -= 1
+        (self.server._turn.branch or self.branch).done += 1
 
     def stats(self) -> CloneStats:
         return CloneStats(
             self.clone.index,
-            self.accepted,
-            self.load,
+            self.accepted - self.given_up,
+            self.begun - self.completed - self.failed,
             self.completed,
             self.failed,
             not self.is_paused and self.server.is_ready and self.branch.is_ready,

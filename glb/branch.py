@@ -44,12 +44,22 @@ class Branch:
         self.handlers: Handlers | None = None
         #: Its own, if it isn't on the hub that started the server.
         self.thread: HubThread | None = None
-        #: Connections for which a handler runs, or is about to.
-        self.active = 0
+        #: Whether it gives no more turns; it may have handlers still.
+        self.is_closed = True
+        #: Connections for which it was to run a handler, and those with which that is over:
+        #: changed by its own thread alone.
+        self.taken = self.done = 0
+        #: Connections that were taken back from it: changed with the registry's lock held.
+        self.given_up = 0
         #: Greenlets that run handlers, and that ours aren't.
         self.strangers: set[Any] = set()
         self._idle: Any = None
         self._leave: Callable[[], object] = lambda: None
+
+    @property
+    def active(self) -> int:
+        """Connections for which a handler runs, or is about to."""
+        return self.taken - self.done - self.given_up
 
     @property
     def is_ready(self) -> bool:
@@ -59,16 +69,19 @@ class Branch:
 
     # -- opening and closing -------------------------------------------------------------------
 
-    def open(self, entry: Entry, *, is_started_later: bool) -> None:
+    def open(self, entry: Entry, turn: Any, *, is_out_of_reach: bool) -> None:
         """Open it on this thread's hub; its clones have no turns yet.
 
         Args:
-            is_started_later: See `glb.dispatcher.Member`.
+            turn: The server's of this thread, which is told.
+            is_out_of_reach: See `glb.turns.Member`.
 
         Raises:
             OSError, RuntimeError: There is no room for a watcher or a thread. It is closed.
         """
         dispatcher = dispatcher_for(entry, get_hub())
+        with dispatcher.turns.lock:
+            dispatcher.servers += 1
         self.handlers = handlers_here()
         self.handlers.acquire()
         self._idle = Event()
@@ -77,16 +90,19 @@ class Branch:
         for acceptor in self.acceptors:
             acceptor.dispatcher = dispatcher
             acceptor.team = team
-            acceptor.is_started_later = is_started_later
+            acceptor.is_out_of_reach = is_out_of_reach
+        turn.branch = self
         self.dispatcher = dispatcher
+        self.is_closed = False
 
     def open_in_thread(
         self,
         entry: Entry,
+        turn: Any,
         name: str,
         on_system_error: Callable[[BaseException], object],
         *,
-        is_started_later: bool,
+        is_out_of_reach: bool,
     ) -> int:
         """Start a thread, and open it there; return the thread's native ident.
 
@@ -95,7 +111,7 @@ class Branch:
         """
         thread = HubThread(name, on_system_error).start()
         try:
-            thread.call(lambda: self.open(entry, is_started_later=is_started_later))
+            thread.call(lambda: self.open(entry, turn, is_out_of_reach=is_out_of_reach))
         except BaseException:
             thread.end()
             raise
@@ -110,11 +126,14 @@ class Branch:
 
     def close(self, then: Callable[[], object]) -> None:
         """Give no more turns, at once, and call *then* in its hub. From any thread."""
+        self.is_closed = True
         dispatcher, self.dispatcher = self.dispatcher, None
         handlers = self.handlers
         if dispatcher is None or handlers is None:
             return
-        dispatcher.turns.drop([(dispatcher, self.team)])
+        with dispatcher.turns.lock:
+            dispatcher.servers -= 1
+            dispatcher.turns.drop([(dispatcher, self.team)])
         left = [dispatcher]
 
         def leave() -> None:
@@ -122,7 +141,7 @@ class Branch:
                 left.clear()
                 then()
                 handlers.release()
-                dispatcher.hold_loop()
+                dispatcher.hold_loop(self, is_held=False)
                 dispatcher.detach()
 
         self._leave = leave
@@ -131,7 +150,7 @@ class Branch:
     # -- its handlers ----------------------------------------------------------------------------
 
     def handler_ended(self) -> None:
-        """A handler of a server that doesn't accept any more is done."""
+        """A handler is done, after it was closed."""
         if self.active == 0 and self._idle is not None:
             self._idle.set()
 
@@ -161,6 +180,13 @@ class Branch:
             while self.active > 0 and self._idle is not None:
                 self._idle.clear()
                 self._idle.wait()
+
+    def forget(self) -> None:
+        """Its thread is not in this process, which was forked."""
+        self.dispatcher = self.handlers = self.thread = None
+        self.is_closed = True
+        self.taken = self.done = self.given_up = 0
+        self.strangers = set()
 
     # -- the end of its thread -------------------------------------------------------------------
 

@@ -23,20 +23,19 @@ and trio's.
 
 from __future__ import annotations
 
-import enum
 import logging
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from .errors import Heap, classify
 from .handlers import Job, handlers_here
 from .registry import Entry, native_ident
 from .ring import Team
-from .turns import Handed, Turns
+from .turns import Handed, Member, Turn, Turns
 
-__all__ = ["Dispatcher", "Member", "Turn"]
+__all__ = ["Dispatcher"]
 
 log: Final = logging.getLogger("glb")
 
@@ -44,55 +43,6 @@ _READ: Final = 1
 
 # So long without a failure and the next one is news. Longer than the longest pause, 1 s.
 EPISODE_GAP_SECONDS: Final = 1.0
-
-
-class Turn(enum.Enum):
-    """What came of a turn."""
-
-    TAKEN = "a connection was taken from the accept queue"
-    EMPTY = "the accept queue is empty"
-    PASSED = "the clone was not ready after all, and has left the ring"
-
-
-class Member(Protocol):
-    """A clone in the ring. All but the last five are called in its own hub."""
-
-    @property
-    def load(self) -> int: ...
-    @property
-    def is_started_later(self) -> bool:
-        """Whether what it takes is where nobody can take it back, until its handler begins."""
-
-    @property
-    def dispatcher(self) -> Dispatcher: ...
-    @property
-    def team(self) -> Team[Any]: ...
-
-    def take_turn(self) -> Turn:
-        """Accept one connection and hand it on. Raises only what is out of room."""
-
-    def take(self, handed: Handed) -> bool:
-        """Handle what was accepted for it, and expect it no more; ``False`` if it can't."""
-
-    def broken(self, error: OSError) -> None:
-        """Its socket is not what it should be."""
-
-    @property
-    def context(self) -> object:
-        """Whose turn it is, for a report: the server or the listener."""
-
-    @property
-    def max_accept(self) -> int:
-        """How many connections a wake-up may take, counting those before this turn."""
-
-    def next_delay(self) -> float:
-        """How long to pause now, in seconds, growing with each call; negative: don't."""
-
-    def has_room(self) -> bool:
-        """Whether it could take one more; if not, it has left the ring."""
-
-    def expect_locked(self) -> None: ...
-    def unexpect_locked(self) -> None: ...
 
 
 class Dispatcher:
@@ -107,6 +57,7 @@ class Dispatcher:
         #: The team of those who have none: plain listeners.
         self.singles: Team[Member] = Team()
         self.seated: dict[Team[Any], None] = {self.singles: None}
+        self.servers = 0
         self.has_turns = True
         self.stalled_at: float | None = None
         #: Counts what its hub does here, so that the standby sees whether it does.
@@ -120,8 +71,11 @@ class Dispatcher:
         # Whether a callback is on its way to it, to give the next turn, or take up the next.
         self._goes_on = False
         self._goes_on_taking = False
-        self._handlers = handlers_here()
-        self._due_by = 0
+        #: What runs the handlers of this hub.
+        self.handlers: Final = handlers_here()
+        # Who keeps the hub alive: servers that have not stopped, listeners on which somebody
+        # waits. Their clones may all be paused, and no descriptor be watched here.
+        self._holders: set[object] = set()
         self._taken = 0
         self._calls: deque[Callable[[], object]] = deque()
         self._pause: Any = None
@@ -158,7 +112,8 @@ class Dispatcher:
             # Its thread is destroying the loop this moment, and the watchers with it.
             self._io = self._wake_up = self._pause = None
             self._is_orphan = True
-            self._entry.forget_dispatcher(self.hub)
+            self.turns.remove_locked(self)
+            self._entry.dispatcher_closed(self)
             self._answer_calls()
 
     def run(self, call: Callable[[], object]) -> None:
@@ -186,7 +141,7 @@ class Dispatcher:
     def _answer(self) -> None:
         self.moves += 1
         self._answer_calls()
-        self._handlers.look()
+        self.handlers.look()
         if (self.inbox or not self.has_turns) and not self._goes_on_taking:
             self._take_up_all()
         if self.turns.on_duty is self and self.turns.waiting:
@@ -196,7 +151,11 @@ class Dispatcher:
 
     def _answer_calls(self) -> None:
         while self._calls:
-            self._calls.popleft()()
+            call = self._calls.popleft()
+            try:
+                call()
+            except BaseException as error:  # those behind it are to be called, too
+                self.hub.handle_error(call, type(error), error, error.__traceback__)
 
     def close(self) -> None:
         """Leave nothing on the loop. Twice is harmless."""
@@ -205,27 +164,22 @@ class Dispatcher:
                 return
             io, wake_up = self._io, self._wake_up
             self._io = self._wake_up = None
+            self.turns.remove_locked(self)
         if self.has_loop:
             self._end_pause()
             for watcher in (io, wake_up):
                 watcher.stop()
                 watcher.close()
-        self._entry.forget_dispatcher(self.hub)
+        self._entry.dispatcher_closed(self)
 
-    # -- turns of its clones -----------------------------------------------------------------
-
-    def taken(self, team: Team[Any], member: Member) -> None:
-        """*member*, on this hub, has taken a connection: send it to the end of the line."""
-        self.accepted += 1
-        self.turns.rotate(team, member)
-
-    def hold_loop(self) -> None:
-        """Keep the hub alive as long as a server accepts, in its own thread.
-
-        All of its clones may be paused, and no descriptor watched.
-        """
+    def hold_loop(self, holder: object, *, is_held: bool) -> None:
+        """Keep the hub alive for *holder*, or no longer. In its own thread."""
+        if is_held:
+            self._holders.add(holder)
+        else:
+            self._holders.discard(holder)
         if self._wake_up is not None and self.has_loop:
-            self._wake_up.ref = len(self.seated) > 1
+            self._wake_up.ref = bool(self._holders)
 
     @property
     def is_paused(self) -> bool:
@@ -253,13 +207,15 @@ class Dispatcher:
     def _watch_while_ready(self) -> None:
         # Between two turns the ring is often empty for a moment, when a listener's only
         # greenlet had its turn and is about to accept again: then the watcher stays.
-        if self._io is None or self._is_giving_turns or not self.has_loop:
+        if self._is_giving_turns:
             return
-        if self._is_to_watch():
-            if not self._io.active:
+        with self.turns.lock:  # or the descriptor could be closed as it is about to be watched
+            if self._io is None or self._entry.is_closed or not self.has_loop:
+                return
+            if not self._is_to_watch():
+                self._io.stop()
+            elif not self._io.active:
                 self._io.start(self._on_readable)
-        else:
-            self._io.stop()
 
     def _on_readable(self) -> None:
         if self._is_giving_turns or self._goes_on:
@@ -310,9 +266,13 @@ class Dispatcher:
     def _deal(self, member: Member) -> Turn:
         """Accept one connection, for the clone whose turn it is, on whichever hub."""
         turns = self.turns
+        standby = turns.standby
+        if standby is not None and not standby.is_ticking:
+            with turns.lock:
+                standby.arm_locked()
         if member.dispatcher is self and not turns.waiting:
             turn = member.take_turn()
-            if member.is_started_later:
+            if member.is_out_of_reach:
                 self._go_on_later()
             return turn
         if not member.has_room():
@@ -327,7 +287,7 @@ class Dispatcher:
                 return self._accept_failed(member, error)
         if turns.hand(handed, self):
             self._take_up(handed)
-            if handed.member.is_started_later:
+            if handed.member.is_out_of_reach:
                 self._go_on_later()
         return Turn.TAKEN
 
@@ -364,7 +324,7 @@ class Dispatcher:
             except BaseException as error:  # an interrupt, say, that strikes here
                 self.hub.loop.handle_error(self, type(error), error, error.__traceback__)
             # On probation a hub is ready again when the handler has begun, and not before.
-            if handed.member.is_started_later or self.stalled_at is not None:
+            if handed.member.is_out_of_reach or self.stalled_at is not None:
                 self._goes_on_taking = True
                 self.hub.loop.run_callback(self._take_up_all)
                 return
@@ -379,23 +339,20 @@ class Dispatcher:
             self.accepted -= 1
             self.turns.give_back(handed)
 
-    def note_jobs(self) -> bool:
-        """Whether handlers wait that had to wait at the last such call. From any thread."""
-        handlers = self._handlers
-        is_late = handlers.begun < self._due_by
-        self._due_by = handlers.begun + len(handlers.jobs)
-        return is_late
+    @property
+    def has_jobs(self) -> bool:
+        """Whether handlers wait for their hub to begin them."""
+        return bool(self.handlers.jobs)
 
     def take_back_jobs(self) -> list[Handed]:
         """Take away connections whose handlers have not begun. From any thread."""
-        handlers = self._handlers
+        handlers = self.handlers
         jobs = handlers.take_back(self._can_take_back) if handlers.is_probed else []
-        self._due_by = 0
         return [job[0].__self__.give_up(job) for job in jobs]  # type: ignore[attr-defined]  # a method
 
     def _can_take_back(self, job: Job) -> bool:
         member: Any = getattr(job[0], "__self__", None)
-        return getattr(member, "dispatcher", None) is self and not member.is_started_later
+        return getattr(member, "dispatcher", None) is self and bool(member.can_give_up(job))
 
     # -- pauses --------------------------------------------------------------------------------
 

@@ -213,6 +213,10 @@ class Handlers:
     def acquire(self) -> None:
         """Count one more server; while there is one, greenlets are parked."""
         self._users += 1
+        if not self._untouched_ended:
+            # To probe, before the first job comes.
+            self._is_due = True
+            self.hub.loop.run_callback(self._start)
 
     def release(self) -> None:
         """Count a server out. With the last one the parked greenlets end."""

@@ -19,6 +19,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 import gevent
@@ -51,10 +52,15 @@ class HubThread:
         name: For reports, and for `threading.enumerate` where that knows native threads.
         on_system_error: Called in the thread with what ends a program in gevent's main hub,
             as ``KeyboardInterrupt`` and ``SystemExit``; the thread goes on.
+        lock: What guards its state, native and re-entrant, so that a signal handler or a garbage
+            collection may strike inside. Who sends while holding a lock gives that one.
     """
 
     def __init__(
-        self, name: str, on_system_error: Callable[[BaseException], object] | None = None
+        self,
+        name: str,
+        on_system_error: Callable[[BaseException], object] | None = None,
+        lock: Any = None,
     ) -> None:
         self.name: Final = name
         #: The thread's hub and its native ident, once it was started.
@@ -63,8 +69,7 @@ class HubThread:
         #: Called in a greenlet of the hub when the interpreter ends. It ends the thread.
         self.at_exit: Callable[[], object] = self.end
         self._on_system_error = on_system_error
-        # Re-entrant, for a signal handler, or a garbage collection, that strikes inside.
-        self._lock = _RLock()
+        self._lock = _RLock() if lock is None else lock
         self._calls: deque[Callable[[], object]] = deque()
         self._wake_up: Any = None
         self._main: Any = None
@@ -126,7 +131,8 @@ class HubThread:
             RuntimeError: The thread has ended.
 
         Switches:
-            Never: the calling thread waits. For a hub that is known to turn.
+            Never: the calling thread waits. For a hub that is known to turn, and not while
+            holding the registry's lock, for which the thread may ask.
         """
         done = _Lock()
         done.acquire()
@@ -167,18 +173,24 @@ class HubThread:
         watcher.start(waiter.switch, None)
         try:
             with self._lock:
-                if self._is_over:
-                    return True
-                self._watchers.append(watcher)
-            with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
-                waiter.get()
+                is_waiting = not self._is_over
+                if is_waiting:
+                    self._watchers.append(watcher)
+            if is_waiting:
+                with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
+                    waiter.get()
         finally:
             with self._lock:
                 if watcher in self._watchers:
                     self._watchers.remove(watcher)
             watcher.stop()
             watcher.close()
-        return self.join(0)
+        return self.has_ended and self.join(-1)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is over, but for its last steps."""
+        return self._is_over
 
     def join(self, timeout: float) -> bool:
         """Wait natively; the calling thread's hub does not turn. -1 is for ever."""
@@ -190,11 +202,14 @@ class HubThread:
         return True
 
     def forget(self) -> None:
-        """There is no such thread in this process: it was forked."""
+        """There is no such thread in this process: it was forked, perhaps with a lock held."""
         self._wake_up = None
         self._is_over = True
+        self._lock = _RLock()
         self._over = _Lock()
         self._thread = None
+        self._calls.clear()
+        self._watchers.clear()
 
     # -- in the thread -----------------------------------------------------------------------
 
@@ -224,7 +239,11 @@ class HubThread:
 
     def _answer(self) -> None:
         while self._calls:
-            self._calls.popleft()()
+            call = self._calls.popleft()
+            try:
+                call()
+            except BaseException as error:
+                self.hub.handle_error(call, type(error), error, error.__traceback__)
 
     def _end(self) -> None:
         self._is_ending = True
@@ -240,24 +259,24 @@ class HubThread:
                 wake_up.close()
                 if _count_watchers(self.hub.loop) > self._idle_count:
                     self._end_what_is_left()
-            if self.hub is not None:
-                self.hub.destroy(destroy_loop=True)
         finally:
-            _running.pop(self, None)
-            with self._lock:
-                self._is_over = True
-                for watcher in self._watchers:
-                    watcher.send()
-            self._over.release()
+            try:
+                if self.hub is not None:
+                    self.hub.destroy(destroy_loop=True)
+            finally:
+                _running.pop(self, None)
+                with self._lock:
+                    self._is_over = True
+                    for watcher in self._watchers:
+                        watcher.send()
+                self._over.release()
 
     def _end_what_is_left(self) -> None:
         # Greenlets of the program's own, which wait on this hub, and would for ever.
-        left = [
-            each
-            for each in gc.get_objects()
-            if isinstance(each, greenlet) and each.parent is self.hub and not each.dead
-        ]
         try:
+            # By its type alone: to ask a proxy what it is may do anything.
+            found = [each for each in gc.get_objects() if issubclass(type(each), greenlet)]
+            left = [each for each in found if each.parent is self.hub and not each.dead]
             gevent.killall(left, block=True, timeout=KILL_SECONDS)
         except BaseException as error:
             if self._on_system_error is not None:
@@ -292,10 +311,9 @@ def _end_all() -> None:
     threads = [*_running]
     for thread in threads:
         thread.send(functools.partial(gevent.spawn, thread.at_exit))
-    left = EXIT_SECONDS
+    until = monotonic() + EXIT_SECONDS
     for thread in threads:
-        if not thread.join(left):
-            left = 0.0
+        thread.join(max(0.0, until - monotonic()))
 
 
 def _forget_all() -> None:

@@ -26,12 +26,12 @@ from gevent.hub import Waiter
 from . import errors, sockets
 from .address import parse
 from .connection import Connection, LazySocket, PlainSocket
-from .dispatcher import Dispatcher, Turn
+from .dispatcher import Dispatcher
 from .errors import Heap, classify
 from .registry import REGISTRY, Entry, Share, native_ident
 from .ring import Team
 from .standby import dispatcher_for
-from .turns import Handed
+from .turns import Handed, Turn
 
 __all__ = ["Listener", "bind", "bind_direct", "bind_load_balanced"]
 
@@ -126,7 +126,7 @@ class Listener(LazySocket):
             seat = self._seats[hub] = _Seat(self, hub)
             if self._closed or self._is_shut_down:
                 # Another thread ended the listener before it could see this seat.
-                del self._seats[hub]
+                self._seats.pop(hub, None)
                 seat.close()
                 self._check_open()
         try:
@@ -143,7 +143,8 @@ class Listener(LazySocket):
         handed = turns.take_waiting()  # by a hub that was too slow
         accepted: tuple[int, Any]
         accepted = (handed.number, handed.address) if handed else self._sock._accept()
-        turns.accepted_before += 1
+        with turns.lock:
+            turns.accepted_before += 1
         return accepted
 
     def _connection(self, descriptor: int, address: Any) -> tuple[Connection, Any]:
@@ -299,7 +300,7 @@ class _Seat:
     #: Nobody knows how long a program works on what it accepted.
     load: Final = 0
     #: The greenlet that waits goes on within the turn.
-    is_started_later: Final = False
+    is_out_of_reach: Final = False
     max_accept: Final = MAX_ACCEPT
 
     def __init__(self, listener: Listener, hub: Any) -> None:
@@ -322,6 +323,7 @@ class _Seat:
         deadline = Timeout.start_new(timeout, TimeoutError("timed out"))
         try:
             self.waiters.append(waiter)
+            self.dispatcher.hold_loop(self, is_held=True)
             self._settle()
             switched = waiter.get()
             if switched is not waiter:
@@ -334,6 +336,8 @@ class _Seat:
             if waiter.accepted is None and waiter in self.waiters:
                 self.waiters.remove(waiter)
                 self._settle()
+            if not self.waiters:
+                self.dispatcher.hold_loop(self, is_held=False)
 
     def _settle(self) -> None:
         # It is ready while more greenlets wait than connections are on their way to it.
@@ -379,7 +383,8 @@ class _Seat:
                 self.dispatcher.turns.rotate(self.team, self)
                 self._next_waiter().throw(error)
             return Turn.TAKEN
-        self.dispatcher.taken(self.team, self)
+        self.dispatcher.accepted += 1
+        self.dispatcher.turns.rotate(self.team, self)
         self._wake(number, address)
         return Turn.TAKEN
 

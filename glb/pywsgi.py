@@ -189,8 +189,12 @@ class WSGIServer(_Both):
 
     def set_environ(self, environ: dict[str, Any] | None = None) -> None:
         super().set_environ(environ)
-        if self.hubs > 1 and "wsgi.multithread" not in (environ or {}):
-            self.environ["wsgi.multithread"] = True
+        self._is_threads_told = "wsgi.multithread" in (environ or {})
+
+    def update_environ(self) -> None:
+        super().update_environ()
+        if not self._is_threads_told:
+            self.environ["wsgi.multithread"] = self.hubs > 1
 
     def _apply_by_clone(self, environ: dict[str, Any], start_response: Any) -> Any:
         # By the environ, for a handler class that runs applications in another greenlet.

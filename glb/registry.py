@@ -98,8 +98,8 @@ class Entry:
         #: Whether the kernel's socket is open elsewhere too: handed in by somebody, detached,
         #: or copied by a fork. Then letting go of it here doesn't free the address.
         self.outlives_us = not owns_file
-        #: Whether the last of other threads' dispatchers closes the descriptor.
-        self._is_left_to_dispatchers = False
+        #: Other threads' dispatchers that still watch the descriptor: the last one closes it.
+        self._left_to: set[Any] = set()
         self._shares: set[Share] = set()
         # Who removes a Unix socket's file; a child of this process doesn't.
         self._file_owner = os.getpid() if owns_file else None
@@ -136,20 +136,20 @@ class Entry:
             sockets.unlink(self.pristine, self.key)
         foreign = []
         self.turns.close_locked()
-        for hub, dispatcher in [*self.turns.dispatchers.items()]:
+        for dispatcher in [*self.turns.dispatchers.values()]:
             if dispatcher.is_here:
                 dispatcher.close()
             elif dispatcher.is_watching:
                 foreign.append(dispatcher)
             else:
-                self.turns.remove_locked(hub)
+                self.turns.remove_locked(dispatcher)
                 dispatcher.send(dispatcher.close)
         if not foreign:
             self.pristine.close()
             return
         # An event loop keeps watching what a number stood for as long as that is open
         # anywhere. So if it is, the number has to stay what it is until the loop looks away.
-        self._is_left_to_dispatchers = True
+        self._left_to = {*foreign}
         if not self.outlives_us:
             sockets.park(self.pristine)
         for dispatcher in foreign:
@@ -160,12 +160,13 @@ class Entry:
         self.outlives_us = True
         self._file_owner = None
 
-    def forget_dispatcher(self, hub: object) -> None:
-        """Called by a dispatcher that has closed."""
+    def dispatcher_closed(self, dispatcher: object) -> None:
+        """Called by a dispatcher that has looked away from the descriptor, for good."""
         with self.registry.lock:
-            self.turns.remove_locked(hub)
-            if self._is_left_to_dispatchers and not self.turns.dispatchers:
-                self.pristine.close()
+            if dispatcher in self._left_to:
+                self._left_to.discard(dispatcher)
+                if not self._left_to:
+                    self.pristine.close()
 
     def keep_thread_locked(self, thread: int) -> None:
         """Keep the shares and the dispatchers of *thread* alone, in a forked child."""

@@ -52,7 +52,7 @@ class Team(Generic[M]):
 
 
 class Ring(Generic[M]):
-    """The order of turns of one address on one hub."""
+    """The order of turns of one address."""
 
     def __init__(self) -> None:
         self._count = 0

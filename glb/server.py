@@ -19,18 +19,20 @@ Source: ``gevent.baseserver`` and ``gevent.server``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import operator
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Any, Final
+from weakref import WeakSet
 
 import gevent
 import gevent.server
 from gevent import get_hub
 from gevent.baseserver import BaseServer
-from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.server import DatagramServer
 
@@ -46,11 +48,15 @@ from .listener import Listener
 from .registry import REGISTRY, native_ident
 from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
 from .stats import CloneStats
-from .turns import PATIENCE_SECONDS, Handed, Turns
+from .turns import Handed, Turns
 
 __all__ = ["DatagramServer", "StreamServer"]
 
 log: Final = logging.getLogger("glb")
+
+
+#: The states that end by themselves.
+PAUSES: Final = (State.FULL, State.BACKING_OFF)
 
 
 class _Turn:
@@ -60,6 +66,12 @@ class _Turn:
     acceptor: Acceptor | None = None
     #: What was accepted for it, and not read yet.
     handed: Handed | None = None
+    #: The server's part on this hub, once it was opened.
+    branch: Branch | None = None
+    #: Why it stops accepting, if not for good: the state, and for how long, in seconds.
+    pause: tuple[State, float | None] | None = None
+    #: The pause that ends now: see `StreamServer._episode`.
+    resumed: int | None = None
 
 
 class _TurnOfThread(_Turn, get_original("threading", "local")):  # type: ignore[misc]  # found at run time
@@ -71,6 +83,15 @@ def _check_count(name: str, count: object) -> None:
         raise TypeError(f"{name} must be a whole number, got {count!r}")
     if count < 1:
         raise ValueError(f"{name} must be 1 or more, got {count!r}")
+
+
+def _check_patience(patience: object) -> None:
+    if patience is None:
+        return
+    if isinstance(patience, bool) or not isinstance(patience, (int, float)):
+        raise TypeError(f"patience must be a number of seconds, got {patience!r}")
+    if not 0 < patience < float("inf"):
+        raise ValueError(f"patience must be more than 0 seconds, got {patience!r}")
 
 
 class StreamServer(gevent.server.StreamServer):
@@ -99,7 +120,8 @@ class StreamServer(gevent.server.StreamServer):
             of its own. Handlers then run in several threads at once and must be thread-safe.
             ``None`` is the class attribute, 1. There are at least as many clones as hubs.
         patience: How long a hub may let a connection lie, in seconds, before it is another
-            hub's: see `glb.turns`. One an address; ``None`` is the class attribute, 0.005.
+            hub's: see `glb.turns`. One an address; ``None`` is the class attribute, which has
+            no wish either: then it is 0.005.
         nodelay: Set TCP_NODELAY on the listening socket, which connections inherit, so that
             small replies leave at once: otherwise the second part of one waits for the
             client's delayed acknowledgement, 40 ms on Linux. ``None`` is the class
@@ -123,8 +145,8 @@ class StreamServer(gevent.server.StreamServer):
     #: On how many hubs they live.
     hubs: int = 1
 
-    #: How long a hub may let a connection lie, in seconds.
-    patience: float = PATIENCE_SECONDS
+    #: How long a hub may let a connection lie, in seconds; ``None`` is what others wish.
+    patience: float | None = None
 
     #: Whether a server that isn't told shares its address in this process.
     reuse_port: bool = False
@@ -149,13 +171,16 @@ class StreamServer(gevent.server.StreamServer):
     _acceptors: Sequence[Acceptor] = ()
     _listeners: Sequence[Listener] = ()
     _handed_in: Any = None
-    _branches: Sequence[Branch] = ()
+    _branches: list[Branch]
+    _turn: _Turn
     _turns: Turns | None = None
     _loop: Any = None
     _replaced_spawn: Any = None
     _is_told_of_room: bool = False
     #: What a connection's socket is: family, type, protocol.
     _kind: tuple[int, int, int] = (-1, -1, -1)
+    #: What it wished of its address: policy and patience.
+    _wishes: tuple[Policy | None, float | None] = (None, None)
     #: Counts the changes of state, so that a timer knows whether it still matters.
     _episode: int = 0
     #: Connections that are on their way to a clone.
@@ -237,16 +262,16 @@ class StreamServer(gevent.server.StreamServer):
             self.clones = self.hubs
         if patience is not None:
             self.patience = patience
-        if isinstance(self.patience, bool) or not isinstance(self.patience, (int, float)):
-            raise TypeError(f"patience must be a number of seconds, got {self.patience!r}")
-        if not 0 < self.patience < float("inf"):
-            raise ValueError(f"patience must be more than 0 seconds, got {self.patience!r}")
-        if self.hubs > 1 and hasattr(spawn, "spawn"):
+        _check_patience(self.patience)
+        self._check_pool(spawn)
+        self._make_acceptors()
+
+    def _check_pool(self, spawn: object) -> None:
+        if self.hubs > 1 and hasattr(spawn, "spawn") and not isinstance(spawn, SharedBound):
             raise ValueError(
                 f"spawn must not be a pool with {self.hubs} hubs, as a pool belongs to one: "
                 f"give its size instead, got {spawn!r}"
             )
-        self._make_acceptors()
 
     def _make_acceptors(self) -> None:
         _check_count("clones", self.clones)
@@ -284,6 +309,8 @@ class StreamServer(gevent.server.StreamServer):
 
     def set_spawn(self, spawn: Any) -> None:
         is_default = spawn == "default" and self._spawn == BaseServer._spawn  # type: ignore[attr-defined]  # not in the stubs
+        self._check_pool(spawn)
+        self.__dict__.pop("full", None)  # the last pool's
         if isinstance(spawn, int) and self.hubs > 1:
             spawn = SharedBound(spawn, lambda: self._branches)
         elif isinstance(spawn, int):
@@ -331,10 +358,19 @@ class StreamServer(gevent.server.StreamServer):
             self.set_handle(self._closed_handle)
         if "_spawn" not in self.__dict__:
             self.set_spawn(self._closed_spawn)
+        self._fit_pool()
         if not self._listeners:
             self._open_listeners()
         self._handle = self.wrap_socket_and_handle if self.ssl_args else self.handle
         self._last_handle = self._handle
+
+    def _fit_pool(self) -> None:
+        # `hubs` may have been set since the number was given.
+        pool = self.pool
+        if isinstance(pool, SharedBound if self.hubs == 1 else HandlerPool):
+            self.set_spawn("default" if pool.size is None else pool.size)
+        else:
+            self._check_pool(pool)
 
     def _open_listeners(self) -> None:
         if (len(self._acceptors), len(self._branches)) != (self.clones, self.hubs):
@@ -346,7 +382,8 @@ class StreamServer(gevent.server.StreamServer):
             listeners.extend(listeners[0].dup() for _ in range(1, self.clones))
             if self.nodelay:
                 set_nodelay(listeners[0]._sock)
-            listeners[0].entry.turns.join_policy(self._policy, listeners[0].address)
+            entry = listeners[0].entry
+            entry.turns.join_wishes(self._policy, self.patience, entry.address)
         except BaseException:
             for listener in listeners:
                 if listener is not given:
@@ -360,6 +397,7 @@ class StreamServer(gevent.server.StreamServer):
         self.socket = sock = listeners[0]._sock
         self.address = listeners[0].address
         self._kind = (sock.family, sock.type, sock.proto)
+        self._wishes = (self._policy, self.patience)
 
     def _first_listener(self) -> Listener:
         if self._handed_in is None and hasattr(self, "socket"):
@@ -383,47 +421,51 @@ class StreamServer(gevent.server.StreamServer):
 
         The threads of other hubs end when the handlers there are done.
         """
-        self._state = State.STOPPED
-        self._turns = None
-        self._episode += 1
+        with REGISTRY.lock:
+            self._state = State.STOPPED
+            self._turns = None
+            self._episode += 1
         listeners, self._listeners = self._listeners, ()
         handed_in, self._handed_in = self._handed_in, None
         timer, self._timer = self._timer, None
-        home = self._branches[0].dispatcher if self._branches else None
-        is_home = home is None or home.is_here
-        if is_home:
+        home = self._home()
+        if home is None or home.is_here:
             self._stop_event.set()
         try:
             for branch in self._branches:
-                branch.close(functools.partial(self._left, home, timer))
+                branch.close(functools.partial(self._left, home, self._stop_event, timer))
                 branch.finish(None, kill=False)
         finally:
             if listeners:
-                listeners[0].entry.turns.leave_policy(self._policy)
+                listeners[0].entry.turns.leave_wishes(*self._wishes)
             for listener in listeners:
                 listener.close()
             if handed_in is not None:
                 handed_in.close()
             self._remember_for_restart()
-            self._close_as_gevent(is_home=is_home)
+            self._forget_as_gevent()
 
-    def _left(self, home: Dispatcher | None, timer: Any) -> None:
-        # Called in each hub that it leaves.
+    def _left(self, home: Dispatcher | None, event: Any, timer: Any) -> None:
+        # Called in each hub that it leaves. Who waits for the end waits in the first.
         if home is not None and home.is_here:
-            self._stop_event.set()
+            event.set()
             if timer is not None and home.has_loop:
                 timer.stop()
                 timer.close()
 
-    def _close_as_gevent(self, *, is_home: bool) -> None:
-        event = self._stop_event
-        if not is_home:
-            # Who waits for it waits in another hub, which is told by `_left`.
-            self._stop_event = Event()
-        try:
-            super().close()
-        finally:
-            self._stop_event = event
+    def _forget_as_gevent(self) -> None:
+        # What is left of gevent's `close`, which would tell of the end in this thread.
+        with contextlib.suppress(Exception):  # AttributeError, of one that was never open
+            self.socket.close()
+        for name in ("socket", "handle", "_handle", "_spawn", "full"):
+            self.__dict__.pop(name, None)
+        if self.pool is not None:
+            self.pool._semaphore.unlink(self._start_accepting_if_started)
+
+    def _home(self) -> Dispatcher | None:
+        """Return the dispatcher of its first hub, while it is open."""
+        opened = (branch.dispatcher for branch in self._branches if branch.dispatcher is not None)
+        return next(opened, None)
 
     def stop(self, timeout: float | None = None) -> None:
         """Close, and wait for the handlers, at most *timeout* seconds: then they are killed.
@@ -482,6 +524,10 @@ class StreamServer(gevent.server.StreamServer):
 
     def start_accepting(self) -> None:
         """Let the clones have turns. Twice is once."""
+        episode = self._turn.resumed
+        if episode is not None:
+            self._enter(State.ACCEPTING, after=PAUSES, episode=episode)
+            return
         if not self._listeners:
             self.socket  # noqa: B018  # AttributeError, as gevent, of a server that isn't open
             self._open_listeners()
@@ -504,14 +550,16 @@ class StreamServer(gevent.server.StreamServer):
             and type(self).do_read is StreamServer.do_read
             and type(self).do_handle is StreamServer.do_handle
         )
+        self._renew_branches()
+        turn = self._turn
         try:
             for branch in self._branches:
                 if branch.index == 0:
-                    branch.open(entry, is_started_later=is_later)
+                    branch.open(entry, turn, is_out_of_reach=is_later)
                     continue
                 name = f"glb hub {branch.index} of {entry.address!r}"
                 thread = branch.open_in_thread(
-                    entry, name, self._system_error, is_started_later=is_later
+                    entry, turn, name, self._system_error, is_out_of_reach=is_later
                 )
                 # The forked child of another thread doesn't keep them.
                 for listener in listeners[branch.index :: self.hubs]:
@@ -523,14 +571,38 @@ class StreamServer(gevent.server.StreamServer):
             raise
         self.loop = get_hub().loop
         self._turns = turns
-        turns.patience = self.patience
+        if self.hubs > 1:
+            _forked.add(self)
         for acceptor in self._acceptors:
             if not acceptor.is_paused:
                 turns.join(acceptor)
 
+    def _renew_branches(self) -> None:
+        # Their threads may be about to end still, since it was closed.
+        for index, branch in enumerate(self._branches):
+            if branch.thread is not None:
+                renewed = Branch(index)
+                for acceptor in branch.acceptors:
+                    acceptor.branch = renewed
+                    renewed.acceptors.append(acceptor)
+                self._branches[index] = renewed
+
+    def keep_this_thread(self) -> None:
+        """Forget the parts of it whose hubs are not in this process, which was forked."""
+        ident = native_ident()
+        for branch in self._branches:
+            if branch.dispatcher is None or branch.dispatcher.thread != ident:
+                branch.forget()
+        with REGISTRY.lock:
+            self._expected = 0
+            for acceptor in self._acceptors:
+                acceptor.promised = 0
+        if self._state in PAUSES:
+            self._accept_again()
+
     def _system_error(self, error: BaseException) -> None:
         # What would end the program in its main hub ends it from any other, too.
-        home = self._branches[0].dispatcher
+        home = self._home()
         if home is not None:
             hub: Any = home.hub
             home.send(lambda: hub.handle_system_error(type(error), error))
@@ -550,50 +622,80 @@ class StreamServer(gevent.server.StreamServer):
 
     def stop_accepting(self) -> None:
         """Take nothing more, until `start_accepting`. Clients wait in the accept queue."""
-        self._enter(State.STOPPED)
+        pause = self._turn.pause
+        if pause is None:
+            self._enter(State.STOPPED)
+        else:
+            self._enter(*pause, after=(State.ACCEPTING,))
 
-    def _enter(self, state: State, delay: float | None = None) -> None:
-        """Change the state; after *delay* seconds, if given, accept again. From any thread."""
-        turns = self._turns
-        if turns is None:
-            self._state = State.STOPPED  # and there is no timer, and no place in a ring
-            return
-        with turns.lock:
+    def _pause(self, state: State, delay: float | None = None) -> None:
+        """Go from accepting to *state*, by gevent's hook, for *delay* seconds if given."""
+        turn = self._turn
+        turn.pause = (state, delay)
+        try:
+            self.stop_accepting()
+        finally:
+            turn.pause = None
+        self._enter(state, delay, after=(State.ACCEPTING,))  # if the hook did not
+
+    def _accept_again(self, episode: int | None = None) -> None:
+        """End a pause, by gevent's hook: this one, or the one with that number."""
+        turn = self._turn
+        turn.resumed = self._episode if episode is None else episode
+        try:
+            self.start_accepting()
+        finally:
+            turn.resumed = None
+
+    def _enter(
+        self,
+        state: State,
+        delay: float | None = None,
+        *,
+        after: Collection[State] = (),
+        episode: int | None = None,
+    ) -> None:
+        """Change the state, from any thread; after *delay* seconds, if given, accept again.
+
+        Only if it is one of *after* now, where that is given, and that *episode*.
+        """
+        with REGISTRY.lock:
+            turns = self._turns
             opened = [(each.dispatcher, each.team) for each in self._branches if each.dispatcher]
-            if not opened:
-                return  # it was closed meanwhile
+            if turns is None or not opened:
+                self._state = State.STOPPED  # and there is no timer, and no place in a ring
+                return
+            if (after and self._state not in after) or episode not in (None, self._episode):
+                return
             self._state = state
             self._episode += 1
+            episode = self._episode
             if state is State.ACCEPTING:
                 turns.seat(opened)
             else:
                 turns.unseat(opened)
-            episode = self._episode
+            standby = turns.standby
         home = opened[0][0]
-        if delay is not None and turns.standby is not None and len(self._branches) > 1:
+        if delay is not None and standby is not None and len(self._branches) > 1:
             # Its first hub may be stalled, and the others be waiting for nothing else.
-            again = functools.partial(self._accept_again, episode)
-            turns.standby.later(delay, again)
-            delay = None
+            is_kept = standby.later(delay, functools.partial(self._accept_again, episode))
+            delay = None if is_kept else delay
         home.run(functools.partial(self._entered, home, episode, delay))
 
     def _entered(self, home: Dispatcher, episode: int, delay: float | None) -> None:
-        # In the server's first hub.
-        home.hold_loop()
-        if home is not self._branches[0].dispatcher or episode != self._episode:
-            return  # it was closed meanwhile, or there is another state
+        # In the server's first hub. Here everything may have changed again.
+        if home is not self._home():
+            return
+        home.hold_loop(self._branches[0], is_held=self._state is not State.STOPPED)
+        if episode != self._episode:
+            return
         if self._timer is not None:
             self._timer.stop()
             self._timer.close()
             self._timer = None
         if delay is not None and home.has_loop:
-            self._timer = self._loop.timer(delay)
+            self._timer = home.hub.loop.timer(delay)
             self._timer.start(self._accept_again, episode)
-
-    def _accept_again(self, episode: int | None = None) -> None:
-        is_news = episode in (None, self._episode)
-        if is_news and self._state in (State.FULL, State.BACKING_OFF):
-            self.start_accepting()
 
     def _make_handlers(self) -> None:
         if self.handler_factory is not None:
@@ -622,22 +724,20 @@ class StreamServer(gevent.server.StreamServer):
         """A turn found no room for its handler: pass over all clones until there is some."""
         if self._state is not State.ACCEPTING:
             return  # `full` itself has stopped or closed the server
-        self.stop_accepting()
         pool = self.pool
-        home = self._branches[0].dispatcher
-        if isinstance(pool, SharedBound):
-            self._is_told_of_room = False
-            self._enter(State.FULL)
-            self._look_for_room()  # the last handler may have ended a moment before
-        elif home is not None and pool is not None and pool._semaphore.locked():
-            self._is_told_of_room = True
-            self._enter(State.FULL)
-            home.run(self._ask_for_room)
+        is_locked = pool is not None and pool._semaphore.locked()
+        self._is_told_of_room = is_locked
+        if is_locked or isinstance(pool, SharedBound):
+            self._pause(State.FULL)
         else:
             # A `full` of the user's own: nobody tells when it changes its mind. The end of
             # each handler is a good moment to ask (see `handler_ended`), and so is this.
-            self._is_told_of_room = False
-            self._enter(State.FULL, self.next_delay() if self.delay >= 0 else None)
+            self._pause(State.FULL, self.next_delay() if self.delay >= 0 else None)
+        home = self._home()
+        if is_locked and home is not None:
+            home.run(self._ask_for_room)
+        elif isinstance(pool, SharedBound):
+            self._look_for_room()  # the last handler may have ended a moment before
 
     def _ask_for_room(self) -> None:
         semaphore: Any = None if self.pool is None else self.pool._semaphore
@@ -653,14 +753,24 @@ class StreamServer(gevent.server.StreamServer):
     def handler_ended(self, branch: Branch) -> None:
         """A handler is done, in whatever thread it ran, and not all is as it was.
 
-        If all was full, there may be room; if the server has ended, that may have been the last.
+        If all was full, there may be room; if the branch was closed, that may have been the last.
         """
-        home = self._branches[0].dispatcher
-        if self._state is State.STOPPED:
+        if branch.is_closed:
             branch.handler_ended()
-        elif self._state is State.FULL and len(self._branches) > 1:
+        if self._state is not State.FULL or self._is_told_of_room:
+            return
+        home = self._home()
+        if len(self._branches) > 1:
             self._look_for_room()
-        elif self._state is State.FULL and home is not None and not self._is_told_of_room:
+        elif home is not None:
+            home.send(self._look_for_room)
+
+    def look_for_room_soon(self) -> None:
+        """What was on its way is not any more: if all was full, there may be room."""
+        turns, home = self._turns, self._home()
+        if turns is not None and turns.standby is not None and len(self._branches) > 1:
+            turns.standby.send(self._look_for_room)
+        elif home is not None:
             home.send(self._look_for_room)
 
     def _look_for_room(self) -> None:
@@ -677,8 +787,7 @@ class StreamServer(gevent.server.StreamServer):
         """Report *error* as gevent does, and pause all clones, once."""
         self.loop.handle_error(context, type(error), error, error.__traceback__)
         if self.delay >= 0 and self._state is State.ACCEPTING:
-            self.stop_accepting()
-            self._enter(State.BACKING_OFF, self.next_delay())
+            self._pause(State.BACKING_OFF, self.next_delay())
 
     def is_fatal_error(self, ex: BaseException) -> bool:
         # gevent looks at args[0], which an OSError made without an errno doesn't have.
@@ -719,10 +828,16 @@ class StreamServer(gevent.server.StreamServer):
         """Run the handler for a connection of the clone whose turn it is, as ``spawn`` says."""
         turn = self._turn
         # Out of turn, which gevent allows, a connection is counted for the first clone.
-        acceptor = turn.acceptor or self._acceptors[0]
+        acceptor = turn.acceptor
+        if acceptor is not None:
+            serve = acceptor.serve
+        else:
+            acceptor = self._acceptors[0]
+            acceptor.accepted += 1
+            serve = acceptor.serve_anywhere
         begun = acceptor.begun
-        branch = acceptor.branch
-        branch.active += 1
+        branch = turn.branch or acceptor.branch
+        branch.taken += 1
         spawn: Any = self._spawn
         handle: Any = self.__dict__.get("_handle", self._last_handle)
         close = self.do_close
@@ -732,12 +847,10 @@ class StreamServer(gevent.server.StreamServer):
             elif spawn is not self._replaced_spawn:
                 spawn(acceptor.serve_anywhere, handle, close, args)
             elif self.pool is not None and self.hubs == 1:
-                self.pool.handle(acceptor.serve, handle, close, args)
+                self.pool.handle(serve, handle, close, args)
             else:
-                handlers = branch.handlers
-                if handlers is None or turn.acceptor is None:
-                    handlers = handlers_here()
-                handlers.spawn(acceptor.serve, handle, close, args)
+                handlers = branch.handlers if turn.acceptor is not None else None
+                (handlers or handlers_here()).spawn(serve, handle, close, args)
         except BaseException:
             if acceptor.begun == begun:
                 acceptor.never_served()
@@ -784,3 +897,18 @@ class StreamServer(gevent.server.StreamServer):
         if not 0 <= number < len(self._acceptors):
             raise ValueError(f"clone must be 0 to {len(self._acceptors) - 1}, got {index!r}")
         return self._acceptors[number]
+
+
+# -- fork -------------------------------------------------------------------------------------
+
+#: Servers of which a forked child has a part only.
+_forked: Final[WeakSet[StreamServer]] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for server in [*_forked]:
+        server.keep_this_thread()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from time import monotonic
 from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
 
 from . import sockets
 from .dispatcher import Dispatcher
@@ -31,13 +32,52 @@ from .registry import Entry
 
 __all__ = ["CALM_SECONDS", "Standby", "dispatcher_for"]
 
-# So long without a hub that let anything lie, and they are trusted again. Each time that trust
-# is mistaken, connections wait for up to two ticks: so one in a hundred of the time, at worst.
+# So long without a hub that let anything lie, and one of them may accept again. Each time that
+# trust is mistaken, connections wait for up to two ticks: one in a hundred of the time, at worst.
 CALM_SECONDS: Final = 1.0
+
+# So long after it let something lie a hub gets one connection at a time.
+PROBATION_SECONDS: Final = 0.25
+
+# A hub that goes on beginning handlers, if slowly, is let alone for so many ticks: what lies
+# there would not be begun much sooner elsewhere, and to move it costs exactness.
+SLOW_TICKS: Final = 5
+
+# A tick that is late tells that the process was stopped, or that threads queue for the
+# interpreter: then the hubs could not turn either, and only each so many such ticks count.
+LATE_TICKS: Final = 4
 
 # So many ticks without anything to see, and it sleeps: 0.1 s as a rule. Under steady traffic,
 # however thin, waking up costs more than a tick.
 QUIET_TICKS: Final = 20
+
+
+class _Look:
+    """What the standby saw of one dispatcher when it last looked."""
+
+    def __init__(self) -> None:
+        self._moves = (0, 0)
+        # How many handlers were to begin, ever, counting those that waited, at the last tick and
+        # some ticks before.
+        self._due = self._long_due = 0
+        self._long_due_at = 0
+
+    def is_letting_lie(self, dispatcher: Dispatcher, clock: int) -> bool:
+        """Whether a connection that was there when it last looked still is; with the lock held."""
+        begun, waiting = dispatcher.handlers.begun, len(dispatcher.handlers.jobs)
+        moves = (dispatcher.moves, begun)
+        patience = 1 if moves == self._moves else SLOW_TICKS
+        is_lying = bool(dispatcher.inbox) and clock - dispatcher.inbox[0].clock > patience
+        if waiting and moves == self._moves:
+            is_lying = is_lying or begun < self._due
+        is_long = clock - self._long_due_at >= SLOW_TICKS
+        if waiting and is_long:
+            is_lying = is_lying or begun < self._long_due
+        self._moves = moves
+        self._due = begun + waiting
+        if is_long:
+            self._long_due, self._long_due_at = self._due, clock
+        return is_lying
 
 
 class Standby(Dispatcher):
@@ -48,11 +88,12 @@ class Standby(Dispatcher):
     def __init__(self, entry: Entry, thread: HubThread) -> None:
         super().__init__(entry, thread.hub)
         self.thread_of_its_own: Final = thread
-        self._is_ticking = False
+        self.is_ticking = False
         self._timer: Any = None
         self._timers: set[Any] = set()
         self._ticked_at = 0.0
-        self._was_late = False
+        self._late = 0
+        self._looks: WeakKeyDictionary[Any, _Look] = WeakKeyDictionary()
         self._disturbed_at = monotonic()
         self._seen_moves = 0
         self._missed = 0
@@ -61,7 +102,9 @@ class Standby(Dispatcher):
     @classmethod
     def start(cls, entry: Entry) -> Standby:
         """Return one in a thread of its own, which ends when it is closed."""
-        thread = HubThread(f"glb standby of {entry.address!r}").start()
+        name = f"glb standby of {entry.address!r}"
+        # It is told to end with the registry's lock held.
+        thread = HubThread(name, lock=entry.turns.lock).start()
         try:
             standby = thread.call(lambda: cls(entry, thread))
         except BaseException:
@@ -78,13 +121,21 @@ class Standby(Dispatcher):
         self.thread_of_its_own.end()
 
     def arm_locked(self) -> None:
-        if not self._is_ticking:
-            self._is_ticking = True
+        if not self.is_ticking:
+            self.is_ticking = True
             self.wake_locked()
 
-    def later(self, delay: float, call: Any) -> None:
-        """Have *call* called in this hub *delay* seconds from now. From any thread."""
-        self.send(lambda: self._start_timer(delay, call))
+    def later(self, delay: float, call: Any) -> bool:
+        """Have *call* called in this hub *delay* seconds from now. From any thread.
+
+        Returns:
+            ``False`` if it has ended: it won't be called.
+        """
+        with self.turns.lock:
+            if self._wake_up is None or not self.has_loop:
+                return False
+            self.send(lambda: self._start_timer(delay, call))
+            return True
 
     def _start_timer(self, delay: float, call: Any) -> None:
         timer = self.hub.loop.timer(delay)
@@ -107,7 +158,7 @@ class Standby(Dispatcher):
     def _is_to_watch(self) -> bool:
         if self.turns.on_duty is self:
             return super()._is_to_watch()
-        return not self._is_ticking and self.turns.next() is not None
+        return not self.is_ticking and self.turns.next() is not None
 
     def _on_readable(self) -> None:
         if self.turns.on_duty is self:
@@ -117,7 +168,7 @@ class Standby(Dispatcher):
                 self.arm_locked()
 
     def _watch_while_ready(self) -> None:
-        if self._is_ticking and self._timer is None and self._io is not None and self.has_loop:
+        if self.is_ticking and self._timer is None and self._io is not None and self.has_loop:
             self._start_ticking()
         super()._watch_while_ready()
 
@@ -133,7 +184,7 @@ class Standby(Dispatcher):
         self._timer.start(self._tick)
 
     def _stop_ticking(self) -> None:
-        self._is_ticking = False
+        self.is_ticking = False
         timer, self._timer = self._timer, None
         if timer is not None and self.has_loop:
             timer.stop()
@@ -143,18 +194,16 @@ class Standby(Dispatcher):
         turns = self.turns
         with turns.lock:
             now = monotonic()
-            is_late = now - self._ticked_at > 2 * turns.patience
-            self._ticked_at = now
-            # Then the whole process may have been stopped, and who didn't turn could not. But
-            # if it is late again, that is how it goes here.
-            if is_late and not self._was_late:
-                self._was_late = True
+            elapsed, self._ticked_at = now - self._ticked_at, now
+            if elapsed < turns.patience / 2:
+                return  # the loop makes up for one that was late
+            self._late = self._late + 1 if elapsed > 1.5 * turns.patience else 0
+            if self._late % LATE_TICKS:
                 return
-            self._was_late = is_late
             turns.clock += 1
             is_quiet = not turns.waiting
             for dispatcher in [*turns.dispatchers.values()]:
-                if dispatcher.inbox:
+                if dispatcher.inbox or dispatcher.has_jobs:
                     is_quiet = False
                 self._judge_locked(dispatcher, now)
             if turns.on_duty is None:
@@ -176,14 +225,14 @@ class Standby(Dispatcher):
 
     def _judge_locked(self, dispatcher: Any, now: float) -> None:
         turns = self.turns
-        is_late = bool(dispatcher.inbox) and turns.clock - dispatcher.inbox[0].clock > 1
-        if dispatcher.note_jobs() or is_late:
+        look = self._looks.setdefault(dispatcher, _Look())
+        if look.is_letting_lie(dispatcher, turns.clock):
             self._disturbed_at = now
             turns.take_back_locked(dispatcher)
         elif (
             dispatcher.stalled_at is not None
             and dispatcher.has_turns
-            and now - dispatcher.stalled_at > CALM_SECONDS
+            and now - dispatcher.stalled_at > PROBATION_SECONDS
         ):
             dispatcher.stalled_at = None
 

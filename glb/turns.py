@@ -25,15 +25,16 @@ the queue a thread.
 from __future__ import annotations
 
 import _socket
+import enum
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from .balance import Policy, least_loaded
 from .ring import Ring, Team
 
-__all__ = ["PATIENCE_SECONDS", "Handed", "Turns"]
+__all__ = ["PATIENCE_SECONDS", "Handed", "Member", "Turn", "Turns"]
 
 # How long a hub may let a connection lie. Longer than a hub with much to do takes for a round
 # of its loop (gevent looks at I/O every 5 ms at the latest), and than another thread may keep
@@ -42,8 +43,19 @@ __all__ = ["PATIENCE_SECONDS", "Handed", "Turns"]
 PATIENCE_SECONDS: Final = 0.005
 
 
+W = TypeVar("W")
+
+
+class Turn(enum.Enum):
+    """What came of a turn."""
+
+    TAKEN = "a connection was taken from the accept queue"
+    EMPTY = "the accept queue is empty"
+    PASSED = "the clone was not ready after all, and has left the ring"
+
+
 class Member(Protocol):
-    """A clone in the ring."""
+    """A clone in the ring. Called from any thread, but for the last three."""
 
     @property
     def load(self) -> int: ...
@@ -53,11 +65,40 @@ class Member(Protocol):
 
     @property
     def team(self) -> Team[Any]: ...
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether nobody can take back what it takes, until its handler begins."""
+
+    @property
+    def context(self) -> object:
+        """Whose turn it is, for a report: the server or the listener."""
+
+    @property
+    def max_accept(self) -> int:
+        """How many connections a wake-up may take, counting those before this turn."""
+
+    def next_delay(self) -> float:
+        """How long to pause now, in seconds, growing with each call; negative: don't."""
+
+    def has_room(self) -> bool:
+        """Whether it could take one more; if not, it has left the ring."""
+
     def expect_locked(self) -> None:
         """A connection was handed to it, and is on its way."""
 
     def unexpect_locked(self) -> None:
         """One that was on its way has arrived, or won't come."""
+
+    # In its own hub:
+
+    def take_turn(self) -> Turn:
+        """Accept one connection and hand it on. Raises only what is out of room."""
+
+    def take(self, handed: Handed) -> bool:
+        """Handle what was accepted for it, and expect it no more; ``False`` if it can't."""
+
+    def broken(self, error: OSError) -> None:
+        """Its socket is not what it should be."""
 
 
 class Dispatcher(Protocol):
@@ -69,6 +110,8 @@ class Dispatcher(Protocol):
     accepted: int
     #: What was handed to this hub's clones, oldest first.
     inbox: deque[Handed]
+    #: Servers that have clones here, and are open.
+    servers: int
     #: Its teams that have turns, as far as they know: those of servers that accept, and
     #: `singles`.
     seated: dict[Team[Any], None]
@@ -82,6 +125,8 @@ class Dispatcher(Protocol):
     @property
     def is_dead(self) -> bool: ...
     @property
+    def has_jobs(self) -> bool: ...
+    @property
     def is_here(self) -> bool: ...
     @property
     def is_watching(self) -> bool: ...
@@ -92,6 +137,7 @@ class Dispatcher(Protocol):
         """Take away connections whose handlers have not begun."""
 
     def send(self, call: Any) -> None: ...
+    def run(self, call: Any) -> None: ...
     def wake_locked(self) -> None:
         """Have its hub look what there is to do."""
 
@@ -105,10 +151,13 @@ class Standby(Dispatcher, Protocol):
     @property
     def thread_of_its_own(self) -> Any: ...
 
+    #: Whether it looks who lets connections lie.
+    is_ticking: bool
+
     def arm_locked(self) -> None:
         """Begin to look who lets connections lie."""
 
-    def later(self, delay: float, call: Any) -> None:
+    def later(self, delay: float, call: Any) -> bool:
         """Have *call* called *delay* seconds from now, in a hub that turns. From any thread."""
 
 
@@ -124,6 +173,36 @@ class Handed:
         #: Whom it was handed to, and when: see `Turns.clock`.
         self.member: Any = None
         self.clock = 0
+
+
+class _Wish(Generic[W]):
+    """What servers of one address wish, all of them the same."""
+
+    def __init__(self) -> None:
+        self.what: W | None = None
+        self._wishes = 0
+
+    def check(self, name: str, wish: W | None, address: object) -> None:
+        if wish is not None and self.what not in (None, wish):
+            raise ValueError(
+                f"{name} must be {_value(self.what)!r}, as it is for {address!r} already, "
+                f"got {_value(wish)!r}"
+            )
+
+    def join(self, wish: W | None) -> None:
+        if wish is not None:
+            self.what = wish
+            self._wishes += 1
+
+    def leave(self, wish: W | None) -> None:
+        if wish is not None:
+            self._wishes -= 1
+            if self._wishes == 0:
+                self.what = None
+
+
+def _value(wish: object) -> object:
+    return wish.value if isinstance(wish, Policy) else wish
 
 
 class Turns:
@@ -143,10 +222,13 @@ class Turns:
         self.clock = 0
         #: How often a connection was taken back from a hub that let it lie.
         self.taken_back = 0
+        #: How many of those had arrived with their hub already, where they count as accepted.
+        self.given_up = 0
         #: What was accepted without a dispatcher, or by one that is gone.
         self.accepted_before = 0
         self.is_closed = False
-        self._policy_wishes = 0
+        self._policies: _Wish[Policy] = _Wish()
+        self._patiences: _Wish[float] = _Wish()
         #: What was accepted, and has no clone now; oldest first. Changed with the lock held.
         self.waiting: deque[Handed] = deque()
         #: The order of turns. Used with the lock held.
@@ -155,7 +237,8 @@ class Turns:
     @property
     def accepted(self) -> int:
         """How many connections were given to clones."""
-        return self.accepted_before + sum(each.accepted for each in [*self.dispatchers.values()])
+        taken = sum(each.accepted for each in [*self.dispatchers.values()])
+        return self.accepted_before + taken - self.given_up
 
     @property
     def is_paused(self) -> bool:
@@ -168,31 +251,33 @@ class Turns:
         with self.lock:
             return 0 if self.is_paused else len(self.ring)
 
-    # -- the policy ------------------------------------------------------------------------
+    # -- what servers wish ---------------------------------------------------------------------
 
-    def join_policy(self, policy: Policy | None, address: object) -> None:
-        """Deal turns by *policy* until as many `leave_policy`; ``None`` has no wish.
+    def join_wishes(self, policy: Policy | None, patience: float | None, address: object) -> None:
+        """Deal turns by *policy*, and with *patience*, until as many `leave_wishes`.
+
+        ``None`` has no wish.
 
         Raises:
-            ValueError: A server on this address wishes for another.
+            ValueError: A server on this address wishes for another. Nothing has changed.
         """
         with self.lock:
-            if policy is not None and self.policy not in (None, policy):
-                raise ValueError(
-                    f"policy must be {self.policy.value!r}, as it is for {address!r} "
-                    f"already, got {policy.value!r}"
-                )
-            if policy is not None:
-                self.policy = policy
-                self._policy_wishes += 1
+            self._policies.check("policy", policy, address)
+            self._patiences.check("patience", patience, address)
+            self._policies.join(policy)
+            self._patiences.join(patience)
+            self._grant_locked()
 
-    def leave_policy(self, policy: Policy | None) -> None:
-        """Take a wish back."""
+    def leave_wishes(self, policy: Policy | None, patience: float | None) -> None:
+        """Take wishes back."""
         with self.lock:
-            if policy is not None:
-                self._policy_wishes -= 1
-                if self._policy_wishes == 0:
-                    self.policy = None
+            self._policies.leave(policy)
+            self._patiences.leave(patience)
+            self._grant_locked()
+
+    def _grant_locked(self) -> None:
+        self.policy = self._policies.what
+        self.patience = self._patiences.what or PATIENCE_SECONDS
 
     # -- the ring, from any thread -----------------------------------------------------------
 
@@ -213,7 +298,7 @@ class Turns:
         with self.lock:
             self.ring.rotate(team, member)
 
-    def seat(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
+    def seat(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
         """Let all of *teams*, each with its dispatcher, have turns."""
         with self.lock:
             for dispatcher, team in teams:
@@ -221,7 +306,7 @@ class Turns:
             self.ring.seat(*(team for dispatcher, team in teams if dispatcher.has_turns))
             self._look_locked()
 
-    def unseat(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
+    def unseat(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
         """Pass over all of *teams*."""
         with self.lock:
             for dispatcher, team in teams:
@@ -229,7 +314,7 @@ class Turns:
                 self.ring.unseat(team)
             self._look_locked()
 
-    def drop(self, teams: Iterable[tuple[Dispatcher, Team[Any]]]) -> None:
+    def drop(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
         """Forget all of *teams*, for good."""
         with self.lock:
             for dispatcher, team in teams:
@@ -278,21 +363,23 @@ class Turns:
         self.standby = standby
         self._look_locked()
 
-    def remove_locked(self, hub: object) -> None:
-        """Forget *hub*'s dispatcher; what lies in its inbox is given to others."""
-        dispatcher = self.dispatchers.pop(hub, None)
-        if dispatcher is None:
+    def remove_locked(self, dispatcher: Dispatcher) -> None:
+        """Forget *dispatcher*; what lies in its inbox is given to others. Twice is harmless."""
+        hubs = [hub for hub, each in self.dispatchers.items() if each is dispatcher]
+        if not hubs:
             return
+        del self.dispatchers[hubs[0]]
         self.accepted_before += dispatcher.accepted
         self._forget_locked(dispatcher)
         jobs = dispatcher.take_back_jobs() if dispatcher.is_dead else []
+        self.given_up += len(jobs)
         self._wait_locked([*jobs, *_take_all_locked(dispatcher)])
 
     def forget_dead_locked(self) -> None:
         """Forget the dispatchers of hubs that are no more."""
-        for hub, dispatcher in [*self.dispatchers.items()]:
+        for dispatcher in [*self.dispatchers.values()]:
             if dispatcher.is_dead:
-                self.remove_locked(hub)
+                self.remove_locked(dispatcher)
 
     def _forget_locked(self, dispatcher: Dispatcher) -> None:
         for team in dispatcher.seated:
@@ -308,7 +395,7 @@ class Turns:
         # The hub of a thread that has plain listeners only turns while it waits for a
         # connection, so it can't accept for others.
         duty = self.on_duty
-        is_fit = duty is not None and _has_servers(duty)
+        is_fit = duty is not None and duty.servers > 0
         if self.standby is not None and not is_fit and self.next_locked() is not None:
             self.assign_locked(self.standby)
 
@@ -327,7 +414,7 @@ class Turns:
             not dispatcher.is_standby
             and dispatcher.has_turns
             and dispatcher.stalled_at is None
-            and _has_servers(dispatcher)
+            and dispatcher.servers > 0
         )
 
     # -- connections on their way --------------------------------------------------------------
@@ -372,7 +459,9 @@ class Turns:
 
     def take_back_locked(self, dispatcher: Dispatcher) -> None:
         """Give what lies in *dispatcher*'s inbox to others. It has let it lie for too long."""
-        lying = [*dispatcher.take_back_jobs(), *_take_all_locked(dispatcher)]
+        jobs = dispatcher.take_back_jobs()
+        self.given_up += len(jobs)
+        lying = [*jobs, *_take_all_locked(dispatcher)]
         self.taken_back += len(lying)
         self._wait_locked(lying)
         self.stall_locked(dispatcher)
@@ -435,10 +524,6 @@ class Turns:
             self.add_locked(hub, dispatcher)
             self.restore_locked(dispatcher)
         self._look_locked()
-
-
-def _has_servers(dispatcher: Dispatcher) -> bool:
-    return any(team is not dispatcher.singles for team in dispatcher.seated)
 
 
 def _take_all_locked(dispatcher: Dispatcher) -> list[Handed]:
