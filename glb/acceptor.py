@@ -64,6 +64,7 @@ class Acceptor:
         "accepted",
         "begun",
         "branch",
+        "charged",
         "clone",
         "completed",
         "dispatcher",
@@ -93,6 +94,8 @@ class Acceptor:
         self.is_paused = False
         # Each is changed by one thread at a time: these by its hub's,
         self.accepted = self.begun = self.completed = self.failed = 0
+        #: Handlers that have begun, or are certain to.
+        self.charged = 0
         #: and these with the registry's lock held: connections on their way here, and such as
         #: were taken back from here.
         self.promised = self.given_up = 0
@@ -100,7 +103,7 @@ class Acceptor:
     @property
     def load(self) -> int:
         """Connections that it has, or is about to have."""
-        return self.accepted - self.given_up - self.completed - self.failed + self.promised
+        return self.charged - self.given_up - self.completed - self.failed + self.promised
 
     @property
     def max_accept(self) -> int:
@@ -276,14 +279,16 @@ class Acceptor:
         greenlet = getcurrent()
         strangers = (self.server._turn.branch or self.branch).strangers
         strangers.add(greenlet)
+        self.charged += 1
         try:
             return self.serve(handle, close, args)
         finally:
             strangers.discard(greenlet)
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
 
-    def never_served(self) -> None:
+    def never_served(self, *, is_charged: bool) -> None:
         """A connection that was taken could not be given to a handler."""
+        self.charged += not is_charged
         self.begun += 1
         self.failed += 1
         (self.server._turn.branch or self.branch).done += 1

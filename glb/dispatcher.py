@@ -29,6 +29,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
+from gevent.exceptions import HubDestroyed
+
 from .errors import Heap, classify
 from .handlers import Job, handlers_here
 from .registry import Entry, native_ident
@@ -154,6 +156,8 @@ class Dispatcher:
             call = self._calls.popleft()
             try:
                 call()
+            except HubDestroyed:
+                raise
             except BaseException as error:  # those behind it are to be called, too
                 self.hub.handle_error(call, type(error), error, error.__traceback__)
 
@@ -171,6 +175,10 @@ class Dispatcher:
                 watcher.stop()
                 watcher.close()
         self._entry.dispatcher_closed(self)
+
+    def abandon(self) -> None:
+        self._io = self._wake_up = self._pause = None
+        self._is_orphan = True
 
     def hold_loop(self, holder: object, *, is_held: bool) -> None:
         """Keep the hub alive for *holder*, or no longer. In its own thread."""

@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 
 import gevent
 from gevent import Timeout, get_hub
+from gevent.exceptions import HubDestroyed
 from gevent.hub import Waiter
 from gevent.monkey import get_original, is_module_patched
 from greenlet import greenlet
@@ -242,6 +243,8 @@ class HubThread:
             call = self._calls.popleft()
             try:
                 call()
+            except HubDestroyed:
+                raise
             except BaseException as error:
                 self.hub.handle_error(call, type(error), error, error.__traceback__)
 

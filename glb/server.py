@@ -455,12 +455,15 @@ class StreamServer(gevent.server.StreamServer):
 
     def _forget_as_gevent(self) -> None:
         # What is left of gevent's `close`, which would tell of the end in this thread.
-        with contextlib.suppress(Exception):  # AttributeError, of one that was never open
-            self.socket.close()
-        for name in ("socket", "handle", "_handle", "_spawn", "full"):
-            self.__dict__.pop(name, None)
-        if self.pool is not None:
-            self.pool._semaphore.unlink(self._start_accepting_if_started)
+        try:
+            self.stop_accepting()
+        finally:
+            with contextlib.suppress(Exception):  # AttributeError, of one that was never open
+                self.socket.close()
+            for name in ("socket", "handle", "_handle", "_spawn", "full"):
+                self.__dict__.pop(name, None)
+            if self.pool is not None:
+                self.pool._semaphore.unlink(self._start_accepting_if_started)
 
     def _home(self) -> Dispatcher | None:
         """Return the dispatcher of its first hub, while it is open."""
@@ -593,6 +596,10 @@ class StreamServer(gevent.server.StreamServer):
         for branch in self._branches:
             if branch.dispatcher is None or branch.dispatcher.thread != ident:
                 branch.forget()
+        # Their clones were closed; accept by one that wasn't.
+        kept = [each._sock for each in self._listeners if each._sock.fileno() >= 0]
+        if kept and self.socket not in kept:
+            self.socket = kept[0]
         with REGISTRY.lock:
             self._expected = 0
             for acceptor in self._acceptors:
@@ -833,9 +840,8 @@ class StreamServer(gevent.server.StreamServer):
             serve = acceptor.serve
         else:
             acceptor = self._acceptors[0]
-            acceptor.accepted += 1
             serve = acceptor.serve_anywhere
-        begun = acceptor.begun
+        begun, charged = acceptor.begun, acceptor.charged
         branch = turn.branch or acceptor.branch
         branch.taken += 1
         spawn: Any = self._spawn
@@ -847,13 +853,15 @@ class StreamServer(gevent.server.StreamServer):
             elif spawn is not self._replaced_spawn:
                 spawn(acceptor.serve_anywhere, handle, close, args)
             elif self.pool is not None and self.hubs == 1:
+                acceptor.charged += turn.acceptor is not None
                 self.pool.handle(serve, handle, close, args)
             else:
+                acceptor.charged += turn.acceptor is not None
                 handlers = branch.handlers if turn.acceptor is not None else None
                 (handlers or handlers_here()).spawn(serve, handle, close, args)
         except BaseException:
             if acceptor.begun == begun:
-                acceptor.never_served()
+                acceptor.never_served(is_charged=acceptor.charged != charged)
             close(*args)
             raise
 

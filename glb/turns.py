@@ -133,6 +133,9 @@ class Dispatcher(Protocol):
     @property
     def is_paused(self) -> bool: ...
     def close(self) -> None: ...
+    def abandon(self) -> None:
+        """Its loop is not run in this process."""
+
     def take_back_jobs(self) -> list[Handed]:
         """Take away connections whose handlers have not begun."""
 
@@ -515,9 +518,10 @@ class Turns:
         self.dispatchers = {}
         self.on_duty = self.standby = None
         for hub, dispatcher in everybody.items():
-            self.waiting.extend(_take_all_locked(dispatcher))
             if hub not in kept:
+                dispatcher.abandon()
                 self._forget_locked(dispatcher)
+            self.waiting.extend([*dispatcher.take_back_jobs(), *_take_all_locked(dispatcher)])
         self._close_waiting_locked()
         for hub, dispatcher in kept.items():
             dispatcher.stalled_at = None
