@@ -200,7 +200,8 @@ class Acceptor:
         """Return the connection of a *job* that won't be done here. The lock is held."""
         args, pool = job[-2:]
         connection, address = args
-        handed = Handed(connection.give_up(), address)
+        moves = getattr(connection, "moves", 0)
+        handed = Handed(connection.give_up(), address, moves)
         self.given_up += 1
         branch = self.branch
         branch.given_up += 1

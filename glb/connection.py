@@ -87,7 +87,10 @@ class LazySocket(GeventSocket):
 class Connection(LazySocket):
     """A connection, as `gevent.socket.socket.accept` returns it. The arguments are its, too."""
 
-    __slots__ = ()
+    __slots__ = ("moves",)
+
+    #: How often it was taken back from a hub, if it was at all.
+    moves: int
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 
 import gevent
 from gevent import Timeout, get_hub
-from gevent.exceptions import HubDestroyed
+from gevent.exceptions import HubDestroyed, LoopExit
 from gevent.hub import Waiter
 from gevent.monkey import get_original, is_module_patched
 from greenlet import greenlet
@@ -265,7 +265,7 @@ class HubThread:
         finally:
             try:
                 if self.hub is not None:
-                    self.hub.destroy(destroy_loop=True)
+                    _destroy(self.hub)
             finally:
                 _running.pop(self, None)
                 with self._lock:
@@ -276,6 +276,7 @@ class HubThread:
 
     def _end_what_is_left(self) -> None:
         # Greenlets of the program's own, which wait on this hub, and would for ever.
+        left: list[greenlet] = []
         try:
             # By its type alone: to ask a proxy what it is may do anything.
             found = [each for each in gc.get_objects() if issubclass(type(each), greenlet)]
@@ -284,10 +285,25 @@ class HubThread:
         except BaseException as error:
             if self._on_system_error is not None:
                 self._on_system_error(error)
+        if all(each.dead for each in left):
+            return
         # Who refuses to die keeps a watcher, for which gevent's loop on libuv, which goes on as
-        # long as there is one, would never be destroyed.
+        # long as there is one, would never be destroyed. (Not otherwise: the one of the hub's
+        # thread pool is still needed to end that.)
         for watcher in [*getattr(self.hub.loop, "_keepaliveset", ())]:
-            watcher.stop()
+            if watcher.active:
+                watcher.stop()
+
+
+def _destroy(hub: Any) -> None:
+    # As `destroy` begins, too; but gevent keeps the exception with which the hub ends for ever,
+    # and with its traceback our frames, and with them the hub: 80 KiB a thread.
+    try:
+        hub.throw(HubDestroyed(True))
+    except LoopExit as error:
+        error.args = ()
+        error.__traceback__ = None
+    hub.destroy(destroy_loop=True)
 
 
 def _count_watchers(loop: Any) -> int:

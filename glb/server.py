@@ -828,6 +828,8 @@ class StreamServer(gevent.server.StreamServer):
         assert handed is not None, "only in a turn"
         family, kind, protocol = self._kind
         connection = Connection(family, kind, protocol, handed.number)
+        if handed.moves:
+            connection.moves = handed.moves
         turn.handed = None
         return connection, handed.address
 

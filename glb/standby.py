@@ -43,6 +43,10 @@ PROBATION_SECONDS: Final = 0.25
 # there would not be begun much sooner elsewhere, and to move it costs exactness.
 SLOW_TICKS: Final = 5
 
+# So often what a connection may lie is doubled, once for each time that it was taken back: up to
+# 5 s, with the default.
+MOST_DOUBLINGS: Final = 9
+
 # A tick that is late tells that the process was stopped, or that threads queue for the
 # interpreter: then the hubs could not turn either, and only each so many such ticks count.
 LATE_TICKS: Final = 4
@@ -67,7 +71,10 @@ class _Look:
         begun, waiting = dispatcher.handlers.begun, len(dispatcher.handlers.jobs)
         moves = (dispatcher.moves, begun)
         patience = 1 if moves == self._moves else SLOW_TICKS
-        is_lying = bool(dispatcher.inbox) and clock - dispatcher.inbox[0].clock > patience
+        is_lying = any(
+            clock - handed.clock > patience << min(handed.moves, MOST_DOUBLINGS)
+            for handed in [*dispatcher.inbox][:1]
+        )
         if waiting and moves == self._moves:
             is_lying = is_lying or begun < self._due
         is_long = clock - self._long_due_at >= SLOW_TICKS
@@ -205,7 +212,7 @@ class Standby(Dispatcher):
             for dispatcher in [*turns.dispatchers.values()]:
                 if dispatcher.inbox or dispatcher.has_jobs:
                     is_quiet = False
-                self._judge_locked(dispatcher, now)
+            self._judge_locked(now)
             if turns.on_duty is None:
                 turns.assign_locked(self)
             elif turns.on_duty is not self:
@@ -223,18 +230,25 @@ class Standby(Dispatcher):
         else:
             self._watch_while_ready()
 
-    def _judge_locked(self, dispatcher: Any, now: float) -> None:
+    def _judge_locked(self, now: float) -> None:
         turns = self.turns
-        look = self._looks.setdefault(dispatcher, _Look())
-        if look.is_letting_lie(dispatcher, turns.clock):
-            self._disturbed_at = now
-            turns.take_back_locked(dispatcher)
-        elif (
-            dispatcher.stalled_at is not None
-            and dispatcher.has_turns
-            and now - dispatcher.stalled_at > PROBATION_SECONDS
-        ):
-            dispatcher.stalled_at = None
+        stalled = []
+        for dispatcher in cast("list[Dispatcher]", [*turns.dispatchers.values()]):
+            look = self._looks.setdefault(dispatcher, _Look())
+            if look.is_letting_lie(dispatcher, turns.clock):
+                self._disturbed_at = now
+                stalled.append(dispatcher)
+                turns.stall_locked(dispatcher)
+            elif (
+                dispatcher.stalled_at is not None
+                and dispatcher.has_turns
+                and now - dispatcher.stalled_at > PROBATION_SECONDS
+            ):
+                dispatcher.stalled_at = None
+        for dispatcher in stalled:
+            # If nobody is ready it lies well where it is: perhaps that hub is back first.
+            if turns.next_locked() is not None:
+                turns.take_back_locked(dispatcher)
 
     def _judge_duty_locked(self) -> None:
         turns = self.turns

@@ -167,15 +167,18 @@ class Standby(Dispatcher, Protocol):
 class Handed:
     """A connection between the accept queue and its handler."""
 
-    __slots__ = ("address", "clock", "member", "number")
+    __slots__ = ("address", "clock", "member", "moves", "number")
 
-    def __init__(self, number: int, address: Any) -> None:
+    def __init__(self, number: int, address: Any, moves: int = 0) -> None:
         #: Its descriptor, and its peer.
         self.number = number
         self.address = address
         #: Whom it was handed to, and when: see `Turns.clock`.
         self.member: Any = None
         self.clock = 0
+        #: How often it was taken back. Each time it may lie twice as long: where all hubs are
+        #: slow, it is to come to rest.
+        self.moves = moves
 
 
 class _Wish(Generic[W]):
@@ -461,13 +464,14 @@ class Turns:
             self._wait_locked([handed])
 
     def take_back_locked(self, dispatcher: Dispatcher) -> None:
-        """Give what lies in *dispatcher*'s inbox to others. It has let it lie for too long."""
+        """Give what *dispatcher*'s hub lets lie to others."""
         jobs = dispatcher.take_back_jobs()
         self.given_up += len(jobs)
         lying = [*jobs, *_take_all_locked(dispatcher)]
+        for handed in lying:
+            handed.moves += 1
         self.taken_back += len(lying)
         self._wait_locked(lying)
-        self.stall_locked(dispatcher)
 
     def stall_locked(self, dispatcher: Dispatcher) -> None:
         """*dispatcher*'s hub does not turn: its clones aren't ready until it does."""

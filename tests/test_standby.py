@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket as native_socket
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
@@ -25,7 +25,14 @@ from glb.hubs import HubThread
 from glb.listener import Listener
 from glb.registry import REGISTRY, entries
 from glb.server import StreamServer
-from glb.standby import QUIET_TICKS, Standby
+from glb.standby import (
+    CALM_SECONDS,
+    LATE_TICKS,
+    PROBATION_SECONDS,
+    QUIET_TICKS,
+    SLOW_TICKS,
+    Standby,
+)
 
 from .helpers import (
     ask,
@@ -98,10 +105,20 @@ def standby_of(server: StreamServer) -> Standby:
     return turns.standby
 
 
-def tick(standby: Standby, count: int = 1) -> None:
+def look(standby: Standby, after: float) -> None:
+    """Make the standby look around, in its own thread, as if it did *after* times its patience."""
+    standby._ticked_at = standby_module.monotonic() - after * standby.turns.patience
+    standby._tick()
+
+
+def tick(standby: Standby, count: int = 1, after: float = 1) -> None:
     """Make the standby look around *count* times."""
     for _ in range(count):
-        standby.thread_of_its_own.call(standby._tick)
+        standby.thread_of_its_own.call(lambda: look(standby, after))
+
+
+def has_one(line: Collection[object]) -> bool:
+    return len(line) == 1
 
 
 def _block(inside: threading.Event, go_on: threading.Event) -> None:
@@ -232,7 +249,7 @@ def test_jobs_of_the_hub_on_duty_are_taken_back_though_the_standby_slept(policy:
         if policy == "round_robin":
             server.pause_clone(1)
         standby = standby_of(server)
-        wait_until(lambda: not standby._is_ticking)
+        wait_until(lambda: not standby.is_ticking)
         replies: list[bytes] = []
         slow, is_slow = threading.Event(), threading.Event()
         standby.hub.loop.run_callback_threadsafe(_block, is_slow, slow)
@@ -443,7 +460,7 @@ def test_a_hub_has_two_ticks_to_take_up_what_it_was_handed() -> None:
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
         standby = standby_of(server)
-        wait_until(lambda: standby._timer is not None or not standby._is_ticking)
+        wait_until(lambda: standby._timer is not None or not standby.is_ticking)
         server.pause_clone(0)
         client = connect(server.address)
         dispatcher = server._branches[1].dispatcher
@@ -459,10 +476,45 @@ def test_a_hub_has_two_ticks_to_take_up_what_it_was_handed() -> None:
         client.close()
 
 
-def test_a_late_tick_judges_nobody_unless_that_is_how_it_goes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The whole process may have been stopped. A second late tick in a row is the rule here."""
+def ticks_that_count(standby: Standby, afters: Iterable[float]) -> list[float]:
+    """Make ticks, each so many times the patience after the last; return those that counted."""
+    found = []
+    for after in afters:
+        before = standby.turns.clock
+        tick(standby, after=after)
+        if standby.turns.clock != before:
+            found.append(after)
+    return found
+
+
+def test_of_late_ticks_only_some_count() -> None:
+    """The whole process may have been stopped; a few in a row are the rule here. One resets it."""
+    handle = Blocking()
+    with serving(handle) as server:
+        standby = standby_of(server)
+        tick(standby)
+        late = [1.6 + 0.1 * count for count in range(LATE_TICKS)]
+        assert ticks_that_count(standby, late) == late[-1:]
+        assert ticks_that_count(standby, late) == late[-1:]
+        assert ticks_that_count(standby, late[:-1]) == []
+        assert ticks_that_count(standby, [1.4]) == [1.4]
+        assert ticks_that_count(standby, late[:-1]) == []
+        assert ticks_that_count(standby, late[-1:]) == late[-1:]
+
+
+def test_a_tick_that_makes_up_for_a_late_one_is_passed_over() -> None:
+    """It is too soon after that to tell anything, and the next one is in time."""
+    handle = Blocking()
+    with serving(handle) as server:
+        standby = standby_of(server)
+        tick(standby)
+        assert ticks_that_count(standby, [0.1, 0.4, 0.6, 0.4, 1]) == [0.6, 1]
+        late = [1.6, 0.4] * LATE_TICKS
+        assert ticks_that_count(standby, late) == [1.6]
+
+
+def test_late_ticks_judge_nobody_until_they_count() -> None:
+    """A hub in a process that was stopped for so long has let nothing lie."""
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
         standby = standby_of(server)
@@ -470,15 +522,157 @@ def test_a_late_tick_judges_nobody_unless_that_is_how_it_goes(
         client = connect(server.address)
         dispatcher = server._branches[1].dispatcher
         wait_until(lambda: len(dispatcher.inbox) == 1 and standby._timer is not None)
-        now = standby._ticked_at
-        monkeypatch.setattr(standby_module, "monotonic", lambda: now)
-        for seconds, clock in ((30, 1), (61, 0), (1, 1), (61, 0), (61, 1)):
-            before = server._turns.clock
-            now += seconds
-            tick(standby)
-            assert server._turns.clock - before == clock
-        assert not dispatcher.has_turns
         server.resume_clone(0)
+        tick(standby)
+        tick(standby, LATE_TICKS - 1, after=100)
+        assert dispatcher.has_turns and len(dispatcher.inbox) == 1
+        tick(standby, after=100)
+        assert not dispatcher.has_turns
+        assert receive_all(client) == b"0"
+        client.close()
+
+
+class Stepping:
+    """A handler that blocks the second hub, each time until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.served: list[int] = []
+        self.is_blocking = False
+        self.step = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+    def __call__(self, sock: Any, _peer: Any) -> None:
+        clone = glb.current_clone()
+        assert clone is not None
+        self.served.append(clone.index)
+        if self.is_blocking and clone == 1:
+            while not self.step.acquire(timeout=0.005) and not self.go_on.is_set():
+                pass
+        sock.sendall(b"%d" % clone)
+
+
+@contextmanager
+def stepping(kind: type[StreamServer], count: int) -> Iterator[tuple[Any, Stepping, Any]]:
+    """Give the second hub *count* connections at once, of which it has begun the first."""
+    handle = Stepping()
+    with serving(handle, kind) as server:
+        server.pause_clone(0)
+        handle.is_blocking = True
+        with blocked(hub_of(server, 1)):
+            clients = [connect(server.address) for _ in range(count)]
+            inbox = server._branches[1].dispatcher.inbox
+            wait_until(lambda: len(inbox) == count)
+        wait_until(lambda: handle.served == [1])
+        server.resume_clone(0)
+        # From here on, whatever went before.
+        tick(standby_of(server))
+        assert server._turns.taken_back == 0
+        yield server, handle, clients
+        handle.go_on.set()
+        replies = [receive_all(client) for client in clients]
+        assert sorted(replies) == sorted(b"%d" % each for each in handle.served)
+        close_all(clients)
+
+
+def go_on(handle: Stepping) -> None:
+    """Let the hub begin its next handler."""
+    count = handle.served.count(1)
+    handle.step.release()
+    wait_until(lambda: handle.served.count(1) == count + 1)
+
+
+@pytest.mark.parametrize("kind", [StreamServer, OwnHandle])
+def test_a_hub_that_goes_on_slowly_is_let_alone_for_some_ticks(kind: type[StreamServer]) -> None:
+    """What is there is begun not much later than elsewhere; after that it is taken back."""
+    many = 4 * SLOW_TICKS
+    with stepping(kind, many) as (server, handle, _):
+        standby, dispatcher = standby_of(server), server._branches[1].dispatcher
+        ticks = 0
+        while server._turns.taken_back == 0:
+            go_on(handle)
+            tick(standby)
+            ticks += 1
+            assert dispatcher.has_turns == (server._turns.taken_back == 0)
+        assert SLOW_TICKS <= ticks <= 2 * SLOW_TICKS
+        assert server._turns.taken_back == many - 1 - ticks
+        assert handle.served[: ticks + 1] == [1] * (ticks + 1)
+        wait_until(lambda: len(handle.served) == many)
+        assert handle.served[ticks + 1 :] == [0] * (many - 1 - ticks)
+
+
+@pytest.mark.parametrize("kind", [StreamServer, OwnHandle])
+def test_a_hub_that_is_slow_but_through_in_time_keeps_all(kind: type[StreamServer]) -> None:
+    """A connection is moved for the time it lies, and not for a hub that is at work."""
+    with stepping(kind, SLOW_TICKS) as (server, handle, _):
+        for _ in range(SLOW_TICKS - 1):
+            go_on(handle)
+            tick(standby_of(server))
+        assert (server._turns.taken_back, handle.served) == (0, [1] * SLOW_TICKS)
+        tick(standby_of(server), 2 * SLOW_TICKS)
+        assert server._turns.taken_back == 0
+        assert server._branches[1].dispatcher.has_turns
+
+
+@pytest.mark.parametrize("kind", [StreamServer, OwnHandle])
+def test_a_hub_that_goes_on_no_more_loses_all_at_once(kind: type[StreamServer]) -> None:
+    """It was let alone as long as it moved: one that doesn't has one tick, and no more."""
+    with stepping(kind, 3 * SLOW_TICKS) as (server, handle, _):
+        go_on(handle)
+        tick(standby_of(server))
+        assert server._turns.taken_back == 0
+        tick(standby_of(server))
+        assert server._turns.taken_back == 3 * SLOW_TICKS - 2
+
+
+def test_what_nobody_else_could_take_lies_where_it_is() -> None:
+    """Its hub may be back first; it is withdrawn, and as soon as another is ready, that has it."""
+    handle = Blocking()
+    with serving(handle) as server, blocked(hub_of(server, 1)):
+        standby, dispatcher = standby_of(server), server._branches[1].dispatcher
+        server.pause_clone(0)
+        clients = [connect(server.address) for _ in range(2)]
+        wait_until(lambda: len(dispatcher.inbox) == 2)
+        tick(standby, 5)
+        assert (dispatcher.has_turns, server._turns.taken_back) == (False, 0)
+        assert len(dispatcher.inbox) == 2
+        server.resume_clone(0)
+        tick(standby)
+        assert (len(dispatcher.inbox), server._turns.taken_back) == (0, 2)
+        assert [receive_all(client) for client in clients] == [b"0"] * 2
+        close_all(clients)
+
+
+def test_what_was_taken_back_may_lie_twice_as_long_each_time() -> None:
+    """Where all hubs are slow it comes to rest, instead of going round for ever."""
+    handle = Blocking()
+    with (
+        serving(handle, hubs=3, clones=3) as server,
+        blocked(hub_of(server, 1)),
+        blocked(hub_of(server, 2)),
+    ):
+        standby = standby_of(server)
+        server.pause_clone(0)
+        one, two = (server._branches[index].dispatcher for index in (1, 2))
+        client = connect(server.address)
+        wait_until(lambda: len(one.inbox) + len(two.inbox) == 1)
+        lying = []
+        for _ in range(4):
+            (at,) = (each for each in (one, two) if each.inbox)
+            other = two if at is one else one
+            # Everybody seems to be back in time.
+            with server._turns.lock:
+                other.stalled_at = None
+                server._turns.restore_locked(other)
+            count = 0
+            while at.inbox:
+                tick(standby)
+                count += 1
+                assert count < 100
+            wait_until(partial(has_one, other.inbox))
+            lying.append(count)
+        assert lying == [2, 3, 5, 9]
+        server.resume_clone(0)
+        tick(standby, 17)
         assert receive_all(client) == b"0"
         client.close()
 
@@ -489,11 +683,11 @@ def test_it_sleeps_when_there_is_nothing_to_see_and_wakes_with_what_is_handed_on
     with serving(handle) as server:
         standby = standby_of(server)
         tick(standby, QUIET_TICKS + 3)
-        assert (standby._is_ticking, standby._timer) == (False, None)
+        assert (standby.is_ticking, standby._timer) == (False, None)
         assert standby.is_watching
         for _ in range(2):
             ask(server.address)
-        wait_until(lambda: standby._is_ticking and standby._timer is not None)
+        wait_until(lambda: standby.is_ticking and standby._timer is not None)
         wait_until(lambda: not standby.is_watching)
 
 
@@ -502,7 +696,7 @@ def test_asleep_it_sees_a_connection_that_waits_for_the_hub_on_duty() -> None:
     handle = Blocking()
     with serving(handle, patience=SHORT) as server:
         standby = standby_of(server)
-        wait_until(lambda: not standby._is_ticking)
+        wait_until(lambda: not standby.is_ticking)
         assert native_ask(server.address) == b"1"
 
 
@@ -520,16 +714,59 @@ def test_the_duty_is_given_back_when_all_is_calm(monkeypatch: pytest.MonkeyPatch
         assert client.recv(10) == b"1"
         client.close()
         wait_until(lambda: home.has_turns)
-        home.stalled_at = now
-        now += standby_module.CALM_SECONDS
+        now += CALM_SECONDS
         tick(standby)
         assert on_duty(server) is standby
-        assert home.stalled_at is not None
         now += 0.001
+        home.stalled_at = now
+        tick(standby)
+        assert on_duty(server) is not home
+        server._turns.assign_locked(standby)
+        now += PROBATION_SECONDS + 0.001
         tick(standby)
         assert on_duty(server) is home
-        assert home.stalled_at is None
         assert sorted(ask(server.address) for _ in range(4)) == [b"0", b"0", b"1", b"1"]
+
+
+def test_a_hub_is_trusted_again_after_its_probation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That begins anew with each stall, and goes on while the hub isn't back."""
+    handle = Blocking()
+    with serving(handle) as server:
+        standby, dispatcher = standby_of(server), server._branches[1].dispatcher
+        now = monotonic()
+        monkeypatch.setattr(standby_module, "monotonic", lambda: now)
+        with blocked(hub_of(server, 1)):
+            with server._turns.lock:
+                server._turns.stall_locked(dispatcher)
+            dispatcher.stalled_at = now
+            now += 2 * PROBATION_SECONDS
+            tick(standby)
+            assert (dispatcher.has_turns, dispatcher.stalled_at is None) == (False, False)
+        wait_until(lambda: dispatcher.has_turns)
+        dispatcher.stalled_at = now
+        now += PROBATION_SECONDS
+        tick(standby)
+        assert dispatcher.stalled_at is not None
+        now += 0.001
+        tick(standby)
+        assert (dispatcher.has_turns, dispatcher.stalled_at) == (True, None)
+
+
+def test_a_hub_on_probation_is_handed_one_at_a_time() -> None:
+    """It has the next when the handler of the last has begun; meanwhile others serve."""
+    handle = Blocking()
+    with serving(handle) as server:
+        dispatcher = server._branches[1].dispatcher
+        dispatcher.stalled_at = monotonic()
+        with blocked(hub_of(server, 1)):
+            clients = [connect(server.address) for _ in range(5)]
+            wait_until(lambda: len(handle.served) == 4)
+            assert (len(dispatcher.inbox), handle.served) == (1, [0] * 4)
+            assert not dispatcher.has_turns
+        assert sorted(receive_all(client) for client in clients) == [b"0"] * 4 + [b"1"]
+        close_all(clients)
+        wait_until(lambda: bool(dispatcher.has_turns))
+        assert dispatcher.stalled_at is not None
 
 
 def test_a_tick_after_the_close_finds_nothing_and_says_nothing() -> None:
@@ -544,7 +781,7 @@ def test_a_tick_after_the_close_finds_nothing_and_says_nothing() -> None:
         def late() -> None:
             inside.set()
             go_on.wait(10)
-            standby._tick()
+            look(standby, 1)
 
         standby.hub.loop.run_callback_threadsafe(late)
         assert inside.wait(10)
@@ -686,10 +923,6 @@ def test_what_is_on_its_way_to_a_waiter_that_is_gone_is_the_next_ones(
         client.close()
         wait_until(lambda: gone.greenlet.dead)
         assert gone.served == [1]
-
-
-def has_one(line: Collection[object]) -> bool:
-    return len(line) == 1
 
 
 def test_what_nobody_waits_for_any_more_waits_itself() -> None:

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from glb.balance import Policy
 from glb.ring import Team
-from glb.turns import Handed, Turns
+from glb.turns import PATIENCE_SECONDS, Handed, Turns
 
 
 class FakeMember:
@@ -55,6 +55,8 @@ class FakeDispatcher:
         self.name = name
         self.thread = thread
         self.accepted = 0
+        #: Whether a server has its clones here.
+        self.servers = 1 if members else 0
         self.inbox: deque[Handed] = deque()
         self.singles: Team[Any] = Team()
         self.seated: dict[Team[Any], None] = {self.singles: None}
@@ -63,11 +65,13 @@ class FakeDispatcher:
         self.is_dead = False
         self.is_watching = False
         self.is_paused = False
+        self.is_ticking = False
         self.woken = self.looked = self.armed = 0
         #: What its handlers have not begun.
         self.jobs: list[Handed] = []
         #: A server's clones.
         self.team: Team[Any] = Team(seated=False)
+        self.is_abandoned = False
         self.members = [FakeMember(self, self.team, f"{name}.{n}") for n in range(members)]
 
     @property
@@ -77,11 +81,21 @@ class FakeDispatcher:
     def close(self) -> None:
         pass
 
+    def abandon(self) -> None:
+        self.is_abandoned = True
+
+    @property
+    def has_jobs(self) -> bool:
+        return bool(self.jobs)
+
     def take_back_jobs(self) -> list[Handed]:
         jobs, self.jobs = self.jobs, []
         return jobs
 
     def send(self, call: Callable[[], object]) -> None:
+        call()
+
+    def run(self, call: Callable[[], object]) -> None:
         call()
 
     def wake_locked(self) -> None:
@@ -90,7 +104,7 @@ class FakeDispatcher:
     def look_locked(self) -> None:
         self.looked += 1
 
-    def later(self, delay: float, call: Callable[[], object]) -> None:
+    def later(self, delay: float, call: Callable[[], object]) -> bool:
         raise AssertionError("nothing here takes time")
 
     def arm_locked(self) -> None:
@@ -121,6 +135,14 @@ def add(turns: Turns, dispatcher: FakeDispatcher) -> None:
 def two_hubs(members: int = 2) -> tuple[Turns, FakeDispatcher, FakeDispatcher]:
     first, second = FakeDispatcher("a", members=members), FakeDispatcher("b", members=members)
     return turns_of(first, second), first, second
+
+
+def with_standby(turns: Turns) -> FakeDispatcher:
+    standby = FakeDispatcher("standby")
+    standby.is_standby = True
+    with turns.lock:
+        turns.add_standby_locked(standby, standby)
+    return standby
 
 
 def give(turns: Turns, number: int, giver: FakeDispatcher) -> str:
@@ -224,6 +246,7 @@ def test_what_a_stalled_hub_let_lie_waits_in_the_order_it_had() -> None:
         turns.take_back_locked(second)
     assert numbers(turns.waiting) == [1, 3, 5, 9]
     assert (turns.taken_back, second.jobs, len(second.inbox)) == (3, [], 0)
+    assert [handed.moves for handed in turns.waiting] == [1, 1, 1, 0]
     assert [member.expected for member in second.members] == [0, 0]
 
 
@@ -334,6 +357,29 @@ def test_dead_hubs_are_forgotten() -> None:
     assert numbers(turns.waiting) == [1]
 
 
+def test_what_a_dead_hub_had_not_begun_is_the_others() -> None:
+    """It is before what lay in the inbox, and counts as accepted there no more."""
+    turns, first, second = two_hubs(1)
+    give(turns, 0, first)
+    give(turns, 1, first)
+    second.accepted = 5
+    second.jobs.append(Handed(7, None))
+    second.is_dead = True
+    with turns.lock:
+        turns.remove_locked(second)
+    assert (numbers(turns.waiting), second.jobs, turns.accepted) == ([7, 1], [], 4)
+
+
+def test_a_hub_that_lives_keeps_what_it_has_taken_up() -> None:
+    """It leaves this address alone, and its handlers begin."""
+    turns, _, second = two_hubs(1)
+    second.accepted = 5
+    second.jobs.append(Handed(7, None))
+    with turns.lock:
+        turns.remove_locked(second)
+    assert (numbers(turns.waiting), numbers(second.jobs), turns.accepted) == ([], [7], 5)
+
+
 def test_the_last_hub_that_goes_leaves_nobody_on_duty() -> None:
     """And the next that comes has the duty."""
     turns, first, second = two_hubs(1)
@@ -351,10 +397,7 @@ def test_the_standby_takes_the_duty_of_plain_listeners() -> None:
     first = FakeDispatcher("a")
     turns = turns_of(first)
     listener = FakeMember(first, first.singles, "listener")
-    standby = FakeDispatcher("standby")
-    standby.is_standby = True
-    with turns.lock:
-        turns.add_standby_locked(standby, standby)
+    standby = with_standby(turns)
     assert turns.on_duty is first
     turns.join(listener)
     assert turns.on_duty is standby
@@ -364,10 +407,8 @@ def test_the_standby_takes_the_duty_of_plain_listeners() -> None:
 def test_a_server_keeps_the_duty_from_the_standby() -> None:
     """Its hub turns; and when the duty is free again, it is the one that is fit."""
     turns, first, second = two_hubs(1)
-    standby = FakeDispatcher("standby")
-    standby.is_standby = True
+    standby = with_standby(turns)
     with turns.lock:
-        turns.add_standby_locked(standby, standby)
         turns.assign_locked(standby)
     assert turns.find_fit_locked() is first
     with turns.lock:
@@ -380,6 +421,42 @@ def test_a_server_keeps_the_duty_from_the_standby() -> None:
         turns.remove_locked(standby)
     assert turns.standby is None
     assert turns.on_duty is not standby
+
+
+def test_the_standby_relieves_a_hub_whose_last_server_goes() -> None:
+    """As soon as somebody else is ready: a thread with plain listeners can't accept for others."""
+    turns, first, second = two_hubs(1)
+    standby = with_standby(turns)
+    turns.unseat([(second, second.team)])
+    first.servers = 0
+    turns.drop([(first, first.team)])
+    assert turns.on_duty is first
+    turns.seat([(second, second.team)])
+    assert turns.on_duty is standby
+    assert turns.find_fit_locked() is second
+
+
+@pytest.mark.parametrize("reason", ["withdrawn", "on probation", "no server", "the standby"])
+def test_who_is_not_fit_gets_no_duty(reason: str) -> None:
+    """Only a hub that turns, is trusted, and turns also when nobody waits for a connection."""
+    turns, first, second = two_hubs(1)
+    assert turns.find_fit_locked() is first
+    first.has_turns = reason != "withdrawn"
+    first.stalled_at = 1.0 if reason == "on probation" else None
+    first.servers = 0 if reason == "no server" else 1
+    first.is_standby = reason == "the standby"
+    assert turns.find_fit_locked() is second
+
+
+def test_when_the_hub_on_duty_goes_the_standby_has_the_duty() -> None:
+    """And not the next hub: whether that turns, only the standby can tell."""
+    turns, first, second = two_hubs(1)
+    standby = with_standby(turns)
+    with turns.lock:
+        turns.remove_locked(first)
+    assert (turns.on_duty, standby.woken) == (standby, 1)
+    assert [give(turns, number, standby) for number in range(2)] == ["b.0", "b.0"]
+    assert numbers(second.inbox) == [0, 1]
 
 
 def test_a_pause_anywhere_means_nobody_is_ready() -> None:
@@ -396,7 +473,7 @@ def test_a_pause_anywhere_means_nobody_is_ready() -> None:
 def test_first_fills_the_first_hub_with_a_ready_clone() -> None:
     """Turns go round there; the next hub has them while the first has nobody ready."""
     turns, first, second = two_hubs(2)
-    turns.join_policy(Policy.FIRST, None)
+    turns.join_wishes(Policy.FIRST, None, "here")
     assert [give(turns, number, first) for number in range(3)] == ["a.0", "a.1", "a.0"]
     with turns.lock:
         turns.stall_locked(first)
@@ -413,11 +490,47 @@ def test_first_fills_the_first_hub_with_a_ready_clone() -> None:
 def test_least_connections_looks_at_all_hubs() -> None:
     """Of equals it is the one that has waited longest."""
     turns, first, second = two_hubs(2)
-    turns.join_policy(Policy.LEAST_CONNECTIONS, None)
+    turns.join_wishes(Policy.LEAST_CONNECTIONS, None, "here")
     first.members[0].load = second.members[0].load = 1
     assert [give(turns, number, first) for number in range(3)] == ["a.1", "b.1", "a.1"]
-    turns.leave_policy(Policy.LEAST_CONNECTIONS)
+    turns.leave_wishes(Policy.LEAST_CONNECTIONS, None)
     assert turns.policy is None
+
+
+# -- wishes ----------------------------------------------------------------------------------
+
+
+def test_an_address_has_one_patience() -> None:
+    """As long as somebody wishes it; another is refused with both values and the address."""
+    turns, _, _ = two_hubs()
+    found = [turns.patience]
+    turns.join_wishes(None, 0.25, "here")
+    turns.join_wishes(None, 0.25, "here")
+    turns.join_wishes(None, None, "here")
+    with pytest.raises(ValueError, match=r"patience must be 0\.25.*'here'.*got 0\.5"):
+        turns.join_wishes(None, 0.5, "here")
+    turns.leave_wishes(None, 0.25)
+    turns.leave_wishes(None, None)
+    found.append(turns.patience)
+    turns.leave_wishes(None, 0.25)
+    found.append(turns.patience)
+    turns.join_wishes(None, 0.5, "here")
+    found.append(turns.patience)
+    assert found == [PATIENCE_SECONDS, 0.25, PATIENCE_SECONDS, 0.5]
+
+
+@pytest.mark.parametrize(("policy", "patience"), [(Policy.FIRST, 0.5), (Policy.ROUND_ROBIN, 0.25)])
+def test_of_what_was_refused_nothing_is_kept(policy: Policy, patience: float) -> None:
+    """Who leaves after it takes the last wishes along, as if nobody else had asked."""
+    turns, _, _ = two_hubs()
+    turns.join_wishes(Policy.FIRST, 0.25, "here")
+    with pytest.raises(ValueError, match="must be"):
+        turns.join_wishes(policy, patience, "here")
+    assert (turns.policy, turns.patience) == (Policy.FIRST, 0.25)
+    turns.leave_wishes(Policy.FIRST, 0.25)
+    assert (turns.policy, turns.patience) == (None, PATIENCE_SECONDS)
+    turns.join_wishes(policy, patience, "here")
+    assert (turns.policy, turns.patience) == (policy, patience)
 
 
 # -- the end ---------------------------------------------------------------------------------
@@ -447,7 +560,9 @@ def test_a_forked_child_keeps_its_own_hub_alone() -> None:
     second = FakeDispatcher("b", members=1, thread=2)
     turns = turns_of(first, second)
     standby = FakeDispatcher("standby", thread=3)
-    pipes = [os.pipe() for _ in range(2)]
+    pipes = [os.pipe() for _ in range(3)]
+    first.jobs.append(Handed(pipes[2][0], None))
+    second.jobs.append(Handed(pipes[2][1], None))
     with turns.lock:
         turns.add_standby_locked(standby, standby)
         give(turns, pipes[0][0], first)
@@ -457,7 +572,7 @@ def test_a_forked_child_keeps_its_own_hub_alone() -> None:
         turns.stall_locked(first)
         turns.keep_thread_locked(1)
     os.close(pipes[0][0])  # `first` had taken it up
-    for number in (pipes[0][1], *pipes[1]):
+    for number in (pipes[0][1], *pipes[1], *pipes[2]):
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(number)
     assert list(turns.dispatchers) == [first]
@@ -465,6 +580,7 @@ def test_a_forked_child_keeps_its_own_hub_alone() -> None:
     assert turns.on_duty is first
     assert [member.expected for member in (*first.members, *second.members)] == [0, 0]
     assert turns.next() is first.members[0]
+    assert [each.is_abandoned for each in (first, second, standby)] == [False, True, True]
 
 
 # -- a model ---------------------------------------------------------------------------------
@@ -501,6 +617,7 @@ class TurnsMachine(RuleBasedStateMachine):
         return self.count
 
     def come(self, hub: FakeDispatcher) -> None:
+        hub.accepted, hub.is_dead = 0, False
         hub.singles, hub.team = Team(), Team(seated=False)
         hub.seated, hub.has_turns, hub.stalled_at = {hub.singles: None}, True, None
         for member in hub.members:
@@ -551,6 +668,7 @@ class TurnsMachine(RuleBasedStateMachine):
 
     def take_up(self, handed: Handed) -> None:
         handed.member.unexpect_locked()
+        handed.member.dispatcher.accepted += 1
         handed.member.dispatcher.jobs.append(handed)
 
     # -- connections --
@@ -609,6 +727,13 @@ class TurnsMachine(RuleBasedStateMachine):
             with self.turns.lock:
                 self.turns.take_back_locked(dispatcher)
             assert numbers(self.turns.waiting) == lying
+
+    @rule(hub=HUBS)
+    def stall(self, hub: int) -> None:
+        dispatcher = self.hubs[hub]
+        if dispatcher in self.present:
+            with self.turns.lock:
+                self.turns.stall_locked(dispatcher)
             self.withdraw(dispatcher)
 
     @rule(hub=HUBS)
@@ -655,8 +780,8 @@ class TurnsMachine(RuleBasedStateMachine):
 
     @rule(policy=POLICIES)
     def wish(self, policy: Policy | None) -> None:
-        self.turns.leave_policy(self.policy)
-        self.turns.join_policy(policy, None)
+        self.turns.leave_wishes(self.policy, None)
+        self.turns.join_wishes(policy, None, "here")
         self.policy = policy
 
     # -- hubs --
@@ -668,10 +793,25 @@ class TurnsMachine(RuleBasedStateMachine):
         if dispatcher in self.present and not dispatcher.jobs:
             with self.turns.lock:
                 self.turns.remove_locked(dispatcher)
-            self.present.remove(dispatcher)
-            self.withdrawn.discard(dispatcher)
-            for member in dispatcher.members:
-                self.joined.pop(member, None)
+            self.gone(dispatcher)
+
+    @precondition(lambda self: len(self.present) > 1)
+    @rule(hub=HUBS)
+    def die(self, hub: int) -> None:
+        dispatcher = self.hubs[hub]
+        if dispatcher in self.present:
+            lying = numbers([*dispatcher.jobs, *dispatcher.inbox, *self.turns.waiting])
+            dispatcher.is_dead = True
+            with self.turns.lock:
+                self.turns.forget_dead_locked()
+            assert numbers(self.turns.waiting) == lying
+            self.gone(dispatcher)
+
+    def gone(self, dispatcher: FakeDispatcher) -> None:
+        self.present.remove(dispatcher)
+        self.withdrawn.discard(dispatcher)
+        for member in dispatcher.members:
+            self.joined.pop(member, None)
 
     @rule(hub=HUBS)
     def come_back(self, hub: int) -> None:
@@ -686,6 +826,10 @@ class TurnsMachine(RuleBasedStateMachine):
         for hub in self.hubs:
             places += numbers([*hub.inbox, *hub.jobs])
         assert sorted(places) == list(range(1, self.accepted + 1))
+
+    @invariant()
+    def accepted_is_what_was_taken_up_and_not_back(self) -> None:
+        assert self.turns.accepted == len(self.served) + sum(len(hub.jobs) for hub in self.hubs)
 
     @invariant()
     def who_is_expected_lies_in_an_inbox(self) -> None:
