@@ -294,6 +294,11 @@ class Acceptor:
         self.failed += 1
         (self.server._turn.branch or self.branch).done += 1
 
+    def forget(self) -> None:
+        """What it is about to handle, or does, is the parent's: this process was forked."""
+        self.begun = self.charged = self.completed + self.failed
+        self.accepted, self.given_up = self.begun, 0
+
     def stats(self) -> CloneStats:
         return CloneStats(
             self.clone.index,

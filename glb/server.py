@@ -596,6 +596,8 @@ class StreamServer(gevent.server.StreamServer):
         for branch in self._branches:
             if branch.dispatcher is None or branch.dispatcher.thread != ident:
                 branch.forget()
+                for acceptor in branch.acceptors:
+                    acceptor.forget()
         # Their clones were closed; accept by one that wasn't.
         kept = [each._sock for each in self._listeners if each._sock.fileno() >= 0]
         if kept and self.socket not in kept:

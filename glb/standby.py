@@ -245,9 +245,9 @@ class Standby(Dispatcher):
                 and now - dispatcher.stalled_at > PROBATION_SECONDS
             ):
                 dispatcher.stalled_at = None
-        for dispatcher in stalled:
-            # If nobody is ready it lies well where it is: perhaps that hub is back first.
-            if turns.next_locked() is not None:
+        # If no hub turns it lies well where it is: perhaps that one is back first.
+        if stalled and turns.has_hub_that_turns_locked():
+            for dispatcher in stalled:
                 turns.take_back_locked(dispatcher)
 
     def _judge_duty_locked(self) -> None:

@@ -415,6 +415,14 @@ class Turns:
         fit = (each for each in self.dispatchers.values() if self._is_fit_locked(each))
         return next(fit, None)
 
+    def has_hub_that_turns_locked(self) -> bool:
+        """Whether there is one, with a clone; it may have no room, until some is given back."""
+        return any(
+            each.has_turns and (each.servers > 0 or bool(each.singles.line))
+            for each in self.dispatchers.values()
+            if not each.is_standby
+        )
+
     def _is_fit_locked(self, dispatcher: Dispatcher) -> bool:
         return (
             not dispatcher.is_standby

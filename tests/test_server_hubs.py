@@ -14,6 +14,8 @@ import socket as native_socket
 import ssl
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from gevent.pool import Pool
 
 import glb
 from glb import hubs as hubs_module
+from glb.acceptor import State
 from glb.pywsgi import WSGIServer
 from glb.registry import entries, native_ident
 from glb.server import StreamServer
@@ -45,6 +48,7 @@ from .helpers import (
     wait_until,
 )
 from .test_dispatcher import fill
+from .test_hubs_process import FORKS, FORKS_BY, tell
 
 LOCAL = ("127.0.0.1", 0)
 NEVER = 30.0
@@ -421,6 +425,25 @@ def test_a_thread_that_cannot_be_started_leaves_nothing(monkeypatch: pytest.Monk
     server.stop()
 
 
+def test_one_patience_is_for_all_servers_of_an_address() -> None:
+    """Another is refused, with both values; nothing of the server is left, nor of its wish."""
+    with serve(reuse_port=True, patience=0.25) as first:
+        first.start()
+        before = open_descriptors()
+        with serve(address=first.address, reuse_port=True, hubs=1, patience=0.5) as other:
+            with pytest.raises(ValueError, match=r"0\.25.*127\.0\.0\.1.*0\.5"):
+                other.start()
+        assert (open_descriptors(), entries()[0].clones) == (before, 2)
+        turns = first._turns
+        assert turns is not None and turns.patience == 0.25
+        with serve(address=first.address, reuse_port=True, hubs=1) as other:
+            other.patience = None
+            other.start()
+            first.stop()
+            assert turns.patience == 0.005
+            assert ask(other.address) == b"0"
+
+
 # -- a bound ------------------------------------------------------------------------------------
 
 
@@ -504,6 +527,240 @@ def test_under_load_a_bound_is_never_passed() -> None:
         gevent.joinall([gevent.spawn(client) for _ in range(32)], raise_error=True)
         assert server._expected == 0
     assert most <= 4
+
+
+# -- a pause, and who waits for its end ---------------------------------------------------------
+
+
+@contextmanager
+def serving_alone(server: StreamServer) -> Iterator[list[BaseException]]:
+    """Run `serve_forever` in a native thread that does nothing else; what it raised is listed."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            server.serve_forever()
+        except BaseException as error:  # LoopExit, for one
+            raised.append(error)
+        finally:
+            server.close()
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        wait_until(lambda: server._state is State.ACCEPTING or bool(raised))
+        yield raised
+    finally:
+        server.close()
+        wait_until(lambda: not thread.is_alive())
+        thread.join()
+
+
+def silence(hub: Any, monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException]]:
+    """Let *hub* report to a list, which is returned."""
+    found: list[type[BaseException]] = []
+    monkeypatch.setattr(hub, "handle_error", lambda _context, kind, *_: found.append(kind))
+    return found
+
+
+def test_a_server_that_is_full_does_not_end() -> None:
+    """Its first hub has nothing to wait for but the end of a handler on another one."""
+    holder = Holder()
+    server = serve(holder, spawn=1)
+    before = hub_threads()
+    with serving_alone(server) as raised:
+        server.pause_clone(0)
+        client = connect(server.address)
+        holder.wait_for(1)
+        server.resume_clone(0)
+        second = connect(server.address)
+        wait_until(lambda: server._state is State.FULL or bool(raised))
+        for _ in range(20):
+            gevent.sleep(0.001)
+        assert raised == []
+        holder.released.set()
+        assert receive_all(client) == receive_all(second) == b"done"
+        close_all([client, second])
+    assert raised == []
+    wait_until(lambda: threads_have_ended(before))
+
+
+def test_a_server_that_backs_off_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the timer is another hub's, and all that its first one waits for."""
+
+    class Failing(StreamServer):
+        min_delay = 0.05
+        failures = 1
+
+        def do_handle(self, *args: Any) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise LookupError("on purpose")
+            super().do_handle(*args)
+
+    server = Failing(LOCAL, Recorder(), hubs=2, clones=2, patience=NEVER)
+    before = hub_threads()
+    with serving_alone(server) as raised:
+        thread = server._branches[1].thread
+        assert thread is not None
+        reported = silence(thread.hub, monkeypatch)
+        server.pause_clone(0)
+        client = connect(server.address)
+        wait_until(lambda: server._state is State.BACKING_OFF or bool(raised))
+        assert ask(server.address) == b"1"
+        client.close()
+        assert reported == [LookupError]
+    assert raised == []
+    wait_until(lambda: threads_have_ended(before))
+
+
+def test_a_server_whose_clones_are_all_paused_does_not_end() -> None:
+    """Its first hub watches nothing, and waits for whoever resumes one."""
+    server = serve()
+    before = hub_threads()
+    with serving_alone(server) as raised:
+        server.pause_clone(0)
+        server.pause_clone(1)
+        client = connect(server.address)
+        for _ in range(20):
+            gevent.sleep(0.001)
+        assert raised == []
+        server.resume_clone(1)
+        assert receive_all(client) == b"1"
+        client.close()
+    assert raised == []
+    wait_until(lambda: threads_have_ended(before))
+
+
+@pytest.mark.parametrize("hubs", [1, 2])
+def test_room_does_not_undo_what_the_owner_stopped(hubs: int) -> None:
+    """Stopped while it was full, it stays so when its handlers end, until it is started."""
+    holder = Holder()
+    with serve(holder, hubs=hubs, spawn=1) as server:
+        server.start()
+        clients = [connect(server.address) for _ in range(2)]
+        holder.wait_for(1)
+        wait_until(lambda: server._state is State.FULL)
+        server.stop_accepting()
+        holder.released.set()
+        assert receive_all(clients[0]) == b"done"
+        wait_until(lambda: len(server.pool) == 0)
+        server.look_for_room_soon()
+        let_hub_turn()
+        assert (server._state, len(holder.begun)) == (State.STOPPED, 1)
+        server.start_accepting()
+        assert receive_all(clients[1]) == b"done"
+        close_all(clients)
+
+
+@pytest.mark.parametrize("hubs", [1, 2])
+def test_a_pause_that_is_over_does_not_undo_what_the_owner_did(
+    hubs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer that comes late ends its own pause: no stop after it, and no other pause."""
+    silence(gevent.get_hub(), monkeypatch)
+    with serve(hubs=hubs) as server:
+        server.min_delay = server.delay = 1000
+        server.start()
+        server.back_off(None, LookupError("on purpose"))
+        paused, state = server._episode, server._state
+        assert state is State.BACKING_OFF
+        server.stop_accepting()
+        server._accept_again(paused)
+        assert server._state is State.STOPPED  # type: ignore[comparison-overlap]  # it changes
+        server.start_accepting()
+        server.back_off(None, LookupError("on purpose"))
+        server._accept_again(paused)
+        assert server._state is State.BACKING_OFF
+        server._accept_again(server._episode)
+        assert server._state is State.ACCEPTING
+        assert ask(server.address) == b"0"
+
+
+@pytest.mark.parametrize("what", ["full", "failed"])
+def test_a_stop_in_the_middle_of_a_turn_is_not_taken_for_a_pause(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another hub finds no room, or fails, when the owner has just stopped it: that holds."""
+    with serve(spawn=1, hubs=2) as server:
+        server.start()
+        server.min_delay = server.delay = 0
+        thread = server._branches[1].thread
+        assert thread is not None
+        silence(thread.hub, monkeypatch)
+        real = server.stop_accepting
+
+        def stop_accepting() -> None:
+            # The hook of the pause comes after the owner's own call.
+            monkeypatch.undo()
+            real_thread = threading.Thread(target=server.stop_accepting)
+            real_thread.start()
+            real_thread.join()
+            real()
+
+        monkeypatch.setattr(server, "stop_accepting", stop_accepting)
+        silence(thread.hub, monkeypatch)
+        if what == "full":
+            thread.call(server.found_full)
+        else:
+            thread.call(lambda: server.back_off(None, LookupError("on purpose")))
+        for _ in range(5):
+            let_hub_turn()
+        assert server._state is State.STOPPED
+        server.start_accepting()
+        assert ask(server.address) == b"0"
+
+
+# Clone 1's only handler, on hub 1, takes all the room there is; then hub 0 forks.
+FORK_WHILE_PAUSED = (
+    FORKS
+    + """
+def child():
+    write_line(questions, json.dumps([server._state.value, ask(3), ready()]))
+
+def hold(sock, peer):
+    if glb.current_clone() == 1 and not released.is_set():
+        held.set()
+        while not released.is_set():
+            gevent.sleep(0.001)
+    handle(sock, peer)
+
+held, released = threading.Event(), threading.Event()
+server = StreamServer(("127.0.0.1", 0), hold, clones=2, hubs=2, spawn=1, patience=30)
+server.start()
+server.pause_clone(0)
+client = socket.create_connection(server.address, 20)
+while not held.is_set():
+    gevent.sleep(0.001)
+server.resume_clone(0)
+waiting = socket.create_connection(server.address, 20)
+while server._state.value != "full":
+    gevent.sleep(0.001)
+waiting.close()
+report["before"] = server._state.value
+wait = fork(child)
+report["child"] = json.loads(read_line(questions))
+report["status"] = wait()
+released.set()
+report["asked"] = ask(2)
+client.recv(100)
+client.close()
+server.stop()
+print(json.dumps(report))
+"""
+)
+
+
+@pytest.mark.parametrize("how", FORKS_BY)
+def test_a_forked_child_is_not_full_of_its_parents_handlers(how: str) -> None:
+    """They aren't there, and nobody would ever tell it of room."""
+    report = tell(FORK_WHILE_PAUSED, how)
+    assert report["before"] == "full"
+    state, (order, is_own), ready = report["child"]
+    assert (state, order, is_own, ready) == ("accepting", [0] * 3, True, [True, False])
+    assert report["status"] == 0
+    assert report["asked"][1]
 
 
 # -- clones -------------------------------------------------------------------------------------
@@ -783,6 +1040,73 @@ def test_threads_of_a_closed_server_end_although_it_started_again() -> None:
     threads = len(hub_threads())
     server.stop()
     assert threads == before + 2
+
+
+def test_the_end_of_an_old_thread_leaves_new_handlers_alone() -> None:
+    """It waits for what it has itself; what began after the restart goes on."""
+    old, new = Holder(), Holder()
+    handlers = [old]
+    server = serve(lambda sock, peer: handlers[-1](sock, peer))
+    before = len(hub_threads())
+    server.start()
+    clients = [connect(server.address) for _ in range(2)]
+    old.wait_for(2)
+    server.close()
+    handlers.append(new)
+    server.start()
+    others = [connect(server.address) for _ in range(4)]
+    new.wait_for(4)
+    assert len(hub_threads()) == before + 3
+    old.released.set()
+    assert [receive_all(client) for client in clients] == [b"done"] * 2
+    wait_until(lambda: len(hub_threads()) == before + 2)
+    assert sorted(new.begun) == [0, 0, 1, 1]
+    assert (len(server._branches), [each.active for each in server._branches]) == (2, [2, 2])
+    new.released.set()
+    assert [receive_all(client) for client in others] == [b"done"] * 4
+    assert (old.killed, new.killed) == ([], [])
+    close_all([*clients, *others])
+    server.stop()
+    assert len(hub_threads()) == before
+
+
+def test_a_blocked_thread_that_ends_late_kills_nothing_of_the_next_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was left behind by a stop, with its handlers to be killed; the server runs again."""
+    monkeypatch.setattr("glb.server.KILL_SECONDS", 0.01)
+    go_on, inside = threading.Event(), threading.Event()
+    holder = Holder()
+
+    def handle(sock: Any, peer: Any) -> None:
+        if glb.current_clone() == 1 and not inside.is_set():
+            inside.set()
+            assert go_on.wait(20)
+        else:
+            holder(sock, peer)
+
+    server = serve(handle)
+    before = len(hub_threads())
+    server.start()
+    server.pause_clone(0)
+    client = connect(server.address)
+    wait_until(inside.is_set)
+    server.stop(0.01)
+    server.resume_clone(0)
+    server.start()
+    others = [connect(server.address) for _ in range(4)]
+    holder.wait_for(4)
+    threads = len(hub_threads())
+    go_on.set()
+    wait_until(lambda: len(hub_threads()) == before + 2)
+    assert threads == before + 3
+    holder.released.set()
+    assert [receive_all(other) for other in others] == [b"done"] * 4
+    assert holder.killed == []
+    close_all([client, *others])
+    server.stop()
+    assert len(hub_threads()) == before
+    assert len(caplog.records) == 1  # of the thread that was left
 
 
 def test_stopping_after_a_close_kills_what_is_left() -> None:

@@ -18,9 +18,11 @@ from typing import Any
 import gevent
 import pytest
 from gevent import GreenletExit, socket
+from gevent.pool import Pool
 
 import glb
 from glb import standby as standby_module
+from glb.acceptor import State
 from glb.hubs import HubThread
 from glb.listener import Listener
 from glb.registry import REGISTRY, entries
@@ -435,6 +437,84 @@ def test_who_starts_handlers_in_a_way_of_its_own_gets_one_at_a_time(
         close_all(clients)
 
 
+def test_what_is_handled_out_of_turn_stays_where_it_is() -> None:
+    """Nobody handed it there: its handler runs once, on that hub, when that turns again."""
+    handle = Blocking()
+    with serving(handle) as server:
+        dispatcher = server._branches[1].dispatcher
+        ours, theirs = native_socket.socketpair()
+        inside, go_on = threading.Event(), threading.Event()
+
+        def handle_and_block() -> None:
+            server.do_handle(socket.socket(fileno=theirs.detach()), "a peer")
+            _block(inside, go_on)
+
+        server._branches[1].thread.send(handle_and_block)
+        assert inside.wait(10)
+        server.pause_clone(0)
+        client = connect(server.address)
+        wait_until(partial(has_one, dispatcher.inbox))
+        server.resume_clone(0)
+        tick(standby_of(server), 5)
+        assert receive_all(client) == b"0"
+        assert (server._turns.taken_back, handle.served) == (1, [0])
+        assert not dispatcher.has_turns
+        go_on.set()
+        ours.settimeout(10)
+        assert ours.recv(10) == b"0"  # counted for the first clone
+        close_all([ours, client])
+        assert handle.served == [0, 0]
+        wait_until(lambda: server._branches[1].active == 0)
+        assert [each.active for each in server.clone_stats()] == [0, 0]
+        wait_until(lambda: bool(dispatcher.has_turns))
+
+
+def test_a_pool_that_filled_up_on_the_way_gives_the_connection_back() -> None:
+    """Others serve it; and the server goes on as soon as there is room in its pool again."""
+    handle = Blocking()
+    pools: list[Pool] = []
+
+    def start(address: Any) -> StreamServer:
+        pools.append(Pool(1))
+        other = StreamServer(
+            address, lambda sock, _: sock.sendall(b"x"), spawn=pools[0], clones=1, reuse_port=True
+        )
+        other.start()
+        return other
+
+    with serving(handle, reuse_port=True) as server:
+        thread = HubThread("glb test").start()
+        other: StreamServer = thread.call(lambda: start(server.address))
+        try:
+            server.pause_clone(0)
+            server.pause_clone(1)
+            assert ask(server.address) == b"x"
+            inside, go_on = threading.Event(), threading.Event()
+
+            def block_and_fill() -> None:
+                _block(inside, go_on)
+                pools[0].spawn(gevent.sleep, 1000)
+
+            thread.hub.loop.run_callback_threadsafe(block_and_fill)
+            assert inside.wait(10)
+            client = connect(server.address)
+            inbox = other._branches[0].dispatcher.inbox  # type: ignore[union-attr]  # open
+            wait_until(partial(has_one, inbox))
+            go_on.set()
+            wait_until(lambda: other._state is State.FULL)
+            server.resume_clone(1)
+            assert receive_all(client) == b"1"
+            client.close()
+            server.pause_clone(1)
+            thread.send(lambda: pools[0].kill(block=False))
+            assert ask(server.address) == b"x"
+            assert (other._expected, [each.accepted for each in other.clone_stats()]) == (0, [2])
+        finally:
+            thread.call(other.close)
+            thread.end()
+            assert thread.wait(None)
+
+
 def test_a_bound_is_no_trap_for_what_was_taken_back() -> None:
     """With all room promised to a stalled hub, there is room again when that is taken back."""
     handle = Blocking()
@@ -466,12 +546,11 @@ def test_a_hub_has_two_ticks_to_take_up_what_it_was_handed() -> None:
         dispatcher = server._branches[1].dispatcher
         wait_until(lambda: len(dispatcher.inbox) == 1)
         wait_until(lambda: standby._timer is not None)
+        server.resume_clone(0)
         tick(standby)
-        assert dispatcher.has_turns
+        assert dispatcher.has_turns and len(dispatcher.inbox) == 1
         tick(standby)
         assert not dispatcher.has_turns
-        assert len(server._turns.waiting) == 1
-        server.resume_clone(0)
         assert receive_all(client) == b"0"
         client.close()
 
@@ -879,6 +958,50 @@ def test_plain_listeners_of_several_threads_take_exact_turns(count: int) -> None
             wait_until(lambda: entries()[0].ready == count)
             replies.append(int(ask(first.address)))
         assert replies == started[0].served == turns(count, 20 * count)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_that_do_nothing_but_accept_go_on_for_ever(count: int) -> None:
+    """No greenlet but their own, no timer: their hubs wait for what others accept for them."""
+    served: list[int] = []
+    ended_by: list[object] = []
+    with glb.bind(LOCAL, reuse_port=True) as first:
+        # A second hub in any case, so that it isn't theirs that watches the socket.
+        ours = gevent.spawn(first.accept)
+        let_hub_turn()
+        listeners: list[Listener] = []
+
+        def work(number: int) -> None:
+            listener = first.dup()
+            listeners.append(listener)
+            try:
+                while True:
+                    connection, _ = listener.accept()
+                    served.append(number)
+                    with connection:
+                        connection.sendall(b"%d" % number)
+            except BaseException as error:  # LoopExit, for one
+                ended_by.append(getattr(error, "errno", error))
+            finally:
+                listener.close()
+                gevent.get_hub().destroy(destroy_loop=True)
+
+        workers = []
+        for number in range(count):
+            workers.append(threading.Thread(target=work, args=(number,)))
+            workers[-1].start()
+            wait_until(lambda: entries()[0].ready == len(workers) + 1 or bool(ended_by))
+        ours.kill()
+        for turn in range(10 * count):
+            wait_until(lambda: entries()[0].ready == count or bool(ended_by))
+            assert ended_by == []
+            assert ask(first.address) == b"%d" % (turn % count)
+        for listener in listeners:
+            listener.close()
+        for worker in workers:
+            wait_until(lambda worker=worker: not worker.is_alive())  # type: ignore[misc]  # its own
+            worker.join()
+    assert ended_by == [errno.EBADF] * count
 
 
 def test_a_thread_that_does_not_turn_is_passed_over() -> None:
