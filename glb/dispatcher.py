@@ -62,6 +62,7 @@ class Dispatcher:
         self.servers = 0
         self.has_turns = True
         self.stalled_at: float | None = None
+        self.tried_at = self.quick = 0
         #: Counts what its hub does here, so that the standby sees whether it does.
         self.moves = 0
         self.turns: Turns = entry.turns

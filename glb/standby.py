@@ -37,11 +37,11 @@ __all__ = ["CALM_SECONDS", "Standby", "dispatcher_for"]
 CALM_SECONDS: Final = 1.0
 
 # So long after it let something lie a hub gets one connection at a time.
-PROBATION_SECONDS: Final = 0.25
+PROBATION_SECONDS: Final = 1.0
 
 # A hub that goes on beginning handlers, if slowly, is let alone for so many ticks: what lies
 # there would not be begun much sooner elsewhere, and to move it costs exactness.
-SLOW_TICKS: Final = 5
+SLOW_TICKS: Final = 2
 
 # So often what a connection may lie is doubled, once for each time that it was taken back: up to
 # 5 s, with the default.

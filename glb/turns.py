@@ -43,6 +43,9 @@ __all__ = ["PATIENCE_SECONDS", "Handed", "Member", "Turn", "Turns"]
 PATIENCE_SECONDS: Final = 0.005
 
 
+# A hub that begins what it was handed at once, so often in succession, is trusted again.
+QUICK_TAKES: Final = 16
+
 W = TypeVar("W")
 
 
@@ -121,6 +124,10 @@ class Dispatcher(Protocol):
     #: When it last let something lie, on `time.monotonic`'s clock; ``None``, if it has been
     #: quick for long enough.
     stalled_at: float | None
+    #: When it was last handed something since, by `Turns.clock`, and how often in succession it
+    #: has begun to handle that before the next tick.
+    tried_at: int
+    quick: int
 
     @property
     def is_dead(self) -> bool: ...
@@ -459,6 +466,7 @@ class Turns:
                 return True
             dispatcher.inbox.append(handed)
             if dispatcher.stalled_at is not None:
+                dispatcher.tried_at = self.clock
                 self._withdraw_locked(dispatcher)
             dispatcher.wake_locked()
             if self.standby is not None:
@@ -484,6 +492,7 @@ class Turns:
     def stall_locked(self, dispatcher: Dispatcher) -> None:
         """*dispatcher*'s hub does not turn: its clones aren't ready until it does."""
         dispatcher.stalled_at = monotonic()
+        dispatcher.quick = 0
         self._withdraw_locked(dispatcher)
         dispatcher.wake_locked()
 
@@ -495,6 +504,10 @@ class Turns:
     def restore_locked(self, dispatcher: Dispatcher) -> None:
         """*dispatcher*'s hub turns, and has taken up what it was handed."""
         if not dispatcher.has_turns:
+            if dispatcher.stalled_at is not None:
+                dispatcher.quick = dispatcher.quick + 1 if dispatcher.tried_at == self.clock else 0
+                if dispatcher.quick > QUICK_TAKES:
+                    dispatcher.stalled_at = None  # it was a false alarm, or is over
             dispatcher.has_turns = True
             self.ring.seat(*dispatcher.seated)
             self._look_locked()
