@@ -121,7 +121,7 @@ class StreamServer(gevent.server.StreamServer):
             ``None`` is the class attribute, 1. There are at least as many clones as hubs.
         patience: How long a hub may let a connection lie, in seconds, before it is another
             hub's: see `glb.turns`. One an address; ``None`` is the class attribute, which has
-            no wish either: then it is 0.005.
+            no wish either: then it is 0.01.
         nodelay: Set TCP_NODELAY on the listening socket, which connections inherit, so that
             small replies leave at once: otherwise the second part of one waits for the
             client's delayed acknowledgement, 40 ms on Linux. ``None`` is the class

@@ -45,13 +45,13 @@ SLOW_TICKS: Final = 2
 
 # So often what a connection may lie is doubled, once for each time that it was taken back: up to
 # 5 s, with the default.
-MOST_DOUBLINGS: Final = 9
+MOST_DOUBLINGS: Final = 8
 
 # A tick that is late tells that the process was stopped, or that threads queue for the
 # interpreter: then the hubs could not turn either, and only each so many such ticks count.
 LATE_TICKS: Final = 4
 
-# So many ticks without anything to see, and it sleeps: 0.1 s as a rule. Under steady traffic,
+# So many ticks without anything to see, and it sleeps: 0.2 s as a rule. Under steady traffic,
 # however thin, waking up costs more than a tick.
 QUIET_TICKS: Final = 20
 
