@@ -80,13 +80,13 @@ class Branch:
             OSError, RuntimeError: There is no room for a watcher or a thread. It is closed.
         """
         dispatcher = dispatcher_for(entry, get_hub())
-        with dispatcher.turns.lock:
-            dispatcher.servers += 1
         self.handlers = handlers_here()
         self.handlers.acquire()
         self._idle = Event()
         # A ring's own from here on; a server that starts again brings a new one.
         team: Team[Any] = Team(seated=False)
+        with dispatcher.turns.lock:
+            dispatcher.servers[team] = None
         for acceptor in self.acceptors:
             acceptor.dispatcher = dispatcher
             acceptor.team = team
@@ -132,7 +132,7 @@ class Branch:
         if dispatcher is None or handlers is None:
             return
         with dispatcher.turns.lock:
-            dispatcher.servers -= 1
+            dispatcher.servers.pop(self.team, None)
             dispatcher.turns.drop([(dispatcher, self.team)])
         left = [dispatcher]
 

@@ -59,7 +59,7 @@ class Dispatcher:
         #: The team of those who have none: plain listeners.
         self.singles: Team[Member] = Team()
         self.seated: dict[Team[Any], None] = {self.singles: None}
-        self.servers = 0
+        self.servers: dict[Team[Any], None] = {}
         self.has_turns = True
         self.stalled_at: float | None = None
         self.tried_at = self.quick = 0

@@ -114,8 +114,8 @@ class Dispatcher(Protocol):
     accepted: int
     #: What was handed to this hub's clones, oldest first.
     inbox: deque[Handed]
-    #: Servers that have clones here, and are open.
-    servers: int
+    #: The teams of servers that have clones here, and are open.
+    servers: dict[Team[Any], None]
     #: Its teams that have turns, as far as they know: those of servers that accept, and
     #: `singles`.
     seated: dict[Team[Any], None]
@@ -409,7 +409,7 @@ class Turns:
         # The hub of a thread that has plain listeners only turns while it waits for a
         # connection, so it can't accept for others.
         duty = self.on_duty
-        is_fit = duty is not None and duty.servers > 0
+        is_fit = duty is not None and bool(duty.servers)
         if self.standby is not None and not is_fit and self.next_locked() is not None:
             self.assign_locked(self.standby)
 
@@ -424,11 +424,11 @@ class Turns:
         return next(fit, None)
 
     def has_hub_that_turns_locked(self) -> bool:
-        """Whether there is one, with a clone; it may have no room, until some is given back."""
+        """Whether there is one, with a clone that isn't paused; all places may be taken."""
         return any(
-            each.has_turns and (each.servers > 0 or bool(each.singles.line))
+            any(team.line for team in (*each.servers, each.singles))
             for each in self.dispatchers.values()
-            if not each.is_standby
+            if each.has_turns
         )
 
     def _is_fit_locked(self, dispatcher: Dispatcher) -> bool:
@@ -436,7 +436,7 @@ class Turns:
             not dispatcher.is_standby
             and dispatcher.has_turns
             and dispatcher.stalled_at is None
-            and dispatcher.servers > 0
+            and bool(dispatcher.servers)
         )
 
     # -- connections on their way --------------------------------------------------------------

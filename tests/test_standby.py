@@ -489,6 +489,7 @@ def test_a_pool_that_filled_up_on_the_way_gives_the_connection_back() -> None:
             server.pause_clone(0)
             server.pause_clone(1)
             assert ask(server.address) == b"x"
+            wait_until(lambda: len(pools[0]) == 0)
             inside, go_on = threading.Event(), threading.Event()
 
             def block_and_fill() -> None:

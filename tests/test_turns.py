@@ -56,12 +56,13 @@ class FakeDispatcher:
         self.thread = thread
         self.accepted = 0
         #: Whether a server has its clones here.
-        self.servers = 1 if members else 0
+        self.servers: dict[Team[Any], None] = {}
         self.inbox: deque[Handed] = deque()
         self.singles: Team[Any] = Team()
         self.seated: dict[Team[Any], None] = {self.singles: None}
         self.has_turns = True
         self.stalled_at: float | None = None
+        self.tried_at = self.quick = 0
         self.is_dead = False
         self.is_watching = False
         self.is_paused = False
@@ -71,6 +72,8 @@ class FakeDispatcher:
         self.jobs: list[Handed] = []
         #: A server's clones.
         self.team: Team[Any] = Team(seated=False)
+        if members:
+            self.servers[self.team] = None
         self.is_abandoned = False
         self.members = [FakeMember(self, self.team, f"{name}.{n}") for n in range(members)]
 
