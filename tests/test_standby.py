@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket as native_socket
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -109,7 +110,7 @@ def standby_of(server: StreamServer) -> Standby:
 
 def look(standby: Standby, after: float) -> None:
     """Make the standby look around, in its own thread, as if it did *after* times its patience."""
-    standby._ticked_at = standby_module.monotonic() - after * standby.turns.patience
+    standby._ticked_at = time.monotonic() - after * standby.turns.patience
     standby._tick()
 
 

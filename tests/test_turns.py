@@ -21,11 +21,15 @@ from hypothesis.stateful import (
 
 from glb.balance import Policy
 from glb.ring import Team
-from glb.turns import PATIENCE_SECONDS, Handed, Turns
+from glb.turns import PATIENCE_SECONDS, Handed, Turn, Turns
 
 
 class FakeMember:
     """A clone that counts what is on its way to it."""
+
+    context = "a test"
+    is_out_of_reach = False
+    max_accept = 100
 
     def __init__(self, dispatcher: FakeDispatcher, team: Team[Any], name: str) -> None:
         self.dispatcher: Any = dispatcher
@@ -33,6 +37,21 @@ class FakeMember:
         self.name = name
         self.load = 0
         self.expected = 0
+
+    def has_room(self) -> bool:
+        return True
+
+    def next_delay(self) -> float:
+        raise NotImplementedError
+
+    def take_turn(self) -> Turn:
+        raise NotImplementedError
+
+    def take(self, handed: Handed) -> bool:
+        raise NotImplementedError
+
+    def broken(self, error: OSError) -> None:
+        raise NotImplementedError
 
     def expect_locked(self) -> None:
         self.expected += 1
@@ -431,7 +450,7 @@ def test_the_standby_relieves_a_hub_whose_last_server_goes() -> None:
     turns, first, second = two_hubs(1)
     standby = with_standby(turns)
     turns.unseat([(second, second.team)])
-    first.servers = 0
+    first.servers = {}
     turns.drop([(first, first.team)])
     assert turns.on_duty is first
     turns.seat([(second, second.team)])
@@ -446,7 +465,7 @@ def test_who_is_not_fit_gets_no_duty(reason: str) -> None:
     assert turns.find_fit_locked() is first
     first.has_turns = reason != "withdrawn"
     first.stalled_at = 1.0 if reason == "on probation" else None
-    first.servers = 0 if reason == "no server" else 1
+    first.servers = {} if reason == "no server" else {first.team: None}
     first.is_standby = reason == "the standby"
     assert turns.find_fit_locked() is second
 
