@@ -493,7 +493,7 @@ class Turns:
     def stall_locked(self, dispatcher: Dispatcher) -> None:
         """*dispatcher*'s hub does not turn: its clones aren't ready until it does."""
         dispatcher.stalled_at = monotonic()
-        dispatcher.quick = 0
+        dispatcher.tried_at, dispatcher.quick = -1, 0
         self._withdraw_locked(dispatcher)
         dispatcher.wake_locked()
 

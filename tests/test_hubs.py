@@ -364,8 +364,9 @@ def test_they_are_native_under_monkey_patching() -> None:
 def test_a_forked_child_has_none() -> None:
     """What was sent to them there goes nowhere, and nobody waits for them."""
     printed = run_python(
-        "import os, sys, gevent\n"
+        "import os, sys, warnings, gevent\n"
         "from glb import hubs\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)  # forking with threads, from 3.12\n"
         "thread = hubs.HubThread('one').start()\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"

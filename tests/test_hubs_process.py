@@ -84,7 +84,11 @@ def handle(sock, peer):
         time.sleep(0.02)
         gevent.sleep(0.0001)
     while what == b"c":  # have all hubs at work
-        with socket.create_connection(server.address) as client:
+        try:
+            client = socket.create_connection(server.address)
+        except RuntimeError:
+            return  # gevent's resolver can't start its thread any more, since Python 3.12
+        with client:
             client.sendall(b"i")
             while client.recv(1):
                 pass

@@ -24,6 +24,7 @@ from gevent.pool import Pool
 import glb
 from glb import standby as standby_module
 from glb.acceptor import State
+from glb.connection import Connection
 from glb.hubs import HubThread
 from glb.listener import Listener
 from glb.registry import REGISTRY, entries
@@ -244,6 +245,29 @@ def test_jobs_that_have_not_begun_are_taken_back() -> None:
         assert [each.accepted for each in server.clone_stats()] == completed
 
 
+def test_the_first_jobs_of_all_are_taken_back_as_any() -> None:
+    """A hub's first handler may be the one that blocks: those behind it are safe all the same."""
+    handle = Blocking(1)
+    with StreamServer(LOCAL, handle, hubs=2, clones=2, patience=NEVER) as server:
+        server.start()
+        handlers = [branch.handlers for branch in server._branches]
+        wait_until(lambda: all(each is not None and each.is_probed for each in handlers))
+        server.pause_clone(0)
+        dispatcher = server._branches[1].dispatcher
+        assert dispatcher is not None
+        with blocked(hub_of(server, 1)):
+            clients = [connect(server.address) for _ in range(3)]
+            wait_until(lambda: len(dispatcher.inbox) == 3)
+        wait_until(handle.inside.is_set)
+        server.resume_clone(0)
+        tick(standby_of(server), 4)
+        replies = [receive_all(client) for client in clients[1:]]
+        handle.go_on.set()
+        assert receive_all(clients[0]) == b"1"
+        assert replies == [b"0"] * 2
+        close_all(clients)
+
+
 @pytest.mark.parametrize("policy", ["round_robin", "first"])
 def test_jobs_of_the_hub_on_duty_are_taken_back_though_the_standby_slept(policy: str) -> None:
     """It need not have seen them come: what a hub accepts for itself is looked after, too."""
@@ -444,10 +468,12 @@ def test_what_is_handled_out_of_turn_stays_where_it_is() -> None:
     with serving(handle) as server:
         dispatcher = server._branches[1].dispatcher
         ours, theirs = native_socket.socketpair()
+        # As one that came by a turn.
+        connection = Connection(theirs.family, theirs.type, theirs.proto, theirs.detach())
         inside, go_on = threading.Event(), threading.Event()
 
         def handle_and_block() -> None:
-            server.do_handle(socket.socket(fileno=theirs.detach()), "a peer")
+            server.do_handle(connection, "a peer")
             _block(inside, go_on)
 
         server._branches[1].thread.send(handle_and_block)
@@ -468,6 +494,22 @@ def test_what_is_handled_out_of_turn_stays_where_it_is() -> None:
         wait_until(lambda: server._branches[1].active == 0)
         assert [each.active for each in server.clone_stats()] == [0, 0]
         wait_until(lambda: bool(dispatcher.has_turns))
+
+
+def test_what_the_first_hub_handles_out_of_turn_is_not_another_ones() -> None:
+    """It is counted for the first clone, but was never accepted for it: it stays."""
+    handle = Blocking()
+    with serving(handle) as server:
+        ours, theirs = native_socket.socketpair()
+        connection = Connection(theirs.family, theirs.type, theirs.proto, theirs.detach())
+        server.do_handle(connection, "a peer")
+        tick(standby_of(server), 5)  # natively: this hub does not turn
+        assert not server._branches[0].dispatcher.has_turns
+        assert (server._turns.taken_back, handle.served) == (0, [])
+        wait_until(lambda: handle.served == [0])
+        assert ours.recv(10) == b"0"
+        ours.close()
+        wait_until(lambda: server._branches[0].active == 0)
 
 
 def test_a_pool_that_filled_up_on_the_way_gives_the_connection_back() -> None:

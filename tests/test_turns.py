@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from glb.balance import Policy
 from glb.ring import Team
-from glb.turns import PATIENCE_SECONDS, Handed, Turn, Turns
+from glb.turns import PATIENCE_SECONDS, QUICK_TAKES, Handed, Turn, Turns
 
 
 class FakeMember:
@@ -329,6 +329,37 @@ def test_a_hub_on_probation_has_one_at_a_time() -> None:
     with turns.lock:
         turns.restore_locked(second)
     assert [give(turns, number, first) for number in range(4)] == ["a.0", "a.1", "b.1", "a.0"]
+
+
+def test_a_hub_that_is_quick_often_enough_is_trusted_again() -> None:
+    """Each time within a tick; one that took longer, or a stall, and it begins anew."""
+    turns, first, second = two_hubs(1)
+    turns.clock = 5
+
+    def serve_one(ticks: int) -> None:
+        while not second.inbox:
+            give(turns, 1, first)
+        second.inbox.popleft().member.unexpect_locked()
+        turns.clock += ticks
+        with turns.lock:
+            turns.restore_locked(second)
+
+    def stall() -> None:
+        with turns.lock:
+            turns.stall_locked(second)
+            turns.restore_locked(second)
+
+    for begin_anew in (stall, lambda: serve_one(ticks=1), stall):
+        turns.clock += 1
+        if second.stalled_at is None:
+            stall()
+        begin_anew()
+        for _ in range(QUICK_TAKES):
+            assert second.stalled_at is not None
+            serve_one(ticks=0)
+        assert second.stalled_at is not None
+        serve_one(ticks=0)
+        assert second.stalled_at is None
 
 
 def test_restoring_who_has_turns_changes_nothing() -> None:
