@@ -249,7 +249,9 @@ def fork(child):
     if pid == 0:
         (reinit_first if HOW == "os.fork" else child)()
         sys.exit(0)
-    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    # gevent reaps the children that it forked itself.
+    waitpid = gevent.os.waitpid if HOW == "gevent.fork" else os.waitpid
+    return lambda: os.waitstatus_to_exitcode(waitpid(pid, 0)[1])
 
 def ready():
     return [clone.ready for clone in server.clone_stats()]
