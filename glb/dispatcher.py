@@ -29,10 +29,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from gevent.exceptions import HubDestroyed
-
 from .errors import Heap, classify
 from .handlers import Job, handlers_here
+from .hubs import call_each
 from .registry import Entry, native_ident
 from .ring import Team
 from .turns import Handed, Member, Turn, Turns
@@ -153,14 +152,7 @@ class Dispatcher:
             self._watch_while_ready()
 
     def _answer_calls(self) -> None:
-        while self._calls:
-            call = self._calls.popleft()
-            try:
-                call()
-            except HubDestroyed:
-                raise
-            except BaseException as error:  # those behind it are to be called, too
-                self.hub.handle_error(call, type(error), error, error.__traceback__)
+        call_each(self._calls, self.hub)
 
     def close(self) -> None:
         """Leave nothing on the loop. Twice is harmless."""

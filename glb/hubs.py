@@ -29,7 +29,7 @@ from gevent.hub import Waiter
 from gevent.monkey import get_original, is_module_patched
 from greenlet import greenlet
 
-__all__ = ["HubThread"]
+__all__ = ["HubThread", "call_each"]
 
 _Lock: Final[Callable[[], Any]] = get_original("_thread", "allocate_lock")
 _RLock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
@@ -239,14 +239,7 @@ class HubThread:
             self._tear_down()
 
     def _answer(self) -> None:
-        while self._calls:
-            call = self._calls.popleft()
-            try:
-                call()
-            except HubDestroyed:
-                raise
-            except BaseException as error:
-                self.hub.handle_error(call, type(error), error, error.__traceback__)
+        call_each(self._calls, self.hub)
 
     def _end(self) -> None:
         self._is_ending = True
@@ -293,6 +286,18 @@ class HubThread:
         for watcher in [*getattr(self.hub.loop, "_keepaliveset", ())]:
             if watcher.active:
                 watcher.stop()
+
+
+def call_each(calls: deque[Callable[[], object]], hub: Any) -> None:
+    """Call all of *calls*, oldest first, and take them out; *hub* reports what one raises."""
+    while calls:
+        call = calls.popleft()
+        try:
+            call()
+        except HubDestroyed:
+            raise
+        except BaseException as error:  # those behind it are to be called, too
+            hub.handle_error(call, type(error), error, error.__traceback__)
 
 
 def _destroy(hub: Any) -> None:
