@@ -253,7 +253,8 @@ class Dispatcher:
             if member is None or self._taken >= member.max_accept:
                 return
             try:
-                turn = member.take_turn() if turns.standby is None else self._deal(member)
+                is_plain = turns.standby is None and not turns.waiting
+                turn = member.take_turn() if is_plain else self._deal(member)
             except BaseException as error:
                 self._pause_for(member, error)
                 return

@@ -231,8 +231,20 @@ class Registry:
                 raise
             return share
 
-    def adopt(self, descriptor: int, *, shared: bool = False) -> Share:
+    def find(self, address: Address) -> Entry | None:
+        """Return the open, shared entry of a numeric *address*."""
+        with self.lock:
+            key = sockets.find_key(address)
+            return None if key is None else self._by_key.get(key)
+
+    def adopt(
+        self, descriptor: int, *, shared: bool = False, backlog: int = sockets.DEFAULT_BACKLOG
+    ) -> Share:
         """Return a share in somebody's listening *descriptor*, which stays theirs.
+
+        Args:
+            backlog: What its accept queue is long, in connections. Where that isn't known,
+                nobody makes it shorter by joining.
 
         Raises:
             OSError: It is not a socket, or *shared* and its address is open here already.
@@ -241,10 +253,7 @@ class Registry:
         """
         pristine = sockets.adopt(descriptor)
         with self.lock:
-            # Its owner's backlog is not known, and must not be lowered.
-            return self._add_locked(
-                pristine, shared, backlog=sockets.DEFAULT_BACKLOG, owns_file=False
-            )
+            return self._add_locked(pristine, shared, backlog=backlog, owns_file=False)
 
     def acquire(self, entry: Entry) -> Share:
         """Return one more share in an open *entry*.

@@ -17,12 +17,16 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Generic, TypeVar
 
-__all__ = ["Ring", "Team"]
+__all__ = ["Askers", "Ring", "Team"]
 
 M = TypeVar("M")
+
+# So often somebody else asks while a connection is there, and who was first has stopped asking:
+# once it may be late, and twice it may be slower than the other.
+MOST_REFUSALS: Final = 2
 
 # Since when a clone waits: the count at which it joined, or at which its team was seated if
 # that was later, and then the first again: clones of teams that were seated together keep the
@@ -138,6 +142,45 @@ class Ring(Generic[M]):
     def _next_count(self) -> int:
         self._count += 1
         return self._count
+
+
+class Askers(Generic[M]):
+    """The order of those who don't wait for their turn, but ask now and then whether it is.
+
+    Whoever asks stands in line from then on. The first gets the next connection when it asks
+    next; if somebody else has asked for that connection more than `MOST_REFUSALS` times
+    meanwhile, it has stopped asking, and is passed over.
+    """
+
+    def __init__(self) -> None:
+        self._line: OrderedDict[M, None] = OrderedDict()
+        # How often each was refused, while the same one was first.
+        self._refusals: dict[M, int] = {}
+
+    def is_next(self, asker: M, has_connection: Callable[[], bool]) -> bool:
+        """Tell whether *asker* may try. *has_connection* is asked only if it isn't the first."""
+        line = self._line
+        line.setdefault(asker)
+        while (first := next(iter(line))) is not asker:
+            if not has_connection():
+                return False
+            refusals = self._refusals.get(asker, 0) + 1
+            if refusals <= MOST_REFUSALS:
+                self._refusals[asker] = refusals
+                return False
+            self.forget(first)
+        return True
+
+    def rotate(self, asker: M) -> None:
+        """Send *asker*, who had its turn, to the end of the line."""
+        self._line[asker] = None
+        self._line.move_to_end(asker)
+        self._refusals.clear()
+
+    def forget(self, asker: M) -> None:
+        """Forget *asker*, until it asks again. Twice is harmless."""
+        self._line.pop(asker, None)
+        self._refusals.clear()
 
 
 def _since(joined: int, seated: int) -> Since:

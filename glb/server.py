@@ -38,6 +38,7 @@ from gevent.server import DatagramServer
 
 from .acceptor import Acceptor, State
 from .address import Address, parse
+from .adopted import Adopted, is_excluded
 from .balance import Policy
 from .branch import KILL_SECONDS, Branch, SharedBound
 from .clones import Clone, current_clone
@@ -78,11 +79,20 @@ class _TurnOfThread(_Turn, get_original("threading", "local")):  # type: ignore[
     """What a server of several hubs does in this thread."""
 
 
-def _check_count(name: str, count: object) -> None:
+def check_count(name: str, count: object) -> None:
     if not isinstance(count, int) or isinstance(count, bool):
         raise TypeError(f"{name} must be a whole number, got {count!r}")
     if count < 1:
         raise ValueError(f"{name} must be 1 or more, got {count!r}")
+
+
+def check_places(clones: int | None, hubs: int | None) -> None:
+    """Refuse numbers of clones and hubs that don't fit; ``None`` always does."""
+    for name, count in {"clones": clones, "hubs": hubs}.items():
+        if count is not None:
+            check_count(name, count)
+    if clones is not None and clones < (hubs or 1):
+        raise ValueError(f"clones must be {hubs} or more, one for each hub, got {clones!r}")
 
 
 def _check_patience(patience: object) -> None:
@@ -145,6 +155,10 @@ class StreamServer(gevent.server.StreamServer):
     #: On how many hubs they live.
     hubs: int = 1
 
+    #: On how many hubs they live if they aren't told, and nothing given keeps them to one: a
+    #: pool would. `glb.monkey.patch_all` sets it.
+    hubs_if_possible: int = 1
+
     #: How long a hub may let a connection lie, in seconds; ``None`` is what others wish.
     patience: float | None = None
 
@@ -177,6 +191,8 @@ class StreamServer(gevent.server.StreamServer):
     _loop: Any = None
     _replaced_spawn: Any = None
     _is_told_of_room: bool = False
+    #: Whether its clones or hubs were given to its constructor.
+    _is_told_places: bool = False
     #: What a connection's socket is: family, type, protocol.
     _kind: tuple[int, int, int] = (-1, -1, -1)
     #: What it wished of its address: policy and patience.
@@ -253,9 +269,12 @@ class StreamServer(gevent.server.StreamServer):
     ) -> None:
         if reuse_port is not None:
             self.reuse_port = bool(reuse_port)
+        self._is_told_places = clones is not None or hubs is not None
         if hubs is not None:
             self.hubs = hubs
-        _check_count("hubs", self.hubs)
+        elif self.hubs == 1 and not hasattr(spawn, "spawn"):
+            self.hubs = self.hubs_if_possible
+        check_count("hubs", self.hubs)
         if clones is not None:
             self.clones = clones
         elif self.clones < self.hubs:
@@ -274,12 +293,7 @@ class StreamServer(gevent.server.StreamServer):
             )
 
     def _make_acceptors(self) -> None:
-        _check_count("clones", self.clones)
-        _check_count("hubs", self.hubs)
-        if self.clones < self.hubs:
-            raise ValueError(
-                f"clones must be {self.hubs} or more, one for each hub, got {self.clones!r}"
-            )
+        check_places(self.clones, self.hubs)
         self._turn = _Turn() if self.hubs == 1 else _TurnOfThread()
         self._branches = [Branch(index) for index in range(self.hubs)]
         self._acceptors = [
@@ -297,10 +311,18 @@ class StreamServer(gevent.server.StreamServer):
                     f"listener must be an address or a bound socket, got {listener!r}"
                 ) from error
             self._handed_in = listener
+            if isinstance(getattr(listener, "_sock", None), Adopted):
+                self._keep_to_one_clone()  # the program has clones of its own
         else:
             address = parse(listener)
             self.family = address.family
             self.address = address.sockaddr
+            if is_excluded(address):
+                self._keep_to_one_clone()
+
+    def _keep_to_one_clone(self) -> None:
+        if not self._is_told_places:
+            self.clones = self.hubs = 1
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:
         if handle is None and self.handler_factory is not None:
@@ -414,6 +436,9 @@ class StreamServer(gevent.server.StreamServer):
                 self._handed_in = listener
         if isinstance(listener, Listener):
             return listener
+        plain = getattr(listener, "_sock", None)
+        if isinstance(plain, Adopted):
+            return Listener(REGISTRY.acquire(plain.entry))
         return Listener(REGISTRY.adopt(listener.fileno(), shared=self.reuse_port))
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
+import operator
 import os
 import select
 import stat
@@ -28,7 +29,7 @@ from gevent.monkey import get_original
 from . import address as addresses
 from .address import AF_INET6, AF_UNIX, Address, Key
 
-__all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolve"]
+__all__ = ["DEFAULT_BACKLOG", "Bell", "Platform", "duplicate", "open_listening", "resolve"]
 
 # More than any system's limit, so that each gives what it allows (Linux: net.core.somaxconn,
 # 4096 today), and still fits the 16 bits that some keep the backlog in. trio asks for the
@@ -237,6 +238,18 @@ def bound_address(sock: _socket.socket) -> Address:
     return Address(sock.family, sock.getsockname())
 
 
+def address_of(number: int) -> Address | None:
+    """Return the address that descriptor *number* is bound to, if it is a TCP socket."""
+    try:
+        sock = _socket.socket(fileno=number)
+    except OSError:
+        return None
+    try:
+        return bound_address(sock) if sock.family in (_socket.AF_INET, AF_INET6) else None
+    finally:
+        sock.detach()
+
+
 def find_key(address: Address) -> Key | None:
     """Return the key of a numeric *address*, or ``None`` if nothing can be bound there.
 
@@ -285,3 +298,109 @@ def park(sock: _socket.socket) -> None:
             os.dup2(stand_in.fileno(), number, inheritable=False)
     except OSError:
         sock.close()
+
+
+class Bell:
+    """A descriptor that is readable while it rings: for pollers of any kind, in any thread.
+
+    It is closed with the last reference to it, since a loop may look at it for longer than
+    whoever rings it is there.
+    """
+
+    __slots__ = ("__weakref__", "_input", "_output")
+
+    def __init__(self) -> None:
+        self._output, self._input = _open_bell()
+
+    def fileno(self) -> int:
+        return self._output
+
+    def ring(self, *, is_ringing: bool) -> None:
+        """Ring, or be silent. Twice is once."""
+        try:
+            os.read(self._output, 8)
+        except BlockingIOError:
+            pass  # it was silent
+        if is_ringing:
+            os.write(self._input, _ONE)
+
+    def renew(self) -> None:
+        """Be silent, and apart from the parent's bell of which this is a fork's copy."""
+        new = _open_bell()
+        for mine, fresh in {self._output: new[0], self._input: new[1]}.items():
+            os.dup2(fresh, mine, inheritable=False)
+        for fresh in {*new}:
+            os.close(fresh)
+
+    def __del__(self) -> None:
+        for number in {getattr(self, "_output", -1), getattr(self, "_input", -1)} - {-1}:
+            os.close(number)
+
+
+#: What an eventfd counts by; to a pipe it is as good as any byte.
+_ONE: Final = (1).to_bytes(8, sys.byteorder)
+
+
+def _open_bell() -> tuple[int, int]:
+    if hasattr(os, "eventfd"):
+        number = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return number, number
+    numbers = os.pipe()
+    for number in numbers:
+        os.set_blocking(number, False)
+    return numbers
+
+
+def kind_of(sock: _socket.socket) -> tuple[object, ...]:
+    """Return what two sockets must have alike for one to stand in for the other.
+
+    Family, type and protocol, IPV6_V6ONLY, and the interface they are bound to. The address
+    isn't among it: see `find_key`.
+    """
+    facts: list[object] = [sock.family, _kind(sock), sock.proto or _socket.IPPROTO_TCP]
+    if sock.family == AF_INET6:
+        facts.append(bool(sock.getsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY)))
+    if hasattr(_socket, "SO_BINDTODEVICE"):
+        facts.append(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_BINDTODEVICE, 64))
+    return tuple(facts)
+
+
+def has_reuse_port(sock: _socket.socket) -> bool:
+    """Whether SO_REUSEPORT is set on *sock*, and it is one that could share a TCP port."""
+    if sock.family not in (_socket.AF_INET, AF_INET6) or _kind(sock) != _socket.SOCK_STREAM:
+        return False
+    option = getattr(_socket, "SO_REUSEPORT", None)
+    return option is not None and bool(sock.getsockopt(_socket.SOL_SOCKET, option))
+
+
+def is_listening(sock: _socket.socket) -> bool:
+    """Whether connections can come to *sock*."""
+    return bool(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
+
+
+def numeric(family: int, address: Any) -> Any:
+    """Return the host and port that bind(2) takes *address* for, in whatever form it is.
+
+    Raises:
+        OSError, TypeError, ValueError: As bind(2) of Python does.
+    """
+    host, port, *rest = address
+    # Python's own reading of it, on a port that is free.
+    with contextlib.closing(_socket.socket(family, _socket.SOCK_STREAM)) as scratch:
+        scratch.bind((host, 0, *rest))
+        bound = scratch.getsockname()
+    return (bound[0], operator.index(port), *bound[2:])
+
+
+def stand_in(number: int, pristine: _socket.socket) -> None:
+    """Make descriptor *number* one of *pristine*'s kernel socket, and close what it was."""
+    os.dup2(pristine.fileno(), number, inheritable=os.get_inheritable(number))
+
+
+def file_of(number: int) -> tuple[int, int] | None:
+    """Return what tells the open file behind *number* from all others; ``None`` if closed."""
+    try:
+        found = os.fstat(number)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)

@@ -32,7 +32,7 @@ from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from .balance import Policy, least_loaded
-from .ring import Ring, Team
+from .ring import Askers, Ring, Team
 
 __all__ = ["PATIENCE_SECONDS", "Handed", "Member", "Turn", "Turns"]
 
@@ -247,6 +247,8 @@ class Turns:
         self.waiting: deque[Handed] = deque()
         #: The order of turns. Used with the lock held.
         self.ring: Final[Ring[Any]] = Ring()
+        #: Who asks without waiting. Used with the lock held.
+        self.askers: Final[Askers[Any]] = Askers()
 
     @property
     def accepted(self) -> int:
@@ -479,6 +481,16 @@ class Turns:
         with self.lock:
             handed.member.unexpect_locked()
             self._wait_locked([handed])
+
+    def put_back_locked(self, accepted: Sequence[Handed]) -> None:
+        """Who was given *accepted*, and counted for it, won't use it: it is the next ones'."""
+        self.given_up += len(accepted)
+        self._wait_locked(accepted)
+
+    def forget_asker(self, asker: object) -> None:
+        """Forget who won't ask again."""
+        with self.lock:
+            self.askers.forget(asker)
 
     def take_back_locked(self, dispatcher: Dispatcher) -> None:
         """Give what *dispatcher*'s hub lets lie to others."""

@@ -23,6 +23,7 @@ from gevent.event import Event
 from gevent.exceptions import LoopExit
 
 import glb
+from glb.descriptor import Descriptor
 from glb.listener import Listener
 
 from .helpers import (
@@ -110,23 +111,15 @@ def failing_accept(
 
     A fake, because the kernel cannot be made to fail on demand.
     """
-    real = listener._sock
+    real = Descriptor.take
 
-    class Failing:
-        def _accept(self) -> tuple[int, Any]:
-            if errors:
-                code = errors.pop(0)
-                raise OSError(code, errno.errorcode.get(code, "?"))
-            accepted: tuple[int, Any] = real._accept()
-            return accepted
+    def take(self: Descriptor) -> tuple[int, Any]:
+        if self is listener._sock and errors:
+            code = errors.pop(0)
+            raise OSError(code, errno.errorcode.get(code, "?"))
+        return real(self)
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
-        def __repr__(self) -> str:
-            return repr(real)
-
-    monkeypatch.setattr(listener, "_sock", Failing())
+    monkeypatch.setattr(Descriptor, "take", take)
     return errors
 
 
@@ -827,18 +820,14 @@ def test_an_error_that_is_no_oserror_does_not_end_the_turns(
         gevent.get_hub(), "handle_error", lambda *args: told.append(args[1]), raising=False
     )
     with clones(1) as (listener,):
-        real, errors = listener._sock, [MemoryError()]
+        real, errors = Descriptor.take, [MemoryError()]
 
-        class Failing:
-            def _accept(self) -> Any:
-                if errors:
-                    raise errors.pop()
-                return real._accept()
+        def take(self: Descriptor) -> tuple[int, Any]:
+            if errors:
+                raise errors.pop()
+            return real(self)
 
-            def __getattr__(self, name: str) -> Any:
-                return getattr(real, name)
-
-        monkeypatch.setattr(listener, "_sock", Failing())
+        monkeypatch.setattr(Descriptor, "take", take)
         start_loops([listener], Inline())
         assert ask(listener.address) == b"0"
         assert told == [MemoryError]

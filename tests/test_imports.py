@@ -20,16 +20,20 @@ FLOORS = [
     {"registry", "ring", "turns"},  # state
     {  # handles
         "acceptor",
+        "adopted",
         "branch",
         "connection",
+        "descriptor",
         "dispatcher",
         "handlers",
         "listener",
+        "polls",
+        "seats",
         "standby",
     },
     {"__init__"},  # what `import glb` gives
     {"pywsgi", "server"},  # servers
-    {"__main__", "cli", "console", "demo", "monkey"},  # doors
+    {"__main__", "cli", "console", "demo", "monkey", "program"},  # doors
 ]
 #: Who may open, duplicate or set an option on a socket; the registry only names its type.
 KERNEL = "sockets"

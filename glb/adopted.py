@@ -1,0 +1,314 @@
+"""Adopted sockets: a program's own, which have become clones.
+
+A program that knows nothing of glb opens an address several times with SO_REUSEPORT, each time
+by ``bind`` and ``listen``. The kernel judges the bind, as it always does: so whatever it refuses
+stays refused, with its own error, and a socket that is bound and then connects is let alone. At
+`listen` the socket becomes a clone:
+
+* the first on its address as it is: its kernel socket is the entry's pristine socket then;
+* each later one by standing in: its descriptor, whose number stays, leads to the pristine socket
+  from then on, and its own kernel socket, on which nobody has knocked yet, is closed.
+
+Only sockets that are alike share an entry (`glb.sockets.kind_of`): what the kernel lets stand
+side by side otherwise stays the kernel's business, and so does whatever listens already.
+
+Nothing of a program's object changes but the plain socket under it, which is an `Adopted` then.
+Another object that is made on the descriptor of a clone, or on one that was detached from a
+clone, is a clone as well.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import operator
+import os
+from collections.abc import Iterable
+from typing import Any, Final
+
+from gevent.socket import socket as GeventSocket
+
+from . import address as addresses
+from . import descriptor, errors, sockets
+from .address import Address, parse
+from .descriptor import Descriptor
+from .registry import REGISTRY, Entry, Share
+
+__all__ = ["Adopted", "accept", "bind", "duplicate", "exclude", "listen", "made"]
+
+#: What listen(2) of Python takes, where it isn't told.
+PYTHONS_BACKLOG: Final = min(_socket.SOMAXCONN, 128)
+_MAX_BACKLOG: Final = 2**31 - 1
+
+
+class Adopted(Descriptor):
+    """The plain socket under a program's own, whose address is shared."""
+
+    __slots__ = ()
+
+    def _accept(self) -> tuple[int, Any]:
+        # For who goes under the cooperative socket, as gevent's servers do: never waits.
+        return self.seats.ask()
+
+    def listen(self, *args: Any) -> None:
+        """Take connections, again if need be. The accept queue is never shortened."""
+        _raise_backlog(self.entry, args)
+        self.seats.reopen()
+
+    def shutdown(self, how: int) -> None:
+        """Take no more connections by this socket, until it listens again."""
+        if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if how != _socket.SHUT_WR:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Be a socket that doesn't listen: accept fails, and pollers are told."""
+        where = self.entry.address
+        self.seats.cancel(lambda: errors.listener_shut_down(where))
+
+    def detach(self) -> int:
+        left = _Left(self.fileno(), self.entry.backlog)
+        number = super().detach()
+        if descriptor.find(number) is None:
+            _left[number] = left
+        return number
+
+
+class _Left:
+    """A descriptor of a clone's kernel socket that isn't a clone now, and may become one."""
+
+    def __init__(self, number: int, backlog: int) -> None:
+        self._number = number
+        self._file = sockets.file_of(number)
+        #: Of the entry to which it belonged.
+        self.backlog = backlog
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody has closed it, by whatever way."""
+        return self._file is not None and sockets.file_of(self._number) == self._file
+
+
+# -- Global state ---------------------------------------------------------------------------------
+
+#: By number. What is stale is dropped when somebody comes across it.
+_left: Final[dict[int, _Left]] = {}
+
+#: Addresses that aren't shared, whoever asks for it: keys, and ports of any host.
+_excluded: Final[set[object]] = set()
+
+
+def exclude(listed: Iterable[object]) -> None:
+    """Leave *listed* addresses alone from now on; one without a host is every host's port.
+
+    Raises:
+        TypeError, ValueError, OSError: As `glb.address.parse`, and for a host that isn't known.
+            Then nothing has changed.
+    """
+    _excluded.update([_exclusion(parse(each)) for each in listed])
+
+
+def exclude_nothing() -> None:
+    """Undo `exclude`."""
+    _excluded.clear()
+
+
+def is_excluded(address: Address) -> bool:
+    """Whether *address* is to be let alone."""
+    if not _excluded:
+        return False
+    return address.port in _excluded or _exclusion(address) in _excluded
+
+
+def _exclusion(address: Address) -> object:
+    if address.port is None:
+        return address.sockaddr
+    if not address.sockaddr[0]:
+        return address.port
+    return addresses.key_of(sockets.resolve(address))
+
+
+# -- what a program does with its sockets ---------------------------------------------------------
+
+
+def bind(sock: Any, address: Any) -> bool:
+    """Join the entry of *address*, which the kernel has refused to bind *sock* to; tell whether.
+
+    The pristine sockets of glb's own don't let the kernel share them: see `glb.bind`. It takes
+    no connections before `listen`.
+    """
+    plain = sock._sock
+    if not sockets.has_reuse_port(plain):
+        return False
+    try:
+        where = Address(plain.family, sockets.numeric(plain.family, address))
+    except (OSError, TypeError, ValueError):
+        return False
+    with REGISTRY.lock:
+        entry = None if is_excluded(where) else REGISTRY.find(where)
+        if entry is None or sockets.has_reuse_port(entry.pristine) or not _is_alike(entry, plain):
+            return False
+        _stand_in(sock, REGISTRY.acquire(entry)).cancel()
+        return True
+
+
+def listen(sock: Any, *args: Any) -> bool:
+    """Have *sock* listen as a clone; tell whether it is one, or the kernel's own as before.
+
+    Raises:
+        OSError: The kernel said no, or there is no descriptor left. Nothing has changed.
+    """
+    plain = sock._sock
+    if isinstance(plain, Adopted) or not sockets.has_reuse_port(plain):
+        return False
+    if sockets.is_listening(plain) or is_excluded(sockets.bound_address(plain)):
+        return False
+    with REGISTRY.lock:
+        entry, share = _find_to_join(sockets.bound_address(plain))
+        if entry is None:
+            _begin(sock, args)
+            return True
+        try:
+            if not _is_alike(entry, plain):
+                if share is not None:
+                    REGISTRY.release(share)
+                return False
+            if share is None:
+                share = REGISTRY.acquire(entry)
+            # Each brings the queue that it would have had.
+            _raise_backlog(entry, args, beyond=entry.backlog)
+        except BaseException:
+            if share is not None:
+                REGISTRY.release(share)
+            raise
+        _stand_in(sock, share)
+    return True
+
+
+def accept(sock: Any, clone: Descriptor) -> tuple[GeventSocket, Any]:
+    """Wait for the turn of *clone*, which *sock* stands on, as `gevent.socket.socket.accept`."""
+    number, address = clone.seats.accept(sock.timeout)
+    connection = GeventSocket(sock.family, sock.type, sock.proto, fileno=number)
+    if _socket.getdefaulttimeout() is None and sock.gettimeout():
+        connection.setblocking(True)  # as gevent: see Python issue 7995
+    return connection, address
+
+
+def duplicate(sock: Any, clone: Descriptor) -> Any:
+    """Return another clone of *clone*'s address, of *sock*'s class; the caller closes it."""
+    number = sockets.duplicate(clone)
+    try:
+        copy = type(sock)(sock.family, sock.type, sock.proto, fileno=number)
+    except BaseException:
+        _socket.close(number)
+        raise
+    join(copy, clone)
+    copy.settimeout(sock.gettimeout())
+    return copy
+
+
+def join(sock: Any, clone: Descriptor) -> None:
+    """Make *sock*, which stands on a descriptor of *clone*'s socket, a clone as well."""
+    try:
+        _become(sock, REGISTRY.acquire(clone.entry))
+    except BaseException:
+        sock.close()
+        raise
+
+
+def made(sock: Any, number: int) -> None:
+    """See whether *sock*, which was just made on descriptor *number*, stands on a clone's."""
+    clone = descriptor.find(number)
+    try:
+        if clone is not None:
+            _become(sock, REGISTRY.acquire(clone.entry))
+        elif number in _left:
+            _adopt_again(sock, _left.pop(number))
+    except OSError:
+        pass  # there is no room for another clone, and it is what it is without glb
+
+
+def is_left() -> bool:
+    """Whether descriptors were detached from clones."""
+    return bool(_left)
+
+
+# -- steps ----------------------------------------------------------------------------------------
+
+
+def _is_alike(entry: Entry, plain: _socket.socket) -> bool:
+    return sockets.kind_of(entry.pristine) == sockets.kind_of(plain)
+
+
+def _find_to_join(where: Address) -> tuple[Entry | None, Share | None]:
+    """Return the open entry of *where*, or one opened anew, with its first share."""
+    entry = REGISTRY.find(where)
+    if entry is not None or not where.port:
+        return entry, None
+    for number, left in [*_left.items()]:
+        if not left.is_there:
+            del _left[number]
+            continue
+        found = sockets.address_of(number)
+        if found is not None and addresses.key_of(found) == addresses.key_of(where):
+            share = REGISTRY.adopt(number, shared=True, backlog=left.backlog)
+            return share.entry, share
+    return None, None
+
+
+def _begin(sock: Any, args: tuple[Any, ...]) -> None:
+    """Listen, and be the first clone of a new entry."""
+    plain = sock._sock
+    plain.listen(*args)
+    try:
+        share = REGISTRY.adopt(plain.fileno(), shared=True, backlog=_length(args))
+    except BaseException:
+        plain.shutdown(_socket.SHUT_RDWR)  # bound, and not listening, as it was
+        raise
+    _become(sock, share)
+
+
+def _stand_in(sock: Any, share: Share) -> Adopted:
+    """Have *sock*'s descriptor lead to the socket of *share*'s entry."""
+    try:
+        sockets.stand_in(sock.fileno(), share.entry.pristine)
+    except BaseException:
+        REGISTRY.release(share)
+        raise
+    return _become(sock, share)
+
+
+def _become(sock: Any, share: Share) -> Adopted:
+    plain = sock._sock
+    adopted = Adopted.on(plain.fileno(), share)
+    plain.detach()
+    sock._sock = adopted
+    return adopted
+
+
+def _adopt_again(sock: Any, left: _Left) -> None:
+    if not left.is_there:
+        return
+    number = sock.fileno()
+    with REGISTRY.lock:
+        entry = REGISTRY.find(sockets.bound_address(sock._sock))
+        if entry is None:
+            _become(sock, REGISTRY.adopt(number, shared=True, backlog=left.backlog))
+        elif sockets.file_of(entry.pristine.fileno()) == sockets.file_of(number):
+            _become(sock, REGISTRY.acquire(entry))
+        # Else the kernel has two sockets there now, and shares by itself.
+
+
+def _raise_backlog(entry: Entry, args: tuple[Any, ...], beyond: int = 0) -> None:
+    REGISTRY.raise_backlog(entry, min(_length(args) + beyond, _MAX_BACKLOG))
+
+
+def _length(args: tuple[Any, ...]) -> int:
+    """Return what ``socket.listen(*args)`` takes for the backlog, or raise what it raises."""
+    if len(args) > 1:
+        raise TypeError(f"listen() takes at most 1 argument, got {len(args)}")
+    length = operator.index(args[0]) if args else PYTHONS_BACKLOG
+    if not -_MAX_BACKLOG - 1 <= length <= _MAX_BACKLOG:
+        raise OverflowError(f"backlog must be at most {_MAX_BACKLOG}, got {length}")
+    return max(length, 0)

@@ -1,0 +1,167 @@
+"""Descriptors of clones: each goes with a share of its entry, and with the clone's seats.
+
+A `Descriptor` is the plain socket under a cooperative one: under a `glb.Listener`, or under a
+socket of a monkey-patched program (see `glb.adopted`). Whoever closes it gives the share back,
+and wakes who waits or polls.
+
+`find` tells whose a number is, for pollers, which know numbers only.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import warnings
+import weakref
+from typing import Any, Final
+
+from gevent import get_hub
+from gevent._socketcommon import cancel_wait_ex
+
+from . import errors, sockets
+from .connection import PlainSocket
+from .registry import REGISTRY, Entry, Share
+from .seats import Seats
+
+__all__ = ["Descriptor", "find"]
+
+
+class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's out
+    """A clone's descriptor, and with it its share: the two come and go together."""
+
+    __slots__ = ("_hub", "_is_left", "_seats", "_share")
+
+    _seats: Seats | None
+    _is_left: bool
+
+    @classmethod
+    def of(cls, share: Share) -> Descriptor:
+        """Return a new descriptor of *share*'s socket, which from then on owns the share."""
+        number = sockets.duplicate(share.entry.pristine)
+        try:
+            return cls.on(number, share)
+        except BaseException:
+            _socket.close(number)
+            raise
+
+    @classmethod
+    def on(cls, number: int, share: Share) -> Descriptor:
+        """Return one on *number*, a descriptor of *share*'s socket; it owns both then."""
+        pristine = share.entry.pristine
+        hub = get_hub()  # a thread's first may fail, and then nothing has happened yet
+        sock = cls(pristine.family, pristine.type, pristine.proto, number)
+        sock._share = share
+        sock._hub = hub
+        sock._seats = None
+        sock._is_left = False
+        sock.setblocking(False)
+        share.hold_for(sock)
+        _by_number[number] = weakref.ref(sock)
+        return sock
+
+    @property
+    def entry(self) -> Entry:
+        entry: Entry = self._share.entry
+        return entry
+
+    @property
+    def seats(self) -> Seats:
+        """Where those sit who want its connections. Made when first needed: servers don't."""
+        seats = self._seats
+        if seats is None:
+            with REGISTRY.lock:
+                seats = self._seats = self._seats or Seats(self, self.entry, self._hub)
+                if self._is_left:
+                    self.end_seats()
+        return seats
+
+    def belongs_to(self, thread: int) -> None:
+        """A fork keeps it if *thread* forks, by its native ident: it was the maker's."""
+        self._share.thread = thread
+
+    def take(self) -> tuple[int, Any]:
+        """Accept from the kernel, whoever's turn it is."""
+        accepted: tuple[int, Any] = super()._accept()
+        return accepted
+
+    def close(self) -> None:
+        self._leave()
+        try:
+            super().close()
+        finally:  # EBADF, if somebody closed it by its number
+            REGISTRY.release(self._share)
+
+    def detach(self) -> int:
+        self._leave()
+        number: int = super().detach()
+        self._share.entry.disown()
+        REGISTRY.release(self._share)
+        return number
+
+    def let_go(self) -> None:
+        """Give the share back, and free the address if it was the last; close later."""
+        self._leave()
+        REGISTRY.release(self._share)
+        if self._share.entry.is_closed and not self._share.entry.outlives_us:
+            sockets.park(self)
+
+    def _leave(self) -> None:
+        number = self.fileno()
+        reference = _by_number.get(number)
+        if reference is not None and reference() in (self, None):
+            del _by_number[number]
+        self.end_seats()
+
+    def end_seats(self) -> None:
+        """Tell who waits or polls that it is closed. Twice is harmless."""
+        with REGISTRY.lock:
+            self._is_left = True
+            seats = self._seats
+        if seats is not None:
+            address = self.entry.address
+            seats.end(cancel_wait_ex, lambda: errors.listener_closed(address))
+
+    def is_same_file(self) -> bool:
+        """Whether nobody has closed it by its number, and opened something else in its place."""
+        mine = sockets.file_of(self.fileno())
+        return mine is not None and mine == sockets.file_of(self.entry.pristine.fileno())
+
+    def __del__(self) -> None:
+        if self.fileno() >= 0:
+            # Before closing, as the standard library's: what comes after must not fail.
+            address = self._share.entry.address
+            warnings.warn(
+                f"unclosed listener on {address!r}: {self!r}",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+            self.close()
+
+
+def find(number: int) -> Descriptor | None:
+    """Return the clone whose descriptor *number* is, if it is one."""
+    reference = _by_number.get(number)
+    found = None if reference is None else reference()
+    return found if found is not None and found.is_same_file() else None
+
+
+def is_any() -> bool:
+    """Whether there is any clone: `find` need not be asked otherwise."""
+    return bool(_by_number)
+
+
+# -- Global state: whose number is whose. The registry has all that matters of clones. -----------
+
+_by_number: Final[dict[int, weakref.ref[Descriptor]]] = {}
+
+
+def _after_fork_in_child() -> None:
+    for reference in [*_by_number.values()]:
+        each = reference()
+        if each is not None and each._seats is not None:
+            each._seats.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
