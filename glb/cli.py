@@ -1,4 +1,4 @@
-"""The command line: ``glb demo`` shows the turns, ``glb serve`` serves a program.
+"""The command line: ``glb demo`` shows the turns, ``glb serve`` and ``glb run`` take programs.
 
 Wrong input gets one line on stderr, which starts with ``glb:``, and status 2.
 """
@@ -26,6 +26,7 @@ from ._version import VERSION
 from .address import parse
 from .demo import run_gevent, run_glb
 from .handlers import HandlerPool
+from .program import Program, ProgramNotFoundError
 from .server import StreamServer
 from .sockets import bound_address
 from .stats import CloneStats
@@ -51,6 +52,15 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         status = 2
     except click.Abort:
         status = 128 + signal.SIGINT
+    if isinstance(status, Program):
+        # Not in the command: click would meet what it raises, and take some for its own.
+        try:
+            status.run()
+        except ProgramNotFoundError as error:
+            click.echo(f"glb: {_one_line(error)}", err=True)
+            status = 2
+        else:
+            status = 0
     sys.exit(status)
 
 
@@ -113,6 +123,41 @@ def demo(as_json: bool, clones: int, connections: int) -> None:
     else:
         out.print(console.outcomes({"glb": fair, "racing gevent servers": racing}))
     click.get_current_context().exit(0 if fair.is_exact else 1)
+
+
+@cli.command(
+    epilog="Example: glb run --clones 8 app.py --port 8000",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.option("--clones", type=POSITIVE, help="How many each of gevent's servers has. [default: 4]")
+@click.option("--hubs", type=POSITIVE, help="On how many threads they live. [default: 1]")
+@click.option(
+    "--exclude",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Leave it alone: host:port, or :port of every host. May be given again.",
+)
+@click.option("-m", "is_module", is_flag=True, help="PROGRAM is a module's name.")
+@click.argument("program")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def run(
+    clones: int | None,
+    hubs: int | None,
+    exclude: tuple[str, ...],
+    is_module: bool,
+    program: str,
+    args: tuple[str, ...],
+) -> Program:
+    """Run PROGRAM, monkey-patched, as python would.
+
+    The sockets that it opens on one address with SO_REUSEPORT, and the clones of gevent's
+    servers, get their connections in exact turn.
+    """
+    from . import monkey  # noqa: PLC0415  # it would import what the other commands don't need
+
+    with _refusing():
+        monkey.patch_all(clones, hubs, exclude=exclude)
+    return Program(program, args, is_module)
 
 
 @cli.command(epilog="Example: glb serve myproject.wsgi:application --bind unix:/run/my.sock")

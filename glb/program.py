@@ -1,0 +1,140 @@
+"""Programs: run somebody's as ``python`` would, in a process that is set up already.
+
+A `Program` gets a fresh ``__main__``, and ``sys.argv`` and ``sys.path`` as it expects them. What
+it raises is told with a traceback that begins in the program, and ends the process as it would
+end any: with status 1, its own status, or the signal of an interrupt.
+
+Source: the documentation of ``runpy``, and of the interpreter's command line. ``runpy`` itself
+takes its ``__main__`` away again when the program's first thread is through, and with it what
+the others need.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader, SourcelessFileLoader
+from types import CodeType, ModuleType, TracebackType
+from typing import Any, Final
+
+__all__ = ["Program", "ProgramNotFoundError"]
+
+MAIN: Final = "__main__"
+
+
+class ProgramNotFoundError(Exception):
+    """There is no such program. The text says which."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that is to run.
+
+    Attributes:
+        target: A file, a directory or archive with a ``__main__.py``, or a module's name.
+        args: What follows in ``sys.argv``.
+        is_module: Whether *target* names a module.
+    """
+
+    target: str
+    args: Sequence[str]
+    is_module: bool
+
+    def run(self) -> None:
+        """Run it, in this thread. Once a process: its ``__main__`` stays.
+
+        Raises:
+            ProgramNotFoundError: There is no such program, or it can't be read.
+            BaseException: What the program raises; it has been told to ``sys.excepthook`` then,
+                unless it is `SystemExit`, and the hook keeps silent from there on.
+        """
+        try:
+            _run(*(self._find_module() if self.is_module else self._find_file()))
+        except (SystemExit, ProgramNotFoundError):
+            raise
+        except BaseException as error:
+            error.__traceback__ = _without_ours(error.__traceback__)
+            sys.excepthook(type(error), error, error.__traceback__)
+            # The interpreter would tell it again, when it ends as it does after any such error.
+            sys.excepthook = _told
+            raise
+
+    def _find_file(self) -> tuple[CodeType, str | None, Any, Any]:
+        path = self.target
+        importer: Any = pkgutil.get_importer(path)
+        if importer is not None:
+            self._set_up(path, path)
+            spec = importer.find_spec(MAIN)
+            if spec is None:
+                raise ProgramNotFoundError(f"can't find {MAIN!r} module in {path!r}")
+            return spec.loader.get_code(MAIN), spec.origin, spec.loader, spec
+        try:
+            with io.open_code(os.path.abspath(path)) as file:
+                source = file.read()
+        except OSError as error:
+            raise ProgramNotFoundError(f"can't open file {path!r}: {error.strerror}") from None
+        self._set_up(path, os.path.dirname(os.path.realpath(path)))
+        if source.startswith(importlib.util.MAGIC_NUMBER):
+            compiled = SourcelessFileLoader(MAIN, path)
+            code = compiled.get_code(MAIN)
+            assert code is not None, "it raises if there is none"
+            return code, path, compiled, None
+        loader = SourceFileLoader(MAIN, path)
+        return compile(source, path, "exec", dont_inherit=True), path, loader, None
+
+    def _find_module(self) -> tuple[CodeType, str | None, Any, Any]:
+        name = self.target
+        self._set_up("-m", os.getcwd())
+        try:
+            spec = importlib.util.find_spec(name)
+            if spec is not None and spec.submodule_search_locations is not None:
+                spec = importlib.util.find_spec(f"{name}.{MAIN}")
+        except ModuleNotFoundError as error:
+            # What else its package misses is for the program to tell.
+            if error.name is None or not f"{name}.{MAIN}.".startswith(f"{error.name}."):
+                raise
+            spec = None
+        loader: Any = None if spec is None else spec.loader
+        get_code = getattr(loader, "get_code", None)
+        code = None if spec is None or get_code is None else get_code(spec.name)
+        if spec is None or code is None:
+            raise ProgramNotFoundError(f"there is no module {name!r} that could be run")
+        sys.argv[0] = spec.origin or name
+        return code, spec.origin, loader, spec
+
+    def _set_up(self, argument: str, first_path: str) -> None:
+        sys.argv[:] = [argument, *self.args]
+        # The directory of what started this process stands there, unless it was told not to.
+        if not getattr(sys.flags, "safe_path", sys.flags.isolated):
+            sys.path[0] = first_path
+
+
+def _run(code: CodeType, file: str | None, loader: Any, spec: Any) -> None:
+    main = ModuleType(MAIN)
+    vars(main).update(
+        __annotations__={},
+        __builtins__=sys.modules["builtins"],
+        __cached__=None if spec is None else spec.cached,
+        __file__=file,
+        __loader__=loader,
+        __package__=None if spec is None else spec.parent,
+        __spec__=spec,
+    )
+    # It stays: threads, and whatever imports __main__, need it until the process ends.
+    sys.modules[MAIN] = main
+    exec(code, vars(main))  # noqa: S102  # what else is a program for
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace
+
+
+def _told(*_: object) -> None:
+    pass
