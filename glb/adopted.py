@@ -29,7 +29,7 @@ from typing import Any, Final
 from gevent.socket import socket as GeventSocket
 
 from . import address as addresses
-from . import descriptor, errors, sockets
+from . import descriptor, sockets
 from .address import Address, parse
 from .descriptor import Descriptor
 from .registry import REGISTRY, Entry, Share
@@ -64,8 +64,7 @@ class Adopted(Descriptor):
 
     def cancel(self) -> None:
         """Be a socket that doesn't listen: accept fails, and pollers are told."""
-        where = self.entry.address
-        self.seats.cancel(lambda: errors.listener_shut_down(where))
+        self.seats.cancel(lambda: OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
 
     def detach(self) -> int:
         left = _Left(self.fileno(), self.entry.backlog)

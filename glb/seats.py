@@ -304,8 +304,8 @@ class _Seat:
         return bool(self.waiters or self.polls)
 
     @property
-    def context(self) -> object:
-        return self._seats.owner or self._seats.entry
+    def context(self) -> str:
+        return f"the listener on {self._seats.entry.address!r}"
 
     def wait(self, timeout: float | None) -> Accepted:
         """Return the descriptor and the peer's address of the next connection."""

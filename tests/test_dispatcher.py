@@ -405,7 +405,7 @@ def test_a_raw_greenlet_has_its_turn_too() -> None:
 
 def test_a_long_accept_queue_leaves_the_hub_time_for_others() -> None:
     """One wake-up takes so many, then the rest of the program has its turn."""
-    from glb.listener import MAX_ACCEPT
+    from glb.seats import MAX_ACCEPT
 
     handle = Inline()
     seen: list[int] = []
@@ -987,7 +987,7 @@ def test_a_listener_ended_between_the_check_and_the_wait_is_noticed(
     The race is held open where a new place is made: after the check that the listener is
     open, before anybody who ends it could see that there is a place to end.
     """
-    module: Any = sys.modules["glb.listener"]
+    module: Any = sys.modules["glb.seats"]
     kept = glb.bind_load_balanced(ANY)
     listener = kept.dup()
     real = module.dispatcher_for
