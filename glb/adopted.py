@@ -280,7 +280,7 @@ def _stand_in(sock: Any, share: Share) -> Adopted:
 
 def _become(sock: Any, share: Share) -> Adopted:
     plain = sock._sock
-    adopted = Adopted.on(plain.fileno(), share)
+    adopted = Adopted.on(plain.fileno(), share, plain)
     plain.detach()
     sock._sock = adopted
     return adopted

@@ -13,7 +13,7 @@ import _socket
 import os
 import warnings
 import weakref
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 from gevent._socketcommon import cancel_wait_ex
@@ -22,6 +22,9 @@ from . import errors, sockets
 from .connection import PlainSocket
 from .registry import REGISTRY, Entry, Share
 from .seats import Seats
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing, from 3.11 on
 
 __all__ = ["Descriptor", "find"]
 
@@ -35,21 +38,23 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
     _is_left: bool
 
     @classmethod
-    def of(cls, share: Share) -> Descriptor:
+    def of(cls, share: Share) -> Self:
         """Return a new descriptor of *share*'s socket, which from then on owns the share."""
         number = sockets.duplicate(share.entry.pristine)
         try:
-            return cls.on(number, share)
+            return cls.on(number, share, share.entry.pristine)
         except BaseException:
             _socket.close(number)
             raise
 
     @classmethod
-    def on(cls, number: int, share: Share) -> Descriptor:
-        """Return one on *number*, a descriptor of *share*'s socket; it owns both then."""
-        pristine = share.entry.pristine
+    def on(cls, number: int, share: Share, like: _socket.socket) -> Self:
+        """Return one on *number*, a descriptor of *share*'s socket; it owns both then.
+
+        Its family, type and protocol are told as *like* tells them.
+        """
         hub = get_hub()  # a thread's first may fail, and then nothing has happened yet
-        sock = cls(pristine.family, pristine.type, pristine.proto, number)
+        sock = cls(like.family, like.type, like.proto, number)
         sock._share = share
         sock._hub = hub
         sock._seats = None

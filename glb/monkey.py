@@ -19,6 +19,7 @@ of modules, which reach who looks them up later: so patch before anything else i
 from __future__ import annotations
 
 import errno
+import importlib
 import select
 import selectors
 import socket
@@ -136,12 +137,13 @@ def get_original(module: str | Sequence[str], name: str | Sequence[str]) -> Any:
     """
     if not isinstance(name, str):
         return [get_original(module, each) for each in name]
-    if isinstance(module, str):
+    if not isinstance(module, str) or not module.startswith("gevent."):
         # Of the standard library's, gevent knows what they were before its own patch.
-        for _, where, patched, original in _patched if module.startswith("gevent.") else ():
-            if isinstance(where, ModuleType) and (where.__name__, patched) == (module, name):
-                return original
-    return gevent.monkey.get_original(module, name)  # type: ignore[arg-type]  # it takes several
+        return gevent.monkey.get_original(module, name)  # type: ignore[arg-type]  # or several
+    for _, where, patched, original in _patched:
+        if isinstance(where, ModuleType) and (where.__name__, patched) == (module, name):
+            return original
+    return getattr(importlib.import_module(module), name)
 
 
 # -- Global state: what was patched, by kind: where, which name, and what it was ------------------
