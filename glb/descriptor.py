@@ -110,6 +110,12 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         if self._share.entry.is_closed and not self._share.entry.outlives_us:
             sockets.park(self)
 
+    def close_in_child(self) -> None:
+        """Close it in a forked child in which its thread, and so its hub, isn't there."""
+        if self._seats is not None:
+            self._seats.abandon()
+        self.close()
+
     def _leave(self) -> None:
         number = self.fileno()
         reference = _by_number.get(number)

@@ -38,14 +38,15 @@ _READ: Final = 1
 @contextmanager
 def _polled(clones: Iterable[Descriptor], *, is_waiting: bool) -> Iterator[None]:
     """Let *clones* be ready; or ask for a connection now, if nobody waits."""
-    seats = [clone.seats for clone in clones]
-    taken = []
+    begun = []
     try:
-        taken = [(each, each.begin_poll(is_waiting=is_waiting)) for each in seats]
+        for clone in clones:
+            seats = clone.seats
+            begun.append((seats, seats.begin_poll(is_waiting=is_waiting)))
         yield
     finally:
-        for each, seat in taken:
-            each.end_poll(seat)
+        for seats, seat in begun:
+            seats.end_poll(seat)
 
 
 def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:

@@ -48,7 +48,7 @@ _native_rlock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
 class Closable(Protocol):
     """The descriptor of a clone, which a fork closes in the child if its thread isn't there."""
 
-    def close(self) -> None: ...
+    def close_in_child(self) -> None: ...
 
 
 class Share:
@@ -174,7 +174,7 @@ class Entry:
             self._shares.discard(share)
             holder = share.holder
             if holder is not None:
-                holder.close()
+                holder.close_in_child()
         self.turns.keep_thread_locked(thread)
 
 

@@ -236,6 +236,11 @@ class Seats:
             self._bell.renew()
             self._ring()
 
+    def abandon(self) -> None:
+        """In a forked child: give up all seats as well. Their hubs aren't there."""
+        self.forget()
+        self._by_hub = {}
+
     # -- seats ---------------------------------------------------------------------------------
 
     def _seat_on(self, hub: Any) -> _Seat:
