@@ -29,9 +29,9 @@ from typing import Any, Final
 from gevent.socket import socket as GeventSocket
 
 from . import address as addresses
-from . import descriptor, sockets
+from . import sockets
 from .address import Address, parse
-from .descriptor import Descriptor
+from .descriptor import NUMBERS, Descriptor, find
 from .registry import REGISTRY, Entry, Share
 
 __all__ = ["Adopted", "accept", "bind", "duplicate", "exclude", "listen", "made"]
@@ -69,7 +69,7 @@ class Adopted(Descriptor):
     def detach(self) -> int:
         left = _Left(self.fileno(), self.entry.backlog)
         number = super().detach()
-        if descriptor.find(number) is None:
+        if find(number) is None:
             _left[number] = left
         return number
 
@@ -170,25 +170,29 @@ def listen(sock: Any, *args: Any) -> bool:
             return True
         try:
             if not _is_alike(entry, plain):
-                if share is not None:
-                    REGISTRY.release(share)
                 return False
-            if share is None:
-                share = REGISTRY.acquire(entry)
+            before = entry.backlog
             # Each brings the queue that it would have had.
-            _raise_backlog(entry, args, beyond=entry.backlog)
-        except BaseException:
+            _raise_backlog(entry, args, beyond=before)
+            try:
+                _stand_in(sock, REGISTRY.acquire(entry))
+            except BaseException:
+                REGISTRY.set_backlog(entry, before)
+                raise
+        finally:
             if share is not None:
                 REGISTRY.release(share)
-            raise
-        _stand_in(sock, share)
     return True
 
 
 def accept(sock: Any, clone: Descriptor) -> tuple[GeventSocket, Any]:
     """Wait for the turn of *clone*, which *sock* stands on, as `gevent.socket.socket.accept`."""
     number, address = clone.seats.accept(sock.timeout)
-    connection = GeventSocket(sock.family, sock.type, sock.proto, fileno=number)
+    try:
+        connection = GeventSocket(sock.family, sock.type, sock.proto, fileno=number)
+    except BaseException:
+        _socket.close(number)
+        raise
     if _socket.getdefaulttimeout() is None and sock.gettimeout():
         connection.setblocking(True)  # as gevent: see Python issue 7995
     return connection, address
@@ -218,7 +222,7 @@ def join(sock: Any, clone: Descriptor) -> None:
 
 def made(sock: Any, number: int) -> None:
     """See whether *sock*, which was just made on descriptor *number*, stands on a clone's."""
-    clone = descriptor.find(number)
+    clone = find(number) if number in NUMBERS else None
     try:
         if clone is not None:
             _become(sock, REGISTRY.acquire(clone.entry))
@@ -228,9 +232,9 @@ def made(sock: Any, number: int) -> None:
         pass  # there is no room for another clone, and it is what it is without glb
 
 
-def is_left() -> bool:
-    """Whether descriptors were detached from clones."""
-    return bool(_left)
+def has_been() -> bool:
+    """Whether there are clones, or descriptors that were detached from clones."""
+    return bool(_left or NUMBERS)
 
 
 # -- steps ----------------------------------------------------------------------------------------
@@ -241,7 +245,7 @@ def _is_alike(entry: Entry, plain: _socket.socket) -> bool:
 
 
 def _find_to_join(where: Address) -> tuple[Entry | None, Share | None]:
-    """Return the open entry of *where*, or one opened anew, with its first share."""
+    """Return the open entry of *where*; or one opened anew, and its share, to be released."""
     entry = REGISTRY.find(where)
     if entry is not None or not where.port:
         return entry, None

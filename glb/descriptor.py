@@ -26,7 +26,7 @@ from .seats import Seats
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing, from 3.11 on
 
-__all__ = ["Descriptor", "find"]
+__all__ = ["NUMBERS", "Descriptor", "find"]
 
 
 class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's out
@@ -61,7 +61,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         sock._is_left = False
         sock.setblocking(False)
         share.hold_for(sock)
-        _by_number[number] = weakref.ref(sock)
+        NUMBERS[number] = weakref.ref(sock)
         return sock
 
     @property
@@ -118,9 +118,9 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
 
     def _leave(self) -> None:
         number = self.fileno()
-        reference = _by_number.get(number)
+        reference = NUMBERS.get(number)
         if reference is not None and reference() in (self, None):
-            del _by_number[number]
+            del NUMBERS[number]
         self.end_seats()
 
     def end_seats(self) -> None:
@@ -152,23 +152,19 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
 
 def find(number: int) -> Descriptor | None:
     """Return the clone whose descriptor *number* is, if it is one."""
-    reference = _by_number.get(number)
+    reference = NUMBERS.get(number)
     found = None if reference is None else reference()
     return found if found is not None and found.is_same_file() else None
 
 
-def is_any() -> bool:
-    """Whether there is any clone: `find` need not be asked otherwise."""
-    return bool(_by_number)
+# -- Global state ---------------------------------------------------------------------------------
 
-
-# -- Global state: whose number is whose. The registry has all that matters of clones. -----------
-
-_by_number: Final[dict[int, weakref.ref[Descriptor]]] = {}
+#: Whose number is whose, for `find`, which need not be asked while there are none.
+NUMBERS: Final[dict[int, weakref.ref[Descriptor]]] = {}
 
 
 def _after_fork_in_child() -> None:
-    for reference in [*_by_number.values()]:
+    for reference in [*NUMBERS.values()]:
         each = reference()
         if each is not None and each._seats is not None:
             each._seats.forget()

@@ -174,7 +174,7 @@ def _init(
     fileno: int | None = None,
 ) -> None:
     _gevents_init(self, family, type, proto, fileno)
-    if fileno is not None and (descriptor.is_any() or adopted.is_left()):
+    if fileno is not None:
         adopted.made(self, fileno)
 
 
@@ -184,11 +184,22 @@ def _bind(self: Any, address: Any) -> None:
     except OSError as error:
         if error.errno != errno.EADDRINUSE or not adopted.bind(self, address):
             raise
+        _meet_clones()
 
 
 def _listen(self: Any, *args: Any) -> None:
-    if not adopted.listen(self, *args):
+    if adopted.listen(self, *args):
+        _meet_clones()
+    else:
         _gevents_listen(self, *args)
+
+
+def _meet_clones() -> None:
+    # What each connection goes through is patched with the first clone: without SO_REUSEPORT a
+    # program never pays for it.
+    if is_patched("sockets") and GeventSocket.accept is _gevents_accept:
+        _put("sockets", GeventSocket, "__init__", _init)
+        _put("sockets", GeventSocket, "accept", _accept)
 
 
 def _accept(self: Any) -> Any:
@@ -219,11 +230,11 @@ def _select(_self: Any, *args: Any, **options: Any) -> Any:
 
 
 def _patch_sockets() -> None:
-    _put("sockets", GeventSocket, "__init__", _init)
     _put("sockets", GeventSocket, "bind", _bind)
     _put("sockets", GeventSocket, "listen", _listen)
-    _put("sockets", GeventSocket, "accept", _accept)
     _put("sockets", GeventSocket, "dup", _dup)
+    if adopted.has_been():
+        _meet_clones()  # from before a `restore`
     _put("sockets", gevent.select.poll, "poll", polls.poll)
     _put("sockets", gevent.selectors.GeventSelector, "select", polls.select_of_selector)
     # The standard library's, if gevent has patched them.

@@ -23,8 +23,7 @@ from gevent.select import poll as GeventPoll
 from gevent.select import select as _gevents_select
 from gevent.selectors import GeventSelector
 
-from . import descriptor
-from .descriptor import Descriptor
+from .descriptor import NUMBERS, Descriptor, find
 from .sockets import Bell
 
 __all__ = ["poll", "select", "select_of_selector"]
@@ -51,7 +50,7 @@ def _polled(clones: Iterable[Descriptor], *, is_waiting: bool) -> Iterator[None]
 
 def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
     """`gevent.select.select`, where a clone is readable on its turn."""
-    if not descriptor.is_any() or (timeout is not None and timeout < 0):
+    if not NUMBERS or (timeout is not None and timeout < 0):
         return _gevents_select(rlist, wlist, xlist, timeout)
     rlist = [*rlist]
     clones: dict[int, Descriptor] = {}
@@ -62,14 +61,26 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
     if not clones:
         return _gevents_select(rlist, wlist, xlist, timeout)
     looked_at = [*rlist]
-    meant: dict[int, Any] = {}
     for place, clone in clones.items():
-        looked_at[place] = bell = clone.seats.bell
-        meant[id(bell)] = rlist[place]
+        looked_at[place] = _Meant(rlist[place], clone.seats.bell)
     is_waiting = timeout is None or timeout > 0
     with _polled(clones.values(), is_waiting=is_waiting):
         readable, *others = _gevents_select(looked_at, wlist, xlist, timeout)
-    return ([meant.get(id(each), each) for each in readable], *others)
+    told = [each.polled if isinstance(each, _Meant) else each for each in readable]
+    return (told, *others)
+
+
+class _Meant:
+    """What ``select`` is given for a clone: the bell, and what the program gave."""
+
+    __slots__ = ("bell", "polled")
+
+    def __init__(self, polled: Any, bell: Bell) -> None:
+        self.polled = polled
+        self.bell = bell
+
+    def fileno(self) -> int:
+        return self.bell.fileno()
 
 
 def _clone_behind(polled: Any) -> Descriptor | None:
@@ -77,12 +88,12 @@ def _clone_behind(polled: Any) -> Descriptor | None:
         number = get_fileno(polled)
     except Exception:
         return None  # gevent says what is wrong with it
-    return descriptor.find(number)
+    return find(number)
 
 
 def poll(self: Any, timeout: Any = None) -> list[tuple[int, int]]:
     """`gevent.select.poll.poll`, where a clone is readable on its turn."""
-    clones = _clones_among(self.fds.items(), _READ)
+    clones = _clones_among(self.fds.items(), _READ) if NUMBERS else None
     if not clones:
         return _gevents_poll(self, timeout)  # type: ignore[no-any-return]  # not in the stubs
     bells = {number: clone.seats.bell for number, clone in clones.items()}
@@ -97,8 +108,10 @@ def poll(self: Any, timeout: Any = None) -> list[tuple[int, int]]:
 
 def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
     """`gevent.selectors.GeventSelector.select`, where a clone is readable on its turn."""
-    registered = self._fd_to_key.items() if self._inactive_watchers is not None else ()
-    clones = _clones_among(((number, key.events) for number, key in registered), EVENT_READ)
+    clones = None
+    if NUMBERS and self._inactive_watchers is not None:
+        keys = self._fd_to_key.items()
+        clones = _clones_among(((number, key.events) for number, key in keys), EVENT_READ)
     if not clones:
         return _gevents_select_of_selector(self, timeout)  # type: ignore[no-any-return]  # as above
     for number, clone in clones.items():
@@ -109,9 +122,7 @@ def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
 
 
 def _clones_among(polled: Iterable[tuple[int, int]], flag: int) -> dict[int, Descriptor]:
-    if not descriptor.is_any():
-        return {}
-    found = {number: descriptor.find(number) for number, flags in polled if flags & flag}
+    found = {number: find(number) for number, flags in polled if flags & flag}
     return {number: clone for number, clone in found.items() if clone is not None}
 
 

@@ -283,6 +283,12 @@ class Registry:
         with self.lock:
             self._raise_backlog_locked(entry, backlog)
 
+    def set_backlog(self, entry: Entry, backlog: int) -> None:
+        """Make *entry*'s accept queue *backlog* long; who waits in it stays there."""
+        with self.lock:
+            entry.pristine.listen(backlog)
+            entry.backlog = backlog
+
     def entries(self) -> list[EntryStats]:
         """Return what is open now, oldest first."""
         with self.lock:
@@ -345,8 +351,7 @@ class Registry:
 
     def _raise_backlog_locked(self, entry: Entry, backlog: int) -> None:
         if backlog > entry.backlog:
-            entry.pristine.listen(backlog)
-            entry.backlog = backlog
+            self.set_backlog(entry, backlog)
 
     def keep_thread_locked(self, thread: int) -> None:
         """In a forked child: keep what belongs to *thread*, let go of the rest."""

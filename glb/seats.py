@@ -191,7 +191,8 @@ class Seats:
 
     def _ring(self) -> None:
         if self._bell is not None:
-            self._bell.ring(is_ringing=bool(self._pocket) or self._error is not None)
+            with self.entry.turns.lock:
+                self._bell.ring(is_ringing=bool(self._pocket) or self._error is not None)
 
     def _empty_pocket(self) -> None:
         turns = self.entry.turns

@@ -307,25 +307,28 @@ class Bell:
     whoever rings it is there.
     """
 
-    __slots__ = ("__weakref__", "_input", "_output")
+    __slots__ = ("__weakref__", "_input", "_is_ringing", "_output")
 
     def __init__(self) -> None:
         self._output, self._input = _open_bell()
+        self._is_ringing = False
 
     def fileno(self) -> int:
         return self._output
 
     def ring(self, *, is_ringing: bool) -> None:
-        """Ring, or be silent. Twice is once."""
-        try:
-            os.read(self._output, 8)
-        except BlockingIOError:
-            pass  # it was silent
+        """Ring, or be silent. Twice is once. By one thread at a time."""
+        if is_ringing is self._is_ringing:
+            return
+        self._is_ringing = is_ringing
         if is_ringing:
             os.write(self._input, _ONE)
+        else:
+            os.read(self._output, 8)
 
     def renew(self) -> None:
         """Be silent, and apart from the parent's bell of which this is a fork's copy."""
+        self._is_ringing = False
         new = _open_bell()
         for mine, fresh in {self._output: new[0], self._input: new[1]}.items():
             os.dup2(fresh, mine, inheritable=False)
