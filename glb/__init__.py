@@ -3,9 +3,12 @@
 Many listeners on one address share one kernel socket, and connections go round them in
 exact turn. From the kernel upwards, each floor importing only from those below it::
 
-    doors      cli -> console -> demo            what people start
+    doors      cli -> console -> demo, program   what people start
+               monkey                            what they start it with
     servers    pywsgi -> server                  gevent's own servers, with clones
     handles    branch  acceptor  listener        what a program holds
+               polls -> adopted                  what a program holds that knows nothing of glb
+               descriptor -> seats               who wants a clone's connections, and waits or polls
                standby -> dispatcher             what deals turns, and to hubs that turn
                handlers  connection              what an accepted connection costs
     state      registry -> turns -> ring         the only process-wide state
