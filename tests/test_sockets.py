@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import resource
+import select
 import socket
 import stat
 import struct
@@ -614,3 +615,248 @@ def test_parking_a_closed_socket_is_harmless() -> None:
     sock.close()
     sockets.park(sock)
     assert sock.fileno() == -1
+
+
+# -- bells ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["eventfd", "pipe"])
+def bells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[sockets.Bell]:
+    """Bells of either kind: not every system has eventfd."""
+    if request.param == "pipe":
+        monkeypatch.delattr(os, "eventfd", raising=False)
+    return sockets.Bell
+
+
+def rings(number: int) -> bool:
+    return bool(select.select([number], [], [], 0)[0])
+
+
+def test_a_bell_is_readable_while_it_rings(bells: type[sockets.Bell]) -> None:
+    """Silent at first; ringing twice is once, and so is being silent."""
+    bell = bells()
+    heard = [rings(bell.fileno())]
+    for is_ringing in (True, True, False, False, True, False):
+        bell.ring(is_ringing=is_ringing)
+        heard.append(rings(bell.fileno()))
+    assert heard == [False, True, True, False, False, True, False]
+
+
+def test_a_bell_may_ring_for_ever(bells: type[sockets.Bell]) -> None:
+    """However often it is rung nothing fills up, and once silent it is silent."""
+    bell = bells()
+    for _ in range(20_000):
+        bell.ring(is_ringing=True)
+    bell.ring(is_ringing=False)
+    assert not rings(bell.fileno())
+
+
+def test_a_bell_is_not_inherited_and_goes_with_its_last_reference(
+    bells: type[sockets.Bell],
+) -> None:
+    """A poller that still looks at it keeps it; then both ends are closed."""
+    bell = bells()
+    numbers = {bell._output, bell._input}
+    assert not any(map(os.get_inheritable, numbers))
+    kept = bell
+    del bell
+    assert numbers <= open_descriptors().keys()
+    del kept
+    assert not numbers & open_descriptors().keys()
+
+
+def test_a_renewed_bell_keeps_its_number_and_is_another(bells: type[sockets.Bell]) -> None:
+    """As a fork's copy does: silent, and what is rung here isn't heard there."""
+    bell = bells()
+    bell.ring(is_ringing=True)
+    theirs, their_input = os.dup(bell._output), os.dup(bell._input)
+    number, before = bell.fileno(), open_descriptors().keys()
+    bell.renew()
+    assert (bell.fileno(), open_descriptors().keys()) == (number, before)
+    assert (rings(number), rings(theirs)) == (False, True)
+    os.read(theirs, 8)
+    bell.ring(is_ringing=True)
+    assert (rings(number), rings(theirs)) == (True, False)
+    assert not any(map(os.get_inheritable, {bell._output, bell._input}))
+    os.close(theirs)
+    os.close(their_input)
+
+
+def test_a_bell_that_cannot_be_made_leaves_nothing() -> None:
+    """EMFILE, and nothing to be closed when it is collected."""
+    before = open_descriptors()
+    with descriptor_limit(0), pytest.raises(OSError, match="open files") as caught:
+        sockets.Bell()
+    assert caught.value.errno == errno.EMFILE
+    assert open_descriptors() == before
+
+
+# -- what sockets are -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain() -> Iterator[Any]:
+    """What makes plain sockets, which are closed after the test."""
+    made: list[_socket.socket] = []
+
+    def make(*kind: int) -> _socket.socket:
+        made.append(_socket.socket(*kind))
+        return made[-1]
+
+    yield make
+    for sock in made:
+        sock.close()
+
+
+def test_sockets_of_one_kind_are_alike(plain: Any) -> None:
+    """Blocking or not, bound or not, with the protocol told or not."""
+    one, other = plain(), plain(AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    other.setblocking(False)
+    other.bind(LOCAL.sockaddr)
+    assert sockets.kind_of(one) == sockets.kind_of(other)
+
+
+def test_sockets_of_two_kinds_are_not_alike(plain: Any) -> None:
+    """Family, type, protocol, IPV6_V6ONLY, and the device tell them apart."""
+    only, both = plain(AF_INET6), plain(AF_INET6)
+    only.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    others = [plain(), plain(AF_INET, socket.SOCK_DGRAM), only, both, plain(AF_UNIX)]
+    device = plain()
+    try:
+        device.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+        others.append(device)
+    except PermissionError:
+        pass  # not everybody may
+    kinds = [sockets.kind_of(sock) for sock in others]
+    assert len({*kinds}) == len(kinds)
+
+
+def test_only_tcp_sockets_can_share_a_port(plain: Any) -> None:
+    """With the option, while it is set; UDP and Unix sockets have another meaning of it."""
+    for kind, expected in {
+        (AF_INET, socket.SOCK_STREAM): True,
+        (AF_INET6, socket.SOCK_STREAM): True,
+        (AF_INET, socket.SOCK_DGRAM): False,
+    }.items():
+        sock = plain(*kind)
+        found = [sockets.has_reuse_port(sock)]
+        for flag in (1, 0):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, flag)
+            found.append(sockets.has_reuse_port(sock))
+        assert found == [False, expected, False]
+    assert not sockets.has_reuse_port(plain(AF_UNIX))
+
+
+def test_without_the_option_no_port_is_shared(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a system that has none."""
+    monkeypatch.delattr(_socket, "SO_REUSEPORT")
+    assert not sockets.has_reuse_port(plain())
+
+
+def test_a_socket_listens_from_listen_on(plain: Any) -> None:
+    """Bound is not enough."""
+    sock = plain()
+    found = [sockets.is_listening(sock)]
+    sock.bind(LOCAL.sockaddr)
+    found.append(sockets.is_listening(sock))
+    sock.listen()
+    assert [*found, sockets.is_listening(sock)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "expected"),
+    [
+        (AF_INET, ("127.0.0.1", 80), ("127.0.0.1", 80)),
+        (AF_INET, ["localhost", 80], ("127.0.0.1", 80)),
+        (AF_INET, ("", 80), ("0.0.0.0", 80)),
+        (AF_INET, (b"127.1", 80), ("127.0.0.1", 80)),
+        (AF_INET, (bytearray(b"127.0.0.1"), True), ("127.0.0.1", 1)),
+        (AF_INET6, ("::1", 80), ("::1", 80, 0, 0)),
+        (AF_INET6, ("0::1", 80, 5), ("::1", 80, 5, 0)),
+        (AF_INET6, ("", 80), ("::", 80, 0, 0)),
+    ],
+)
+def test_an_address_is_read_as_bind_reads_it(family: int, given: Any, expected: Any) -> None:
+    """Names, short forms, bytes, lists: what the kernel would have been told."""
+    try:
+        found = sockets.numeric(family, given)
+    except TypeError:
+        assert isinstance(given, list)  # which bind(2) of Python refuses
+        return
+    # Of an IPv6 address the flow label isn't told back.
+    assert (found[:2], found[3:]) == (expected[:2], expected[3:])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        5,
+        "text",
+        (),
+        ("127.0.0.1",),
+        ("127.0.0.1", "80"),
+        ("no such host.invalid", 80),
+        (None, 80),
+    ],
+)
+def test_what_bind_cannot_read_is_an_error(given: Any) -> None:
+    """Of the kinds that bind(2) of Python raises, and no descriptor is left."""
+    before = open_descriptors()
+    with pytest.raises((OSError, TypeError, ValueError)):
+        sockets.numeric(AF_INET, given)
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_standing_in_keeps_the_number_and_what_a_child_inherits(plain: Any, flag: bool) -> None:
+    """It leads to the other's kernel socket; what it was is closed."""
+    with closing(sockets.open_listening(LOCAL, 1)) as pristine:
+        sock = plain()
+        sock.bind(LOCAL.sockaddr)
+        address = sockets.bound_address(sock)
+        os.set_inheritable(sock.fileno(), flag)
+        number = sock.fileno()
+        sockets.stand_in(number, pristine)
+        assert (sock.fileno(), os.get_inheritable(number)) == (number, flag)
+        assert sockets.file_of(number) == sockets.file_of(pristine.fileno())
+        assert sock.getsockname() == pristine.getsockname()
+        sockets.open_listening(address, 1, reuse_addr=False).close()  # it is free
+
+
+def test_standing_in_for_a_closed_socket_is_ebadf(plain: Any) -> None:
+    """What the number was stays as it is."""
+    sock = plain()
+    pristine = sockets.open_listening(LOCAL, 1)
+    pristine.close()
+    before = open_descriptors()
+    with pytest.raises(OSError, match=r"\[Errno") as caught:
+        sockets.stand_in(sock.fileno(), pristine)
+    # os.dup2 has another word than the kernel for -1, since Python 3.7.
+    assert caught.value.errno in (errno.EBADF, errno.EINVAL)
+    assert open_descriptors() == before
+
+
+def test_an_open_file_is_told_from_all_others(plain: Any) -> None:
+    """The same by each of its numbers, another for each socket, none when closed."""
+    one, other = plain(), plain()
+    copy = os.dup(one.fileno())
+    assert sockets.file_of(copy) == sockets.file_of(one.fileno()) != sockets.file_of(other.fileno())
+    os.close(copy)
+    assert (sockets.file_of(copy), sockets.file_of(-1)) == (None, None)
+
+
+def test_the_address_behind_a_number_is_told_of_tcp_sockets(plain: Any, path: str) -> None:
+    """``None`` of what is closed, no socket, or of another family; the number stays open."""
+    sock, unix = plain(), plain(AF_UNIX)
+    sock.bind(LOCAL.sockaddr)
+    unix.bind(path)
+    assert sockets.address_of(sock.fileno()) == Address(AF_INET, sock.getsockname())
+    assert sockets.address_of(unix.fileno()) is None
+    before = open_descriptors()
+    with open(os.devnull) as file:
+        assert sockets.address_of(file.fileno()) is None
+        number = file.fileno()
+    assert sockets.address_of(number) is None
+    assert open_descriptors() == before

@@ -1,0 +1,3 @@
+"""These are programs, not tests: pytest, which looks for doctests, needn't import them."""
+
+collect_ignore_glob = ["*.py"]
