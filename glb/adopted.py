@@ -20,6 +20,7 @@ clone, is a clone as well.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import errno
 import operator
 import os
@@ -31,6 +32,7 @@ from gevent.socket import socket as GeventSocket
 from . import address as addresses
 from . import sockets
 from .address import Address, parse
+from .connection import PlainSocket
 from .descriptor import NUMBERS, Descriptor, find
 from .registry import REGISTRY, Entry, Share
 
@@ -46,21 +48,28 @@ class Adopted(Descriptor):
 
     __slots__ = ()
 
+    asks_in_line = True
+
     def _accept(self) -> tuple[int, Any]:
         # For who goes under the cooperative socket, as gevent's servers do: never waits.
-        return self.seats.ask()
+        return self.seats.ask(is_in_line=True)
 
     def listen(self, *args: Any) -> None:
         """Take connections, again if need be. The accept queue is never shortened."""
         _raise_backlog(self.entry, args)
         self.seats.reopen()
 
+    def connect(self, address: Any) -> None:
+        """Refuse: its kernel socket listens, for others as well."""
+        raise OSError(self.connect_ex(address), os.strerror(self.connect_ex(address)))
+
+    def connect_ex(self, address: Any) -> int:
+        """Refuse, as `connect`, by an errno."""
+        return errno.EADDRINUSE if self.seats.is_cancelled else int(super().connect_ex(address))
+
     def shutdown(self, how: int) -> None:
-        """Take no more connections by this socket, until it listens again."""
-        if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        if how != _socket.SHUT_WR:
-            self.cancel()
+        """Take no more connections, until it listens again; for who goes under `shutdown`."""
+        self.cancel()
 
     def cancel(self) -> None:
         """Be a socket that doesn't listen: accept fails, and pollers are told."""
@@ -68,6 +77,8 @@ class Adopted(Descriptor):
 
     def detach(self) -> int:
         left = _Left(self.fileno(), self.entry.backlog)
+        if not self.seats.is_shared:
+            left.pocket = self.seats.take_pocket()
         number = super().detach()
         if find(number) is None:
             _left[number] = left
@@ -82,11 +93,18 @@ class _Left:
         self._file = sockets.file_of(number)
         #: Of the entry to which it belonged.
         self.backlog = backlog
+        #: What it was given, and hadn't accepted.
+        self.pocket: list[tuple[int, Any]] = []
 
     @property
     def is_there(self) -> bool:
         """Whether nobody has closed it, by whatever way."""
         return self._file is not None and sockets.file_of(self._number) == self._file
+
+    def drop(self) -> None:
+        """Nobody will have it."""
+        while self.pocket:
+            _socket.close(self.pocket.pop()[0])
 
 
 # -- Global state ---------------------------------------------------------------------------------
@@ -98,14 +116,18 @@ _left: Final[dict[int, _Left]] = {}
 _excluded: Final[set[object]] = set()
 
 
-def exclude(listed: Iterable[object]) -> None:
-    """Leave *listed* addresses alone from now on; one without a host is every host's port.
+def exclusions(listed: Iterable[object]) -> set[object]:
+    """Return what `exclude` takes for *listed* addresses; one without a host is any host's port.
 
     Raises:
         TypeError, ValueError, OSError: As `glb.address.parse`, and for a host that isn't known.
-            Then nothing has changed.
     """
-    _excluded.update([_exclusion(parse(each)) for each in listed])
+    return {_exclusion(parse(each)) for each in listed}
+
+
+def exclude(them: set[object]) -> None:
+    """Leave some addresses alone from now on: see `exclusions`."""
+    _excluded.update(them)
 
 
 def exclude_nothing() -> None:
@@ -161,7 +183,7 @@ def listen(sock: Any, *args: Any) -> bool:
     plain = sock._sock
     if isinstance(plain, Adopted) or not sockets.has_reuse_port(plain):
         return False
-    if sockets.is_listening(plain) or is_excluded(sockets.bound_address(plain)):
+    if not sockets.is_idle(plain) or is_excluded(sockets.bound_address(plain)):
         return False
     with REGISTRY.lock:
         entry, share = _find_to_join(sockets.bound_address(plain))
@@ -187,7 +209,7 @@ def listen(sock: Any, *args: Any) -> bool:
 
 def accept(sock: Any, clone: Descriptor) -> tuple[GeventSocket, Any]:
     """Wait for the turn of *clone*, which *sock* stands on, as `gevent.socket.socket.accept`."""
-    number, address = clone.seats.accept(sock.timeout)
+    number, address = clone.seats.accept(sock.timeout, clone)
     try:
         connection = GeventSocket(sock.family, sock.type, sock.proto, fileno=number)
     except BaseException:
@@ -198,8 +220,33 @@ def accept(sock: Any, clone: Descriptor) -> tuple[GeventSocket, Any]:
     return connection, address
 
 
+def shutdown(sock: Any, clone: Adopted, how: Any) -> None:
+    """Have *sock* take no more connections, until it listens again.
+
+    It stands on a kernel socket of its own then, which is bound and not listening, as after
+    shutdown(2); unless other objects have it in common, or its address isn't to be bound again.
+    """
+    how = operator.index(how)
+    if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if clone.seats.is_cancelled:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+    if how == _socket.SHUT_WR:
+        return
+    clone.cancel()
+    if clone.seats.is_shared:
+        return
+    try:
+        own = sockets.open_bound(clone)
+    except OSError:
+        return
+    with contextlib.closing(own):
+        number = clone.leave_number(own)
+    sock._sock = PlainSocket(clone.family, clone.type, clone.proto, number)
+
+
 def duplicate(sock: Any, clone: Descriptor) -> Any:
-    """Return another clone of *clone*'s address, of *sock*'s class; the caller closes it."""
+    """Return another object on *clone*'s socket, of *sock*'s class; the caller closes it."""
     number = sockets.duplicate(clone)
     try:
         copy = type(sock)(sock.family, sock.type, sock.proto, fileno=number)
@@ -212,9 +259,9 @@ def duplicate(sock: Any, clone: Descriptor) -> Any:
 
 
 def join(sock: Any, clone: Descriptor) -> None:
-    """Make *sock*, which stands on a descriptor of *clone*'s socket, a clone as well."""
+    """Let *sock*, which stands on a descriptor of *clone*'s socket, be the same clone."""
     try:
-        _become(sock, REGISTRY.acquire(clone.entry))
+        _become(sock, REGISTRY.acquire(clone.entry)).share_seats(clone)
     except BaseException:
         sock.close()
         raise
@@ -225,7 +272,7 @@ def made(sock: Any, number: int) -> None:
     clone = find(number) if number in NUMBERS else None
     try:
         if clone is not None:
-            _become(sock, REGISTRY.acquire(clone.entry))
+            _become(sock, REGISTRY.acquire(clone.entry)).share_seats(clone)
         elif number in _left:
             _adopt_again(sock, _left.pop(number))
     except OSError:
@@ -251,7 +298,7 @@ def _find_to_join(where: Address) -> tuple[Entry | None, Share | None]:
         return entry, None
     for number, left in [*_left.items()]:
         if not left.is_there:
-            del _left[number]
+            _left.pop(number).drop()
             continue
         found = sockets.address_of(number)
         if found is not None and addresses.key_of(found) == addresses.key_of(where):
@@ -283,8 +330,9 @@ def _stand_in(sock: Any, share: Share) -> Adopted:
 
 
 def _become(sock: Any, share: Share) -> Adopted:
+    # On the hub that the socket has already: to make one may fail, and may take long.
     plain = sock._sock
-    adopted = Adopted.on(plain.fileno(), share, plain)
+    adopted = Adopted.on(plain.fileno(), share, plain, sock.hub)
     plain.detach()
     sock._sock = adopted
     return adopted
@@ -292,15 +340,19 @@ def _become(sock: Any, share: Share) -> Adopted:
 
 def _adopt_again(sock: Any, left: _Left) -> None:
     if not left.is_there:
+        left.drop()
         return
     number = sock.fileno()
     with REGISTRY.lock:
         entry = REGISTRY.find(sockets.bound_address(sock._sock))
         if entry is None:
-            _become(sock, REGISTRY.adopt(number, shared=True, backlog=left.backlog))
+            share = REGISTRY.adopt(number, shared=True, backlog=left.backlog)
         elif sockets.file_of(entry.pristine.fileno()) == sockets.file_of(number):
-            _become(sock, REGISTRY.acquire(entry))
-        # Else the kernel has two sockets there now, and shares by itself.
+            share = REGISTRY.acquire(entry)
+        else:
+            left.drop()
+            return  # the kernel has two sockets there now, and shares by itself
+        _become(sock, share).seats.fill_pocket(left.pocket)
 
 
 def _raise_backlog(entry: Entry, args: tuple[Any, ...], beyond: int = 0) -> None:

@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             status.run()
         except ProgramNotFoundError as error:
             click.echo(f"glb: {_one_line(error)}", err=True)
-            status = 2
+            status = error.status
         else:
             status = 0
     sys.exit(status)

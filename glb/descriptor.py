@@ -32,28 +32,32 @@ __all__ = ["NUMBERS", "Descriptor", "find"]
 class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's out
     """A clone's descriptor, and with it its share: the two come and go together."""
 
-    __slots__ = ("_hub", "_is_left", "_seats", "_share")
+    __slots__ = ("_below", "_hub", "_is_left", "_seats", "_share")
 
+    #: See `glb.seats.Holder`.
+    asks_in_line: bool = False
+    #: What had the same number before, and may have it afterwards.
+    _below: weakref.ref[Descriptor] | None
     _seats: Seats | None
     _is_left: bool
 
     @classmethod
     def of(cls, share: Share) -> Self:
         """Return a new descriptor of *share*'s socket, which from then on owns the share."""
+        get_hub()  # a thread's first may fail, and then nothing has happened yet
         number = sockets.duplicate(share.entry.pristine)
         try:
-            return cls.on(number, share, share.entry.pristine)
+            return cls.on(number, share, share.entry.pristine, get_hub())
         except BaseException:
             _socket.close(number)
             raise
 
     @classmethod
-    def on(cls, number: int, share: Share, like: _socket.socket) -> Self:
+    def on(cls, number: int, share: Share, like: _socket.socket, hub: Any) -> Self:
         """Return one on *number*, a descriptor of *share*'s socket; it owns both then.
 
-        Its family, type and protocol are told as *like* tells them.
+        Its family, type and protocol are told as *like* tells them. *hub* is where it lives.
         """
-        hub = get_hub()  # a thread's first may fail, and then nothing has happened yet
         sock = cls(like.family, like.type, like.proto, number)
         sock._share = share
         sock._hub = hub
@@ -61,6 +65,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         sock._is_left = False
         sock.setblocking(False)
         share.hold_for(sock)
+        sock._below = NUMBERS.get(number)
         NUMBERS[number] = weakref.ref(sock)
         return sock
 
@@ -75,10 +80,22 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         seats = self._seats
         if seats is None:
             with REGISTRY.lock:
-                seats = self._seats = self._seats or Seats(self, self.entry, self._hub)
-                if self._is_left:
-                    self.end_seats()
+                seats = self._seats
+                if seats is None:
+                    seats = Seats(self.entry, self._hub)
+                    self._have(seats)
         return seats
+
+    def share_seats(self, other: Descriptor) -> None:
+        """Have *other*'s seats, pocket and bell in common."""
+        with REGISTRY.lock:
+            self._have(other.seats)
+
+    def _have(self, seats: Seats) -> None:
+        self._seats = seats
+        seats.join(self)
+        if self._is_left:
+            self.end_seats()
 
     def belongs_to(self, thread: int) -> None:
         """A fork keeps it if *thread* forks, by its native ident: it was the maker's."""
@@ -103,6 +120,14 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         REGISTRY.release(self._share)
         return number
 
+    def leave_number(self, to: _socket.socket) -> int:
+        """Close it, but have its number, which is returned, lead *to* another socket."""
+        sockets.stand_in(self.fileno(), to)
+        self._leave()
+        number: int = super().detach()
+        REGISTRY.release(self._share)
+        return number
+
     def let_go(self) -> None:
         """Give the share back, and free the address if it was the last; close later."""
         self._leave()
@@ -120,7 +145,11 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         number = self.fileno()
         reference = NUMBERS.get(number)
         if reference is not None and reference() in (self, None):
-            del NUMBERS[number]
+            below = None if self._below is None else self._below()
+            if below is not None and below.fileno() == number:
+                NUMBERS[number] = weakref.ref(below)
+            else:
+                del NUMBERS[number]
         self.end_seats()
 
     def end_seats(self) -> None:
@@ -130,7 +159,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
             seats = self._seats
         if seats is not None:
             address = self.entry.address
-            seats.end(cancel_wait_ex, lambda: errors.listener_closed(address))
+            seats.leave(self, cancel_wait_ex, lambda: errors.listener_closed(address))
 
     def is_same_file(self) -> bool:
         """Whether nobody has closed it by its number, and opened something else in its place."""

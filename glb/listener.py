@@ -91,7 +91,7 @@ class Listener(LazySocket):
             what was not returned was not accepted.
         """
         self._check_open()
-        return self._connection(*self._sock.seats.accept(self.timeout))
+        return self._connection(*self._sock.seats.accept(self.timeout, self._sock))
 
     def _connection(self, descriptor: int, address: Any) -> tuple[Connection, Any]:
         sock = self._sock

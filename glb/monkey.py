@@ -34,6 +34,7 @@ import gevent.select
 import gevent.selectors
 import gevent.server
 import gevent.socket
+from gevent.baseserver import BaseServer
 from gevent.monkey import MonkeyPatchWarning
 from gevent.socket import socket as GeventSocket
 
@@ -85,16 +86,25 @@ def patch_all(
     check_places(clones, hubs)
     if isinstance(exclude, (str, bytes)):
         raise TypeError(f"exclude must be a list of addresses, got {exclude!r}")
-    if gevents or not gevent.monkey.saved:  # type: ignore[attr-defined]  # not in the stubs
-        late = _who_keeps(socket.socket)
-        if gevent.monkey.patch_all(**gevents) is False:
+    excluded = adopted.exclusions(exclude)
+    late = []
+    if gevents or not gevent.monkey.is_module_patched("socket"):
+        late += _who_keeps(socket.socket)
+        # Of a second time it tells nothing, even if somebody prevented the first.
+        is_done = gevent.monkey.patch_all(**gevents) is not False
+        if not (is_done and (gevents or gevent.monkey.is_module_patched("socket"))):
             return False
-    else:
-        late = []
-    adopted.exclude(exclude)
+    adopted.exclude(excluded)
     if sockets and not is_patched("sockets"):
-        late += _who_keeps(gevent.select.select)
-        _patch_sockets()
+        if gevent.monkey.is_module_patched("select"):
+            late += _who_keeps(gevent.select.select)
+            _patch_sockets()
+        else:
+            warnings.warn(
+                "sockets with SO_REUSEPORT take no turns, as gevent has not patched select",
+                MonkeyPatchWarning,
+                stacklevel=2,
+            )
     if servers:
         if not is_patched("servers"):
             late += _patch_servers()
@@ -162,6 +172,7 @@ _gevents_init: Final[Any] = GeventSocket.__init__
 _gevents_bind: Final[Any] = GeventSocket.bind
 _gevents_listen: Final[Any] = GeventSocket.listen
 _gevents_accept: Final[Any] = GeventSocket.accept
+_gevents_shutdown: Final[Any] = GeventSocket.shutdown
 _gevents_dup: Final[Any] = GeventSocket.dup
 _gevents_fromfd: Final[Any] = gevent.socket.fromfd
 
@@ -200,6 +211,7 @@ def _meet_clones() -> None:
     if is_patched("sockets") and GeventSocket.accept is _gevents_accept:
         _put("sockets", GeventSocket, "__init__", _init)
         _put("sockets", GeventSocket, "accept", _accept)
+        _put("sockets", GeventSocket, "shutdown", _shutdown)
 
 
 def _accept(self: Any) -> Any:
@@ -214,6 +226,14 @@ def _dup(self: Any) -> Any:
     if isinstance(plain, Adopted):
         return adopted.duplicate(self, plain)
     return _gevents_dup(self)
+
+
+def _shutdown(self: Any, how: Any) -> None:
+    plain = self._sock
+    if isinstance(plain, Adopted):
+        adopted.shutdown(self, plain, how)
+    else:
+        _gevents_shutdown(self, how)
 
 
 def _fromfd(fd: int, family: int, type: int, proto: int = 0) -> Any:  # noqa: A002  # as above
@@ -237,6 +257,7 @@ def _patch_sockets() -> None:
         _meet_clones()  # from before a `restore`
     _put("sockets", gevent.select.poll, "poll", polls.poll)
     _put("sockets", gevent.selectors.GeventSelector, "select", polls.select_of_selector)
+    _put("sockets", BaseServer, "start_accepting", polls.start_accepting)
     # The standard library's, if gevent has patched them.
     for name, original, ours, modules in (
         ("select", gevent.select.select, polls.select, (gevent.select, select)),

@@ -2,20 +2,23 @@
 
 All clones of an address lead to one kernel socket, which is readable for each of them as soon as
 one connection waits. Here a clone is told of a connection on its turn, and no other: whoever
-polls it looks at its bell instead (see `glb.seats`), and it is ready for as long as that lasts.
+polls it listens to its bell instead (see `glb.seats`), and it is ready for as long as that lasts.
 
-`select`, `poll` and `select_of_selector` stand for gevent's, `glb.monkey` puts them in place.
-Descriptors that aren't clones' go to gevent's, as they are.
+`select`, `poll`, `select_of_selector` and `start_accepting` stand for gevent's, `glb.monkey` puts
+them in place. Descriptors that aren't clones' go to gevent's, as they are.
 
-Source: ``gevent.select`` and ``gevent.selectors``.
+Source: ``gevent.select``, ``gevent.selectors`` and ``gevent.baseserver``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from selectors import EVENT_READ
 from typing import Any, Final
+
+from gevent import get_hub
+from gevent.baseserver import BaseServer
 
 # By name, and now: ours will stand in their places.
 from gevent.select import get_fileno  # type: ignore[attr-defined]  # not in the stubs
@@ -23,15 +26,19 @@ from gevent.select import poll as GeventPoll
 from gevent.select import select as _gevents_select
 from gevent.selectors import GeventSelector
 
+from .adopted import Adopted
 from .descriptor import NUMBERS, Descriptor, find
-from .sockets import Bell
+from .seats import BellWatcher
 
-__all__ = ["poll", "select", "select_of_selector"]
+__all__ = ["poll", "select", "select_of_selector", "start_accepting"]
 
 _gevents_poll: Final[Any] = GeventPoll.poll
 _gevents_select_of_selector: Final[Any] = GeventSelector.select
+_gevents_start_accepting: Final[Any] = BaseServer.start_accepting
 
 _READ: Final = 1
+_WRITE: Final = 2
+_WRITABLE: Final = 4  # POLLOUT
 
 
 @contextmanager
@@ -48,11 +55,14 @@ def _polled(clones: Iterable[Descriptor], *, is_waiting: bool) -> Iterator[None]
             seats.end_poll(seat)
 
 
+# -- select ---------------------------------------------------------------------------------------
+
+
 def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
     """`gevent.select.select`, where a clone is readable on its turn."""
     if not NUMBERS or (timeout is not None and timeout < 0):
         return _gevents_select(rlist, wlist, xlist, timeout)
-    rlist = [*rlist]
+    rlist, wlist = [*rlist], [*wlist]
     clones: dict[int, Descriptor] = {}
     for place, each in enumerate(rlist):
         clone = _clone_behind(each)
@@ -60,27 +70,28 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
             clones[place] = clone
     if not clones:
         return _gevents_select(rlist, wlist, xlist, timeout)
-    looked_at = [*rlist]
-    for place, clone in clones.items():
-        looked_at[place] = _Meant(rlist[place], clone.seats.bell)
+    others = [each for place, each in enumerate(rlist) if place not in clones]
     is_waiting = timeout is None or timeout > 0
     with _polled(clones.values(), is_waiting=is_waiting):
-        readable, *others = _gevents_select(looked_at, wlist, xlist, timeout)
-    told = [each.polled if isinstance(each, _Meant) else each for each in readable]
-    return (told, *others)
-
-
-class _Meant:
-    """What ``select`` is given for a clone: the bell, and what the program gave."""
-
-    __slots__ = ("bell", "polled")
-
-    def __init__(self, polled: Any, bell: Bell) -> None:
-        self.polled = polled
-        self.bell = bell
-
-    def fileno(self) -> int:
-        return self.bell.fileno()
+        # First what is ready now, and what is wrong with the others, as gevent's.
+        readable, writable, exceptional = _gevents_select(others, wlist, xlist, 0)
+        told = [rlist[place] for place, clone in clones.items() if clone.seats.is_ringing]
+        if told or readable or writable or exceptional or not is_waiting:
+            return [*told, *readable], [*writable], [*exceptional]
+        flags: dict[int, int] = {}
+        for listed, flag in ((others, _READ), (wlist, _WRITE)):
+            for each in listed:
+                number = get_fileno(each)
+                flags[number] = flags.get(number, 0) | flag
+        by_number = {get_fileno(rlist[place]): clone for place, clone in clones.items()}
+        milliseconds = None if timeout is None else timeout * 1000
+        events = dict(_gevents_poll(_Looking(flags, by_number), milliseconds))
+    return (
+        # What was closed is told to readers, as gevent does.
+        [each for each in rlist if events.get(get_fileno(each), 0) & ~_WRITABLE],
+        [each for each in wlist if events.get(get_fileno(each), 0) & _WRITABLE],
+        [],
+    )
 
 
 def _clone_behind(polled: Any) -> Descriptor | None:
@@ -91,19 +102,46 @@ def _clone_behind(polled: Any) -> Descriptor | None:
     return find(number)
 
 
+# -- poll -----------------------------------------------------------------------------------------
+
+
 def poll(self: Any, timeout: Any = None) -> list[tuple[int, int]]:
     """`gevent.select.poll.poll`, where a clone is readable on its turn."""
     clones = _clones_among(self.fds.items(), _READ) if NUMBERS else None
     if not clones:
         return _gevents_poll(self, timeout)  # type: ignore[no-any-return]  # not in the stubs
-    bells = {number: clone.seats.bell for number, clone in clones.items()}
-    meant = {bell.fileno(): number for number, bell in bells.items()}
-    looking: Any = GeventPoll()
-    looking.fds = {number: flags for number, flags in self.fds.items() if number not in bells}
-    looking.fds.update(dict.fromkeys(meant, _READ))
+    others = {number: flags for number, flags in self.fds.items() if number not in clones}
     with _polled(clones.values(), is_waiting=timeout is None or timeout != 0):
-        found = _gevents_poll(looking, timeout)
-    return [(meant.get(number, number), flags) for number, flags in found]
+        found: list[tuple[int, int]] = _gevents_poll(_Looking(others, clones), timeout)
+    return found
+
+
+class _Looking(GeventPoll):
+    """gevent's ``poll`` of some descriptors, and of the bells of some clones."""
+
+    fds: Any
+
+    def __init__(self, flags: Mapping[int, int], clones: Mapping[int, Descriptor]) -> None:
+        super().__init__()
+        self.fds = flags
+        self._clones = clones
+
+    def _get_started_watchers(self, result: Any) -> list[Any]:
+        watchers: list[Any] = super()._get_started_watchers(result)  # type: ignore[misc]  # not in the stubs
+        hub = get_hub()
+        for number, clone in self._clones.items():
+            watcher = BellWatcher(clone.seats.bell, hub)
+            watchers.append(watcher)
+            watcher.start(result.add_event, number, pass_events=True)
+        return watchers
+
+
+def _clones_among(polled: Iterable[tuple[int, int]], flag: int) -> dict[int, Descriptor]:
+    found = {number: find(number) for number, flags in polled if flags & flag}
+    return {number: clone for number, clone in found.items() if clone is not None}
+
+
+# -- selectors ------------------------------------------------------------------------------------
 
 
 def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
@@ -115,42 +153,62 @@ def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
     if not clones:
         return _gevents_select_of_selector(self, timeout)  # type: ignore[no-any-return]  # as above
     for number, clone in clones.items():
-        _watch_bell(self, number, clone.seats.bell)
+        _watch_bell(self, number, clone)
     with _polled(clones.values(), is_waiting=timeout is None or timeout > 0):
         found: list[Any] = _gevents_select_of_selector(self, timeout)
     return found
 
 
-def _clones_among(polled: Iterable[tuple[int, int]], flag: int) -> dict[int, Descriptor]:
-    found = {number: find(number) for number, flags in polled if flags & flag}
-    return {number: clone for number, clone in found.items() if clone is not None}
-
-
-class _BellWatcher:
-    """A selector's watcher of a bell, which it keeps for as long as a loop looks at it."""
-
-    def __init__(self, bell: Bell, loop: Any) -> None:
-        self.bell = bell
-        self._watcher = loop.io(bell.fileno(), _READ)
-        self._watcher.priority = loop.MAXPRI
-
-    def start(self, *args: Any, **options: Any) -> None:
-        self._watcher.start(*args, **options)
-
-    def stop(self) -> None:
-        self._watcher.stop()
-
-    def close(self) -> None:
-        self._watcher.close()
-
-
-def _watch_bell(selector: Any, number: int, bell: Bell) -> None:
+def _watch_bell(selector: Any, number: int, clone: Descriptor) -> None:
     active, inactive = selector._active_watchers, selector._inactive_watchers
     watcher = active.get(number) or inactive.get(number)
-    if isinstance(watcher, _BellWatcher) and watcher.bell is bell:
-        return
-    fresh = _BellWatcher(bell, selector.hub.loop)
-    active.pop(number, None)
-    inactive[number] = fresh
-    watcher.stop()
-    watcher.close()
+    bell = clone.seats.bell
+    if not isinstance(watcher, BellWatcher) or watcher.bell is not bell:
+        active.pop(number, None)
+        inactive[number] = BellWatcher(bell, selector.hub)
+        watcher.stop()
+        watcher.close()
+
+
+# -- gevent's own servers -------------------------------------------------------------------------
+
+
+def start_accepting(self: Any) -> None:
+    """`gevent.baseserver.BaseServer.start_accepting`, which polls a clone for as long as it lasts.
+
+    For servers that were imported before glb's took their place.
+    """
+    clone = getattr(getattr(self, "socket", None), "_sock", None)
+    if self._watcher is None and isinstance(clone, Adopted):
+        self._watcher = _ServersWatcher(clone)
+        self._watcher.start(self._do_read)
+    else:
+        _gevents_start_accepting(self)
+
+
+class _ServersWatcher:
+    """Polls a clone from its start to its stop."""
+
+    def __init__(self, clone: Adopted) -> None:
+        self._seats = clone.seats
+        self._bell = BellWatcher(self._seats.bell, get_hub())
+        self._seat: Any = None
+
+    def start(self, callback: Callable[[], object]) -> None:
+        self._seat = self._seats.begin_poll(is_waiting=True)
+        self._bell.start(self._tell, callback)
+
+    def _tell(self, callback: Callable[[], object]) -> None:
+        # In the hub, as gevent's; and again, unless that has stopped it.
+        seat = self._seat
+        callback()
+        if self._seat is seat and seat is not None:
+            self._bell.start(self._tell, callback)
+
+    def stop(self) -> None:
+        seat, self._seat = self._seat, None
+        self._bell.stop()
+        self._seats.end_poll(seat)
+
+    def close(self) -> None:
+        self.stop()

@@ -28,7 +28,11 @@ MAIN: Final = "__main__"
 
 
 class ProgramNotFoundError(Exception):
-    """There is no such program. The text says which."""
+    """There is no such program. The text says which, the status is what python exits with."""
+
+    def __init__(self, text: str, status: int = 2) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Program:
     """A program that is to run.
 
     Attributes:
-        target: A file, a directory or archive with a ``__main__.py``, or a module's name.
+        target: A file, a directory or archive with a ``__main__.py``, ``-`` for what comes on
+            stdin, or a module's name.
         args: What follows in ``sys.argv``.
         is_module: Whether *target* names a module.
     """
@@ -50,35 +55,36 @@ class Program:
 
         Raises:
             ProgramNotFoundError: There is no such program, or it can't be read.
-            BaseException: What the program raises; it has been told to ``sys.excepthook`` then,
-                unless it is `SystemExit`, and the hook keeps silent from there on.
+            BaseException: What the program raises. ``sys.excepthook`` is told of it, when it
+                arrives there, with a traceback that begins in the program.
         """
         try:
             _run(*(self._find_module() if self.is_module else self._find_file()))
         except (SystemExit, ProgramNotFoundError):
             raise
         except BaseException as error:
-            error.__traceback__ = _without_ours(error.__traceback__)
-            sys.excepthook(type(error), error, error.__traceback__)
-            # The interpreter would tell it again, when it ends as it does after any such error.
-            sys.excepthook = _told
+            _tell_without_ours(error)
             raise
 
     def _find_file(self) -> tuple[CodeType, str | None, Any, Any]:
-        path = self.target
+        if self.target == "-":
+            self._set_up("-", "")
+            source = sys.stdin.buffer.read()
+            return compile(source, "<stdin>", "exec", dont_inherit=True), None, None, None
+        path = os.path.abspath(self.target)
         importer: Any = pkgutil.get_importer(path)
         if importer is not None:
-            self._set_up(path, path)
+            self._set_up(self.target, path)
             spec = importer.find_spec(MAIN)
             if spec is None:
-                raise ProgramNotFoundError(f"can't find {MAIN!r} module in {path!r}")
+                raise ProgramNotFoundError(f"can't find {MAIN!r} module in {path!r}", status=1)
             return spec.loader.get_code(MAIN), spec.origin, spec.loader, spec
         try:
-            with io.open_code(os.path.abspath(path)) as file:
+            with io.open_code(path) as file:
                 source = file.read()
         except OSError as error:
             raise ProgramNotFoundError(f"can't open file {path!r}: {error.strerror}") from None
-        self._set_up(path, os.path.dirname(os.path.realpath(path)))
+        self._set_up(self.target, os.path.dirname(os.path.realpath(path)))
         if source.startswith(importlib.util.MAGIC_NUMBER):
             compiled = SourcelessFileLoader(MAIN, path)
             code = compiled.get_code(MAIN)
@@ -96,14 +102,15 @@ class Program:
                 spec = importlib.util.find_spec(f"{name}.{MAIN}")
         except ModuleNotFoundError as error:
             # What else its package misses is for the program to tell.
-            if error.name is None or not f"{name}.{MAIN}.".startswith(f"{error.name}."):
+            is_itself = error.name is None or f"{name}.{MAIN}.".startswith(f"{error.name}.")
+            if not is_itself and not name.startswith("."):
                 raise
             spec = None
         loader: Any = None if spec is None else spec.loader
         get_code = getattr(loader, "get_code", None)
         code = None if spec is None or get_code is None else get_code(spec.name)
         if spec is None or code is None:
-            raise ProgramNotFoundError(f"there is no module {name!r} that could be run")
+            raise ProgramNotFoundError(f"no module named {name!r} could be run", status=1)
         sys.argv[0] = spec.origin or name
         return code, spec.origin, loader, spec
 
@@ -127,14 +134,24 @@ def _run(code: CodeType, file: str | None, loader: Any, spec: Any) -> None:
     )
     # It stays: threads, and whatever imports __main__, need it until the process ends.
     sys.modules[MAIN] = main
+    if file is None:
+        del main.__file__
     exec(code, vars(main))  # noqa: S102  # what else is a program for
 
 
-def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+def _tell_without_ours(error: BaseException) -> None:
+    """Have the hook that gets *error* next see the program's frames alone."""
+    trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
-    return trace
+    hook = getattr(sys, "excepthook", None)
+    if hook is None:
+        return  # then the interpreter says so
 
+    def tell(kind: Any, value: BaseException, whole: TracebackType | None) -> None:
+        sys.excepthook = hook
+        if value is error:
+            value.__traceback__ = whole = trace
+        hook(kind, value, whole)
 
-def _told(*_: object) -> None:
-    pass
+    sys.excepthook = tell

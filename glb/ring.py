@@ -17,16 +17,12 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 
-__all__ = ["Askers", "Ring", "Team"]
+__all__ = ["Ring", "Team"]
 
 M = TypeVar("M")
-
-# So often somebody else asks while a connection is there, and who was first has stopped asking:
-# once it may be late, and twice it may be slower than the other.
-MOST_REFUSALS: Final = 2
 
 # Since when a clone waits: the count at which it joined, or at which its team was seated if
 # that was later, and then the first again: clones of teams that were seated together keep the
@@ -37,7 +33,7 @@ Since = tuple[int, int]
 class Team(Generic[M]):
     """Ready clones that leave the ring, and come back, as one. Of one ring for its life."""
 
-    __slots__ = ("__weakref__", "line", "listed", "seated", "since")
+    __slots__ = ("__weakref__", "_is_sorted", "line", "listed", "seated", "since")
 
     def __init__(self, *, seated: bool = True) -> None:
         #: The ready clones, longest waiting first, each with the count at which it joined.
@@ -48,10 +44,31 @@ class Team(Generic[M]):
         self.since = 0
         #: Whether the ring's heap has an entry for it.
         self.listed = False
+        self._is_sorted = True
+
+    def first(self) -> M:
+        """Return who has waited longest. There must be one."""
+        self.sort()
+        return next(iter(self.line))
+
+    def take_in(self, member: M, joined: int) -> None:
+        """Put *member* where the count at which it *joined* belongs."""
+        line = self.line
+        if line and joined < line[next(reversed(line))]:
+            self._is_sorted = False
+        line[member] = joined
+
+    def sort(self) -> None:
+        """Put those in order who came back to their places."""
+        if not self._is_sorted:
+            self._is_sorted = True
+            for member, _ in sorted(self.line.items(), key=lambda entry: entry[1]):
+                self.line.move_to_end(member)
 
     @property
     def waits_since(self) -> Since:
         """Since when its first clone waits. There must be one."""
+        self.sort()
         return _since(next(iter(self.line.values())), self.since)
 
 
@@ -60,25 +77,41 @@ class Ring(Generic[M]):
 
     def __init__(self) -> None:
         self._count = 0
+        # The highest count at which anybody joined who has had a turn since.
+        self._last_served = 0
         # One entry for each seated team that has a ready clone, perhaps more. Since when it
         # waits may lag behind its team's, never run ahead, so what is on top is
         # either right or shows that it isn't.
         self._heap: list[tuple[Since, Team[M]]] = []
+        # Unless somebody has come back to its place: then it is made anew before it is asked.
+        self._is_stale = False
 
-    def join(self, team: Team[M], member: M) -> None:
-        """Put *member* at the end of the line, unless it stands there already."""
-        if member not in team.line:
-            team.line[member] = self._next_count()
-            self._list(team)
+    def join(self, team: Team[M], member: M, place: int | None = None) -> None:
+        """Put *member* at the end of the line, unless it stands there already.
 
-    def leave(self, team: Team[M], member: M) -> None:
-        """Take *member* out of the line, if it is there."""
-        team.line.pop(member, None)
+        Args:
+            place: What `leave` returned. It gets that place again, unless a turn was given to
+                somebody behind it meanwhile: then it was passed over.
+        """
+        if member in team.line:
+            return
+        if place is None or place <= self._last_served:
+            place = self._next_count()
+        else:
+            self._is_stale = True
+        team.take_in(member, place)
+        self._list(team)
+
+    def leave(self, team: Team[M], member: M) -> int | None:
+        """Take *member* out of the line; return its place, or ``None`` if it wasn't there."""
+        return team.line.pop(member, None)
 
     def rotate(self, team: Team[M], member: M) -> None:
         """Send *member*, who had its turn, from wherever it stands to the end of the line."""
         line = team.line
         if member in line:
+            if line[member] > self._last_served:  # noqa: PLR1730  # max() takes three times as long
+                self._last_served = line[member]
             line[member] = self._count = self._count + 1
             line.move_to_end(member)
 
@@ -103,6 +136,13 @@ class Ring(Generic[M]):
 
     def first(self) -> M | None:
         """Return the ready clone that has waited longest, or ``None``."""
+        if self._is_stale:
+            self._is_stale = False
+            teams = [team for _, team in self._heap]
+            for team in teams:
+                team.listed = bool(team.line)
+            self._heap = [(team.waits_since, team) for team in teams if team.line]
+            heapq.heapify(self._heap)
         heap = self._heap
         while heap:
             since, team = heap[0]
@@ -112,7 +152,7 @@ class Ring(Generic[M]):
             elif len(heap) > 1 and since != (now := team.waits_since):
                 heapq.heapreplace(heap, (now, team))
             else:
-                return next(iter(team.line))
+                return team.first()
         return None
 
     def first_of(self, teams: Iterable[Team[M]]) -> M | None:
@@ -123,7 +163,7 @@ class Ring(Generic[M]):
                 continue
             if first is None or team.waits_since < first.waits_since:
                 first = team
-        return None if first is None else next(iter(first.line))
+        return None if first is None else first.first()
 
     def ready(self) -> Iterator[M]:
         """Yield every ready clone, longest waiting first. O(N log teams)."""
@@ -144,48 +184,10 @@ class Ring(Generic[M]):
         return self._count
 
 
-class Askers(Generic[M]):
-    """The order of those who don't wait for their turn, but ask now and then whether it is.
-
-    Whoever asks stands in line from then on. The first gets the next connection when it asks
-    next; if somebody else has asked for that connection more than `MOST_REFUSALS` times
-    meanwhile, it has stopped asking, and is passed over.
-    """
-
-    def __init__(self) -> None:
-        self._line: OrderedDict[M, None] = OrderedDict()
-        # How often each was refused, while the same one was first.
-        self._refusals: dict[M, int] = {}
-
-    def is_next(self, asker: M, has_connection: Callable[[], bool]) -> bool:
-        """Tell whether *asker* may try. *has_connection* is asked only if it isn't the first."""
-        line = self._line
-        line.setdefault(asker)
-        while (first := next(iter(line))) is not asker:
-            if not has_connection():
-                return False
-            refusals = self._refusals.get(asker, 0) + 1
-            if refusals <= MOST_REFUSALS:
-                self._refusals[asker] = refusals
-                return False
-            self.forget(first)
-        return True
-
-    def rotate(self, asker: M) -> None:
-        """Send *asker*, who had its turn, to the end of the line."""
-        self._line[asker] = None
-        self._line.move_to_end(asker)
-        self._refusals.clear()
-
-    def forget(self, asker: M) -> None:
-        """Forget *asker*, until it asks again. Twice is harmless."""
-        self._line.pop(asker, None)
-        self._refusals.clear()
-
-
 def _since(joined: int, seated: int) -> Since:
     return (joined if joined > seated else seated, joined)
 
 
 def _stamped(team: Team[M]) -> Iterator[tuple[Since, M]]:
+    team.sort()
     return ((_since(joined, team.since), member) for member, joined in team.line.items())

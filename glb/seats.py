@@ -6,17 +6,19 @@ three ways to want one, and `Seats` keeps all of them apart from what the progra
 
 * A greenlet **waits**, in `accept`. Its clone is ready, and it goes on within the turn.
 * A greenlet **polls**, in ``select`` or one of its kin. Its clone is ready as long as that lasts.
-  The connection of its turn lies in the clone's **pocket**, and the clone's bell rings, until
-  somebody accepts it: so each poller is told on its clone's turn, and never for nothing.
-* Somebody **asks**: accepts without waiting, or polls with no time. A clone is not ready between
-  two questions. Those who wait go first; those who ask have an order of their own, which passes
-  over who has stopped asking (see `glb.ring.Askers`).
+  The connection of its turn lies in the clone's **pocket**, and its bell rings, until somebody
+  accepts it: so each poller is told on its clone's turn, and never for nothing.
+* Somebody **asks**: accepts without waiting, or polls with no time. A program's socket that does
+  so, and is never polled otherwise, is ready from then on, and finds the connection of its turn
+  in the pocket when it asks again.
 
-A clone that stops waiting or polling keeps its place in line until its hub has run what is
-ready to run: a loop that waits again, because its time was over, has not been away.
+Who stops waiting or polling without having had a turn gets its place in line back when it
+returns, unless it was passed over meanwhile.
 
-What lies in a pocket when the clone closes is the next clone's. There is a seat for each hub;
-all may be used from any thread's.
+What lies in a pocket when the clone closes is the next one's, and so is what nobody fetches who
+has stopped asking, or is dead. A program's objects on one kernel socket, by ``dup`` say, have
+their seats, pocket and bell in common. There is a seat for each hub; all may be used from any
+thread's.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from gevent import Timeout, get_hub, getcurrent
@@ -35,13 +38,12 @@ from gevent.hub import Waiter
 
 from .dispatcher import Dispatcher
 from .errors import Heap, classify
-from .registry import Entry
+from .registry import Entry, native_ident
 from .ring import Team
-from .sockets import Bell, is_readable
 from .standby import dispatcher_for
 from .turns import Handed, Turn
 
-__all__ = ["Seats"]
+__all__ = ["BellWatcher", "Seats"]
 
 # gevent's own min_delay and max_delay: short enough that a waiting client does not notice,
 # and at most one try a second for a process that stays out of descriptors.
@@ -51,126 +53,262 @@ PAUSE_MAX_SECONDS: Final = 1.0
 # As gevent's servers: so many connections a wake-up, then whatever else the hub has to do.
 MAX_ACCEPT: Final = 100
 
+# Who hasn't asked for so many times as long as it took between its last two questions has stopped
+# asking: an irregular one has time, and a client doesn't wait long for one that works or is stuck.
+ASKING_INTERVALS: Final = 3
+ASKING_MIN_SECONDS: Final = 0.05
+ASKING_MAX_SECONDS: Final = 1.0
+
+# So often it is looked whether a greenlet that was told of a connection, and hasn't fetched it,
+# is still alive.
+LOOK_SECONDS: Final = 1.0
+
+_READ: Final = 1
+
 Accepted = tuple[int, Any]
 
 
-class Owner(Protocol):
-    """Whose seats they are: a clone. Never kept alive by them."""
+class Holder(Protocol):
+    """A descriptor of the clone. Never kept alive by its seats."""
+
+    @property
+    def asks_in_line(self) -> bool:
+        """Whether it is ready from the time it asks until it asks again."""
 
     def take(self) -> Accepted:
         """Accept from the kernel, as ``_socket.socket._accept`` does."""
 
 
 class Seats:
-    """A clone's seats, its pocket and its bell. The caller ends them when the clone closes.
+    """A clone's seats, its pocket and its bell.
 
     Args:
         hub: The one whose seat is kept between two accepts.
     """
 
-    __slots__ = ("__weakref__", "_bell", "_by_hub", "_error", "_home", "_owner", "_pocket", "entry")
+    __slots__ = (
+        "__weakref__",
+        "_asked_at",
+        "_bell",
+        "_by_hub",
+        "_error",
+        "_holders",
+        "_home",
+        "_interval",
+        "_is_polled",
+        "_look",
+        "_place",
+        "_pocket",
+        "_poller",
+        "entry",
+    )
 
-    def __init__(self, owner: Owner, entry: Entry, hub: Any) -> None:
+    def __init__(self, entry: Entry, hub: Any) -> None:
         self.entry: Final = entry
-        self._owner: weakref.ref[Owner] = weakref.ref(owner)
         self._home: Any = hub
+        self._holders: list[weakref.ref[Holder]] = []
         self._by_hub: dict[Any, _Seat] = {}
         self._pocket: deque[Accepted] = deque()
         self._bell: Bell | None = None
         # What who comes is told, once they have ended.
         self._error: Callable[[], OSError] | None = None
+        # Where in line it stood when it left without a turn.
+        self._place: int | None = None
+        # Whether it has ever been polled by somebody who waited, and who was the last.
+        self._is_polled = False
+        self._poller: weakref.ref[Any] | None = None
+        # When it was last asked, and how long after the time before.
+        self._asked_at = 0.0
+        self._interval = 0.0
+        # What looks after the pocket: a timer and its hub.
+        self._look: tuple[Any, Any] | None = None
+
+    # -- whose they are ------------------------------------------------------------------------
+
+    def join(self, holder: Holder) -> None:
+        """They are *holder*'s as well."""
+        self._holders.append(weakref.ref(holder))
 
     @property
-    def owner(self) -> Owner | None:
-        return self._owner()
+    def holder(self) -> Holder | None:
+        """One of those whose they are."""
+        found = (reference() for reference in [*self._holders])
+        return next((each for each in found if each is not None), None)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several descriptors have them in common."""
+        return len(self._holders) > 1
+
+    def leave(self, holder: Holder, waiting: OSError, error: Callable[[], OSError]) -> None:
+        """*holder* closes: *waiting* is for who waits by it, *error* for who comes later.
+
+        With the last holder they end. Twice is harmless.
+        """
+        with self.entry.turns.lock:
+            self._holders = [each for each in self._holders if each() not in (holder, None)]
+            if self._holders:
+                for seat in [*self._by_hub.values()]:
+                    seat.cancel(waiting, by=holder)
+                return
+            self._error = error
+            seats, self._by_hub = self._by_hub, {}
+        for seat in seats.values():
+            seat.end(waiting)
+        self._empty_pocket()
+        self._stop_looking()
+        if self._bell is not None:
+            self._bell.end()
+
+    def cancel(self, error: Callable[[], OSError]) -> None:
+        """Raise *error* in whoever waits, and in who comes. From any thread."""
+        self._error = error
+        for seat in [*self._by_hub.values()]:
+            seat.cancel(error())
+            seat.settle()
+        self._empty_pocket()
+        self._ring()
+
+    def reopen(self) -> None:
+        """Undo `cancel`, for who comes from now on, or polls still."""
+        self._error = None
+        self._ring()
+        for seat in [*self._by_hub.values()]:
+            seat.settle()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody gets anything here."""
+        return self._error is not None
 
     def check_open(self) -> None:
-        """Raise what `end` or `cancel` were given."""
-        if self._error is not None:
-            raise self._error()
+        """Raise what `cancel` or `leave` were given."""
+        error = self._error
+        if error is not None:
+            raise error()
 
     # -- accepting -----------------------------------------------------------------------------
 
-    def accept(self, timeout: float | None) -> Accepted:
+    def accept(self, timeout: float | None, holder: Holder) -> Accepted:
         """Wait for the clone's turn; see `glb.Listener.accept`."""
         self.check_open()
-        hub = get_hub()
         if timeout == 0.0:
-            return self.ask()
+            return self.ask(is_in_line=holder.asks_in_line)
         found = self._from_pocket()
         if found is not None:
             return found
+        hub = get_hub()
         if getcurrent() is hub:
             # Waiting is an error in a callback; what is there already can be had.
             try:
-                return self.ask()
+                return self.ask(is_in_line=False)
             except BlockingIOError:
                 hub.switch_out()
         seat = self._seat_on(hub)
         try:
-            return seat.wait(timeout)
+            return seat.wait(timeout, holder)
         finally:
-            self._leave(seat, hub)
+            self._leave_seat(seat)
 
-    def ask(self) -> Accepted:
-        """Accept if it's the clone's turn among those who ask, and nobody waits; never wait.
+    def ask(self, *, is_in_line: bool) -> Accepted:
+        """Accept what is this clone's now, and never wait.
+
+        It stands in line from then on, if *is_in_line*, and it is never polled. Those before it in line are given their connections first: into the pocket, if nobody
+        waits there. Who waits in `accept`, and servers, are given theirs by the dispatcher.
 
         Raises:
             OSError: ``BlockingIOError`` if there is nothing for it now; whatever accept(2) says.
         """
         self.check_open()
-        found = self._from_pocket()
-        if found is not None:
-            return found
         turns = self.entry.turns
-        owner = self._owner()
         with turns.lock:
-            # Not even who is first takes what others wait for, on their way to it this moment.
-            is_passed = owner is None or turns.next_locked() is not None
-            if is_passed or not turns.askers.is_next(self, self._has_connection):
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            handed = turns.take_waiting()  # by a hub that was too slow
-            assert owner is not None, "as it wasn't passed"
-            accepted = owner.take() if handed is None else (handed.number, handed.address)
-            turns.askers.rotate(self)
-            turns.accepted_before += 1
-        return accepted
+            if is_in_line and not self._is_polled:
+                self._note_question()
+            last: object = None
+            while True:
+                found = self._from_pocket()
+                if found is not None:
+                    return found
+                member = turns.next_locked()
+                if member is not None and (member is last or not member.has_room()):
+                    if member is last:
+                        break  # it is not ready, and has not left: that is its dispatcher's
+                    last = member
+                    continue
+                seat = member if isinstance(member, _Seat) else None
+                if member is not None and (seat is None or seat.waiters):
+                    break
+                handed = self._next_connection()
+                if seat is None or seat.seats is self:
+                    turns.accepted_before += 1
+                    if seat is not None:
+                        turns.rotate(seat.team, seat)
+                    return handed.number, handed.address
+                seat.give(handed)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    def _has_connection(self) -> bool:
-        entry = self.entry
-        return bool(entry.turns.waiting) or (not entry.is_closed and is_readable(entry.pristine))
+    def _next_connection(self) -> Handed:
+        handed = self.entry.turns.take_waiting()  # what has been given to nobody
+        if handed is None:
+            holder = self.holder
+            if holder is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            handed = Handed(*holder.take())
+        return handed
+
+    def _note_question(self) -> None:
+        now = monotonic()
+        self._interval = now - self._asked_at
+        self._asked_at = now
+        seat = self._seat_on(get_hub())
+        seat.asks = True
+        seat.settle()
 
     # -- polling -------------------------------------------------------------------------------
 
     @property
     def bell(self) -> Bell:
-        """Readable while there is something to accept, or to be told. Made when first needed."""
+        """Rings while there is something to accept, or to be told."""
         if self._bell is None:
-            self._bell = Bell()
+            with self.entry.turns.lock:
+                self._bell = self._bell or Bell()
             self._ring()
         return self._bell
 
+    @property
+    def is_ringing(self) -> bool:
+        """Whether a poller would be told now."""
+        return bool(self._pocket) or self._error is not None
+
     def begin_poll(self, *, is_waiting: bool) -> _Seat | None:
         """Be ready until `end_poll` of what is returned; or only ask, if nobody is waiting."""
-        if self._error is not None or self._pocket:
+        if self.is_ringing:
             return None
         if not is_waiting:
             try:
-                self._put_into_pocket(self.ask())
+                self._put_into_pocket(self.ask(is_in_line=True))
+                self.look_after_pocket()
             except OSError:
                 pass  # the poller is told nothing, and an accept that fails is told again
             return None
         seat = self._seat_on(get_hub())
+        self._is_polled = True
+        self._poller = weakref.ref(getcurrent())
         seat.polls += 1
+        seat.asks = False
+        seat.hold_loop()
         seat.settle()
         return seat
 
     def end_poll(self, seat: _Seat | None) -> None:
-        """Stop being ready. After `end` it changes nothing."""
-        if seat is not None and seat.polls:
+        """Stop being ready."""
+        if seat is not None:
             seat.polls -= 1
-            seat.settle_soon()
-            self._leave(seat, get_hub())
+            seat.settle(keeps_place=True)
+            seat.hold_loop()
+            self._leave_seat(seat)
+
+    # -- the pocket ----------------------------------------------------------------------------
 
     def _from_pocket(self) -> Accepted | None:
         try:
@@ -179,66 +317,96 @@ class Seats:
             return None
         self._ring()
         for seat in [*self._by_hub.values()]:
-            if seat.polls:
-                seat.settle()
+            seat.settle()
         return found
 
     def _put_into_pocket(self, accepted: Accepted) -> None:
         self._pocket.append(accepted)
-        self._ring()
         if self._error is not None:  # another thread has ended them meanwhile
             self._empty_pocket()
+        self._ring()
 
     def _ring(self) -> None:
         if self._bell is not None:
             with self.entry.turns.lock:
-                self._bell.ring(is_ringing=bool(self._pocket) or self._error is not None)
+                self._bell.ring(is_ringing=self.is_ringing)
 
     def _empty_pocket(self) -> None:
         turns = self.entry.turns
         with turns.lock:
-            back = [Handed(number, address) for number, address in self._pocket]
-            self._pocket.clear()
+            back = [Handed(*accepted) for accepted in self.take_pocket()]
             turns.put_back_locked(back)
 
-    # -- the end -------------------------------------------------------------------------------
+    def take_pocket(self) -> list[Accepted]:
+        """Return what lies in the pocket; it is the caller's."""
+        taken = [*self._pocket]
+        self._pocket.clear()
+        return taken
 
-    def cancel(self, error: Callable[[], OSError]) -> None:
-        """Raise *error* in whoever waits, and in who comes. From any thread."""
-        self._error = error
-        self.entry.turns.forget_asker(self)
-        for seat in [*self._by_hub.values()]:
-            seat.cancel(error())
-        self._empty_pocket()
-        self._ring()
+    def fill_pocket(self, accepted: list[Accepted]) -> None:
+        """Undo `take_pocket`."""
+        for each in accepted:
+            self._put_into_pocket(each)
 
-    def reopen(self) -> None:
-        """Undo `cancel`, for who comes from now on."""
-        self._error = None
-        self._ring()
+    def look_after_pocket(self) -> None:
+        """See to it, from this thread's hub, that nothing lies in the pocket for ever."""
+        if self._look is None and self._pocket:
+            asks = any(seat.asks for seat in [*self._by_hub.values()])
+            hub = get_hub()
+            timer = hub.loop.timer(self._asking_seconds if asks else LOOK_SECONDS, ref=False)
+            self._look = (hub, timer)
+            timer.start(self._look_into_pocket, self._pocket[0])
 
-    def end(self, waiting: OSError, error: Callable[[], OSError]) -> None:
-        """Give all seats up: *waiting* is for who waits now, *error* for who comes."""
-        self._error = error
-        self.entry.turns.forget_asker(self)
-        seats, self._by_hub = self._by_hub, {}
-        for seat in seats.values():
-            seat.end(waiting)
-        self._empty_pocket()
-        # Pollers see it ring, and keep its descriptor as long as they look at it.
-        self._ring()
-        self._bell = None
+    @property
+    def _asking_seconds(self) -> float:
+        return min(ASKING_MAX_SECONDS, max(ASKING_MIN_SECONDS, ASKING_INTERVALS * self._interval))
+
+    def _look_into_pocket(self, seen: Accepted) -> None:
+        self._stop_looking()
+        seats = [*self._by_hub.values()]
+        is_there = bool(self._pocket) and self._pocket[0] is seen
+        if is_there and not any(seat.polls for seat in seats) and self._is_left_alone():
+            for seat in seats:
+                seat.asks = False
+            self._empty_pocket()
+            self._ring()
+            for seat in seats:
+                seat.settle()
+        self.look_after_pocket()
+
+    def _is_left_alone(self) -> bool:
+        if not self._is_polled:
+            return monotonic() - self._asked_at >= self._asking_seconds
+        poller = None if self._poller is None else self._poller()
+        return poller is None or bool(getattr(poller, "dead", False))
+
+    def _stop_looking(self) -> None:
+        look, self._look = self._look, None
+        if look is None:
+            return
+        hub, timer = look
+
+        def stop() -> None:
+            timer.stop()
+            timer.close()
+
+        if hub.loop is not None:
+            if hub.thread_ident == native_ident():
+                stop()
+            else:
+                hub.loop.run_callback_threadsafe(stop)
+
+    # -- fork ----------------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """In a forked child: what lies in the pocket is the parent's, and so is the bell."""
-        while self._pocket:
-            _socket.close(self._pocket.popleft()[0])
-        if self._bell is not None:
-            self._bell.renew()
-            self._ring()
+        """In a forked child: what lies in the pocket is the parent's to serve."""
+        for number, _ in self.take_pocket():
+            _socket.close(number)
+        self._ring()
 
     def abandon(self) -> None:
         """In a forked child: give up all seats as well. Their hubs aren't there."""
+        self._look = None
         self.forget()
         self._by_hub = {}
 
@@ -248,18 +416,19 @@ class Seats:
         seat = self._by_hub.get(hub)
         if seat is None:
             seat = self._by_hub[hub] = _Seat(self, hub)
-            if self._error is not None:
+            if not self._holders:
                 # Another thread ended them before it could see this one.
                 self._by_hub.pop(hub, None)
                 seat.close()
                 self.check_open()
         return seat
 
-    def _leave(self, seat: _Seat, hub: Any) -> None:
+    def _leave_seat(self, seat: _Seat) -> None:
         # The home hub's seat is kept until the end, so that a loop of accepts doesn't make its
         # watchers anew each time.
-        if hub is not self._home and not seat.is_used:
-            self._by_hub.pop(hub, None)
+        if seat.hub is not self._home and not seat.is_used:
+            if self._by_hub.get(seat.hub) is seat:
+                del self._by_hub[seat.hub]
             seat.close()
 
 
@@ -267,19 +436,22 @@ class _Greenlet(Waiter):  # type: ignore[type-arg]  # generic in the stubs alone
     """A greenlet that waits for a connection, and what it gets: descriptor and peer."""
 
     accepted: Accepted | None = None
+    #: By which descriptor it waits.
+    holder: Holder
 
 
 class _Seat:
-    """A clone's place in the ring of one hub, with the greenlets that want its turns there."""
+    """A clone's place in the ring of one hub, with those who want its turns there."""
 
     __slots__ = (
         "_delay",
         "_expected",
-        "_hub",
         "_is_closed",
-        "_seats",
+        "asks",
         "dispatcher",
+        "hub",
         "polls",
+        "seats",
         "waiters",
     )
 
@@ -291,8 +463,8 @@ class _Seat:
 
     def __init__(self, seats: Seats, hub: Any) -> None:
         self.dispatcher: Dispatcher = dispatcher_for(seats.entry, hub)
-        self._hub = hub
-        self._seats = seats
+        self.hub = hub
+        self.seats = seats
         self._is_closed = False
         # Connections that are on their way here from another hub.
         self._expected = 0
@@ -300,6 +472,8 @@ class _Seat:
         self.waiters: deque[_Greenlet] = deque()
         #: How many poll the clone on this hub.
         self.polls = 0
+        #: Whether somebody asks here.
+        self.asks = False
 
     @property
     def team(self) -> Team[Any]:
@@ -307,61 +481,67 @@ class _Seat:
 
     @property
     def is_used(self) -> bool:
-        return bool(self.waiters or self.polls)
+        return bool(self.waiters or self.polls or self.asks)
 
     @property
     def context(self) -> str:
-        return f"the listener on {self._seats.entry.address!r}"
+        return f"the listener on {self.seats.entry.address!r}"
 
-    def wait(self, timeout: float | None) -> Accepted:
+    def wait(self, timeout: float | None, holder: Holder) -> Accepted:
         """Return the descriptor and the peer's address of the next connection."""
-        waiter = _Greenlet(self._hub)
-        deadline = Timeout.start_new(timeout, TimeoutError("timed out"))
+        waiter = _Greenlet(self.hub)
+        waiter.holder = holder
+        over = TimeoutError("timed out")
+        deadline = Timeout.start_new(timeout, over)
         is_over = False
         try:
             self.waiters.append(waiter)
-            self.dispatcher.hold_loop(self, is_held=True)
+            self.hold_loop()
             self.settle()
+            self.seats.check_open()  # another thread may have struck a moment ago
             switched = waiter.get()
             if switched is not waiter:
                 raise InvalidSwitchError(f"invalid switch into {waiter!r}: got {switched!r}")
             accepted: Accepted | None = waiter.accepted
             assert accepted is not None, "it comes with the switch"
             return accepted
-        except TimeoutError:
-            is_over = True
+        except TimeoutError as error:
+            is_over = error is over
             raise
         finally:
             deadline.close()
             if waiter.accepted is None and waiter in self.waiters:
                 self.waiters.remove(waiter)
-                if is_over:
-                    self.settle_soon()
-                else:
-                    self.settle()
-            if not self.waiters:
-                self.dispatcher.hold_loop(self, is_held=False)
+                self.settle(keeps_place=is_over)
+            self.hold_loop()
+            # An exception that refers to this frame, which refers to it, would wait for a
+            # garbage collection, and the clone with it.
+            del deadline, over, waiter
+
+    def hold_loop(self) -> None:
+        """Keep the hub alive while anybody waits or polls."""
+        self.dispatcher.hold_loop(self, is_held=bool(self.waiters or self.polls))
 
     @property
     def _room(self) -> int:
-        # Pollers share one connection: then they are told, and it is for them to accept.
-        return len(self.waiters) + (self.polls > 0 and not self._seats._pocket) - self._expected
+        seats = self.seats
+        if self._is_closed or seats._error is not None:
+            return 0
+        # Pollers, and who asks, share one connection: then it is for them to accept.
+        wants_one = bool((self.polls or self.asks) and not seats._pocket)
+        return len(self.waiters) + wants_one - self._expected
 
-    def settle(self) -> None:
+    def settle(self, *, keeps_place: bool = False) -> None:
         """Be ready while more is wanted than connections are on their way."""
-        turns = self.dispatcher.turns
+        turns, seats = self.dispatcher.turns, self.seats
         with turns.lock:
             if self._room > 0:
-                turns.join(self)
-            else:
-                turns.leave(self)
-
-    def settle_soon(self) -> None:
-        """Keep the place in line for somebody who is back at once."""
-        if self._room <= 0 and self.dispatcher.has_loop:
-            self._hub.loop.run_callback(self.settle)
-        else:
-            self.settle()
+                turns.join(self, seats._place)
+                seats._place = None
+                return
+            place = turns.leave(self)
+            if place is not None:
+                seats._place = place if keeps_place else None
 
     def expect_locked(self) -> None:
         self._expected += 1
@@ -374,27 +554,35 @@ class _Seat:
     def has_room(self) -> bool:
         if self._room > 0:
             return True
-        self.settle()  # nobody came back
+        self.settle()
         return False
 
     def take(self, handed: Handed) -> bool:
         with self.dispatcher.turns.lock:
-            if not self.is_used:
+            if self._is_closed or not self.is_used:
                 return False
             self._expected -= 1
         self._wake(handed.number, handed.address)
         return True
 
+    def give(self, handed: Handed) -> None:
+        """Put the connection of its turn into its pocket. With the lock held, in any thread."""
+        self.dispatcher.turns.accepted_before += 1
+        self.dispatcher.turns.rotate(self.team, self)
+        self.seats._put_into_pocket((handed.number, handed.address))
+        self.settle()
+        self.dispatcher.run(self.seats.look_after_pocket)
+
     def broken(self, error: OSError) -> None:
-        self._cancel(error)
+        self._cancel([*self.waiters], error)
 
     def take_turn(self) -> Turn:
-        owner = self._seats.owner
-        if owner is None or not self.has_room():
+        holder = self.seats.holder
+        if holder is None or not self.has_room():
             self.dispatcher.turns.leave(self)
             return Turn.PASSED
         try:
-            number, address = owner.take()
+            number, address = holder.take()
         except BlockingIOError:
             return Turn.EMPTY
         except OSError as error:
@@ -414,8 +602,9 @@ class _Seat:
             self.dispatcher.turns.rotate(self.team, self)
             self._next_waiter().throw(error)
         else:
-            # Its accept will tell.
-            self._seats.cancel(lambda: error)
+            number, text = error.errno, error.strerror
+            # An accept will tell.
+            self.seats.cancel(lambda: OSError(number, text))
 
     def _wake(self, number: int, address: Any) -> None:
         # The greenlet runs now, in this switch: there is no moment in which it could be
@@ -426,8 +615,9 @@ class _Seat:
             waiter.accepted = (number, address)
             waiter.switch(waiter)
         else:
-            self._seats._put_into_pocket((number, address))
+            self.seats._put_into_pocket((number, address))
             self.settle()
+            self.seats.look_after_pocket()
 
     def _next_waiter(self) -> _Greenlet:
         waiter = self.waiters.popleft()
@@ -439,22 +629,26 @@ class _Seat:
         self._delay = min(PAUSE_MAX_SECONDS, delay * 2)
         return delay
 
-    def cancel(self, error: OSError) -> None:
-        """Raise *error* in every greenlet that waits here. From any thread."""
-        self.dispatcher.run(lambda: self._cancel(error))
+    def cancel(self, error: OSError, by: Holder | None = None) -> None:
+        """Raise *error* in every greenlet that waits here now, *by* that. From any thread."""
+        cancelled = [each for each in [*self.waiters] if by is None or each.holder is by]
+        if cancelled:
+            self.dispatcher.run(lambda: self._cancel(cancelled, error))
 
-    def _cancel(self, error: OSError) -> None:
-        waiters, self.waiters = self.waiters, deque()
-        self.polls = 0
+    def _cancel(self, cancelled: list[_Greenlet], error: OSError) -> None:
+        # Some may have got a connection since.
+        still = [each for each in cancelled if each in self.waiters]
+        for waiter in still:
+            self.waiters.remove(waiter)
         self.settle()
-        for waiter in waiters if self.dispatcher.has_loop else ():
-            self._hub.loop.run_callback(waiter.throw, error)
+        for waiter in still if self.dispatcher.has_loop else ():
+            self.hub.loop.run_callback(waiter.throw, error)
 
     def end(self, error: OSError) -> None:
-        """Cancel, and give the place up. From any thread."""
+        """Cancel all, and give the place up. From any thread."""
 
         def end() -> None:
-            self._cancel(error)
+            self._cancel([*self.waiters], error)
             self.close()
 
         self.dispatcher.run(end)
@@ -463,4 +657,82 @@ class _Seat:
         if not self._is_closed:
             self._is_closed = True
             self.dispatcher.turns.leave(self)
+            self.dispatcher.hold_loop(self, is_held=False)
             self.dispatcher.detach()
+
+
+class Bell:
+    """Tells pollers, each in its own hub, that there is something. It needs no descriptor."""
+
+    __slots__ = ("_watchers", "is_over", "is_ringing")
+
+    def __init__(self) -> None:
+        self.is_ringing = False
+        #: Whether it has rung for the last time: its clone is closed.
+        self.is_over = False
+        self._watchers: set[BellWatcher] = set()
+
+    def ring(self, *, is_ringing: bool) -> None:
+        """Ring, or be silent. Twice is once. With the registry's lock held."""
+        if self.is_over or is_ringing is self.is_ringing:
+            return
+        self.is_ringing = is_ringing
+        if is_ringing:
+            for watcher in [*self._watchers]:
+                watcher.wake()
+
+    def end(self) -> None:
+        """Tell all who look at it, and no one afterwards."""
+        self.is_over = self.is_ringing = True
+        for watcher in [*self._watchers]:
+            watcher.wake()
+
+    def add(self, watcher: BellWatcher) -> None:
+        self._watchers.add(watcher)
+        if self.is_ringing:
+            watcher.wake()
+
+    def discard(self, watcher: BellWatcher) -> None:
+        self._watchers.discard(watcher)
+
+
+class BellWatcher:
+    """Looks at a bell as a loop's watcher does at a descriptor, but tells only once a start."""
+
+    __slots__ = ("__weakref__", "_call", "_is_told_of_end", "_loop", "_thread", "bell")
+
+    def __init__(self, bell: Bell, hub: Any) -> None:
+        self.bell = bell
+        self._loop: Any = hub.loop
+        self._thread: int = hub.thread_ident
+        self._call: tuple[Callable[..., object], tuple[object, ...]] | None = None
+        self._is_told_of_end = False
+
+    def start(
+        self, callback: Callable[..., object], *args: object, pass_events: bool = False
+    ) -> None:
+        self._call = (callback, (_READ, *args) if pass_events else args)
+        if not self._is_told_of_end:
+            self.bell.add(self)
+
+    def stop(self) -> None:
+        self._call = None
+        self.bell.discard(self)
+
+    def close(self) -> None:
+        self.stop()
+
+    def wake(self) -> None:
+        """Tell, in its own hub. From any thread."""
+        if self._thread == native_ident():
+            self._loop.run_callback(self._tell)
+        else:
+            self._loop.run_callback_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        # Somebody may have fetched it since.
+        if self._call is not None and self.bell.is_ringing:
+            callback, args = self._call
+            self._is_told_of_end = self.bell.is_over
+            self.stop()
+            callback(*args)

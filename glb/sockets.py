@@ -29,7 +29,7 @@ from gevent.monkey import get_original
 from . import address as addresses
 from .address import AF_INET6, AF_UNIX, Address, Key
 
-__all__ = ["DEFAULT_BACKLOG", "Bell", "Platform", "duplicate", "open_listening", "resolve"]
+__all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolve"]
 
 # More than any system's limit, so that each gives what it allows (Linux: net.core.somaxconn,
 # 4096 today), and still fits the 16 bits that some keep the backlog in. trio asks for the
@@ -37,6 +37,9 @@ __all__ = ["DEFAULT_BACKLOG", "Bell", "Platform", "duplicate", "open_listening",
 DEFAULT_BACKLOG: Final = 65535
 
 _MAX_BACKLOG: Final = 2**31 - 1
+
+# Of a socket that is nothing yet, or no more: see <netinet/tcp.h>.
+TCP_CLOSE: Final = 7
 
 # gevent's, under monkey patching, switch greenlets. Windows has no poll.
 _select: Final[Any] = get_original("select", "select")
@@ -300,60 +303,6 @@ def park(sock: _socket.socket) -> None:
         sock.close()
 
 
-class Bell:
-    """A descriptor that is readable while it rings: for pollers of any kind, in any thread.
-
-    It is closed with the last reference to it, since a loop may look at it for longer than
-    whoever rings it is there.
-    """
-
-    __slots__ = ("__weakref__", "_input", "_is_ringing", "_output")
-
-    def __init__(self) -> None:
-        self._output, self._input = _open_bell()
-        self._is_ringing = False
-
-    def fileno(self) -> int:
-        return self._output
-
-    def ring(self, *, is_ringing: bool) -> None:
-        """Ring, or be silent. Twice is once. By one thread at a time."""
-        if is_ringing is self._is_ringing:
-            return
-        self._is_ringing = is_ringing
-        if is_ringing:
-            os.write(self._input, _ONE)
-        else:
-            os.read(self._output, 8)
-
-    def renew(self) -> None:
-        """Be silent, and apart from the parent's bell of which this is a fork's copy."""
-        self._is_ringing = False
-        new = _open_bell()
-        for mine, fresh in {self._output: new[0], self._input: new[1]}.items():
-            os.dup2(fresh, mine, inheritable=False)
-        for fresh in {*new}:
-            os.close(fresh)
-
-    def __del__(self) -> None:
-        for number in {getattr(self, "_output", -1), getattr(self, "_input", -1)} - {-1}:
-            os.close(number)
-
-
-#: What an eventfd counts by; to a pipe it is as good as any byte.
-_ONE: Final = (1).to_bytes(8, sys.byteorder)
-
-
-def _open_bell() -> tuple[int, int]:
-    if hasattr(os, "eventfd"):
-        number = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        return number, number
-    numbers = os.pipe()
-    for number in numbers:
-        os.set_blocking(number, False)
-    return numbers
-
-
 def kind_of(sock: _socket.socket) -> tuple[object, ...]:
     """Return what two sockets must have alike for one to stand in for the other.
 
@@ -376,9 +325,17 @@ def has_reuse_port(sock: _socket.socket) -> bool:
     return option is not None and bool(sock.getsockopt(_socket.SOL_SOCKET, option))
 
 
-def is_listening(sock: _socket.socket) -> bool:
-    """Whether connections can come to *sock*."""
-    return bool(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
+def is_idle(sock: _socket.socket) -> bool:
+    """Whether *sock* neither listens nor is connected, or about to be."""
+    if sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
+        return False
+    if hasattr(_socket, "TCP_INFO"):
+        return sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_INFO, 1)[0] == TCP_CLOSE
+    try:
+        sock.getpeername()
+    except OSError:
+        return True
+    return False
 
 
 def numeric(family: int, address: Any) -> Any:
@@ -395,9 +352,31 @@ def numeric(family: int, address: Any) -> Any:
     return (bound[0], operator.index(port), *bound[2:])
 
 
-def stand_in(number: int, pristine: _socket.socket) -> None:
-    """Make descriptor *number* one of *pristine*'s kernel socket, and close what it was."""
-    os.dup2(pristine.fileno(), number, inheritable=os.get_inheritable(number))
+def open_bound(like: _socket.socket) -> _socket.socket:
+    """Return a new socket with SO_REUSEPORT that is bound to *like*'s address, and is nothing else.
+
+    Raises:
+        OSError: The kernel said no; nothing stays open.
+    """
+    sock = _socket.socket(like.family, like.type, like.proto)
+    try:
+        for option in (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT):
+            value = like.getsockopt(_socket.SOL_SOCKET, option)
+            sock.setsockopt(_socket.SOL_SOCKET, option, value)
+        if like.family == AF_INET6:
+            only = like.getsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY)
+            sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, only)
+        sock.bind(like.getsockname())
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def stand_in(number: int, sock: _socket.socket) -> None:
+    """Make descriptor *number* one of *sock*'s kernel socket, and close what it was."""
+    os.dup2(sock.fileno(), number, inheritable=os.get_inheritable(number))
 
 
 def file_of(number: int) -> tuple[int, int] | None:

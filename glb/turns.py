@@ -32,7 +32,7 @@ from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from .balance import Policy, least_loaded
-from .ring import Askers, Ring, Team
+from .ring import Ring, Team
 
 __all__ = ["PATIENCE_SECONDS", "Handed", "Member", "Turn", "Turns"]
 
@@ -247,8 +247,6 @@ class Turns:
         self.waiting: deque[Handed] = deque()
         #: The order of turns. Used with the lock held.
         self.ring: Final[Ring[Any]] = Ring()
-        #: Who asks without waiting. Used with the lock held.
-        self.askers: Final[Askers[Any]] = Askers()
 
     @property
     def accepted(self) -> int:
@@ -297,17 +295,18 @@ class Turns:
 
     # -- the ring, from any thread -----------------------------------------------------------
 
-    def join(self, member: Member) -> None:
-        """Let *member* have its turns."""
+    def join(self, member: Member, place: int | None = None) -> None:
+        """Let *member* have its turns, at the end of the line or at the *place* it had."""
         with self.lock:
-            self.ring.join(member.team, member)
+            self.ring.join(member.team, member, place)
             self._look_locked()
 
-    def leave(self, member: Member) -> None:
-        """Give *member* no more turns."""
+    def leave(self, member: Member) -> int | None:
+        """Give *member* no more turns; return its place, if it had one."""
         with self.lock:
-            self.ring.leave(member.team, member)
+            place = self.ring.leave(member.team, member)
             self._look_locked()
+            return place
 
     def rotate(self, team: Team[Any], member: Member) -> None:
         """Send *member* of *team*, who had its turn, to the end of the line."""
@@ -486,11 +485,6 @@ class Turns:
         """Who was given *accepted*, and counted for it, won't use it: it is the next ones'."""
         self.given_up += len(accepted)
         self._wait_locked(accepted)
-
-    def forget_asker(self, asker: object) -> None:
-        """Forget who won't ask again."""
-        with self.lock:
-            self.askers.forget(asker)
 
     def take_back_locked(self, dispatcher: Dispatcher) -> None:
         """Give what *dispatcher*'s hub lets lie to others."""

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from glb.ring import MOST_REFUSALS, Askers, Ring, Team
+from glb.ring import Ring, Team
 
 from .helpers import turns
 
@@ -402,108 +402,3 @@ def test_a_dropped_team_is_forgotten() -> None:
     assert reference() is None
     assert list(ring.ready()) == [f"{half}{number}" for number in range(5) for half in "ab"]
     assert ring.first() == "a0"
-
-
-# -- who asks -------------------------------------------------------------------------------
-
-
-class Asked:
-    """Askers beside a queue of connections: who asks and may, takes one."""
-
-    def __init__(self, *names: str) -> None:
-        self.askers: Askers[str] = Askers()
-        self.connections = 0
-        self.looks = 0
-        for name in names:  # nothing is there yet, and they stand in line
-            assert not self.ask(name)
-
-    def has_connection(self) -> bool:
-        self.looks += 1
-        return self.connections > 0
-
-    def ask(self, name: str) -> bool:
-        name = sys.intern(name)  # who asks is told by who it is, not by what it is equal to
-        if not self.askers.is_next(name, self.has_connection) or not self.connections:
-            return False
-        self.connections -= 1
-        self.askers.rotate(name)
-        return True
-
-    def served(self, names: str, connections: int = 1) -> str:
-        """Let *names* ask in this order, and return who was given one of *connections*."""
-        self.connections = connections
-        return "".join(name for name in names if self.ask(name))
-
-
-def test_who_asks_alone_is_always_next() -> None:
-    """And nobody looks for a connection, which costs a system call."""
-    asked = Asked()
-    assert asked.served("aaaa", 3) == "aaa"
-    assert asked.looks == 0
-
-
-@pytest.mark.parametrize("order", ["abc", "cba", "bca", "cab"])
-def test_who_asks_has_exact_turns_in_whatever_order(order: str) -> None:
-    """The line is by who asked first, and then by who had a turn last."""
-    asked = Asked("a", "b", "c")
-    assert "".join(asked.served(order) for _ in range(7)) == "abcabca"
-
-
-def test_several_connections_are_for_several_who_ask() -> None:
-    """Nobody takes two while others stand in line who ask."""
-    asked = Asked("a", "b", "c")
-    assert asked.served("aaabbbccc", 3) == "abc"
-
-
-def test_without_a_connection_nobody_is_refused_for_good() -> None:
-    """Asking for what isn't there counts for nothing: the first stays first."""
-    asked = Asked("a", "b")
-    assert [asked.ask("b") for _ in range(100)] == [False] * 100
-    assert asked.served("ba") == "a"
-
-
-def test_who_stopped_asking_is_passed_over_after_exactly_so_many_refusals() -> None:
-    """One more question than `MOST_REFUSALS` by the same one, and it is that one's turn."""
-    asked = Asked("a", "b")
-    asked.connections = 1
-    assert [asked.ask("b") for _ in range(MOST_REFUSALS + 1)] == [False] * MOST_REFUSALS + [True]
-    assert asked.served("b") == "b"  # the other stands in line no more
-    assert asked.served("ab") == "b"  # and is back at the end of it: too late for this one
-    assert asked.served("ba") == "a"
-
-
-def test_refusals_are_counted_for_each_apart() -> None:
-    """Many who ask once each are no sign that the first has stopped."""
-    names = "bcdefghij"
-    asked = Asked("a", *names)
-    assert asked.served(names * MOST_REFUSALS + "a") == "a"
-
-
-def test_a_turn_ends_the_counting() -> None:
-    """Whoever is first then has the same patience shown to it as all before."""
-    asked = Asked("a", "b", "c")
-    assert asked.served("c" * MOST_REFUSALS + "a") == "a"
-    assert asked.served("c" * MOST_REFUSALS + "b") == "b"
-    assert asked.served("c") == "c"
-
-
-def test_several_who_stopped_are_passed_over_one_by_one() -> None:
-    """Each is waited for as long as the first was."""
-    asked = Asked("a", "b", "c")
-    asked.connections = 1
-    tries = 0
-    while not asked.ask("c"):
-        tries += 1
-    assert tries == 2 * MOST_REFUSALS
-
-
-def test_who_was_forgotten_is_waited_for_no_more() -> None:
-    """Twice is harmless, and who asks again stands at the end."""
-    asked = Asked("a", "b", "c")
-    for _ in range(2):
-        asked.askers.forget("a")
-        asked.askers.forget("stranger")
-    assert asked.served("cba") == "b"
-    assert asked.served("abc") == "c"
-    assert asked.served("ba") == "b"
-    assert asked.served("ba") == "a"
