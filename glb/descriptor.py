@@ -10,6 +10,7 @@ and wakes who waits or polls.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
 import warnings
 import weakref
@@ -176,7 +177,8 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
                 stacklevel=2,
                 source=self,
             )
-            self.close()
+            with contextlib.suppress(OSError):  # EBADF, if it was closed by its number
+                self.close()
 
 
 def find(number: int) -> Descriptor | None:

@@ -178,7 +178,8 @@ def start_accepting(self: Any) -> None:
 
     For servers that were imported before glb's took their place.
     """
-    clone = getattr(getattr(self, "socket", None), "_sock", None)
+    sock = getattr(self, "socket", None)
+    clone = getattr(sock, "_sock", sock)  # gevent takes the plain socket out
     if self._watcher is None and isinstance(clone, Adopted):
         self._watcher = _ServersWatcher(clone)
         self._watcher.start(self._do_read)

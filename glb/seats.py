@@ -213,8 +213,9 @@ class Seats:
     def ask(self, *, is_in_line: bool) -> Accepted:
         """Accept what is this clone's now, and never wait.
 
-        It stands in line from then on, if *is_in_line*, and it is never polled. Those before it in line are given their connections first: into the pocket, if nobody
-        waits there. Who waits in `accept`, and servers, are given theirs by the dispatcher.
+        It stands in line from then on, if *is_in_line*, and it is never polled. Those before it
+        are given their connections first: into the pocket, if nobody waits there. Who waits in
+        `accept`, and servers, are given theirs by the dispatcher.
 
         Raises:
             OSError: ``BlockingIOError`` if there is nothing for it now; whatever accept(2) says.
