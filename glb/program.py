@@ -71,9 +71,10 @@ class Program:
             self._set_up("-", "")
             source = sys.stdin.buffer.read()
             return compile(source, "<stdin>", "exec", dont_inherit=True), None, None, None
-        path = os.path.abspath(self.target)
-        importer: Any = pkgutil.get_importer(path)
+        path = os.path.join(os.getcwd(), self.target)  # with its dots, as python has it
+        importer: Any = pkgutil.get_importer(os.path.abspath(path))
         if importer is not None:
+            path = os.path.abspath(path)
             self._set_up(self.target, path)
             spec = importer.find_spec(MAIN)
             if spec is None:
@@ -95,6 +96,8 @@ class Program:
 
     def _find_module(self) -> tuple[CodeType, str | None, Any, Any]:
         name = self.target
+        if name.startswith("."):
+            raise ProgramNotFoundError(f"a module's name must not be relative: {name!r}", status=1)
         self._set_up("-m", os.getcwd())
         try:
             spec = importlib.util.find_spec(name)
@@ -102,8 +105,7 @@ class Program:
                 spec = importlib.util.find_spec(f"{name}.{MAIN}")
         except ModuleNotFoundError as error:
             # What else its package misses is for the program to tell.
-            is_itself = error.name is None or f"{name}.{MAIN}.".startswith(f"{error.name}.")
-            if not is_itself and not name.startswith("."):
+            if error.name is None or not f"{name}.{MAIN}.".startswith(f"{error.name}."):
                 raise
             spec = None
         loader: Any = None if spec is None else spec.loader
