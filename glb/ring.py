@@ -33,7 +33,7 @@ Since = tuple[int, int]
 class Team(Generic[M]):
     """Ready clones that leave the ring, and come back, as one. Of one ring for its life."""
 
-    __slots__ = ("__weakref__", "_is_sorted", "line", "listed", "seated", "since")
+    __slots__ = ("__weakref__", "is_sorted", "line", "listed", "seated", "since")
 
     def __init__(self, *, seated: bool = True) -> None:
         #: The ready clones, longest waiting first, each with the count at which it joined.
@@ -44,24 +44,20 @@ class Team(Generic[M]):
         self.since = 0
         #: Whether the ring's heap has an entry for it.
         self.listed = False
-        self._is_sorted = True
-
-    def first(self) -> M:
-        """Return who has waited longest. There must be one."""
-        self.sort()
-        return next(iter(self.line))
+        #: Whether nobody has come back to a place before others since `sort`.
+        self.is_sorted = True
 
     def take_in(self, member: M, joined: int) -> None:
         """Put *member* where the count at which it *joined* belongs."""
         line = self.line
         if line and joined < line[next(reversed(line))]:
-            self._is_sorted = False
+            self.is_sorted = False
         line[member] = joined
 
     def sort(self) -> None:
         """Put those in order who came back to their places."""
-        if not self._is_sorted:
-            self._is_sorted = True
+        if not self.is_sorted:
+            self.is_sorted = True
             for member, _ in sorted(self.line.items(), key=lambda entry: entry[1]):
                 self.line.move_to_end(member)
 
@@ -152,7 +148,9 @@ class Ring(Generic[M]):
             elif len(heap) > 1 and since != (now := team.waits_since):
                 heapq.heapreplace(heap, (now, team))
             else:
-                return team.first()
+                if not team.is_sorted:
+                    team.sort()
+                return next(iter(team.line))
         return None
 
     def first_of(self, teams: Iterable[Team[M]]) -> M | None:
@@ -161,9 +159,10 @@ class Ring(Generic[M]):
         for team in teams:
             if not team.seated or not team.line:
                 continue
+            team.sort()
             if first is None or team.waits_since < first.waits_since:
                 first = team
-        return None if first is None else first.first()
+        return None if first is None else next(iter(first.line))
 
     def ready(self) -> Iterator[M]:
         """Yield every ready clone, longest waiting first. O(N log teams)."""
