@@ -2,7 +2,8 @@
 
 *The next connection goes to the ready clone that has waited longest.* While all clones
 are ready that is 0, 1, ..., N-1, 0, 1, ... without exception. A clone that is not ready is
-passed over, never waited for, and comes back at the end of the line.
+passed over, never waited for, and comes back at the end of the line. One that was away when
+nobody behind it had a turn has not been passed over, and may have its place back: `Ring.join`.
 
 Clones that are ready or not *together*, those of one server, form a `Team`: a server whose
 pool is full takes its whole team out of the ring in one step, and puts it back in one,
@@ -47,7 +48,7 @@ class Team(Generic[M]):
         #: Whether nobody has come back to a place before others since `sort`.
         self.is_sorted = True
 
-    def take_in(self, member: M, joined: int) -> None:
+    def take_back(self, member: M, joined: int) -> None:
         """Put *member* where the count at which it *joined* belongs."""
         line = self.line
         if line and joined < line[next(reversed(line))]:
@@ -92,10 +93,10 @@ class Ring(Generic[M]):
         if member in team.line:
             return
         if place is None or place <= self._last_served:
-            place = self._next_count()
+            team.line[member] = self._next_count()
         else:
             self._is_stale = True
-        team.take_in(member, place)
+            team.take_back(member, place)
         self._list(team)
 
     def leave(self, team: Team[M], member: M) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -208,6 +208,98 @@ def test_teams_go_round_as_one_ring() -> None:
     assert taken == ["a1", "b1", "a2", "b2", "b3"] * 2
 
 
+# -- places ---------------------------------------------------------------------------------
+
+
+def test_leaving_returns_the_place() -> None:
+    """``None`` of who wasn't there, or has left already; each place is another."""
+    ring, team = ring_of("a", "b")
+    places = [ring.leave(team, "a"), ring.leave(team, "b")]
+    assert None not in places
+    assert places[0] != places[1]
+    assert [ring.leave(team, member) for member in ("a", "b", "stranger")] == [None] * 3
+
+
+@pytest.mark.parametrize("behind", ["nobody", "a newcomer"])
+def test_who_left_without_a_turn_gets_its_place_back(behind: str) -> None:
+    """Before all who came later, and behind all who waited longer."""
+    ring, team = ring_of("a", "b", "c")
+    place = ring.leave(team, "b")
+    expected = ["a", "b", "c"]
+    if behind == "a newcomer":
+        ring.join(team, "d")
+        expected.append("d")
+    assert take_turn(ring, team) == "a"  # who is served was before it
+    ring.join(team, "b", place)
+    assert order(ring) == [*expected[1:], "a"]
+
+
+def test_who_was_passed_over_comes_back_last() -> None:
+    """Somebody behind it had a turn meanwhile: its place is gone, as without one."""
+    ring, team = ring_of("a", "b", "c")
+    place = ring.leave(team, "a")
+    assert take_turn(ring, team) == "b"
+    ring.join(team, "a", place)
+    assert order(ring) == ["c", "b", "a"]
+
+
+def test_a_place_is_lost_to_another_team_as_to_its_own() -> None:
+    """Teams are one line: who is behind in another one has passed it over as well."""
+    ring, team = ring_of("a1", "a2")
+    other: Team[Any] = Team()
+    ring.join(other, "b1")
+    kept, lost = ring.leave(team, "a2"), ring.leave(team, "a1")
+    ring.join(team, "a2", kept)
+    assert order(ring) == ["a2", "b1"]
+    kept = ring.leave(team, "a2")
+    assert take_turn(ring, other) == "b1"
+    ring.join(team, "a1", lost)
+    ring.join(team, "a2", kept)
+    assert order(ring) == ["b1", "a1", "a2"]
+
+
+def test_who_stands_in_line_has_no_use_for_a_place() -> None:
+    """It neither gains nor loses by joining with one."""
+    ring, team = ring_of("a", "b", "c")
+    place = ring.leave(team, "a")
+    ring.join(team, "a")
+    ring.join(team, "a", place)
+    assert order(ring) == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("teams", [1, 3])
+@given(back=st.permutations(range(12)), asks=st.booleans())
+@settings(deadline=None, database=None, max_examples=60)
+def test_many_come_back_in_any_order_to_their_places(
+    teams: int, back: list[int], asks: bool
+) -> None:
+    """The line is as if nobody had left, whether it is asked for in between or not."""
+    ring: Ring[int] = Ring()
+    groups: list[Team[int]] = [Team() for _ in range(teams)]
+    for member in range(12):
+        ring.join(groups[member % teams], member)
+    for member in range(4):  # 4 stand at the end then
+        ring.rotate(groups[member % teams], member)
+    before = order(ring)
+    places = {member: ring.leave(groups[member % teams], member) for member in range(12)}
+    assert (ring.first(), len(ring)) == (None, 0)
+    there: set[int] = set()
+    for member in back:
+        ring.join(groups[member % teams], member, places[member])
+        there.add(member)
+        if asks:
+            assert order(ring) == [each for each in before if each in there]
+            assert ring.first() == order(ring)[0]
+    assert (order(ring), len(ring)) == (before, 12)
+    taken = []
+    for _ in range(24):
+        first = ring.first()
+        assert first is not None
+        ring.rotate(groups[first % teams], first)
+        taken.append(first)
+    assert taken == before * 2
+
+
 # -- what a turn costs ----------------------------------------------------------------------
 
 
@@ -376,7 +468,104 @@ class AskingRingMachine(RingMachine):
         assert self.ring.first() == next(iter(self.expected()), None)
 
 
-@pytest.mark.parametrize("machine", [RingMachine, AskingRingMachine])
+class PlacesMachine(RingMachine):
+    """The same, with a list in which who has left without a turn keeps its place.
+
+    Turns are given to the first alone, and all teams are seated: as clones stand in one ring.
+    """
+
+    #: Whether turns are dealt in any order, and teams seated and unseated.
+    is_any_turn = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Who has left and hasn't been passed over; its place in `line` is still its own.
+        self.away: set[tuple[int, int]] = set()
+        #: What `leave` returned, until it is used.
+        self.places: dict[tuple[int, int], int | None] = {}
+        if not self.is_any_turn:
+            super().seat(2)
+
+    def expected(self) -> list[tuple[int, int]]:
+        return [member for member in super().expected() if member not in self.away]
+
+    def is_there(self, member: tuple[int, int]) -> bool:
+        return member in self.line and member not in self.away
+
+    def pass_over(self, member: tuple[int, int]) -> None:
+        """Who is away and was before *member*, which is served, has no place any more."""
+        before = self.line[: self.line.index(member)]
+        for each in self.away.intersection(before):
+            self.forget(each)
+
+    def forget(self, member: tuple[int, int]) -> None:
+        if member in self.away:
+            self.away.remove(member)
+            self.line.remove(member)
+
+    @rule(team=TEAMS, number=MEMBERS)
+    def join(self, team: int, number: int) -> None:
+        self.forget((team, number))
+        super().join(team, number)
+
+    @rule(team=TEAMS, number=MEMBERS)
+    def leave(self, team: int, number: int) -> None:
+        member = (team, number)
+        place = self.ring.leave(self.teams[team], member)
+        assert (place is not None) is self.is_there(member)
+        if place is not None:
+            self.away.add(member)
+            self.places[member] = place
+
+    @rule(team=TEAMS, number=MEMBERS)
+    def come_back(self, team: int, number: int) -> None:
+        member = (team, number)
+        if not self.is_there(member):
+            self.ring.join(self.teams[team], member, self.places.pop(member, None))
+            if member in self.away:
+                self.away.remove(member)
+            else:
+                self.line.append(member)
+
+    @rule(team=TEAMS, number=MEMBERS)
+    def rotate_any(self, team: int, number: int) -> None:
+        member = (team, number)
+        if self.is_any_turn and self.is_there(member):
+            self.pass_over(member)
+            super().rotate_any(team, number)
+
+    @precondition(lambda self: self.expected())
+    @rule(count=st.integers(1, 12))
+    def take_turns(self, count: int) -> None:
+        for _ in range(count):
+            self.pass_over(self.expected()[0])
+            super().take_turns(1)
+
+    @rule(team=TEAMS)
+    def seat(self, team: int) -> None:
+        if self.is_any_turn:
+            super().seat(team)
+
+    @rule(team=TEAMS)
+    def unseat(self, team: int) -> None:
+        if self.is_any_turn:
+            super().unseat(team)
+
+    @invariant()
+    def heap_lists_each_team_once_and_never_ahead(self) -> None:
+        if not self.ring._is_stale:  # else it is made anew before it is asked
+            super().heap_lists_each_team_once_and_never_ahead()
+
+
+class AnyTurnPlacesMachine(PlacesMachine):
+    """The same, with turns in any order, as policies deal them, and teams that come and go."""
+
+    is_any_turn = True
+
+
+@pytest.mark.parametrize(
+    "machine", [RingMachine, AskingRingMachine, PlacesMachine, AnyTurnPlacesMachine]
+)
 def test_turns_are_those_of_a_plain_list(machine: type[RingMachine]) -> None:
     """After every step of any program, order, first and length are the list's."""
     run_state_machine_as_test(
