@@ -1,0 +1,14 @@
+"""What does glb's monkey patch cost who has no use for it? `python -m loadtests.monkey` tells.
+
+Programs of the standard library, one listener each, run under gevent's patch and under glb's:
+these are to cost the same. Then with four copies on one address, by SO_REUSEPORT: there glb's
+patch is to make the order exact. The client, the server programs and the forms of the report
+are those of `loadtests.bench`. Each module owns one noun::
+
+    __main__    the command
+    report      tables
+    promises    what glb promises, and whether it was kept
+    measure     the run: rounds, and turns in each
+    contenders  a program under a patch
+    figures     what is measured of a contender
+"""
