@@ -159,7 +159,14 @@ CLONED = [
 """They open one server of gevent's, which gets four clones."""
 
 
+#: What ``GLB_LEGACY=few`` leaves: one of each kind.
+FEW = {"tcp_threading", "http_tls", "select_loop", "selectors_echo", "accept_polling"}
+FEW |= {"gevent_pywsgi"}
+
+
 def skip_what_cannot_run(program: Program) -> None:
+    if os.environ.get("GLB_LEGACY") == "few" and program.name not in FEW:
+        pytest.skip("GLB_LEGACY=few leaves it out")
     for module in program.needs:
         pytest.importorskip(module)
     if program.tls and not shutil.which("openssl"):
