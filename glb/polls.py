@@ -83,13 +83,15 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
             for each in listed:
                 number = get_fileno(each)
                 flags[number] = flags.get(number, 0) | flag
-        by_number = {get_fileno(rlist[place]): clone for place, clone in clones.items()}
+        # Asked now: what is closed meanwhile has none.
+        numbers = [[get_fileno(each) for each in listed] for listed in (rlist, wlist)]
+        by_number = {numbers[0][place]: clone for place, clone in clones.items()}
         milliseconds = None if timeout is None else timeout * 1000
         events = dict(_gevents_poll(_Looking(flags, by_number), milliseconds))
+    # What was closed is told to readers, as gevent does.
     return (
-        # What was closed is told to readers, as gevent does.
-        [each for each in rlist if events.get(get_fileno(each), 0) & ~_WRITABLE],
-        [each for each in wlist if events.get(get_fileno(each), 0) & _WRITABLE],
+        [each for each, n in zip(rlist, numbers[0], strict=True) if events.get(n, 0) & ~_WRITABLE],
+        [each for each, n in zip(wlist, numbers[1], strict=True) if events.get(n, 0) & _WRITABLE],
         [],
     )
 

@@ -18,7 +18,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader, SourcelessFileLoader
+from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFileLoader
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, Final
 
@@ -70,7 +70,8 @@ class Program:
         if self.target == "-":
             self._set_up("-", "")
             source = sys.stdin.buffer.read()
-            return compile(source, "<stdin>", "exec", dont_inherit=True), None, None, None
+            code = compile(source, "<stdin>", "exec", dont_inherit=True)
+            return code, "<stdin>", BuiltinImporter, None
         path = os.path.join(os.getcwd(), self.target)  # with its dots, as python has it
         importer: Any = pkgutil.get_importer(os.path.abspath(path))
         if importer is not None:

@@ -74,7 +74,7 @@ class Ring(Generic[M]):
 
     def __init__(self) -> None:
         self._count = 0
-        # The highest count at which anybody joined who has had a turn since.
+        # The highest count since which anybody has waited who has had a turn.
         self._last_served = 0
         # One entry for each seated team that has a ready clone, perhaps more. Since when it
         # waits may lag behind its team's, never run ahead, so what is on top is
@@ -87,8 +87,9 @@ class Ring(Generic[M]):
         """Put *member* at the end of the line, unless it stands there already.
 
         Args:
-            place: What `leave` returned. It gets that place again, unless a turn was given to
-                somebody behind it meanwhile: then it was passed over.
+            place: What `leave` returned. It gets that place again, unless somebody behind it
+                has had a turn: then it was passed over. (Where turns are not dealt in this
+                order, by another policy, that may have been before it left.)
         """
         if member in team.line:
             return
@@ -100,15 +101,20 @@ class Ring(Generic[M]):
         self._list(team)
 
     def leave(self, team: Team[M], member: M) -> int | None:
-        """Take *member* out of the line; return its place, or ``None`` if it wasn't there."""
-        return team.line.pop(member, None)
+        """Take *member* out of the line; return its place, or ``None`` if it had none there.
+
+        A team that was seated again has lost the places that its clones had before.
+        """
+        joined = team.line.pop(member, None)
+        return joined if joined is not None and joined > team.since else None
 
     def rotate(self, team: Team[M], member: M) -> None:
         """Send *member*, who had its turn, from wherever it stands to the end of the line."""
         line = team.line
         if member in line:
-            if line[member] > self._last_served:  # noqa: PLR1730  # max() takes three times as long
-                self._last_served = line[member]
+            waited_since = line[member] if line[member] > team.since else team.since
+            if waited_since > self._last_served:  # noqa: PLR1730  # max() takes three times as long
+                self._last_served = waited_since
             line[member] = self._count = self._count + 1
             line.move_to_end(member)
 

@@ -12,8 +12,8 @@ three ways to want one, and `Seats` keeps all of them apart from what the progra
   so, and is never polled otherwise, is ready from then on, and finds the connection of its turn
   in the pocket when it asks again.
 
-Who stops waiting or polling without having had a turn gets its place in line back when it
-returns, unless it was passed over meanwhile.
+Who stops waiting because its time is over, or polling, without having had a turn, gets its place
+in line back when it returns, unless it was passed over meanwhile.
 
 What lies in a pocket when the clone closes is the next one's, and so is what nobody fetches who
 has stopped asking, or is dead. A program's objects on one kernel socket, by ``dup`` say, have

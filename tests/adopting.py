@@ -95,15 +95,16 @@ def errno_of(error: BaseException | None) -> str:
 
 
 def run_python(
-    *args: str, cwd: pathlib.Path | None = None, **environ: str
+    *args: str, cwd: pathlib.Path | None = None, given: str | None = None, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with *args*, and return its status and what it wrote."""
+    """Run Python with *args*, and *given* on its stdin; return its status and what it wrote."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, *args],
         check=False,
         capture_output=True,
         text=True,
+        input=given,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": path, **environ},
         timeout=ENDLESS_SECONDS,

@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 import gevent.server
 import pytest
-from gevent import socket, ssl
+from gevent import select, socket, ssl
 
 import glb
 from glb import adopted, sockets
@@ -110,7 +110,7 @@ class State:
 
     def _now(self) -> tuple[object, ...]:
         plain = [
-            (sock._sock, sock.fileno(), sockets.is_listening(sock._sock), file_of(sock))
+            (sock._sock, sock.fileno(), sockets.is_idle(sock._sock), file_of(sock))
             for sock in self._socks
         ]
         queues = [entry.backlog for entry in REGISTRY]
@@ -227,7 +227,7 @@ def check_left_alone(*socks: Any) -> None:
     """Check that *socks* listen as the kernel's own, beside the entries that there were."""
     for sock in socks:
         assert not is_clone(sock)
-        assert sockets.is_listening(sock._sock)
+        assert not sockets.is_idle(sock._sock)
     assert len({file_of(sock) for sock in socks}) == len(socks)
 
 
@@ -406,6 +406,18 @@ def test_another_hosts_address_is_another_entry() -> None:
                 gevent.spawn(reply, sock, text)
             let_hub_turn()
             assert [ask((f"127.0.0.{last}", port)) for last in (3, 2, 1)] == [b"*", b"2", b"1"]
+
+
+def test_what_is_connected_does_not_listen(first: socket.socket) -> None:
+    """The kernel says no, and it is nobody's clone."""
+    with opened() as target, bound(first.getsockname()) as sock:
+        sock.connect(target.getsockname())
+        state = State(first, sock)
+        with pytest.raises(OSError, match="Invalid") as caught:
+            sock.listen()
+        assert errno_of(caught.value) == "EINVAL"
+        state.check()
+        target.accept()[0].close()
 
 
 # -- bind without listen ----------------------------------------------------------------------
@@ -621,21 +633,149 @@ def test_a_backlog_that_cannot_be_is_refused(
             assert is_clone(sock)
 
 
-def test_a_clone_that_was_shut_down_listens_again(first: socket.socket) -> None:
-    """Until then accept is EINVAL, and the others go on; the kernel's socket isn't touched."""
+# -- shutdown ---------------------------------------------------------------------------------
+
+
+def check_not_listening(sock: Any) -> None:
+    """Check that it takes no connections: accept is EINVAL, and shutdown ENOTCONN."""
+    with pytest.raises(OSError, match="Invalid") as caught:
+        sock.accept()
+    assert errno_of(caught.value) == "EINVAL"
+    for how in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+        with pytest.raises(OSError, match="not connected") as caught:
+            sock.shutdown(how)
+        assert errno_of(caught.value) == "ENOTCONN"
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR])
+def test_a_clone_that_was_shut_down_is_bound_and_no_more(how: int, first: socket.socket) -> None:
+    """A kernel socket of its own, as after shutdown(2); no clone; the others go on."""
     with opened(first.getsockname()) as other:
-        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
-            first.shutdown(how)
-            with pytest.raises(OSError, match="Invalid") as caught:
-                first.accept()
-            assert errno_of(caught.value) == "EINVAL"
-            assert orders([other], 2) == [0, 0]
+        first.settimeout(5)
+        first.set_inheritable(True)
+        number, address, before = first.fileno(), first.getsockname(), open_descriptors()
+        first.shutdown(how)
+        assert (first.fileno(), first.getsockname()) == (number, address)
+        assert (first.gettimeout(), first.get_inheritable()) == (5, True)
+        assert file_of(first) != file_of(other)
+        assert sockets.is_idle(first._sock)  # type: ignore[attr-defined]  # not in the stubs
+        assert (is_clone(first), clones()) == (False, [1])
+        assert open_descriptors().keys() == before.keys()
+        check_not_listening(first)
+        assert orders([other], 2) == [0, 0]
+
+
+def test_a_clone_that_was_shut_down_listens_again(first: socket.socket) -> None:
+    """Then it is a clone again, under the same number."""
+    with opened(first.getsockname()) as other:
+        for _ in range(2):
+            number = first.fileno()
+            first.shutdown(socket.SHUT_RDWR)
             first.listen()
-            assert sorted(orders([first, other], 4)) == [0, 0, 1, 1]
-        first.shutdown(socket.SHUT_WR)
-        assert sorted(orders([first, other], 4)) == [0, 0, 1, 1]
-        with pytest.raises(OSError, match="Invalid"):
-            first.shutdown(99)
+            assert (first.fileno(), is_clone(first), clones()) == (number, True, [2])
+            assert file_of(first) == file_of(other)
+            assert orders([first, other], 4) == turns(2, 4)
+
+
+def test_clients_are_refused_when_all_clones_are_shut_down(first: socket.socket) -> None:
+    """As by any address on which nobody listens; the first who listens again is the first."""
+    address = first.getsockname()
+    with opened(address) as other:
+        first.shutdown(socket.SHUT_RDWR)
+        assert not is_refused(address)
+        other.shutdown(socket.SHUT_RD)
+        assert (is_refused(address), clones()) == (True, [])
+        other.listen()
+        first.listen()
+        assert clones() == [2]
+        assert orders([other, first], 4) == turns(2, 4)
+
+
+def test_shutting_down_what_is_written_ends_nothing(first: socket.socket) -> None:
+    """A listening socket writes nothing."""
+    first.shutdown(socket.SHUT_WR)
+    assert (is_clone(first), clones()) == (True, [1])
+    assert orders([first], 2) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("how", "error"), [(99, OSError), (-1, OSError), ("x", TypeError), (None, TypeError)]
+)
+def test_a_way_to_shut_down_that_cannot_be_is_refused(
+    how: Any, error: type[Exception], first: socket.socket
+) -> None:
+    """EINVAL, or TypeError, as of the kernel's own; and nothing has changed."""
+    state = State(first)
+    with pytest.raises(error) as caught:
+        first.shutdown(how)
+    assert error is TypeError or errno_of(caught.value) == "EINVAL"
+    state.check()
+    assert orders([first], 2) == [0, 0]
+
+
+def test_who_waits_is_told_of_a_shutdown(first: socket.socket) -> None:
+    """EINVAL in accept, and what others wait for is theirs."""
+    with opened(first.getsockname()) as other:
+        greenlet, survivor = gevent.spawn(first.accept), gevent.spawn(reply, other, b"other")
+        let_hub_turn()
+        first.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(OSError, match="Invalid") as caught:
+            greenlet.get()
+        assert errno_of(caught.value) == "EINVAL"
+        assert ask(other.getsockname()) == b"other"
+        survivor.get()
+
+
+def check_cancelled(sock: Any, other: Any) -> None:
+    """Check that *sock*, a clone that was shut down, takes nothing until it listens again."""
+    assert is_clone(sock)
+    check_not_listening(sock)
+    assert orders([other], 2) == [0, 0]
+    sock.listen()
+    assert sorted(orders([sock, other], 4)) == [0, 0, 1, 1]
+
+
+def test_copies_are_shut_down_together(first: socket.socket) -> None:
+    """As the kernel's are; they stay clones, for they could not all get another socket."""
+    with first.dup() as copy, opened(first.getsockname()) as other:
+        first.shutdown(socket.SHUT_RDWR)
+        assert (is_clone(first), is_clone(copy), clones()) == (True, True, [3])
+        check_not_listening(copy)
+        check_cancelled(first, other)
+        assert accept_now(copy) is False  # it listens as well
+
+
+def test_without_an_address_of_its_own_it_stays_a_clone() -> None:
+    """The kernel binds nothing beside a listener of ours: it is one that takes nothing."""
+    with glb.bind(ANY, reuse_port=True) as ours, opened(ours.address) as sock:
+        before = open_descriptors()
+        sock.shutdown(socket.SHUT_RDWR)
+        assert (open_descriptors(), clones()) == (before, [2])
+        check_cancelled(sock, ours)
+
+
+def test_without_a_descriptor_it_stays_a_clone(first: socket.socket) -> None:
+    """There is none for a socket of its own; shutting down can't fail."""
+    with opened(first.getsockname()) as other:
+        with descriptor_limit(0):
+            first.shutdown(socket.SHUT_RDWR)
+        assert clones() == [2]
+        check_cancelled(first, other)
+
+
+def test_a_clone_does_not_connect(first: socket.socket) -> None:
+    """Its kernel socket is others' too. Of one that listens gevent says nothing, of any."""
+    with opened() as target, glb.bind(ANY, reuse_port=True) as ours, bound(ours.address) as sock:
+        state = State(first, sock)
+        assert first.connect_ex(target.getsockname()) in (0, errno.EISCONN)
+        with pytest.raises(OSError, match="in use") as caught:
+            sock.connect(target.getsockname())
+        assert errno_of(caught.value) == "EADDRINUSE"
+        assert sock.connect_ex(target.getsockname()) == errno.EADDRINUSE
+        state.check()
+        target.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            target.accept()
 
 
 # -- descriptors ------------------------------------------------------------------------------
@@ -691,18 +831,80 @@ def test_a_detached_number_that_was_closed_is_forgotten(first: socket.socket) ->
     assert is_refused(address)
 
 
-def test_a_duplicate_is_another_clone(first: socket.socket) -> None:
-    """By `dup`, by `fromfd`, by `socket(fileno=)` on a clone's own number: each has turns."""
+def test_a_detached_number_keeps_what_it_was_given(first: socket.socket) -> None:
+    """A connection of its turn is the next object's on that number, and nobody else's."""
+    with opened(first.getsockname()) as other, polling_told(first) as client:
+        number = first.detach()
+        assert not accept_now(other)
+        with socket.socket(fileno=number) as again:
+            conn, peer = again.accept()
+            with conn:
+                assert peer == client.getsockname()
+
+
+def test_what_was_given_to_a_number_that_is_closed_ends(first: socket.socket) -> None:
+    """As what a kernel's socket has in its queue when it closes; no descriptor is left."""
+    with polling_told(first) as client:
+        number = first.detach()
+        os.close(number)
+        with native_socket.socket() as plain, opened():
+            assert plain.fileno() == number
+            with contextlib.closing(socket.socket(fileno=os.dup(number))):
+                socket.socket(fileno=number).detach()
+        assert client.recv(1) == b""
+
+
+@contextlib.contextmanager
+def polling_told(clone: Any) -> Iterator[native_socket.socket]:
+    """Yield a client whose connection lies ready for *clone*, and isn't accepted."""
+    select.select([clone], [], [], 0)
+    with queued(clone) as client:
+        assert select.select([clone], [], [], 0)[0] == [clone]
+        yield client
+
+
+COPIERS: dict[str, Callable[[socket.socket], socket.socket]] = {
+    "dup": lambda sock: sock.dup(),
+    "fromfd": lambda sock: socket.fromfd(sock.fileno(), sock.family, sock.type),
+    "fileno": lambda sock: socket.socket(fileno=sock.fileno()),
+}
+
+
+@pytest.mark.parametrize("make", COPIERS.values(), ids=COPIERS)
+def test_copies_share_a_turn(
+    make: Callable[[socket.socket], socket.socket], first: socket.socket
+) -> None:
+    """By `dup`, by `fromfd`, by `socket(fileno=)`: one place in line, with all who wait there."""
+    copy = make(first)
+    with opened(first.getsockname()) as other:
+        assert (is_clone(copy), clones()) == (True, [3])
+        assert orders([first, other, copy], 8) == [0, 1, 2, 1] * 2
+        if copy.fileno() == first.fileno():
+            copy.detach()
+        else:
+            copy.close()
+        assert clones() == [2]
+        assert sorted(orders([first, other], 6)) == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_copy_lives_on_when_the_first_is_closed(first: socket.socket) -> None:
+    """Whoever closes, the seats are there until the last; time is each object's own."""
     first.settimeout(5)
-    with first.dup() as copy, socket.fromfd(first.fileno(), first.family, first.type) as other:
+    with first.dup() as copy, opened(first.getsockname()) as other:
         assert (type(copy), copy.gettimeout()) == (type(first), 5)
-        assert [is_clone(each) for each in (copy, other)] == [True, True]
-        assert len({each.fileno() for each in (first, copy, other)}) == 3
-        assert clones() == [3]
-        assert orders([first, copy, other], 7) == turns(3, 7)
+        copy.settimeout(None)
+        assert (first.gettimeout(), copy.fileno() != first.fileno()) == (5, True)
         first.close()
         assert clones() == [2]
         assert orders([copy, other], 4) == turns(2, 4)
+
+
+def test_what_a_copy_was_told_of_another_accepts(first: socket.socket) -> None:
+    """One pocket: the connection is there for whoever of them comes, once."""
+    with first.dup() as copy, opened(first.getsockname()) as other, polling_told(first):
+        assert select.select([copy], [], [], 0)[0] == [copy]
+        first.close()
+        assert [accept_now(each) for each in (other, copy, copy)] == [False, True, False]
 
 
 @pytest.mark.usefixtures("first")
@@ -719,6 +921,7 @@ def test_two_objects_on_one_number_are_two_clones(first: socket.socket) -> None:
     """As programs do that pass numbers about; whoever detaches leaves the other a clone."""
     other = socket.socket(fileno=first.fileno())
     assert (is_clone(other), clones()) == (True, [2])
+    assert other._sock.seats is first._sock.seats  # type: ignore[attr-defined]  # as above
     assert other.detach() == first.fileno()
     assert clones() == [1]
     assert orders([first], 2) == [0, 0]
@@ -780,7 +983,7 @@ def test_an_excluded_address_is_let_alone(spelling: Callable[[int], Any]) -> Non
     """In any form: the kernel shares it, if anybody; other addresses are as ever."""
     with native_socket.create_server(ANY, reuse_port=True) as free:
         port = free.getsockname()[1]
-        adopted.exclude([spelling(port)])
+        adopted.exclude(adopted.exclusions([spelling(port)]))
         with opened(free.getsockname()) as one, opened(free.getsockname()) as other:
             check_left_alone(one, other)
             assert clones() == []
@@ -792,7 +995,9 @@ def test_an_excluded_address_is_let_alone(spelling: Callable[[int], Any]) -> Non
 def test_another_host_of_that_port_is_not_excluded(spelling: str) -> None:
     """Only one without a host is every host's."""
     with bound() as sock:
-        adopted.exclude([f"{spelling}:{sock.getsockname()[1]}", "unix:/run/app.sock"])
+        adopted.exclude(
+            adopted.exclusions([f"{spelling}:{sock.getsockname()[1]}", "unix:/run/app.sock"])
+        )
         sock.listen()
         assert (is_clone(sock), clones()) == (True, [1])
 
@@ -800,7 +1005,7 @@ def test_another_host_of_that_port_is_not_excluded(spelling: str) -> None:
 def test_an_excluded_address_of_ours_is_not_joined() -> None:
     """The kernel's EADDRINUSE stands."""
     with glb.bind(ANY, reuse_port=True) as ours:
-        adopted.exclude([ours.address])
+        adopted.exclude(adopted.exclusions([ours.address]))
         with pytest.raises(OSError, match="in use"):
             bound(ours.address)
         assert clones() == [1]
@@ -819,7 +1024,7 @@ def test_exclusions_are_all_or_none(wrong: Any, error: type[Exception], text: st
     """One that is wrong, and the error has its value: the others aren't excluded either."""
     with bound() as sock:
         with pytest.raises(error, match=text):
-            adopted.exclude([sock.getsockname(), wrong])
+            adopted.exclude(adopted.exclusions([sock.getsockname(), wrong]))
         sock.listen()
         assert (is_clone(sock), adopted._excluded) == (True, set())
 
@@ -827,7 +1032,7 @@ def test_exclusions_are_all_or_none(wrong: Any, error: type[Exception], text: st
 def test_exclusions_can_be_undone() -> None:
     """Those who listen from then on are clones."""
     with bound() as sock:
-        adopted.exclude([sock.getsockname()])
+        adopted.exclude(adopted.exclusions([sock.getsockname()]))
         adopted.exclude_nothing()
         sock.listen()
         assert is_clone(sock)
@@ -1071,7 +1276,7 @@ def test_our_server_may_be_told_of_more_clones(first: socket.socket) -> None:
 
 
 def test_gevents_own_servers_on_clones_take_exact_turns(first: socket.socket) -> None:
-    """Servers that were not replaced accept below the cooperative socket, without waiting."""
+    """Servers that were not replaced stand in line from their start: the first turn is exact."""
     order: list[int] = []
 
     def serve(index: int) -> Callable[[Any, Any], None]:
@@ -1089,10 +1294,7 @@ def test_gevents_own_servers_on_clones_take_exact_turns(first: socket.socket) ->
     for server in servers:
         server.start()
     let_hub_turn()
-    assert [int(ask(address)) for _ in range(13)] == order
-    # A server looks when the first connection is there, and then it stands in line.
-    assert sorted(order[1:4]) == [0, 1, 2]
-    assert order[1:] == order[1:4] * 4
+    assert [int(ask(address)) for _ in range(13)] == order == turns(3, 13)
     for server in servers:
         server.stop()
     let_hub_turn()

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
 import glb
@@ -105,22 +106,68 @@ def test_a_dropped_descriptor_warns_and_gives_its_share_back(share: Share) -> No
 
 
 def test_seats_are_made_when_first_needed(clone: Descriptor) -> None:
-    """A server's clones have none, nor a bell, nor a place in the ring."""
+    """A server's clones have none, nor a bell, nor a place in the ring; none is a descriptor."""
     before = open_descriptors()
     assert clone._seats is None
     assert clone.seats is clone.seats
-    assert open_descriptors() == before
+    assert clone.seats._bell is None
     assert clone.seats.bell is clone.seats.bell
-    assert len(open_descriptors()) == len(before) + 1
+    assert clone.entry.turns.dispatchers == {}
+    assert open_descriptors() == before
 
 
 def test_seats_of_a_closed_descriptor_say_so(clone: Descriptor) -> None:
     """Also those that are made only then."""
     clone.close()
     with pytest.raises(OSError, match="closed") as caught:
-        clone.seats.accept(None)
+        clone.seats.accept(None, clone)
     assert errno_of(caught.value) == "EBADF"
-    assert sockets.is_readable(clone.seats.bell)  # type: ignore[arg-type]  # whatever has a fileno
+    assert clone.seats.is_ringing
+
+
+def test_two_descriptors_may_have_their_seats_in_common(share: Share) -> None:
+    """They are there until the last has closed, whichever it is."""
+    one = Descriptor.of(share)
+    other = Descriptor.of(REGISTRY.acquire(share.entry))
+    assert not one.seats.is_shared
+    other.share_seats(one)
+    assert (other.seats is one.seats, one.seats.is_shared, one.seats.holder) == (True, True, one)
+    seats = one.seats
+    one.close()
+    assert (seats.is_cancelled, seats.is_shared, seats.holder) == (False, False, other)
+    other.close()
+    assert (seats.is_cancelled, seats.holder) == (True, None)
+
+
+def test_who_had_the_number_first_has_it_again(clone: Descriptor) -> None:
+    """Two objects on one number: the newer is found, and after it the older."""
+    number, share = clone.fileno(), REGISTRY.acquire(clone.entry)
+    newer = Descriptor.on(number, share, clone, gevent.get_hub())
+    assert descriptor.find(number) is newer
+    assert newer.detach() == number
+    assert descriptor.find(number) is clone
+
+
+def test_the_older_of_two_on_a_number_may_go_first(clone: Descriptor) -> None:
+    """The newer is still found, and afterwards nobody."""
+    number, share = clone.fileno(), REGISTRY.acquire(clone.entry)
+    newer = Descriptor.on(number, share, clone, gevent.get_hub())
+    assert clone.detach() == number
+    assert descriptor.find(number) is newer
+    newer.close()
+    assert (descriptor.find(number), descriptor.NUMBERS) == (None, {})
+
+
+def test_a_number_may_lead_to_another_socket_when_its_clone_is_gone(clone: Descriptor) -> None:
+    """It stays open, and inherited as it was; the share is given back."""
+    number, address = clone.fileno(), clone.entry.address
+    with closing(_socket.socket()) as other:
+        assert clone.leave_number(other) == number
+        assert sockets.file_of(number) == sockets.file_of(other.fileno())
+        assert not os.get_inheritable(number)
+    assert (clone.fileno(), descriptor.find(number), glb.registry.entries()) == (-1, None, [])
+    assert is_refused(address)
+    os.close(number)
 
 
 def test_without_a_number_left_nothing_is_made(

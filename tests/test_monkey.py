@@ -14,6 +14,7 @@ import gevent.server
 import gevent.socket
 import pytest
 from gevent import socket
+from gevent.baseserver import BaseServer
 from gevent.pool import Pool
 
 import glb
@@ -32,11 +33,13 @@ PLACES: dict[str, tuple[Any, str]] = {
     "select": (gevent.select, "select"),
     "poll": (gevent.select.poll, "poll"),
     "selector": (gevent.selectors.GeventSelector, "select"),
+    "server": (BaseServer, "start_accepting"),
 }
 #: What each connection goes through: patched with the first clone.
 LATER: dict[str, tuple[Any, str]] = {
     "socket": (gevent.socket.socket, "__init__"),
     "accept": (gevent.socket.socket, "accept"),
+    "shutdown": (gevent.socket.socket, "shutdown"),
 }
 
 
@@ -48,7 +51,7 @@ def patchable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("this process is not to be patched by gevent")
 
     monkeypatch.setattr(gevent.monkey, "patch_all", refuse)
-    monkeypatch.setattr(gevent.monkey, "saved", {"done": {}})
+    monkeypatch.setattr(gevent.monkey, "is_module_patched", lambda _: True)
     monkeypatch.setattr(monkey, "_who_keeps", lambda *_: [])
     yield
     monkey.restore()
@@ -114,6 +117,39 @@ def test_what_is_not_ours_is_gevents(monkeypatch: pytest.MonkeyPatch) -> None:
     assert monkey.is_patched()
     monkey.patch_all(4)  # nothing of gevent's is asked for, and it has patched
     assert asked == [{"thread": True}, {"ssl": True}, {"thread": False, "aggressive": True}]
+
+
+@pytest.mark.usefixtures("patchable")
+def test_gevent_patches_unless_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is `socket`: without it patched gevent is asked, with nothing but defaults."""
+    asked: list[dict[str, Any]] = []
+    done: set[str] = {"time", "select"}
+
+    def patch_all(**options: Any) -> None:
+        asked.append(options)
+        done.add("socket")
+
+    monkeypatch.setattr(gevent.monkey, "patch_all", patch_all)
+    monkeypatch.setattr(gevent.monkey, "is_module_patched", done.__contains__)
+    assert [monkey.patch_all(2), monkey.patch_all(3)] == [True, True]
+    assert asked == [{}]
+
+
+@pytest.mark.usefixtures("patchable")
+def test_without_gevents_select_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time, at who asked; who doesn't want sockets is told nothing."""
+    monkeypatch.setattr(gevent.monkey, "is_module_patched", lambda name: name != "select")
+    before = names()
+    for _ in range(2):
+        with pytest.warns(gevent.monkey.MonkeyPatchWarning, match="SO_REUSEPORT") as caught:
+            assert monkey.patch_all() is True
+        assert [warning.filename for warning in caught] == [__file__]
+    assert (names(), monkey.is_patched("sockets"), monkey.is_patched("servers")) == (
+        before,
+        False,
+        True,
+    )
+    assert monkey.patch_all(sockets=False) is True
 
 
 @pytest.mark.parametrize("what", ["socket", "", 5])
@@ -303,7 +339,7 @@ def test_who_keeps_what_would_be_patched_is_named(monkeypatch: pytest.MonkeyPatc
         module = types.ModuleType(name)
         vars(module).update(Server=gevent.server.StreamServer, select=gevent.select.select)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(gevent.monkey, "saved", {"done": {}})
+    monkeypatch.setattr(gevent.monkey, "is_module_patched", lambda _: True)
     try:
         with pytest.warns(gevent.monkey.MonkeyPatchWarning, match="comes too late for ") as caught:
             monkey.patch_all()
@@ -404,12 +440,11 @@ with socket.create_server(("127.0.0.1", 0), reuse_port=True) as sock:
 
 
 def test_a_subscriber_of_gevents_events_can_prevent_all() -> None:
-    """Then nothing is patched, and `patch_all` says so; asked again, it is as if never asked."""
+    """Then nothing is patched, and `patch_all` says so; again and again, as gevent remembers."""
     check_child(
         """
-import warnings
-import gevent.events, gevent.monkey
-import glb.monkey
+import gevent.events, gevent.monkey, gevent.server
+import glb.adopted, glb.monkey
 def veto(event):
     raise gevent.events.DoNotPatch
 gevent.events.subscribers.append(
@@ -418,11 +453,58 @@ gevent.events.subscribers.append(
 assert glb.monkey.patch_all() is False
 assert not glb.monkey.is_patched() and not gevent.monkey.is_module_patched("socket")
 gevent.events.subscribers.pop()
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # gevent remembers that it was asked before
-    assert glb.monkey.patch_all(servers=False, sockets=True) is True
+before = gevent.server.StreamServer
+for _ in range(2):
+    assert glb.monkey.patch_all(2, exclude=[":80"]) is False
+    assert not glb.monkey.is_patched() and not gevent.monkey.is_module_patched("socket")
+    assert gevent.server.StreamServer is before and not glb.adopted._excluded
+"""
+    )
+
+
+def test_an_exclusion_that_cannot_be_keeps_gevent_from_patching() -> None:
+    """All is left as it was, the standard library included; then it can be patched."""
+    check_child(
+        """
+import gevent.monkey, gevent.server, glb.adopted, glb.monkey, socket
+before = (socket.socket, gevent.server.StreamServer, glb.server.StreamServer.clones)
+for wrong in ([":80", ":http"], [f"{'x' * 64}:80"], ":80"):
+    try:
+        glb.monkey.patch_all(2, exclude=wrong)
+    except (TypeError, ValueError):
+        pass
+    else:
+        raise AssertionError(wrong)
+    assert not gevent.monkey.is_module_patched("socket") and not glb.monkey.is_patched()
+    assert (socket.socket, gevent.server.StreamServer, glb.server.StreamServer.clones) == before
+    assert not glb.adopted._excluded
+assert glb.monkey.patch_all(2, exclude=[":80"]) is True
+assert gevent.monkey.is_module_patched("socket") and glb.monkey.is_patched("sockets")
+"""
+    )
+
+
+def test_without_gevents_select_sockets_take_no_turns() -> None:
+    """A warning says so, and the servers are ours; with it, later, they do."""
+    check_child(
+        """
+import warnings
+import gevent.monkey, glb.monkey
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert glb.monkey.patch_all(select=False) is True
+assert [each.category for each in caught] == [gevent.monkey.MonkeyPatchWarning], caught
+assert "SO_REUSEPORT" in str(caught[0].message) and caught[0].filename == "<string>", caught
+assert glb.monkey.is_patched("servers") and not glb.monkey.is_patched("sockets")
+import socket
 assert gevent.monkey.is_module_patched("socket")
-assert glb.monkey.is_patched("sockets") and not glb.monkey.is_patched("servers")
+with socket.create_server(("127.0.0.1", 0), reuse_port=True):
+    assert glb.registry.entries() == []
+gevent.monkey.patch_select()
+assert glb.monkey.patch_all() is True
+assert glb.monkey.is_patched("sockets")
+with socket.create_server(("127.0.0.1", 0), reuse_port=True):
+    assert len(glb.registry.entries()) == 1
 """
     )
 

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import gevent
+import gevent.server
 import pytest
 from gevent import select, selectors, socket
+from gevent.event import Event
 from gevent.select import POLLIN, POLLNVAL, POLLOUT  # type: ignore[attr-defined]  # not in the stubs
 
 import glb
@@ -240,7 +242,7 @@ def test_polls_without_time_take_turns(way: Way, clones: list[Any]) -> None:
 
 
 def test_a_poll_without_time_is_not_told_what_others_wait_for(way: Way, clones: list[Any]) -> None:
-    """It doesn't stand in the ring: who waits goes first."""
+    """It stands in line behind who waits already."""
     greenlet = start(reply, clones[0], b"0")
     client = queued(clones[0])
     assert way(clones[1:], 0) == []
@@ -254,8 +256,10 @@ def test_a_negative_time_is_as_gevent_has_it(clones: list[Any]) -> None:
     """An error of select, for ever in poll, and none at all in a selector."""
     with pytest.raises(ValueError, match="non-negative"):
         select.select([clones[0]], [], [], -1)
-    assert by_selector([clones[0]], -1) == []
+    assert by_selector([clones[1]], -1) == []  # it has asked, and stands in line
     greenlet = start(by_poll, [clones[0]], -1)
+    assert REGISTRY.entries()[0].ready == 2
+    clones[1].close()
     with connect(clones[0].getsockname()):
         assert greenlet.get() == [clones[0]]
         assert accept_now(clones[0])
@@ -384,6 +388,104 @@ def test_what_is_polled_twice_is_told_twice_each_time_as_it_was_given(clones: li
         assert select.select(clones[:1], [], [], 10)[0] == clones[:1]
         assert select.select(polled, [], [], 10)[0] == polled
         assert accept_now(clones[0])
+
+
+# -- gevent's own servers -----------------------------------------------------------------------
+
+
+@contextmanager
+def server_on(clone: Any, handle: Callable[..., Any]) -> Iterator[gevent.server.StreamServer]:
+    """Start gevent's own server on *clone*; it has stopped afterwards."""
+    server = gevent.server.StreamServer(clone, handle)
+    assert type(server).__module__ == "gevent.server"
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        let_hub_turn()
+
+
+def test_gevents_server_is_ready_while_it_accepts() -> None:
+    """From its start to its stop: without a connection it stands in line already."""
+    with opened() as clone, opened(clone.getsockname()) as other:
+        with server_on(clone, print) as server:
+            assert ready() == 1
+            server.stop_accepting()
+            assert ready() == 0
+            with queued(other):
+                assert accept_now(other)
+            server.start_accepting()
+            server.start_accepting()
+            assert ready() == 2  # the other has asked
+            other.close()
+            assert ready() == 1
+        assert REGISTRY.entries() == []
+
+
+def test_gevents_server_takes_turns_with_all_others_from_the_first_on() -> None:
+    """Who waits, who polls, and two servers: 0, 1, 2, 3, 0, ..."""
+    first = opened()
+    clones = [first, *(opened(first.getsockname()) for _ in range(COPIES - 1))]
+    address = first.getsockname()
+
+    def serve(index: int) -> None:
+        while True:
+            if index == 1:
+                by_select([clones[index]])
+            reply(clones[index], b"%d" % index)
+
+    def handle(sock: Any, _: object) -> None:
+        sock.sendall(b"0")
+
+    with server_on(first, handle):
+        greenlets = [start(serve, index) for index in (1, 2)]
+        with server_on(clones[3], lambda sock, _: sock.sendall(b"3")):
+            assert ready() == COPIES
+            assert [int(ask(address)) for _ in range(21)] == turns(COPIES, 21)
+        end(greenlets)
+    close_all(clones)
+
+
+def test_gevents_server_that_is_full_is_passed_over() -> None:
+    """Its pool is full: it isn't in line until there is room, and no client waits for it."""
+    released = Event()
+    with opened() as clone, opened(clone.getsockname()) as other:
+        address = clone.getsockname()
+
+        def handle(sock: Any, _: object) -> None:
+            released.wait()
+            sock.sendall(b"server")
+
+        server = gevent.server.StreamServer(clone, handle, spawn=1)
+        server.start()
+        with connect(address) as client:
+            wait_until(lambda: ready() == 0)
+
+            def serve() -> None:
+                for _ in range(3):
+                    reply(other, b"other")
+
+            greenlet = start(serve)
+            assert [ask(address) for _ in range(2)] == [b"other"] * 2
+            released.set()
+            assert client.recv(10) == b"server"
+            wait_until(lambda: ready() == 2)
+            assert [ask(address) for _ in range(2)] == [b"other", b"server"]
+            greenlet.get()
+        server.stop()
+        let_hub_turn()
+
+
+def test_gevents_server_on_no_clone_is_as_ever() -> None:
+    """A socket of the kernel's own, and a listener that it opens itself."""
+    with socket.socket() as sock:
+        sock.bind(ANY)
+        sock.listen()
+        for listener in (sock, ANY):
+            with server_on(listener, lambda conn, _: conn.sendall(b"plain")) as server:
+                assert ask(server.address) == b"plain"
+                assert REGISTRY.entries() == []
 
 
 # -- selectors that are kept ------------------------------------------------------------------

@@ -10,8 +10,10 @@ import shutil
 import signal
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import gevent
 import pytest
 
 from glb.program import Program, ProgramNotFoundError
@@ -34,16 +36,33 @@ if "--fail" in sys.argv:
 """
 
 
-def plainly(*args: str, cwd: pathlib.Path) -> Ran:
-    """Return the status, stdout and stderr of ``python`` with *args*."""
-    done = run_python(*args, cwd=cwd)
+def plainly(*args: str, cwd: pathlib.Path, given: str | None = None) -> Ran:
+    """Return the status, stdout and stderr of ``python`` with *args*, and *given* on stdin."""
+    done = run_python(*args, cwd=cwd, given=given)
     return done.returncode, done.stdout, done.stderr
 
 
-def by_glb(*args: str, cwd: pathlib.Path, options: tuple[str, ...] = ()) -> Ran:
+def by_glb(
+    *args: str, cwd: pathlib.Path, options: tuple[str, ...] = (), given: str | None = None
+) -> Ran:
     """The same of ``glb run``; what would be a warning is an error."""
-    done = run_python("-W", "error", "-m", "glb", "run", *options, *args, cwd=cwd)
+    done = run_python("-W", "error", "-m", "glb", "run", *options, *args, cwd=cwd, given=given)
     return done.returncode, done.stdout, done.stderr
+
+
+def check_alike(
+    cases: dict[str, list[str]], cwd: pathlib.Path, given: str | None = None
+) -> list[Ran]:
+    """Check that each of *cases*, arguments, runs as by python; return what came of each.
+
+    All at once: most of a child's time is its start.
+    """
+    with ThreadPoolExecutor(4) as pool:
+        ours = [pool.submit(by_glb, *args, cwd=cwd, given=given) for args in cases.values()]
+        pythons = [pool.submit(plainly, *args, cwd=cwd, given=given) for args in cases.values()]
+    found = dict(zip(cases, (each.result() for each in ours), strict=True))
+    assert found == dict(zip(cases, (each.result() for each in pythons), strict=True))
+    return [*found.values()]
 
 
 @pytest.fixture
@@ -83,13 +102,18 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_a_program_sees_what_python_would_show_it(form: list[str], folder: pathlib.Path) -> None:
+def test_a_program_sees_what_python_would_show_it(folder: pathlib.Path) -> None:
     """Name, arguments, path, `__main__` and its globals, status and stderr: all the same."""
-    args = [each.format(folder=folder) for each in form]
-    expected = plainly(*args, cwd=folder)
-    assert expected[0] == (1 if "--fail" in args else 0)
-    assert by_glb(*args, cwd=folder) == expected
+    forms = {form: [each.format(folder=folder) for each in args] for form, args in FORMS.items()}
+    statuses = [status for status, *_ in check_alike(forms, folder)]
+    assert statuses == ["--fail" in args for args in forms.values()]
+
+
+def test_a_program_may_come_on_stdin(folder: pathlib.Path) -> None:
+    """There too it sees what python would show it: a file named <stdin>, and where it looks."""
+    ((status, out, err),) = check_alike({"-": ["-", "a", "-m"]}, folder, given=TELL)
+    assert (status, err) == (0, "")
+    assert out.startswith("__main__ ['-', 'a', '-m'] ")
 
 
 def test_options_of_ours_come_before_the_program(folder: pathlib.Path) -> None:
@@ -117,22 +141,40 @@ ENDS = {
     "    'told', kind.__name__, error, trace.tb_frame.f_code.co_name, trace.tb_next)\n"
     "raise OSError('mine')\n",
     "at exit": "import atexit\natexit.register(print, 'last words')\n1 / 0\n",
+    "interrupted": "raise KeyboardInterrupt\n",
+    # Of one that ends by itself, and whose errors aren't taken for our command line's.
+    "an error of click": "import click\nraise click.UsageError('mine')\n",
 }
+#: A program that is a click command itself.
+CLICK = """\
+import click
+@click.command()
+@click.argument("what", default="")
+def main(what):
+    if what == "use":
+        raise click.UsageError("not so")
+    if what == "abort":
+        raise click.Abort
+    print("done")
+main()
+"""
+CLICKS = [["--help"], ["use"], ["abort"]]
 
 
-@pytest.mark.parametrize("text", ENDS.values(), ids=ENDS)
-def test_a_program_ends_as_by_python(text: str, tmp_path: pathlib.Path) -> None:
+def test_a_program_ends_as_by_python(tmp_path: pathlib.Path) -> None:
     """Status, and a traceback that begins in the program: not a line more or less."""
-    (tmp_path / "program.py").write_bytes(text.encode())
-    assert by_glb("program.py", cwd=tmp_path) == plainly("program.py", cwd=tmp_path)
-
-
-def test_an_interrupted_program_ends_by_the_signal(tmp_path: pathlib.Path) -> None:
-    """KeyboardInterrupt has its traceback, and the status that shells look at."""
-    (tmp_path / "program.py").write_text("raise KeyboardInterrupt\n")
-    expected = plainly("program.py", cwd=tmp_path)
-    assert expected[0] == -signal.SIGINT
-    assert by_glb("program.py", cwd=tmp_path) == expected
+    for number, text in enumerate(ENDS.values()):
+        (tmp_path / f"end{number}.py").write_bytes(text.encode())
+    cases = {what: [f"end{number}.py"] for number, what in enumerate(ENDS)}
+    for args in CLICKS:
+        cases[f"click {args}"] = ["click_program.py", *args]
+    (tmp_path / "click_program.py").write_text(CLICK)
+    if "libuv" in gevent.config.loop.__module__:
+        # There gevent's patch ends it with status 1, as `python -m gevent.monkey` does.
+        del cases["interrupted"]
+    ran = dict(zip(cases, check_alike(cases, tmp_path), strict=True))
+    assert {status for status, *_ in ran.values()} >= {0, 1, 2}
+    assert ran.get("interrupted", (-signal.SIGINT,))[0] == -signal.SIGINT
 
 
 def test_signals_are_the_programs(tmp_path: pathlib.Path) -> None:
@@ -153,6 +195,14 @@ def test_signals_are_the_programs(tmp_path: pathlib.Path) -> None:
     assert f"{os.sep}glb{os.sep}" not in err
 
 
+def test_a_program_on_stdin_ends_as_by_python(tmp_path: pathlib.Path) -> None:
+    """Its traceback has the lines' numbers, and its status is its own."""
+    text = "# \u00e4\ndef fail():\n    1 / 0\nfail()\n"
+    ((status, _, err),) = check_alike({"-": ["-"]}, tmp_path, given=text)
+    assert status == 1
+    assert 'File "<stdin>", line 3, in fail' in err
+
+
 def test_threads_that_outlive_the_main_one_find_main(tmp_path: pathlib.Path) -> None:
     """`__main__` stays until the process ends, as do the program's globals and its argv."""
     (tmp_path / "program.py").write_text(
@@ -165,33 +215,8 @@ def test_threads_that_outlive_the_main_one_find_main(tmp_path: pathlib.Path) -> 
         "    print(__main__.number, number, sys.argv, flush=True)\n"
         "threading.Thread(target=work).start()\n"
     )
-    expected = (0, "5 5 ['program.py', 'x']\n", "")
-    assert plainly("program.py", "x", cwd=tmp_path) == expected
-    assert by_glb("program.py", "x", cwd=tmp_path) == expected
-
-
-@pytest.mark.parametrize("args", [["--help"], ["use"], ["abort"]])
-def test_a_program_that_is_a_click_command_is_itself(
-    args: list[str], tmp_path: pathlib.Path
-) -> None:
-    """Its usage, errors and status are its own, and not taken for ours."""
-    (tmp_path / "program.py").write_text(
-        "import click\n"
-        "@click.command()\n"
-        "@click.argument('what', default='')\n"
-        "def main(what):\n"
-        "    if what == 'use':\n        raise click.UsageError('not so')\n"
-        "    if what == 'abort':\n        raise click.Abort\n"
-        "    print('done')\n"
-        "main()\n"
-    )
-    assert by_glb("program.py", *args, cwd=tmp_path) == plainly("program.py", *args, cwd=tmp_path)
-
-
-def test_an_error_of_click_that_nobody_catches_is_an_error(tmp_path: pathlib.Path) -> None:
-    """Not one of our command line's."""
-    (tmp_path / "program.py").write_text("import click\nraise click.UsageError('mine')\n")
-    assert by_glb("program.py", cwd=tmp_path) == plainly("program.py", cwd=tmp_path)
+    ran = check_alike({"threads": ["program.py", "x"]}, tmp_path)
+    assert ran == [(0, "5 5 ['program.py', 'x']\n", "")]
 
 
 def test_a_module_whose_package_fails_tells_its_own_error(tmp_path: pathlib.Path) -> None:
@@ -208,10 +233,14 @@ def test_a_module_whose_package_fails_tells_its_own_error(tmp_path: pathlib.Path
 # -- what is not there ------------------------------------------------------------------------
 
 
-def test_what_is_not_there_is_one_line_and_status_2(tmp_path: pathlib.Path) -> None:
-    """As python's own status. Which programs those are, see below."""
-    expected = (2, "", "glb: can't open file 'missing.py': No such file or directory\n")
-    assert by_glb("missing.py", cwd=tmp_path) == expected
+def test_what_is_not_there_is_one_line_and_pythons_status(tmp_path: pathlib.Path) -> None:
+    """2 for a file, 1 for a module, as python has it. Which programs those are, see below."""
+    for args, status, text in (
+        (["missing.py"], 2, f"can't open file '{tmp_path}/missing.py': No such file or directory"),
+        (["-m", "missing"], 1, "no module named 'missing' could be run"),
+    ):
+        assert by_glb(*args, cwd=tmp_path) == (status, "", f"glb: {text}\n")
+        assert plainly(*args, cwd=tmp_path)[0] == status
 
 
 def test_options_that_cannot_be_are_one_line_and_status_2(tmp_path: pathlib.Path) -> None:
@@ -241,22 +270,54 @@ def test_what_a_program_raises_is_told_once(
     """To the hook that is there then, with a traceback from the program on; and passed on."""
     (tmp_path / "program.py").write_text("raise ValueError(5)\n")
     told: list[Any] = []
-    monkeypatch.setattr(sys, "excepthook", lambda *args: told.append(args))
+
+    def hook(*args: Any) -> None:
+        told.append(args)
+
+    monkeypatch.setattr(sys, "excepthook", hook)
     with pytest.raises(ValueError, match="5") as caught:
         Program(str(tmp_path / "program.py"), (), is_module=False).run()
-    ((kind, error, trace),) = told
-    assert (kind, error) == (ValueError, caught.value)
+    assert told == []  # the interpreter tells, at its end
+    error = caught.value
+    sys.excepthook(type(error), error, error.__traceback__)
+    ((kind, value, trace),) = told
+    assert (kind, value) == (ValueError, error)
+    assert trace is error.__traceback__
+    assert trace is not None
     assert trace.tb_frame.f_code.co_filename == str(tmp_path / "program.py")
-    sys.excepthook(kind, error, trace)
-    assert len(told) == 1  # the interpreter, at its end, is told nothing more
+    assert sys.excepthook is hook
+
+
+@pytest.mark.usefixtures("process")
+def test_another_error_is_told_as_it_is(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes first may not be the program's: the hook gets it whole, and is back."""
+    (tmp_path / "program.py").write_text("raise ValueError(5)\n")
+    told: list[Any] = []
+    hook = told.append
+    monkeypatch.setattr(sys, "excepthook", lambda *args: hook(args))
+    original = sys.excepthook
+    with pytest.raises(ValueError, match="5"):
+        Program(str(tmp_path / "program.py"), (), is_module=False).run()
+    try:
+        raise KeyError("another")
+    except KeyError as error:
+        other = error
+    given = (KeyError, other, other.__traceback__)
+    sys.excepthook(*given)
+    assert told == [given]
+    assert other.__traceback__ is given[2]
+    assert sys.excepthook is original
 
 
 @pytest.mark.usefixtures("process")
 def test_a_program_that_is_not_there_changes_nothing(tmp_path: pathlib.Path) -> None:
     """Nor one that can't be read: no `__main__`, no hook."""
     before = (sys.modules["__main__"], [*sys.argv], [*sys.path], sys.excepthook)
-    with pytest.raises(ProgramNotFoundError, match=r"can't open file .*missing"):
+    with pytest.raises(ProgramNotFoundError, match=r"can't open file .*missing") as caught:
         Program(str(tmp_path / "missing.py"), ("x",), is_module=False).run()
+    assert caught.value.status == 2
     assert (sys.modules["__main__"], sys.argv, sys.path, sys.excepthook) == before
 
 
@@ -274,13 +335,13 @@ def test_an_exit_is_passed_on(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("target", "is_module", "text"),
     [
-        ("empty", False, "can't find '__main__' module in 'empty'"),
-        (".", False, "can't find '__main__' module in '.'"),
-        ("no_such", True, "there is no module 'no_such' that could be run"),
-        ("no.such", True, "there is no module 'no.such' that could be run"),
-        ("alone", True, "there is no module 'alone' that could be run"),
-        ("sys", True, "there is no module 'sys' that could be run"),
-        ("here.py", True, "there is no module 'here.py' that could be run"),
+        ("empty", False, "can't find '__main__' module in '{folder}/empty'"),
+        (".", False, "can't find '__main__' module in '{folder}'"),
+        ("no_such", True, "no module named 'no_such' could be run"),
+        ("no.such", True, "no module named 'no.such' could be run"),
+        ("alone", True, "no module named 'alone' could be run"),
+        ("sys", True, "no module named 'sys' could be run"),
+        ("here.py", True, "no module named 'here.py' could be run"),
     ],
 )
 def test_what_cannot_be_run_is_named(
@@ -299,6 +360,8 @@ def test_what_cannot_be_run_is_named(
     monkeypatch.delitem(sys.modules, "alone", raising=False)
     monkeypatch.delitem(sys.modules, "here", raising=False)
     main = sys.modules["__main__"]
-    with pytest.raises(ProgramNotFoundError, match=f"^{re.escape(text)}$"):
+    expected = text.replace("{folder}", str(tmp_path))
+    with pytest.raises(ProgramNotFoundError, match=f"^{re.escape(expected)}$") as caught:
         Program(target, (), is_module).run()
+    assert caught.value.status == 1
     assert sys.modules["__main__"] is main

@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import resource
-import select
 import socket
 import stat
 import struct
@@ -617,80 +616,6 @@ def test_parking_a_closed_socket_is_harmless() -> None:
     assert sock.fileno() == -1
 
 
-# -- bells ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["eventfd", "pipe"])
-def bells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[sockets.Bell]:
-    """Bells of either kind: not every system has eventfd."""
-    if request.param == "pipe":
-        monkeypatch.delattr(os, "eventfd", raising=False)
-    return sockets.Bell
-
-
-def rings(number: int) -> bool:
-    return bool(select.select([number], [], [], 0)[0])
-
-
-def test_a_bell_is_readable_while_it_rings(bells: type[sockets.Bell]) -> None:
-    """Silent at first; ringing twice is once, and so is being silent."""
-    bell = bells()
-    heard = [rings(bell.fileno())]
-    for is_ringing in (True, True, False, False, True, False):
-        bell.ring(is_ringing=is_ringing)
-        heard.append(rings(bell.fileno()))
-    assert heard == [False, True, True, False, False, True, False]
-
-
-def test_a_bell_may_ring_for_ever(bells: type[sockets.Bell]) -> None:
-    """However often it is rung nothing fills up, and once silent it is silent."""
-    bell = bells()
-    for _ in range(20_000):
-        bell.ring(is_ringing=True)
-    bell.ring(is_ringing=False)
-    assert not rings(bell.fileno())
-
-
-def test_a_bell_is_not_inherited_and_goes_with_its_last_reference(
-    bells: type[sockets.Bell],
-) -> None:
-    """A poller that still looks at it keeps it; then both ends are closed."""
-    bell = bells()
-    numbers = {bell._output, bell._input}
-    assert not any(map(os.get_inheritable, numbers))
-    kept = bell
-    del bell
-    assert numbers <= open_descriptors().keys()
-    del kept
-    assert not numbers & open_descriptors().keys()
-
-
-def test_a_renewed_bell_keeps_its_number_and_is_another(bells: type[sockets.Bell]) -> None:
-    """As a fork's copy does: silent, and what is rung here isn't heard there."""
-    bell = bells()
-    bell.ring(is_ringing=True)
-    theirs, their_input = os.dup(bell._output), os.dup(bell._input)
-    number, before = bell.fileno(), open_descriptors().keys()
-    bell.renew()
-    assert (bell.fileno(), open_descriptors().keys()) == (number, before)
-    assert (rings(number), rings(theirs)) == (False, True)
-    os.read(theirs, 8)
-    bell.ring(is_ringing=True)
-    assert (rings(number), rings(theirs)) == (True, False)
-    assert not any(map(os.get_inheritable, {bell._output, bell._input}))
-    os.close(theirs)
-    os.close(their_input)
-
-
-def test_a_bell_that_cannot_be_made_leaves_nothing() -> None:
-    """EMFILE, and nothing to be closed when it is collected."""
-    before = open_descriptors()
-    with descriptor_limit(0), pytest.raises(OSError, match="open files") as caught:
-        sockets.Bell()
-    assert caught.value.errno == errno.EMFILE
-    assert open_descriptors() == before
-
-
 # -- what sockets are -------------------------------------------------------------------------
 
 
@@ -754,14 +679,65 @@ def test_without_the_option_no_port_is_shared(plain: Any, monkeypatch: pytest.Mo
     assert not sockets.has_reuse_port(plain())
 
 
-def test_a_socket_listens_from_listen_on(plain: Any) -> None:
-    """Bound is not enough."""
-    sock = plain()
-    found = [sockets.is_listening(sock)]
+@pytest.mark.parametrize("has_info", [True, False], ids=["TCP_INFO", "no TCP_INFO"])
+def test_a_socket_is_idle_until_it_listens_or_connects(
+    has_info: bool, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound is idle; listening and connected aren't, on whichever side."""
+    if not has_info:
+        monkeypatch.delattr(_socket, "TCP_INFO")
+    sock, client = plain(), plain()
+    found = [sockets.is_idle(sock)]
     sock.bind(LOCAL.sockaddr)
-    found.append(sockets.is_listening(sock))
+    found.append(sockets.is_idle(sock))
     sock.listen()
-    assert [*found, sockets.is_listening(sock)] == [False, False, True]
+    found.append(sockets.is_idle(sock))
+    client.connect(sock.getsockname())
+    with closing(_socket.socket(fileno=accept(sock))) as conn:
+        found += [sockets.is_idle(client), sockets.is_idle(conn)]
+    assert found == [True, True, False, False, False]
+
+
+def test_a_socket_that_is_about_to_connect_is_not_idle(plain: Any) -> None:
+    """Its first packet is under way: its queue is full to which it goes."""
+    busy, clients = plain(), [plain() for _ in range(4)]
+    busy.bind(LOCAL.sockaddr)
+    busy.listen(0)
+    for client in clients:
+        client.setblocking(False)
+        assert client.connect_ex(busy.getsockname()) == errno.EINPROGRESS
+    assert not any(map(sockets.is_idle, clients))
+
+
+@pytest.mark.parametrize("family", [AF_INET, AF_INET6])
+def test_another_socket_is_bound_to_the_same_address(plain: Any, family: int) -> None:
+    """Alike in what lets the kernel share it; it isn't blocking, and nobody can connect to it."""
+    like = plain(family)
+    if family == AF_INET6:
+        like.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    like.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    like.bind(("::1" if family == AF_INET6 else "127.0.0.1", 0))
+    like.listen()
+    with closing(sockets.open_bound(like)) as made:
+        assert made.getsockname() == like.getsockname()
+        assert sockets.kind_of(made) == sockets.kind_of(like)
+        assert sockets.has_reuse_port(made)
+        assert (sockets.is_idle(made), made.gettimeout()) == (True, 0)
+        assert not os.get_inheritable(made.fileno())
+        like.close()
+        assert plain(family).connect_ex(made.getsockname()) == errno.ECONNREFUSED
+
+
+def test_an_address_that_is_not_shared_is_not_bound_again(plain: Any) -> None:
+    """EADDRINUSE, and nothing is left open."""
+    like = plain()
+    like.bind(LOCAL.sockaddr)
+    like.listen()
+    before = open_descriptors()
+    with pytest.raises(OSError, match="in use") as caught:
+        sockets.open_bound(like)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize(
