@@ -77,7 +77,8 @@ class Adopted(Descriptor):
 
     def detach(self) -> int:
         left = _Left(self.fileno(), self.entry.backlog)
-        if not self.seats.is_shared:
+        if self.entry.clones == 1:
+            # Nobody else could have it.
             left.pocket = self.seats.take_pocket()
         number = super().detach()
         if find(number) is None:

@@ -81,7 +81,8 @@ class Dispatcher:
         self._taken = 0
         self._calls: deque[Callable[[], object]] = deque()
         self._pause: Any = None
-        self._io: Any = hub.loop.io(entry.pristine.fileno(), _READ)
+        # Neither keeps the hub alive by itself: that is for who holds it.
+        self._io: Any = hub.loop.io(entry.pristine.fileno(), _READ, ref=False)
         self._wake_up: Any = hub.loop.async_(ref=False)
         self._wake_up.start(self._answer)
 
@@ -203,7 +204,7 @@ class Dispatcher:
 
     def _is_to_watch(self) -> bool:
         turns = self.turns
-        return turns.on_duty is self and self._pause is None and turns.next() is not None
+        return turns.on_duty is self and self._pause is None and turns.is_anybody_ready
 
     def _watch_while_ready(self) -> None:
         # Between two turns the ring is often empty for a moment, when a listener's only

@@ -45,14 +45,16 @@ _WRITABLE: Final = 4  # POLLOUT
 def _polled(clones: Iterable[Descriptor], *, is_waiting: bool) -> Iterator[None]:
     """Let *clones* be ready; or ask for a connection now, if nobody waits."""
     begun = []
+    is_told = False
     try:
         for clone in clones:
             seats = clone.seats
             begun.append((seats, seats.begin_poll(is_waiting=is_waiting)))
         yield
+        is_told = True
     finally:
         for seats, seat in begun:
-            seats.end_poll(seat)
+            seats.end_poll(seat, is_told=is_told)
 
 
 # -- select ---------------------------------------------------------------------------------------
@@ -203,15 +205,16 @@ class _ServersWatcher:
 
     def _tell(self, callback: Callable[[], object]) -> None:
         # In the hub, as gevent's; and again, unless that has stopped it.
-        seat = self._seat
         callback()
-        if self._seat is seat and seat is not None:
+        if self._seat is not None:
             self._bell.start(self._tell, callback)
 
     def stop(self) -> None:
         seat, self._seat = self._seat, None
-        self._bell.stop()
-        self._seats.end_poll(seat)
+        if seat is not None:
+            self._bell.stop()
+            # What it has not fetched is the next one's.
+            self._seats.end_poll(seat, is_told=False)
 
     def close(self) -> None:
         self.stop()

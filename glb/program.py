@@ -70,8 +70,8 @@ class Program:
         if self.target == "-":
             self._set_up("-", "")
             source = sys.stdin.buffer.read()
-            code = compile(source, "<stdin>", "exec", dont_inherit=True)
-            return code, "<stdin>", BuiltinImporter, None
+            script = compile(source, "<stdin>", "exec", dont_inherit=True)
+            return script, "<stdin>", BuiltinImporter, None
         path = os.path.join(os.getcwd(), self.target)  # with its dots, as python has it
         importer: Any = pkgutil.get_importer(os.path.abspath(path))
         if importer is not None:

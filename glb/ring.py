@@ -171,6 +171,10 @@ class Ring(Generic[M]):
                 first = team
         return None if first is None else next(iter(first.line))
 
+    def __bool__(self) -> bool:
+        """Whether anybody is ready. O(teams): it asks nobody's place."""
+        return any(team.seated and team.line for _, team in self._heap)
+
     def ready(self) -> Iterator[M]:
         """Yield every ready clone, longest waiting first. O(N log teams)."""
         lines = (_stamped(team) for _, team in self._heap if team.seated)

@@ -15,10 +15,10 @@ three ways to want one, and `Seats` keeps all of them apart from what the progra
 Who stops waiting because its time is over, or polling, without having had a turn, gets its place
 in line back when it returns, unless it was passed over meanwhile.
 
-What lies in a pocket when the clone closes is the next one's, and so is what nobody fetches who
-has stopped asking, or is dead. A program's objects on one kernel socket, by ``dup`` say, have
-their seats, pocket and bell in common. There is a seat for each hub; all may be used from any
-thread's.
+What lies in a pocket when the clone closes is the next one's, and so is what came for one that has
+stopped asking. What a poller was told of stays, as on a socket of its own. A program's objects on
+one kernel socket, by ``dup`` say, have their seats, pocket and bell in common. There is a seat for
+each hub; all may be used from any thread's.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ ASKING_INTERVALS: Final = 3
 ASKING_MIN_SECONDS: Final = 0.05
 ASKING_MAX_SECONDS: Final = 1.0
 
-# So often it is looked whether a greenlet that was told of a connection, and hasn't fetched it,
-# is still alive.
-LOOK_SECONDS: Final = 1.0
+# Who polls, and then accepts until there is nothing more, is refused once in between: that
+# doesn't make it one that asks, which would be ready while it does something else.
+REFUSALS_OF_POLLERS: Final = 2
 
 _READ: Final = 1
 
@@ -95,11 +95,11 @@ class Seats:
         "_holders",
         "_home",
         "_interval",
-        "_is_polled",
+        "_is_told",
         "_look",
         "_place",
         "_pocket",
-        "_poller",
+        "_refusals",
         "entry",
     )
 
@@ -114,9 +114,10 @@ class Seats:
         self._error: Callable[[], OSError] | None = None
         # Where in line it stood when it left without a turn.
         self._place: int | None = None
-        # Whether it has ever been polled by somebody who waited, and who was the last.
-        self._is_polled = False
-        self._poller: weakref.ref[Any] | None = None
+        # Whether a poller knows of what lies in the pocket.
+        self._is_told = False
+        # How often it was refused since somebody polled it and waited.
+        self._refusals = REFUSALS_OF_POLLERS
         # When it was last asked, and how long after the time before.
         self._asked_at = 0.0
         self._interval = 0.0
@@ -223,7 +224,7 @@ class Seats:
         self.check_open()
         turns = self.entry.turns
         with turns.lock:
-            if is_in_line and not self._is_polled:
+            if is_in_line:
                 self._note_question()
             last: object = None
             while True:
@@ -239,13 +240,18 @@ class Seats:
                 seat = member if isinstance(member, _Seat) else None
                 if member is not None and (seat is None or seat.waiters):
                     break
+                is_own = seat is None or seat.seats is self
+                if is_own and turns.in_pockets:
+                    break  # others were told a moment ago, and have had no time to fetch theirs
                 handed = self._next_connection()
-                if seat is None or seat.seats is self:
+                if is_own:
                     turns.accepted_before += 1
                     if seat is not None:
                         turns.rotate(seat.team, seat)
                     return handed.number, handed.address
+                assert seat is not None, "or it was for this one"
                 seat.give(handed)
+            self._refusals += 1
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _next_connection(self) -> Handed:
@@ -261,9 +267,10 @@ class Seats:
         now = monotonic()
         self._interval = now - self._asked_at
         self._asked_at = now
-        seat = self._seat_on(get_hub())
-        seat.asks = True
-        seat.settle()
+        if self._refusals >= REFUSALS_OF_POLLERS:
+            seat = self._seat_on(get_hub())
+            seat.asks = True
+            seat.settle()
 
     # -- polling -------------------------------------------------------------------------------
 
@@ -283,46 +290,56 @@ class Seats:
 
     def begin_poll(self, *, is_waiting: bool) -> _Seat | None:
         """Be ready until `end_poll` of what is returned; or only ask, if nobody is waiting."""
-        if self.is_ringing:
-            return None
-        if not is_waiting:
+        if is_waiting:
+            seat = self._seat_on(get_hub())
+            self._refusals = 0
+            seat.polls += 1
+            seat.asks = False
+            seat.hold_loop()
+            seat.settle()
+            return seat
+        if not self.is_ringing:
             try:
                 self._put_into_pocket(self.ask(is_in_line=True))
-                self.look_after_pocket()
             except OSError:
                 pass  # the poller is told nothing, and an accept that fails is told again
-            return None
-        seat = self._seat_on(get_hub())
-        self._is_polled = True
-        self._poller = weakref.ref(getcurrent())
-        seat.polls += 1
-        seat.asks = False
-        seat.hold_loop()
-        seat.settle()
-        return seat
+        return None
 
-    def end_poll(self, seat: _Seat | None) -> None:
-        """Stop being ready."""
+    def end_poll(self, seat: _Seat | None, *, is_told: bool) -> None:
+        """Stop being ready.
+
+        What lies in the pocket then is for this clone to accept, if the poller *is_told*; if it
+        was killed, it is the next one's.
+        """
         if seat is not None:
             seat.polls -= 1
             seat.settle(keeps_place=True)
             seat.hold_loop()
             self._leave_seat(seat)
+        if self._pocket and is_told:
+            self._is_told = True
+        elif not (self._is_told or any(each.polls for each in [*self._by_hub.values()])):
+            self._empty_pocket()
+            self._ring()
 
     # -- the pocket ----------------------------------------------------------------------------
 
     def _from_pocket(self) -> Accepted | None:
-        try:
+        with self.entry.turns.lock:
+            if not self._pocket:
+                return None
             found = self._pocket.popleft()
-        except IndexError:
-            return None
+            self.entry.turns.in_pockets -= 1
+            self._is_told = bool(self._pocket)
         self._ring()
         for seat in [*self._by_hub.values()]:
             seat.settle()
         return found
 
     def _put_into_pocket(self, accepted: Accepted) -> None:
-        self._pocket.append(accepted)
+        with self.entry.turns.lock:
+            self._pocket.append(accepted)
+            self.entry.turns.in_pockets += 1
         if self._error is not None:  # another thread has ended them meanwhile
             self._empty_pocket()
         self._ring()
@@ -340,8 +357,11 @@ class Seats:
 
     def take_pocket(self) -> list[Accepted]:
         """Return what lies in the pocket; it is the caller's."""
-        taken = [*self._pocket]
-        self._pocket.clear()
+        with self.entry.turns.lock:
+            taken = [*self._pocket]
+            self._pocket.clear()
+            self.entry.turns.in_pockets -= len(taken)
+            self._is_told = False
         return taken
 
     def fill_pocket(self, accepted: list[Accepted]) -> None:
@@ -350,36 +370,34 @@ class Seats:
             self._put_into_pocket(each)
 
     def look_after_pocket(self) -> None:
-        """See to it, from this thread's hub, that nothing lies in the pocket for ever."""
-        if self._look is None and self._pocket:
-            asks = any(seat.asks for seat in [*self._by_hub.values()])
+        """See to it, from this thread's hub, that nothing lies here for one that asks no more."""
+        with self.entry.turns.lock:
+            if self._look is not None or not self._pocket or not self._is_asked:
+                return
             hub = get_hub()
-            timer = hub.loop.timer(self._asking_seconds if asks else LOOK_SECONDS, ref=False)
+            timer = hub.loop.timer(self._asking_seconds, ref=False)
             self._look = (hub, timer)
-            timer.start(self._look_into_pocket, self._pocket[0])
+        timer.start(self._look_into_pocket)
+
+    @property
+    def _is_asked(self) -> bool:
+        return any(seat.asks for seat in [*self._by_hub.values()])
 
     @property
     def _asking_seconds(self) -> float:
         return min(ASKING_MAX_SECONDS, max(ASKING_MIN_SECONDS, ASKING_INTERVALS * self._interval))
 
-    def _look_into_pocket(self, seen: Accepted) -> None:
+    def _look_into_pocket(self) -> None:
         self._stop_looking()
-        seats = [*self._by_hub.values()]
-        is_there = bool(self._pocket) and self._pocket[0] is seen
-        if is_there and not any(seat.polls for seat in seats) and self._is_left_alone():
-            for seat in seats:
+        is_gone = monotonic() - self._asked_at >= self._asking_seconds
+        if is_gone and self._is_asked and self._pocket and not self._is_told:
+            for seat in [*self._by_hub.values()]:
                 seat.asks = False
             self._empty_pocket()
             self._ring()
-            for seat in seats:
+            for seat in [*self._by_hub.values()]:
                 seat.settle()
         self.look_after_pocket()
-
-    def _is_left_alone(self) -> bool:
-        if not self._is_polled:
-            return monotonic() - self._asked_at >= self._asking_seconds
-        poller = None if self._poller is None else self._poller()
-        return poller is None or bool(getattr(poller, "dead", False))
 
     def _stop_looking(self) -> None:
         look, self._look = self._look, None
@@ -725,10 +743,13 @@ class BellWatcher:
 
     def wake(self) -> None:
         """Tell, in its own hub. From any thread."""
-        if self._thread == native_ident():
-            self._loop.run_callback(self._tell)
-        else:
-            self._loop.run_callback_threadsafe(self._tell)
+        try:
+            if self._thread == native_ident():
+                self._loop.run_callback(self._tell)
+            else:
+                self._loop.run_callback_threadsafe(self._tell)
+        except Exception:
+            self.stop()  # the loop was destroyed under it; the others are to be told
 
     def _tell(self) -> None:
         # Somebody may have fetched it since.

@@ -245,6 +245,8 @@ class Turns:
         self._patiences: _Wish[float] = _Wish()
         #: What was accepted, and has no clone now; oldest first. Changed with the lock held.
         self.waiting: deque[Handed] = deque()
+        #: How many connections lie in pockets: see `glb.seats`. Changed with the lock held.
+        self.in_pockets = 0
         #: The order of turns. Used with the lock held.
         self.ring: Final[Ring[Any]] = Ring()
 
@@ -354,6 +356,12 @@ class Turns:
         """Return the `Member` whose turn it is, or ``None``."""
         with self.lock:
             return self.ring.first() if self.policy is None else self.next_locked()
+
+    @property
+    def is_anybody_ready(self) -> bool:
+        """Whether `next` would find somebody."""
+        with self.lock:
+            return bool(self.ring)
 
     def _look_locked(self) -> None:
         if self.standby is not None and self.standby is not self.on_duty:
