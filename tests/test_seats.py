@@ -504,34 +504,23 @@ def test_the_last_clone_takes_its_pocket_with_it() -> None:
         assert client.recv(1) == b""
 
 
-def test_what_a_dead_poller_was_told_of_goes_to_others(
-    clones: list[Listener],
-    running: list[gevent.Greenlet[..., Any]],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_connection_stays_with_who_was_told_and_not_with_who_was_killed(
+    is_told: bool, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
-    """While it lives, the connection is its own, however long it takes."""
-    looks: list[int] = []
-    look_into_pocket = seats.Seats._look_into_pocket
-
-    def look(self: seats.Seats, *args: Any) -> None:
-        looks.append(1)
-        look_into_pocket(self, *args)
-
-    monkeypatch.setattr(seats, "LOOK_SECONDS", 0.005)
-    monkeypatch.setattr(seats.Seats, "_look_into_pocket", look)
-
-    def serve(clone: Listener) -> None:
-        assert poll(clone)
-        Event().wait()  # for ever
-
-    greenlet = start(running, serve, clones[0])
+    """A poll that returned has told of it. One that ended otherwise has not."""
+    polled = seats_of(clones[0])
+    seat = polled.begin_poll(is_waiting=True)
     start(running, reply, clones[1], b"1")
     with connect(clones[0].address) as client:
-        wait_until(lambda: len(looks) >= 3)
-        assert len(seats_of(clones[0])._pocket) == 1
-        assert clones[0].entry.turns.ready == 1
-        greenlet.kill()
-        assert client.recv(10) == b"1"
+        wait_until(lambda: len(polled._pocket) == 1)
+        polled.end_poll(seat, is_told=is_told)
+        if is_told:
+            let_hub_turn()
+            clones[0].accept()[0].close()
+            assert client.recv(10) == b""
+        else:
+            assert client.recv(10) == b"1"
     assert clones[0].entry.turns.accepted == 1
     assert not poll(clones[0], 0)
 
