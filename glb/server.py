@@ -272,7 +272,7 @@ class StreamServer(gevent.server.StreamServer):
         self._is_told_places = clones is not None or hubs is not None
         if hubs is not None:
             self.hubs = hubs
-        elif self.hubs == 1 and not hasattr(spawn, "spawn"):
+        elif self.hubs == 1 and clones is None and not hasattr(spawn, "spawn"):
             self.hubs = self.hubs_if_possible
         check_count("hubs", self.hubs)
         if clones is not None:

@@ -169,7 +169,7 @@ class Standby(Dispatcher):
     def _is_to_watch(self) -> bool:
         if self.turns.on_duty is self:
             return super()._is_to_watch()
-        return not self.is_ticking and self.turns.next() is not None
+        return not self.is_ticking and self.turns.is_anybody_ready
 
     def _on_readable(self) -> None:
         if self.turns.on_duty is self:

@@ -352,14 +352,9 @@ class Turns:
                 return member
         return None
 
-    def next(self) -> Any:
-        """Return the `Member` whose turn it is, or ``None``."""
-        with self.lock:
-            return self.ring.first() if self.policy is None else self.next_locked()
-
     @property
     def is_anybody_ready(self) -> bool:
-        """Whether `next` would find somebody."""
+        """Whether `next_locked` would find somebody."""
         with self.lock:
             return bool(self.ring)
 

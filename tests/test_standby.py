@@ -327,7 +327,7 @@ def test_with_all_hubs_stalled_the_first_that_comes_back_takes_what_waits() -> N
         server.resume_clone(0)
         clients = [native_connect(server.address) for _ in range(6)]
         turns = server._turns
-        while turns.next() is not None:  # natively: this hub is stalled, too
+        while turns.next_locked() is not None:  # natively: this hub is stalled, too
             threading.Event().wait(0.001)
         assert handle.served == [1]
         handle.go_on.set()

@@ -632,7 +632,7 @@ def test_a_forked_child_keeps_its_own_hub_alone() -> None:
     assert turns.standby is None
     assert turns.on_duty is first
     assert [member.expected for member in (*first.members, *second.members)] == [0, 0]
-    assert turns.next() is first.members[0]
+    assert turns.next_locked() is first.members[0]
     assert [each.is_abandoned for each in (first, second, standby)] == [False, True, True]
 
 
@@ -729,7 +729,7 @@ class TurnsMachine(RuleBasedStateMachine):
     @rule(hub=HUBS)
     def accept(self, hub: int) -> None:
         giver = self.hubs[hub]
-        if self.turns.next() is not None and giver in self.present:
+        if self.turns.next_locked() is not None and giver in self.present:
             self.accepted += 1
             self.hand(Handed(self.accepted, None), giver)
 
@@ -737,7 +737,7 @@ class TurnsMachine(RuleBasedStateMachine):
     def deal_what_waits(self, hub: int, count: int) -> None:
         giver = self.hubs[hub]
         for _ in range(count):
-            if self.turns.next() is not None and giver in self.present:
+            if self.turns.next_locked() is not None and giver in self.present:
                 handed = self.turns.take_waiting()
                 if handed is not None:
                     self.hand(handed, giver)
@@ -898,7 +898,7 @@ class TurnsMachine(RuleBasedStateMachine):
         assert self.turns.ready == len(line)
         assert all(member.dispatcher.has_turns for member in line)
         assert {hub for hub in self.present if not hub.has_turns} == self.withdrawn
-        assert self.turns.next() is self.expected_next()
+        assert self.turns.next_locked() is self.expected_next()
 
     @invariant()
     def somebody_is_on_duty(self) -> None:
