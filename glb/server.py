@@ -272,8 +272,9 @@ class StreamServer(gevent.server.StreamServer):
         self._is_told_places = clones is not None or hubs is not None
         if hubs is not None:
             self.hubs = hubs
-        elif self.hubs == 1 and clones is None and not hasattr(spawn, "spawn"):
-            self.hubs = self.hubs_if_possible
+        elif self.hubs == 1 and not hasattr(spawn, "spawn"):
+            wished = self.hubs_if_possible
+            self.hubs = wished if not isinstance(clones, int) or clones >= wished else 1
         check_count("hubs", self.hubs)
         if clones is not None:
             self.clones = clones
