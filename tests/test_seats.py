@@ -25,7 +25,7 @@ from glb.seats import Bell, BellWatcher
 from .adopting import ANY, accept_now, errno_of, opened, queued, sockets_patched
 from .conftest import open_descriptors
 from .helpers import ask, close_all, connect, let_hub_turn, turns, wait_until
-from .test_listener import in_child, wait_for_child
+from .test_registry import Child
 from .test_sockets import descriptor_limit
 
 Serve = Callable[[Any, bytes], None]
@@ -822,7 +822,7 @@ def test_a_forked_child_has_an_empty_pocket_and_a_bell_of_its_own() -> None:
             assert not poll(clone, 0)
             clone.close()
 
-        wait_for_child(in_child(child))
+        assert Child(child).told() == "None"
         assert poll(clone, 0)
         conn, peer = clone.accept()
         with conn:
