@@ -36,11 +36,10 @@ from .connection import PlainSocket
 from .descriptor import NUMBERS, Descriptor, find
 from .registry import REGISTRY, Entry, Share
 
-__all__ = ["Adopted", "accept", "bind", "duplicate", "exclude", "listen", "made"]
+__all__ = ["Adopted", "accept", "bind", "duplicate", "exclude", "listen", "made", "shutdown"]
 
 #: What listen(2) of Python takes, where it isn't told.
 PYTHONS_BACKLOG: Final = min(_socket.SOMAXCONN, 128)
-_MAX_BACKLOG: Final = 2**31 - 1
 
 
 class Adopted(Descriptor):
@@ -61,7 +60,8 @@ class Adopted(Descriptor):
 
     def connect(self, address: Any) -> None:
         """Refuse: its kernel socket listens, for others as well."""
-        raise OSError(self.connect_ex(address), os.strerror(self.connect_ex(address)))
+        refusal = self.connect_ex(address)
+        raise OSError(refusal, os.strerror(refusal))
 
     def connect_ex(self, address: Any) -> int:
         """Refuse, as `connect`, by an errno."""
@@ -357,7 +357,7 @@ def _adopt_again(sock: Any, left: _Left) -> None:
 
 
 def _raise_backlog(entry: Entry, args: tuple[Any, ...], beyond: int = 0) -> None:
-    REGISTRY.raise_backlog(entry, min(_length(args) + beyond, _MAX_BACKLOG))
+    REGISTRY.raise_backlog(entry, min(_length(args) + beyond, sockets.MAX_BACKLOG))
 
 
 def _length(args: tuple[Any, ...]) -> int:
@@ -365,6 +365,6 @@ def _length(args: tuple[Any, ...]) -> int:
     if len(args) > 1:
         raise TypeError(f"listen() takes at most 1 argument, got {len(args)}")
     length = operator.index(args[0]) if args else PYTHONS_BACKLOG
-    if not -_MAX_BACKLOG - 1 <= length <= _MAX_BACKLOG:
-        raise OverflowError(f"backlog must be at most {_MAX_BACKLOG}, got {length}")
+    if not -sockets.MAX_BACKLOG - 1 <= length <= sockets.MAX_BACKLOG:
+        raise OverflowError(f"backlog must be at most {sockets.MAX_BACKLOG}, got {length}")
     return max(length, 0)

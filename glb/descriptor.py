@@ -45,10 +45,10 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
     @classmethod
     def of(cls, share: Share) -> Self:
         """Return a new descriptor of *share*'s socket, which from then on owns the share."""
-        get_hub()  # a thread's first may fail, and then nothing has happened yet
+        hub = get_hub()  # a thread's first may fail, and then nothing has happened yet
         number = sockets.duplicate(share.entry.pristine)
         try:
-            return cls.on(number, share, share.entry.pristine, get_hub())
+            return cls.on(number, share, share.entry.pristine, hub)
         except BaseException:
             _socket.close(number)
             raise

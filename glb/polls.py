@@ -80,20 +80,19 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
         told = [rlist[place] for place, clone in clones.items() if clone.seats.is_ringing]
         if told or readable or writable or exceptional or not is_waiting:
             return [*told, *readable], [*writable], [*exceptional]
-        flags: dict[int, int] = {}
-        for listed, flag in ((others, _READ), (wlist, _WRITE)):
-            for each in listed:
-                number = get_fileno(each)
-                flags[number] = flags.get(number, 0) | flag
         # Asked now: what is closed meanwhile has none.
-        numbers = [[get_fileno(each) for each in listed] for listed in (rlist, wlist)]
-        by_number = {numbers[0][place]: clone for place, clone in clones.items()}
+        reading, writing = ([get_fileno(each) for each in listed] for listed in (rlist, wlist))
+        by_number = {reading[place]: clone for place, clone in clones.items()}
+        flags = dict.fromkeys(writing, _WRITE)
+        for place, number in enumerate(reading):
+            if place not in clones:
+                flags[number] = flags.get(number, 0) | _READ
         milliseconds = None if timeout is None else timeout * 1000
         events = dict(_gevents_poll(_Looking(flags, by_number), milliseconds))
     # What was closed is told to readers, as gevent does.
     return (
-        [each for each, n in zip(rlist, numbers[0], strict=True) if events.get(n, 0) & ~_WRITABLE],
-        [each for each, n in zip(wlist, numbers[1], strict=True) if events.get(n, 0) & _WRITABLE],
+        [each for each, n in zip(rlist, reading, strict=True) if events.get(n, 0) & ~_WRITABLE],
+        [each for each, n in zip(wlist, writing, strict=True) if events.get(n, 0) & _WRITABLE],
         [],
     )
 

@@ -156,10 +156,10 @@ class Seats:
             seats, self._by_hub = self._by_hub, {}
         for seat in seats.values():
             seat.end(waiting)
-        self._empty_pocket()
-        self._stop_looking()
         if self._bell is not None:
             self._bell.end()
+        self._empty_pocket()
+        self._stop_looking()
 
     def cancel(self, error: Callable[[], OSError]) -> None:
         """Raise *error* in whoever waits, and in who comes. From any thread."""
@@ -168,14 +168,12 @@ class Seats:
             seat.cancel(error())
             seat.settle()
         self._empty_pocket()
-        self._ring()
 
     def reopen(self) -> None:
         """Undo `cancel`, for who comes from now on, or polls still."""
         self._error = None
         self._ring()
-        for seat in [*self._by_hub.values()]:
-            seat.settle()
+        self._settle()
 
     @property
     def is_cancelled(self) -> bool:
@@ -232,9 +230,9 @@ class Seats:
                 if found is not None:
                     return found
                 member = turns.next_locked()
-                if member is not None and (member is last or not member.has_room()):
-                    if member is last:
-                        break  # it is not ready, and has not left: that is its dispatcher's
+                if member is not None and member is last:
+                    break  # it is not ready, and has not left: that is its dispatcher's
+                if member is not None and not member.has_room():
                     last = member
                     continue
                 seat = member if isinstance(member, _Seat) else None
@@ -320,7 +318,6 @@ class Seats:
             self._is_told = True
         elif not (self._is_told or any(each.polls for each in [*self._by_hub.values()])):
             self._empty_pocket()
-            self._ring()
 
     # -- the pocket ----------------------------------------------------------------------------
 
@@ -332,17 +329,21 @@ class Seats:
             self.entry.turns.in_pockets -= 1
             self._is_told = bool(self._pocket)
         self._ring()
+        self._settle()
+        return found
+
+    def _settle(self) -> None:
         for seat in [*self._by_hub.values()]:
             seat.settle()
-        return found
 
     def _put_into_pocket(self, accepted: Accepted) -> None:
         with self.entry.turns.lock:
             self._pocket.append(accepted)
             self.entry.turns.in_pockets += 1
-        if self._error is not None:  # another thread has ended them meanwhile
-            self._empty_pocket()
-        self._ring()
+        if self._error is None:
+            self._ring()
+        else:
+            self._empty_pocket()  # another thread has ended them meanwhile
 
     def _ring(self) -> None:
         if self._bell is not None:
@@ -354,6 +355,7 @@ class Seats:
         with turns.lock:
             back = [Handed(*accepted) for accepted in self.take_pocket()]
             turns.put_back_locked(back)
+        self._ring()
 
     def take_pocket(self) -> list[Accepted]:
         """Return what lies in the pocket; it is the caller's."""
@@ -394,9 +396,7 @@ class Seats:
             for seat in [*self._by_hub.values()]:
                 seat.asks = False
             self._empty_pocket()
-            self._ring()
-            for seat in [*self._by_hub.values()]:
-                seat.settle()
+            self._settle()
         self.look_after_pocket()
 
     def _stop_looking(self) -> None:

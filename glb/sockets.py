@@ -36,7 +36,7 @@ __all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolv
 # same; gevent asks for 128.
 DEFAULT_BACKLOG: Final = 65535
 
-_MAX_BACKLOG: Final = 2**31 - 1
+MAX_BACKLOG: Final = 2**31 - 1
 
 # Of a socket that is nothing yet, or no more: see <netinet/tcp.h>.
 TCP_CLOSE: Final = 7
@@ -90,8 +90,8 @@ def check_backlog(backlog: object) -> int:
         return DEFAULT_BACKLOG
     if not isinstance(backlog, int) or isinstance(backlog, bool):
         raise TypeError(f"backlog must be a whole number or None, got {backlog!r}")
-    if not 0 <= backlog <= _MAX_BACKLOG:
-        raise ValueError(f"backlog must be 0 to {_MAX_BACKLOG}, got {backlog!r}")
+    if not 0 <= backlog <= MAX_BACKLOG:
+        raise ValueError(f"backlog must be 0 to {MAX_BACKLOG}, got {backlog!r}")
     return backlog
 
 
