@@ -4,16 +4,19 @@ Many listeners on one address share one kernel socket, and connections go round 
 exact turn. From the kernel upwards, each floor importing only from those below it::
 
     doors      cli -> console -> demo, program   what people start
+               target                            what they have served, and served anew
                monkey                            what they start it with
     servers    pywsgi -> server                  gevent's own servers, with clones
+               rolling  gate                     how they change, and whether they accept
     handles    branch  acceptor  listener        what a program holds
+               ending -> waiting                 how connections end, and which may
                polls -> adopted                  what a program holds that knows nothing of glb
                descriptor -> seats               who wants a clone's connections, and waits or polls
                standby -> dispatcher             what deals turns, and to hubs that turn
                handlers  connection              what an accepted connection costs
     state      registry -> turns -> ring         the only process-wide state
     kernel     sockets  hubs                     the only modules that open sockets, start threads
-    words      errors  address  balance  stats  clones
+    words      errors  address  balance  stats  clones  states  limits
 
 `bind` gives a `Listener`; `glb.server.StreamServer` and `glb.pywsgi.WSGIServer` take the
 place of gevent's; `glb.registry.entries` tells what is open.
@@ -23,6 +26,7 @@ from . import registry
 from ._version import VERSION
 from .clones import Clone, current_clone
 from .listener import Listener, bind, bind_direct, bind_load_balanced
+from .waiting import idle
 
 __all__ = [
     "Clone",
@@ -32,6 +36,7 @@ __all__ = [
     "bind_direct",
     "bind_load_balanced",
     "current_clone",
+    "idle",
     "registry",
 ]
 

@@ -7,13 +7,16 @@ the connection. It needs no greenlet of its own. (One a clone would cost a switc
 connection and 16 KiB of stack a clone, and could not run ``spawn=None`` handlers in the
 hub, where gevent promises to run them.)
 
-`State` is what all acceptors of a server share: they stop and start together.
+Most of what keeps a clone from its turns is the server's, and all acceptors' at once. What is
+one clone's alone, a pause by its owner, a limit of its own, the end of its use, is its acceptor's
+`~Acceptor.own` state. See `glb.states`.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gevent import getcurrent
@@ -21,40 +24,19 @@ from gevent import getcurrent
 from .clones import CURRENT, Clone
 from .connection import Connection
 from .errors import Heap, classify
+from .registry import REGISTRY
 from .ring import Team
+from .states import State, before, of_clone
 from .stats import CloneStats
-from .turns import Handed, Turn
+from .turns import Handed, Turn, Turns
 
 if TYPE_CHECKING:
     from .branch import Branch
+    from .gate import Gate
     from .handlers import Job
     from .server import StreamServer
 
-__all__ = ["Acceptor", "State"]
-
-
-class State(enum.Enum):
-    """Whether a server's clones have turns, and why not.
-
-    ::
-
-        start_accepting()               pool full, full() is true
-      STOPPED ----------> ACCEPTING -----------------------------> FULL
-         ^                  ^  | ^                                  |
-         |                  |  | '------------- room again ---------'
-         |     delay over   |  | spawn or accept failed
-         |                  |  v
-         |               BACKING_OFF
-         '---- stop_accepting(), close(): from any of them
-
-    ``FULL`` and ``BACKING_OFF`` end by themselves. ``STOPPED`` is left by its owner alone:
-    room in the pool does not undo it.
-    """
-
-    STOPPED = "stopped"
-    ACCEPTING = "accepting"
-    FULL = "full"
-    BACKING_OFF = "backing off"
+__all__ = ["Acceptor"]
 
 
 class Acceptor:
@@ -69,10 +51,11 @@ class Acceptor:
         "completed",
         "dispatcher",
         "failed",
+        "gate",
         "given_up",
         "handle",
         "is_out_of_reach",
-        "is_paused",
+        "own",
         "promised",
         "server",
         "team",
@@ -80,6 +63,7 @@ class Acceptor:
 
     def __init__(self, server: StreamServer, index: int, branch: Branch) -> None:
         self.server = server
+        self.gate: Gate = server._gate
         #: Of the hub on which it lives.
         self.branch = branch
         branch.acceptors.append(self)
@@ -91,7 +75,8 @@ class Acceptor:
         self.clone = Clone(index, server)
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Callable[..., object] | None = None
-        self.is_paused = False
+        #: Its own state, as far as it isn't the server's: see `enter`.
+        self.own = State.ACCEPTING
         # Each is changed by one thread at a time: these by its hub's,
         self.accepted = self.begun = self.completed = self.failed = 0
         #: Handlers that have begun, or are certain to.
@@ -106,11 +91,39 @@ class Acceptor:
         return self.charged - self.given_up - self.completed - self.failed + self.promised
 
     @property
+    def state(self) -> State:
+        """What it does about new connections, and why."""
+        return of_clone(self.own, self.gate.state)
+
+    def enter(self, state: State, after: Collection[State] = tuple(State)) -> bool:
+        """Change its own state, and with it whether it has turns; tell whether it has changed.
+
+        Only if that is one of *after* now, and leads there. From any thread.
+        """
+        turns = self.gate.turns
+        with REGISTRY.lock:
+            if self.own not in before(state) or self.own not in after:
+                return False
+            self.own = state
+            if turns is not None and state is State.ACCEPTING:
+                turns.join(self)
+            elif turns is not None:
+                turns.leave(self)
+            return True
+
+    def join(self, turns: Turns) -> None:
+        """Its server has opened: stand in its turns, unless it is to stay away."""
+        if self.own is State.ACCEPTING:
+            turns.join(self)
+        else:
+            self._look_for_room()  # those that it had at the last stop may be done
+
+    @property
     def max_accept(self) -> int:
         return self.server.max_accept
 
     def next_delay(self) -> float:
-        return self.server.next_delay()
+        return self.gate.next_delay()
 
     @property
     def context(self) -> StreamServer:
@@ -122,8 +135,7 @@ class Acceptor:
     def take_turn(self) -> Turn:
         server = self.server
         try:
-            if server.full() or (server._expected and server.has_promised_all()):
-                server.found_full()
+            if not self.has_room():
                 return Turn.PASSED
             args: Any = server.do_read()
             server.delay = server.min_delay
@@ -136,25 +148,42 @@ class Acceptor:
         turns = dispatcher.turns
         with turns.lock:
             turns.ring.rotate(self.team, self)
+        if self.gate.bucket is not None:
+            self.gate.bucket.take(monotonic())
         self._handle(args)
         return Turn.TAKEN
 
     def has_room(self) -> bool:
-        server = self.server
-        if server.full() or (server._expected and server.has_promised_all()):
-            server.found_full()
+        gate = self.gate
+        if self.server.full() or (gate.expected and gate.has_promised_all()):
+            gate.found_full()
             return False
+        if gate.is_limited:
+            if not gate.is_within_limits():
+                return False
+            if not self._is_within_limit():
+                self.enter(State.FULL, after=(State.ACCEPTING,))
+                self._look_for_room()  # another thread's handler may have ended meanwhile
+                return False
         return True
+
+    def _is_within_limit(self) -> bool:
+        limit = self.server.max_connections_per_clone
+        return limit is None or self.load < limit
+
+    def _look_for_room(self) -> None:
+        if self.own is State.FULL and self._is_within_limit():
+            self.enter(State.ACCEPTING, after=(State.FULL,))
 
     def expect_locked(self) -> None:
         self.promised += 1
-        self.server._expected += 1
+        self.gate.expect_locked()
 
     def unexpect_locked(self) -> None:
         self.promised -= 1
-        self.server._expected -= 1
-        if self.server._state is State.FULL:
-            self.server.look_for_room_soon()
+        self.gate.unexpect_locked()
+        if self.own is State.FULL:
+            self._look_for_room()
 
     def take(self, handed: Handed) -> bool:
         server = self.server
@@ -166,7 +195,7 @@ class Acceptor:
         try:
             # A pool that others use as well may have filled up since it was asked.
             if server.full():
-                server.found_full()
+                self.gate.found_full()
                 return False
             args: Any = server.do_read()
             if turn.handed is not None:
@@ -178,7 +207,7 @@ class Acceptor:
             self._handle(args)
         except BaseException as error:
             # Nothing was accepted here, so it is nothing that the kernel says.
-            server.back_off(server, error)
+            self.gate.back_off(server, error)
             if turn.handed is not None:
                 return False
         finally:
@@ -205,13 +234,14 @@ class Acceptor:
         self.given_up += 1
         branch = self.branch
         branch.given_up += 1
-        server = self.server
         if pool is not None:
             self.dispatcher.send(pool.cancel)
-        if server._state is State.FULL:
-            server.look_for_room_soon()
-        if branch.is_closed:
-            self.dispatcher.send(branch.handler_ended)
+        if self.gate.state is State.FULL:
+            self.gate.look_for_room_soon()
+        if self.own is State.FULL:
+            self._look_for_room()
+        if branch.is_closed or branch.watched:
+            self.dispatcher.send(functools.partial(branch.handler_ended, args))
         return handed
 
     def broken(self, error: OSError) -> None:
@@ -227,7 +257,7 @@ class Acceptor:
         except BaseException as error:
             # Its context is the peer and the server, as gevent's is.
             peer = args[1:] if isinstance(args, (tuple, list)) else args
-            server.back_off((peer, server), error)
+            self.gate.back_off((peer, server), error)
         finally:
             turn.acceptor = None
 
@@ -243,7 +273,7 @@ class Acceptor:
             return Turn.TAKEN
         if heap is Heap.OUT_OF_ROOM:
             raise error
-        server.back_off(server, error)
+        self.gate.back_off(server, error)
         # With a negative delay the server goes on, at the next wake-up: as gevent.
         return Turn.EMPTY
 
@@ -269,8 +299,12 @@ class Acceptor:
                 # This thread's: the server may have been started again, on other threads.
                 branch = server._turn.branch or self.branch
                 branch.done += 1
-                if branch.is_closed or server._state is not State.ACCEPTING:
-                    server.handler_ended(branch)
+                if branch.is_closed or branch.watched:
+                    branch.handler_ended(args)
+                if self.own is State.FULL:
+                    self._look_for_room()
+                if self.gate.state is not State.ACCEPTING:
+                    self.gate.handler_ended()
 
     def serve_anywhere(
         self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
@@ -279,12 +313,16 @@ class Acceptor:
         outer = CURRENT.get()
         greenlet = getcurrent()
         strangers = (self.server._turn.branch or self.branch).strangers
-        strangers.add(greenlet)
+        outer_args = strangers.get(greenlet)
+        strangers[greenlet] = (self, args)
         self.charged += 1
         try:
             return self.serve(handle, close, args)
         finally:
-            strangers.discard(greenlet)
+            if outer_args is None:
+                strangers.pop(greenlet, None)
+            else:  # one that serves a connection and, within that, another
+                strangers[greenlet] = outer_args
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
 
     def never_served(self, *, is_charged: bool) -> None:
@@ -306,6 +344,7 @@ class Acceptor:
             self.begun - self.completed - self.failed,
             self.completed,
             self.failed,
-            not self.is_paused and self.server.is_ready and self.branch.is_ready,
+            self.own is State.ACCEPTING and self.gate.is_open and self.branch.is_ready,
             self.branch.index,
+            self.state.value,
         )

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
-from gevent import Greenlet, Timeout, get_hub
+from gevent import Greenlet, get_hub, getcurrent
 from gevent.event import Event
 from gevent.lock import DummySemaphore
 
 from .dispatcher import Dispatcher
+from .ending import FOREVER, LOOK_SECONDS, Closing, Ending, InUse
 from .handlers import Handlers, Job, handlers_here
 from .hubs import HubThread
-from .registry import Entry
+from .registry import Entry, native_ident
 from .ring import Team
 from .standby import dispatcher_for
+from .stats import DrainReport
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from .acceptor import Acceptor
@@ -39,6 +43,8 @@ class Branch:
         #: Which hub of the server's, 0 for the one that started it.
         self.index: Final = index
         self.acceptors: list[Acceptor] = []
+        #: Its clones, in the ring; a new one each time it is opened.
+        self.team: Team[Any] = Team(seated=False)
         #: Only while it is open.
         self.dispatcher: Dispatcher | None = None
         self.handlers: Handlers | None = None
@@ -51,9 +57,15 @@ class Branch:
         self.taken = self.done = 0
         #: Connections that were taken back from it: changed with the registry's lock held.
         self.given_up = 0
-        #: Greenlets that run handlers, and that ours aren't.
-        self.strangers: set[Any] = set()
-        self._idle: Any = None
+        #: Greenlets that run handlers, and that ours aren't: for which clone, and with what.
+        self.strangers: dict[Any, tuple[Acceptor, Any]] = {}
+        #: Its connections whose handlers wait for their client, once it was opened.
+        self.waiting: Waiting | None = None
+        #: Who is told of each handler's end, by its arguments.
+        self.watched: list[Callable[[object], object]] = []
+        #: What became of its connections, once it was told to end.
+        self.outcome: DrainReport | None = None
+        self._is_out_of_reach = False
         self._leave: Callable[[], object] = lambda: None
 
     @property
@@ -69,12 +81,20 @@ class Branch:
 
     # -- opening and closing -------------------------------------------------------------------
 
-    def open(self, entry: Entry, turn: Any, *, is_out_of_reach: bool) -> None:
+    def open(
+        self,
+        entry: Entry,
+        turn: Any,
+        *,
+        is_out_of_reach: bool,
+        client_timeout: float | None = None,
+    ) -> None:
         """Open it on this thread's hub; its clones have no turns yet.
 
         Args:
             turn: The server's of this thread, which is told.
             is_out_of_reach: See `glb.turns.Member`.
+            client_timeout: See `glb.waiting.Waiting`.
 
         Raises:
             OSError, RuntimeError: There is no room for a watcher or a thread. It is closed.
@@ -82,18 +102,24 @@ class Branch:
         dispatcher = dispatcher_for(entry, get_hub())
         self.handlers = handlers_here()
         self.handlers.acquire()
-        self._idle = Event()
+        self.waiting = Waiting(get_hub(), client_timeout)
+        self.outcome = None
         # A ring's own from here on; a server that starts again brings a new one.
-        team: Team[Any] = Team(seated=False)
+        self.team = Team(seated=False)
         with dispatcher.turns.lock:
-            dispatcher.servers[team] = None
-        for acceptor in self.acceptors:
-            acceptor.dispatcher = dispatcher
-            acceptor.team = team
-            acceptor.is_out_of_reach = is_out_of_reach
-        turn.branch = self
+            dispatcher.servers[self.team] = None
         self.dispatcher = dispatcher
+        self._is_out_of_reach = is_out_of_reach
+        for acceptor in self.acceptors:
+            self.place(acceptor)
+        turn.branch = self
         self.is_closed = False
+
+    def place(self, acceptor: Acceptor) -> None:
+        """Have *acceptor*, one of its own, stand with its team. It has no turns yet."""
+        acceptor.dispatcher = self.dispatcher
+        acceptor.team = self.team
+        acceptor.is_out_of_reach = self._is_out_of_reach
 
     def open_in_thread(
         self,
@@ -103,6 +129,7 @@ class Branch:
         on_system_error: Callable[[BaseException], object],
         *,
         is_out_of_reach: bool,
+        client_timeout: float | None = None,
     ) -> int:
         """Start a thread, and open it there; return the thread's native ident.
 
@@ -111,18 +138,17 @@ class Branch:
         """
         thread = HubThread(name, on_system_error).start()
         try:
-            thread.call(lambda: self.open(entry, turn, is_out_of_reach=is_out_of_reach))
+            thread.call(
+                lambda: self.open(
+                    entry, turn, is_out_of_reach=is_out_of_reach, client_timeout=client_timeout
+                )
+            )
         except BaseException:
             thread.end()
             raise
         self.thread = thread
         thread.at_exit = self._end_at_exit
         return thread.ident
-
-    @property
-    def team(self) -> Team[Any]:
-        """Its clones, in the ring."""
-        return self.acceptors[0].team
 
     def close(self, then: Callable[[], object]) -> None:
         """Give no more turns, at once, and call *then* in its hub. From any thread."""
@@ -149,71 +175,174 @@ class Branch:
 
     # -- its handlers ----------------------------------------------------------------------------
 
-    def handler_ended(self) -> None:
-        """A handler is done, after it was closed."""
-        if self.active == 0 and self._idle is not None:
-            self._idle.set()
+    def send(self, call: Callable[[], object]) -> None:
+        """Have *call* called in its hub, while that is there. From any thread."""
+        thread, dispatcher = self.thread, self.dispatcher
+        if thread is not None:
+            thread.send(call)
+        elif dispatcher is not None:
+            dispatcher.send(call)
 
-    def wait(self, timeout: float | None, *, kill: bool) -> None:
-        """Wait for the handlers, at most *timeout* seconds. In its hub.
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread runs its hub, or it has none."""
+        if self.thread is not None:
+            return self.thread.ident == native_ident()
+        return self.dispatcher is None or self.dispatcher.is_here
 
-        Args:
-            kill: Kill what is left then, and wait for that, as long as gevent does.
+    def handler_ended(self, args: object) -> None:
+        """A handler is done, after it was closed, or while it is watched."""
+        for watcher in [*self.watched]:
+            watcher(args)
 
-        Switches:
-            While waiting.
-        """
-        self._wait(timeout)
+    def in_use(self) -> list[InUse]:
+        """Return the connections that handlers have, or that wait for one to begin."""
         handlers = self.handlers
-        if not kill or handlers is None:
-            return
-        handlers.drop(self._is_ours)
-        left = [*handlers.running(self._is_ours), *self.strangers]
-        gevent.killall(left, block=False)
-        self._wait(KILL_SECONDS)
+        if handlers is None:
+            return []
+        jobs: list[tuple[Any, Job | None]]
+        jobs = [(each, each.job) for each in handlers.running(self._is_ours)]
+        jobs += [(None, job) for job in [*handlers.jobs] if self._is_ours(job)]
+        found = [InUse(each, job[0].__self__, job[3]) for each, job in jobs if job]  # type: ignore[attr-defined]  # a method
+        found += [InUse(each, *what) for each, what in self.strangers.items()]
+        return found
 
     def _is_ours(self, job: Job) -> bool:
         return getattr(job[0], "__self__", None) in self.acceptors
 
-    def _wait(self, timeout: float | None) -> None:
-        with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
-            while self.active > 0 and self._idle is not None:
-                self._idle.clear()
-                self._idle.wait()
+    def wait(self, ending: Ending) -> DrainReport:
+        """Wait for all handlers, as *ending* says. In its hub.
+
+        Switches:
+            While waiting.
+        """
+        # A handler that stops its own server doesn't wait for itself.
+        here = getcurrent()
+        own = sum(each.greenlet is here for each in self.in_use())
+        done = self.done
+        closed, killed = self._wait_for(ending, self.in_use, lambda: self.active - own)
+        self.outcome = DrainReport(
+            max(0, self.done - done - closed - killed), closed, killed, monotonic() - ending.began
+        )
+        return self.outcome
+
+    def wait_for(
+        self, ending: Ending, is_wanted: Callable[[InUse], bool], *, until_idle: bool
+    ) -> DrainReport:
+        """Wait for those handlers that are at work now and *is_wanted*. In its hub.
+
+        Args:
+            until_idle: Only until a handler waits for its client again; those that do now are
+                let alone.
+
+        Switches:
+            While waiting.
+        """
+        here = getcurrent()
+        waiting = self.waiting
+        left = {id(each.args): each for each in self.in_use() if each.greenlet is not here}
+        left = {key: each for key, each in left.items() if is_wanted(each)}
+        if waiting is not None and until_idle:
+            left = {key: each for key, each in left.items() if waiting.get(each.greenlet) is None}
+        begun = len(left)
+
+        def ended(args: object) -> None:
+            left.pop(id(args), None)
+
+        def went_idle(greenlet: object) -> None:
+            for each in self.in_use():
+                if each.greenlet is greenlet:
+                    self.handler_ended(each.args)
+
+        def find() -> list[InUse]:
+            # Some of them have begun meanwhile.
+            return [each for each in self.in_use() if id(each.args) in left]
+
+        self.watched.append(ended)
+        if waiting is not None and until_idle:
+            waiting.watchers.append(went_idle)
+        try:
+            closed, killed = self._wait_for(ending, find, lambda: len(left))
+        finally:
+            self.watched.remove(ended)
+            if waiting is not None and until_idle:
+                waiting.watchers.remove(went_idle)
+        return DrainReport(
+            max(0, begun - len(left) - closed - killed), closed, killed, monotonic() - ending.began
+        )
+
+    def _wait_for(
+        self, ending: Ending, find: Callable[[], list[InUse]], count: Callable[[], int]
+    ) -> tuple[int, int]:
+        # How many were closed as idle, and how many were killed. *count* says how many are left.
+        changed = Event()
+
+        def ended(_args: object) -> None:
+            if count() <= 0:
+                changed.set()
+
+        def wait_until(when: float) -> bool:
+            seconds = when - monotonic()
+            return count() <= 0 or changed.wait(None if seconds == FOREVER else max(0.0, seconds))
+
+        killed = 0
+        closing = None
+        if ending.closes_idle and self.waiting is not None:
+            closing = Closing(ending, self.waiting, find)
+        self.watched.append(ended)
+        try:
+            while count() > 0:
+                when = ending.until
+                if closing is not None:
+                    closing.close_due()
+                    when = min(when, monotonic() + LOOK_SECONDS)
+                if wait_until(when) or monotonic() >= ending.until:
+                    break
+            if ending.kill and count() > 0 and self.handlers is not None:
+                killed = count()
+                self._kill(find())
+                wait_until(monotonic() + KILL_SECONDS)
+        finally:
+            self.watched.remove(ended)
+        return (0 if closing is None else closing.closed), killed
+
+    def _kill(self, left: list[InUse]) -> None:
+        assert self.handlers is not None, "it has handlers"
+        args = {id(each.args) for each in left}
+        self.handlers.drop(lambda job: self._is_ours(job) and id(job[3]) in args)
+        here = getcurrent()
+        greenlets = [each.greenlet for each in left if each.greenlet not in (None, here)]
+        gevent.killall(greenlets, block=False)
 
     def forget(self) -> None:
         """Its thread is not in this process, which was forked."""
         self.dispatcher = self.handlers = self.thread = None
         self.is_closed = True
         self.taken = self.done = self.given_up = 0
-        self.strangers = set()
+        self.strangers = {}
+        self.waiting = None
 
     # -- the end of its thread -------------------------------------------------------------------
 
-    def finish(self, timeout: float | None, *, kill: bool) -> None:
+    def finish(self, ending: Ending) -> None:
         """`wait`, and end its thread, if it has one. From any thread; returns at once."""
         thread = self.thread
         if thread is not None:
-            finish = functools.partial(self._finish, thread, self._leave, timeout, kill=kill)
+            finish = functools.partial(self._finish, thread, self._leave, ending)
             thread.send(functools.partial(gevent.spawn, finish))
 
-    def _finish(
-        self,
-        thread: HubThread,
-        leave: Callable[[], object],
-        timeout: float | None,
-        *,
-        kill: bool,
-    ) -> None:
+    def _finish(self, thread: HubThread, leave: Callable[[], object], ending: Ending) -> None:
         try:
             leave()  # if it has not come to it yet
-            self.wait(timeout, kill=kill)
+            self.wait(ending)
         finally:
+            if self.waiting is not None:
+                self.waiting.close()
             thread.end()
 
     def _end_at_exit(self) -> None:
         self.close(lambda: None)
-        self.finish(0, kill=True)
+        self.finish(Ending(0, kill=True))
 
 
 class SharedBound:

@@ -11,6 +11,7 @@ Source: ``gevent._socket3.socket`` and ``gevent._socketcommon.SocketMixin``.
 from __future__ import annotations
 
 import _socket
+import contextlib
 from typing import Any, Final
 
 from gevent import get_hub
@@ -18,7 +19,7 @@ from gevent._socket3 import _closedsocket as ClosedSocket
 from gevent._socketcommon import GSENDAGAIN, cancel_wait_ex
 from gevent.socket import socket as GeventSocket
 
-__all__ = ["Connection", "LazySocket", "PlainSocket"]
+__all__ = ["Connection", "LazySocket", "PlainSocket", "say_goodbye", "wait_for_data"]
 
 #: gevent's own plain socket, which can be weakly referenced.
 PlainSocket: Final[Any] = GeventSocket._gevent_sock_class  # type: ignore[attr-defined]  # not in the stubs
@@ -87,10 +88,12 @@ class LazySocket(GeventSocket):
 class Connection(LazySocket):
     """A connection, as `gevent.socket.socket.accept` returns it. The arguments are its, too."""
 
-    __slots__ = ("moves",)
+    __slots__ = ("moves", "secured")
 
     #: How often it was taken back from a hub, if it was at all.
     moves: int
+    #: The TLS socket that has taken it over, if one has.
+    secured: Any
 
     def __init__(
         self,
@@ -136,3 +139,34 @@ class Connection(LazySocket):
             closed = ClosedSocket(sock.family, sock.type, sock.proto, sock.fileno(), "closed")
             self._drop_ref_on_close(sock)
             self._sock = closed
+
+
+def say_goodbye(sock: Any) -> None:
+    """Send TLS's close_notify, if *sock* is a TLS socket that can; don't wait for the peer's.
+
+    Without it a client can't tell the end of what it was sent from a connection that was cut.
+    """
+    session = getattr(sock, "_sslobj", None)
+    if session is not None:
+        # SSLWantReadError is the rule: the peer's own has not come.
+        with contextlib.suppress(OSError, ValueError):
+            session.shutdown()
+
+
+def wait_for_data(sock: Any) -> None:
+    """Return when there is something to read on *sock*, or its end.
+
+    Raises:
+        OSError: It is broken, or was closed.
+
+    Switches:
+        While waiting.
+    """
+    pending = getattr(sock, "pending", None)  # of TLS: what was read and deciphered already
+    while pending is None or not pending():
+        try:
+            sock._sock.recv(1, _socket.MSG_PEEK)
+        except BlockingIOError:
+            sock._wait(sock._read_event)
+        else:
+            return

@@ -29,7 +29,7 @@ from gevent.hub import Waiter
 from gevent.monkey import get_original, is_module_patched
 from greenlet import greenlet
 
-__all__ = ["HubThread", "call_each"]
+__all__ = ["HubThread", "ask", "call_each"]
 
 _Lock: Final[Callable[[], Any]] = get_original("_thread", "allocate_lock")
 _RLock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
@@ -286,6 +286,57 @@ class HubThread:
         for watcher in [*getattr(self.hub.loop, "_keepaliveset", ())]:
             if watcher.active:
                 watcher.stop()
+
+
+def ask(
+    send: Callable[[Callable[[], object]], object], function: Callable[[], T]
+) -> Callable[[float | None], T | None]:
+    """Run *function* in a greenlet of another hub, and return what waits for its result.
+
+    That is to be called once, in this thread, with a timeout in seconds, or ``None``. It raises
+    what the function raises, and returns ``None`` if the time is over before; the function goes
+    on then.
+
+    Args:
+        send: Has something called in that hub, as `HubThread.send`.
+    """
+    hub: Any = get_hub()
+    waiter: Waiter[None] = Waiter(hub)
+    watcher = hub.loop.async_()
+    watcher.start(waiter.switch, None)
+    lock = _RLock()
+    found: list[Any] = []
+    watchers = [watcher]
+
+    def run() -> None:
+        answer: tuple[Any, BaseException | None]
+        try:
+            answer = (function(), None)
+        except BaseException as error:
+            answer = (None, error)
+        with lock:
+            found[:] = answer
+            for each in watchers:
+                each.send()
+
+    def wait(timeout: float | None) -> T | None:
+        try:
+            with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
+                waiter.get()
+        finally:
+            with lock:
+                watchers.clear()
+            watcher.stop()
+            watcher.close()
+        if not found:
+            return None
+        if found[1] is not None:
+            raise found[1]
+        result: T = found[0]
+        return result
+
+    send(lambda: gevent.spawn(run))
+    return wait
 
 
 def call_each(calls: deque[Callable[[], object]], hub: Any) -> None:

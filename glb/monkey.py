@@ -40,7 +40,8 @@ from gevent.socket import socket as GeventSocket
 
 from . import adopted, descriptor, polls
 from .adopted import Adopted
-from .server import StreamServer, check_places
+from .limits import check_places
+from .server import StreamServer
 
 __all__ = ["get_original", "is_patched", "patch_all", "restore"]
 

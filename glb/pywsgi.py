@@ -17,6 +17,7 @@ import io
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from gevent.baseserver import BaseServer
 from gevent.pywsgi import (  # type: ignore[attr-defined]  # some are not in the stubs
@@ -35,7 +36,9 @@ from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
 from .balance import Policy
 from .clones import current_clone
+from .connection import say_goodbye
 from .server import StreamServer
+from .waiting import Waiting
 
 __all__ = [
     "Environ",
@@ -66,9 +69,81 @@ class WSGIHandler(GeventWSGIHandler):
 
     Head and small body leave in one ``send``, plain headers are read without a parser for
     mail, and no line is written for an access log that nobody reads.
+
+    Between two requests the connection is *waiting* (see `glb.waiting`): then it may be closed
+    by a server that drains, or when the client is silent for longer than ``first_byte_timeout``.
+    A request that is under way when its server drains gets ``Connection: close`` with its reply.
     """
 
+    # gevent's, which the stubs leave out.
+    socket: Any
+    rfile: Any
+    server: Any
+    response_headers: Any
+
     _collected: bytearray | None = None
+    _has_served: bool = False
+
+    def handle(self) -> None:
+        waiting = self._waiting
+        try:
+            super().handle()
+        finally:
+            if waiting is not None:
+                waiting.leave_head()
+
+    @property
+    def _waiting(self) -> Waiting | None:
+        # It may serve a server of gevent's own.
+        return getattr(self.server, "waiting_here", None)
+
+    @property
+    def _is_ending(self) -> bool:
+        is_ending = getattr(self.server, "is_ending", None)
+        return is_ending is not None and is_ending(current_clone())
+
+    def handle_one_request(self) -> Any:
+        result = super().handle_one_request()
+        self._has_served = True
+        if result is True and self._is_ending:
+            result = None
+        if result is None and self.socket is not None and self._is_ending:
+            say_goodbye(self.socket)
+        return result
+
+    def read_requestline(self) -> str:
+        waiting, rfile = self._waiting, self.rfile
+        if waiting is None or type(rfile) is not io.BufferedReader:
+            return str(super().read_requestline())
+        waiting.enter(self.socket, has_served=self._has_served)
+        try:
+            first = rfile.peek(1)  # which waits, if nothing is there
+        finally:
+            waiting.leave()
+        if not first:
+            return ""
+        waiting.enter_head(self.socket)
+        return str(super().read_requestline())
+
+    def read_request(self, raw_requestline: str) -> Any:
+        try:
+            return super().read_request(raw_requestline)
+        finally:
+            waiting = self._waiting
+            if waiting is not None:
+                waiting.leave_head()
+
+    def finalize_headers(self) -> None:
+        super().finalize_headers()
+        upgrades = getattr(self.server, "has_upgraded", None)
+        if self.code == 101 and upgrades is not None:
+            upgrades(self.socket)
+        elif self._is_ending:
+            self.close_connection = True
+            self.response_headers = [
+                header for header in self.response_headers if header[0].lower() != b"connection"
+            ]
+            self.response_headers.append((b"Connection", b"close"))
 
     def MessageClass(self, rfile: Any, *args: Any) -> Any:  # noqa: N802  # gevent's name
         """Read the headers of a request. The result, and any error, is as gevent's."""
@@ -146,6 +221,11 @@ class WSGIServer(_Both):
 
     handler_class: Any = WSGIHandler
 
+    has_streams: bool = False
+
+    # Connections that don't speak HTTP any more.
+    _upgraded: WeakSet[Any]
+
     def __init__(
         self,
         listener: Any,
@@ -164,9 +244,22 @@ class WSGIServer(_Both):
         hubs: int | None = None,
         patience: float | None = None,
         nodelay: bool | None = None,
+        max_connections: int | None = None,
+        max_connections_per_clone: int | None = None,
+        accept_rate: float | None = None,
+        handshake_timeout: float | None = None,
+        first_byte_timeout: float | None = None,
         **ssl_args: Any,
     ) -> None:
         self._take_arguments(application, backlog, spawn, handler_factory, policy, nodelay)
+        self._take_limits(
+            max_connections=max_connections,
+            max_connections_per_clone=max_connections_per_clone,
+            accept_rate=accept_rate,
+            handshake_timeout=handshake_timeout,
+            first_byte_timeout=first_byte_timeout,
+        )
+        self._upgraded = WeakSet()
         self._take_places(spawn, clones, hubs, patience, reuse_port)
         if self.handler_factory is not None:
             application = self._apply_by_clone
@@ -195,6 +288,20 @@ class WSGIServer(_Both):
         super().update_environ()
         if not self._is_threads_told:
             self.environ["wsgi.multithread"] = self.hubs > 1
+
+    def handle_by_clone(self) -> bool:
+        if self.application != self._apply_by_clone:
+            for acceptor in self._acceptors:
+                acceptor.handle = self.application
+            self.application = self._apply_by_clone
+        return False  # each request asks for its application
+
+    def has_upgraded(self, sock: Any) -> None:
+        """*sock* speaks another protocol from now on, for as long as it likes."""
+        self._upgraded.add(sock)
+
+    def is_long_lived(self, sock: Any) -> bool:
+        return sock in self._upgraded
 
     def _apply_by_clone(self, environ: dict[str, Any], start_response: Any) -> Any:
         # By the environ, for a handler class that runs applications in another greenlet.

@@ -101,6 +101,7 @@ class Entry:
         #: Other threads' dispatchers that still watch the descriptor: the last one closes it.
         self._left_to: set[Any] = set()
         self._shares: set[Share] = set()
+        self._refuses_newcomers = False
         # Who removes a Unix socket's file; a child of this process doesn't.
         self._file_owner = os.getpid() if owns_file else None
 
@@ -111,6 +112,19 @@ class Entry:
     def __repr__(self) -> str:
         return f"<Entry of {self.address!r}, {self.clones} clones>"
 
+    def refuse_newcomers(self) -> bool:
+        """Let nobody new into the accept queue, until somebody joins or it is closed.
+
+        Where the kernel can't, or the socket is others' as well, nothing happens.
+
+        Returns:
+            Whether it does so.
+        """
+        with self.registry.lock:
+            if not self.is_closed and not self.outlives_us:
+                self._refuses_newcomers = sockets.refuse_newcomers(self.pristine)
+            return self._refuses_newcomers
+
     # -- called by the registry, with its lock held --------------------------------------
 
     def acquire_locked(self, thread: int) -> Share | None:
@@ -120,6 +134,9 @@ class Entry:
         if self.is_closed:
             self._shares.discard(share)
             return None
+        if self._refuses_newcomers:
+            self._refuses_newcomers = False
+            sockets.admit_newcomers(self.pristine)
         return share
 
     def release_locked(self, share: Share) -> bool:

@@ -24,40 +24,59 @@ import functools
 import logging
 import operator
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakSet
 
 import gevent
 import gevent.server
-from gevent import get_hub
+from gevent import GreenletExit, Timeout, get_hub
 from gevent.baseserver import BaseServer
+from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.server import DatagramServer
 
-from .acceptor import Acceptor, State
+from .acceptor import Acceptor
 from .address import Address, parse
 from .adopted import Adopted, is_excluded
 from .balance import Policy
 from .branch import KILL_SECONDS, Branch, SharedBound
 from .clones import Clone, current_clone
-from .connection import Connection
+from .connection import Connection, say_goodbye, wait_for_data
 from .dispatcher import Dispatcher
+from .ending import FOREVER, Ending
+from .gate import Gate
 from .handlers import HandlerPool, handlers_here
+from .hubs import ask
+from .limits import check_count, check_places, check_rate, check_seconds
 from .listener import Listener
 from .registry import REGISTRY, native_ident
-from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
-from .stats import CloneStats
-from .turns import Handed, Turns
+from .rolling import Rolling, make_handlers
+from .sockets import DEFAULT_BACKLOG, check_backlog, is_readable, set_nodelay
+from .states import PAUSES, State
+from .stats import CloneStats, DrainReport, RollReport
+from .turns import Handed
+from .waiting import Waiting
 
 __all__ = ["DatagramServer", "StreamServer"]
 
 log: Final = logging.getLogger("glb")
 
+# With the last server of an address: so long, at most, for those whom the kernel has let in. As a
+# rule they are served in a moment; only with a full pool they wait.
+LINGER_SECONDS: Final = 1.0
 
-#: The states that end by themselves.
-PAUSES: Final = (State.FULL, State.BACKING_OFF)
+# How often it is looked whether the accept queue is empty: once a round of a hub's loop, about.
+QUEUE_LOOK_SECONDS: Final = 0.005
+
+
+class _Drain:
+    """A drain that goes on, for who waits for its end."""
+
+    def __init__(self) -> None:
+        self.over: Final = Event()
+        self.report = DrainReport(0, 0, 0, 0.0)
 
 
 class _Turn:
@@ -71,37 +90,12 @@ class _Turn:
     branch: Branch | None = None
     #: Why it stops accepting, if not for good: the state, and for how long, in seconds.
     pause: tuple[State, float | None] | None = None
-    #: The pause that ends now: see `StreamServer._episode`.
+    #: The pause that ends now, by its number: see `glb.gate`.
     resumed: int | None = None
 
 
 class _TurnOfThread(_Turn, get_original("threading", "local")):  # type: ignore[misc]  # found at run time
     """What a server of several hubs does in this thread."""
-
-
-def check_count(name: str, count: object) -> None:
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"{name} must be a whole number, got {count!r}")
-    if count < 1:
-        raise ValueError(f"{name} must be 1 or more, got {count!r}")
-
-
-def check_places(clones: int | None, hubs: int | None) -> None:
-    """Refuse numbers of clones and hubs that don't fit; ``None`` always does."""
-    for name, count in {"clones": clones, "hubs": hubs}.items():
-        if count is not None:
-            check_count(name, count)
-    if clones is not None and clones < (hubs or 1):
-        raise ValueError(f"clones must be {hubs} or more, one for each hub, got {clones!r}")
-
-
-def _check_patience(patience: object) -> None:
-    if patience is None:
-        return
-    if isinstance(patience, bool) or not isinstance(patience, (int, float)):
-        raise TypeError(f"patience must be a number of seconds, got {patience!r}")
-    if not 0 < patience < float("inf"):
-        raise ValueError(f"patience must be more than 0 seconds, got {patience!r}")
 
 
 class StreamServer(gevent.server.StreamServer):
@@ -168,6 +162,21 @@ class StreamServer(gevent.server.StreamServer):
     #: Whether connections send small replies at once; see TCP_NODELAY in tcp(7).
     nodelay: bool = True
 
+    #: How many connections it has at once, on all clones together; ``None`` is no limit.
+    max_connections: int | None = None
+
+    #: How many connections each clone has at once.
+    max_connections_per_clone: int | None = None
+
+    #: How many connections it takes, a second.
+    accept_rate: float | None = None
+
+    #: How long a client may take for TLS's handshake, in seconds; ``None`` is for ever.
+    handshake_timeout: float | None = None
+
+    #: How long a client may be silent before it says something, in seconds.
+    first_byte_timeout: float | None = None
+
     #: What makes each clone's handler, if anything.
     handler_factory: Callable[[int], Callable[..., object]] | None = None
 
@@ -177,32 +186,30 @@ class StreamServer(gevent.server.StreamServer):
     # gevent's, which the stubs leave out.
     _stop_event: Any
     _spawn: Any
-    _timer: Any
     pool: Any
 
     _policy: Policy | None = None
-    _state: State = State.STOPPED
     _acceptors: Sequence[Acceptor] = ()
     _listeners: Sequence[Listener] = ()
     _handed_in: Any = None
-    _branches: list[Branch]
+    _branches: Sequence[Branch] = ()
+    _gate: Gate
+    _rolling: Rolling
     _turn: _Turn
-    _turns: Turns | None = None
     _loop: Any = None
     _replaced_spawn: Any = None
-    _is_told_of_room: bool = False
+    #: A drain that goes on.
+    _drain: _Drain | None = None
     #: Whether its clones or hubs were given to its constructor.
     _is_told_places: bool = False
     #: What a connection's socket is: family, type, protocol.
     _kind: tuple[int, int, int] = (-1, -1, -1)
     #: What it wished of its address: policy and patience.
     _wishes: tuple[Policy | None, float | None] = (None, None)
-    #: Counts the changes of state, so that a timer knows whether it still matters.
-    _episode: int = 0
-    #: Connections that are on their way to a clone.
-    _expected: int = 0
     # gevent forgets it when the server closes, while another hub may be about to use it.
     _last_handle: Any = None
+    _handle: Any
+    ssl_args: Any
 
     def __init__(
         self,
@@ -218,9 +225,21 @@ class StreamServer(gevent.server.StreamServer):
         hubs: int | None = None,
         patience: float | None = None,
         nodelay: bool | None = None,
+        max_connections: int | None = None,
+        max_connections_per_clone: int | None = None,
+        accept_rate: float | None = None,
+        handshake_timeout: float | None = None,
+        first_byte_timeout: float | None = None,
         **ssl_args: Any,
     ) -> None:
         self._take_arguments(handle, backlog, spawn, handler_factory, policy, nodelay)
+        self._take_limits(
+            max_connections=max_connections,
+            max_connections_per_clone=max_connections_per_clone,
+            accept_rate=accept_rate,
+            handshake_timeout=handshake_timeout,
+            first_byte_timeout=first_byte_timeout,
+        )
         self._take_places(spawn, clones, hubs, patience, reuse_port)
         super().__init__(listener, handle, backlog, spawn, **ssl_args)
 
@@ -259,6 +278,20 @@ class StreamServer(gevent.server.StreamServer):
         if policy is not None:
             self._policy = Policy.of(policy)
 
+    def _take_limits(self, **limits: float | None) -> None:
+        for name, limit in limits.items():
+            if limit is not None:
+                setattr(self, name, limit)
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        for name in ("max_connections", "max_connections_per_clone"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_rate("accept_rate", self.accept_rate)
+        for name in ("handshake_timeout", "first_byte_timeout"):
+            check_seconds(name, getattr(self, name))
+
     def _take_places(
         self,
         spawn: object,
@@ -282,7 +315,7 @@ class StreamServer(gevent.server.StreamServer):
             self.clones = self.hubs
         if patience is not None:
             self.patience = patience
-        _check_patience(self.patience)
+        check_seconds("patience", self.patience)
         self._check_pool(spawn)
         self._make_acceptors()
 
@@ -296,6 +329,8 @@ class StreamServer(gevent.server.StreamServer):
     def _make_acceptors(self) -> None:
         check_places(self.clones, self.hubs)
         self._turn = _Turn() if self.hubs == 1 else _TurnOfThread()
+        self._gate = Gate(self)
+        self._rolling = Rolling(self)
         self._branches = [Branch(index) for index in range(self.hubs)]
         self._acceptors = [
             Acceptor(self, index, self._branches[index % self.hubs]) for index in range(self.clones)
@@ -344,6 +379,28 @@ class StreamServer(gevent.server.StreamServer):
         is_replaced = is_default or isinstance(self.pool, (HandlerPool, SharedBound))
         self._replaced_spawn = self._spawn if is_replaced else None
 
+    def choose_handle(self) -> None:
+        """Have connections handled by what is set now."""
+        handle: Any = self.handle
+        if self.ssl_args:
+            handle = self.wrap_socket_and_handle
+        elif self.first_byte_timeout is not None and self.has_streams:
+            handle = self._handle_after_first_byte
+        self._handle = self._last_handle = handle
+
+    #: Whether a connection is its handler's as a whole. HTTP's are made of requests.
+    has_streams: bool = True
+
+    def handle_by_clone(self) -> bool:
+        """Have each clone handle with its own handler; tell whether all had a common one."""
+        if self.handler_factory is not None or self.handle == self._handle_by_clone:
+            return False
+        for acceptor in self._acceptors:
+            acceptor.handle = self.handle
+        self.handle = self._handle_by_clone
+        self.choose_handle()
+        return True
+
     def _handle_by_clone(self, *args: Any) -> object:
         # Found here and not in `do_handle`, so that gevent's hooks around a handler, TLS
         # among them, stay around this one as well.
@@ -351,12 +408,45 @@ class StreamServer(gevent.server.StreamServer):
 
     def _handler_of(self, clone: Clone | None) -> Callable[..., object]:
         if clone is not None and clone.server is self:
-            acceptor: Acceptor | None = self._acceptors[clone]
+            acceptor = self._rolling.acceptor_of(clone)
         else:
             acceptor = self._turn.acceptor
         if acceptor is None or acceptor.handle is None:
             raise RuntimeError(f"no clone of {self} has its turn: run handlers by do_handle()")
         return acceptor.handle
+
+    def wrap_socket_and_handle(self, client_socket: Any, *args: Any) -> object:
+        # As gevent's, and a client that says nothing is let go. What its handler is killed by
+        # is reported by nobody.
+        wrap = cast("Any", self).wrap_socket
+        timeout = GreenletExit("the client was silent in TLS's handshake")
+        with Timeout(self.handshake_timeout, timeout):
+            ssl_socket: Any = wrap(client_socket, **self.ssl_args)
+        if isinstance(client_socket, Connection):
+            client_socket.secured = ssl_socket
+        with ssl_socket:
+            try:
+                if self.first_byte_timeout is not None and self.has_streams:
+                    self._wait_for_first_byte(ssl_socket)
+                return self.handle(ssl_socket, *args)
+            finally:
+                if self.is_ending(current_clone()):
+                    say_goodbye(ssl_socket)
+
+    def _handle_after_first_byte(self, sock: Any, *args: Any) -> object:
+        self._wait_for_first_byte(sock)
+        return self.handle(sock, *args)
+
+    def _wait_for_first_byte(self, sock: Any) -> None:
+        waiting = self.waiting_here
+        if waiting is None:
+            return
+        waiting.enter(sock, has_served=False)
+        try:
+            wait_for_data(sock)
+        finally:
+            if waiting.leave():
+                raise GreenletExit("the client was silent")
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -382,10 +472,10 @@ class StreamServer(gevent.server.StreamServer):
         if "_spawn" not in self.__dict__:
             self.set_spawn(self._closed_spawn)
         self._fit_pool()
+        self._check_limits()  # they may have been set since
         if not self._listeners:
             self._open_listeners()
-        self._handle = self.wrap_socket_and_handle if self.ssl_args else self.handle
-        self._last_handle = self._handle
+        self.choose_handle()
 
     def _fit_pool(self) -> None:
         # `hubs` may have been set since the number was given.
@@ -447,20 +537,23 @@ class StreamServer(gevent.server.StreamServer):
 
         The threads of other hubs end when the handlers there are done.
         """
-        with REGISTRY.lock:
-            self._state = State.STOPPED
-            self._turns = None
-            self._episode += 1
+        self._leave(State.STOPPED)
+        for branch in self._branches:
+            branch.finish(Ending(None, kill=False))
+        self._remember_for_restart()
+        self._forget_as_gevent()
+
+    def _leave(self, state: State) -> None:
+        # Its turns, and its address. What its handlers do goes on.
+        self._gate.close(state)
         listeners, self._listeners = self._listeners, ()
         handed_in, self._handed_in = self._handed_in, None
-        timer, self._timer = self._timer, None
-        home = self._home()
-        if home is None or home.is_here:
+        home = self._home
+        if state is State.STOPPED and (home is None or home.is_here):
             self._stop_event.set()
         try:
             for branch in self._branches:
-                branch.close(functools.partial(self._left, home, self._stop_event, timer))
-                branch.finish(None, kill=False)
+                branch.close(functools.partial(self._left, home, state))
         finally:
             if listeners:
                 listeners[0].entry.turns.leave_wishes(*self._wishes)
@@ -468,16 +561,13 @@ class StreamServer(gevent.server.StreamServer):
                 listener.close()
             if handed_in is not None:
                 handed_in.close()
-            self._remember_for_restart()
-            self._forget_as_gevent()
 
-    def _left(self, home: Dispatcher | None, event: Any, timer: Any) -> None:
+    def _left(self, home: Dispatcher | None, state: State) -> None:
         # Called in each hub that it leaves. Who waits for the end waits in the first.
         if home is not None and home.is_here:
-            event.set()
-            if timer is not None and home.has_loop:
-                timer.stop()
-                timer.close()
+            if state is State.STOPPED:
+                self._stop_event.set()
+            self._gate.end_timer(home)
 
     def _forget_as_gevent(self) -> None:
         # What is left of gevent's `close`, which would tell of the end in this thread.
@@ -491,12 +581,20 @@ class StreamServer(gevent.server.StreamServer):
             if self.pool is not None:
                 self.pool._semaphore.unlink(self._start_accepting_if_started)
 
+    @property
     def _home(self) -> Dispatcher | None:
-        """Return the dispatcher of its first hub, while it is open."""
+        """The dispatcher of its first hub, while it is open."""
         opened = (branch.dispatcher for branch in self._branches if branch.dispatcher is not None)
         return next(opened, None)
 
-    def stop(self, timeout: float | None = None) -> None:
+    def stop(  # type: ignore[override]  # gevent's returns nothing
+        self,
+        timeout: float | None = None,
+        drain: bool = False,
+        *,
+        spread: float = 0.0,
+        linger: float = LINGER_SECONDS,
+    ) -> DrainReport | None:
         """Close, and wait for the handlers, at most *timeout* seconds: then they are killed.
 
         As in gevent that is so with a pool or a number for ``spawn``; with several hubs it is
@@ -506,32 +604,129 @@ class StreamServer(gevent.server.StreamServer):
 
         Args:
             timeout: ``None`` is `stop_timeout`, 1.
+            drain, spread, linger: Stop by `drain`, and return its report.
 
         Switches:
             While waiting.
         """
+        timeout = self.stop_timeout if timeout is None else timeout
+        if drain:
+            return self.drain(timeout, spread=spread, linger=linger)
         if len(self._branches) == 1:
             super().stop(timeout)
+        else:
+            self._end(Ending(timeout, kill=True), State.STOPPED)
+        return None
+
+    def drain(
+        self,
+        timeout: float | None = None,
+        *,
+        spread: float = 0.0,
+        linger: float = LINGER_SECONDS,
+    ) -> DrainReport:
+        """Take no more connections, finish what is in flight, and stop.
+
+        Handlers in flight finish. HTTP connections are closed when no request is under way, and
+        replies tell so before, by ``Connection: close``; so are those whose handler is in
+        `glb.idle`; with TLS they get its close_notify. One that has just connected has a second
+        for its first request. What remains at the deadline is killed. The address is free as
+        soon as nobody waits there, long before that.
+
+        Twice is once: who comes later waits for the same end. A handler that drains its own
+        server doesn't wait for itself.
+
+        Args:
+            timeout: How many seconds the handlers have; ``None`` is as long as they take.
+            spread: Close connections over so many seconds, so that their clients don't all come
+                back at once. With more than 0 that is so of streams and websockets, too: their
+                handlers read the end of the stream, as if the client had left.
+            linger: With the last server of an address: for how many seconds, at most, those are
+                served first whom the kernel has let in already, and who would be reset. On
+                Linux nobody new is let in meanwhile: a client that comes tries again a second
+                later.
+
+        Returns:
+            What became of the connections that were in use.
+
+        Raises:
+            TypeError, ValueError: An argument is not a number of seconds. It goes on serving.
+
+        Switches:
+            While waiting. A kill stops the server at once, as `close` does.
+        """
+        check_seconds("timeout", timeout, may_be_zero=True)
+        for name, seconds in {"spread": spread, "linger": linger}.items():
+            if seconds is None:
+                raise TypeError(f"{name} must be a number of seconds, got None")
+            check_seconds(name, seconds, may_be_zero=True)
+        with REGISTRY.lock:
+            drain, is_first = self._drain, self._drain is None
+            if drain is None:
+                self._drain = drain = _Drain()
+        if not is_first:
+            drain.over.wait()
+            return drain.report
+        try:
+            ending = Ending(timeout, kill=True, closes_idle=True, spread=spread)
+            self._empty_accept_queue(min(ending.until, ending.began + linger))
+            self._end(ending, State.DRAINING)
+            drain.report = self._report(ending)
+        finally:
+            self.close()
+            self._drain = None
+            drain.over.set()
+        return drain.report
+
+    def _empty_accept_queue(self, until: float) -> None:
+        gate, listeners = self._gate, self._listeners
+        turns = gate.turns
+        if turns is None or not listeners or monotonic() >= until:
             return
-        timeout = self.stop_timeout if timeout is None else timeout
-        threads = [branch.thread for branch in self._branches if branch.thread is not None]
-        turns, home = self._turns, self._branches[0]
+        entry = listeners[0].entry
+        handed_in = getattr(self._handed_in, "_sock", None)
+        own = len(listeners) + isinstance(handed_in, Adopted)
+        if entry.clones > own:
+            return  # others serve who waits there
+        entry.refuse_newcomers()
+        while gate.turns is turns and gate.state is not State.STOPPED and monotonic() < until:
+            if not (turns.waiting or gate.expected or is_readable(entry.pristine)):
+                return
+            gevent.sleep(QUEUE_LOOK_SECONDS)
+
+    def _end(self, ending: Ending, state: State) -> None:
+        """Leave for *state*, and see to the end of its handlers, and of its threads."""
+        branches = [*self._branches]
+        threads = [branch.thread for branch in branches if branch.thread is not None]
+        turns, home = self._gate.turns, branches[0]
         standby = None if turns is None else turns.standby
-        is_home = home.dispatcher is None or home.dispatcher.is_here
-        if home.dispatcher is not None and not is_home:
-            end = functools.partial(gevent.spawn, home.wait, timeout, kill=True)
-            home.dispatcher.send(end)
-        self.close()
-        for branch in self._branches:
-            branch.finish(timeout, kill=True)
-        if is_home:
-            home.wait(timeout, kill=True)
+        is_home = home.is_here
+        # Asked before it leaves, and is not to be reached any more.
+        home_ends = None if is_home else ask(home.send, functools.partial(home.wait, ending))
+        if state is State.STOPPED:
+            self.close()
+        else:
+            self._leave(state)
+        for branch in branches:
+            branch.finish(ending)
+        deadline = ending.until + 2 * KILL_SECONDS
+
+        def left() -> float | None:
+            return None if deadline == FOREVER else max(0.0, deadline - monotonic())
+
+        if home_ends is None:
+            home.wait(ending)
+        else:
+            home_ends(left())
         if turns is not None and turns.is_closed and standby is not None:
             threads.append(standby.thread_of_its_own)
-        deadline = monotonic() + timeout + 2 * KILL_SECONDS
         for thread in threads:
-            if thread.ident != native_ident() and not thread.wait(max(0, deadline - monotonic())):
+            if thread.ident != native_ident() and not thread.wait(left()):
                 log.error("%s: the thread %r is blocked, and ends when it isn't", self, thread.name)
+
+    def _report(self, ending: Ending) -> DrainReport:
+        reports = [branch.outcome for branch in self._branches if branch.outcome is not None]
+        return DrainReport.total(reports, monotonic() - ending.began)
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given
     # its handler can't start again. Ours can.
@@ -553,22 +748,22 @@ class StreamServer(gevent.server.StreamServer):
 
     def start_accepting(self) -> None:
         """Let the clones have turns. Twice is once."""
-        episode = self._turn.resumed
-        if episode is not None:
-            self._enter(State.ACCEPTING, after=PAUSES, episode=episode)
+        if self._gate.starts_again():
             return
         if not self._listeners:
             self.socket  # noqa: B018  # AttributeError, as gevent, of a server that isn't open
+            if self._gate.state is State.DRAINING:
+                return
             self._open_listeners()
-        if self._turns is None:
+        if self._gate.turns is None:
             listeners = self._listeners
             self._make_handlers()
             # Making them may have taken a while: somebody may have closed or started it.
             if self._listeners is not listeners:
                 return
-        if self._turns is None:
+        if self._gate.turns is None:
             self._join(listeners)
-        self._enter(State.ACCEPTING)
+        self._gate.enter(State.ACCEPTING)
 
     def _join(self, listeners: Sequence[Listener]) -> None:
         entry = listeners[0].entry
@@ -584,11 +779,21 @@ class StreamServer(gevent.server.StreamServer):
         try:
             for branch in self._branches:
                 if branch.index == 0:
-                    branch.open(entry, turn, is_out_of_reach=is_later)
+                    branch.open(
+                        entry,
+                        turn,
+                        is_out_of_reach=is_later,
+                        client_timeout=self.first_byte_timeout,
+                    )
                     continue
                 name = f"glb hub {branch.index} of {entry.address!r}"
                 thread = branch.open_in_thread(
-                    entry, turn, name, self._system_error, is_out_of_reach=is_later
+                    entry,
+                    turn,
+                    name,
+                    self._system_error,
+                    is_out_of_reach=is_later,
+                    client_timeout=self.first_byte_timeout,
                 )
                 # The forked child of another thread doesn't keep them.
                 for listener in listeners[branch.index :: self.hubs]:
@@ -596,25 +801,25 @@ class StreamServer(gevent.server.StreamServer):
         except BaseException:
             for branch in self._branches:
                 branch.close(lambda: None)
-                branch.finish(0, kill=True)
+                branch.finish(Ending(0, kill=True))
             raise
         self.loop = get_hub().loop
-        self._turns = turns
+        self._gate.open(turns)
         if self.hubs > 1:
             _forked.add(self)
         for acceptor in self._acceptors:
-            if not acceptor.is_paused:
-                turns.join(acceptor)
+            acceptor.join(turns)
 
     def _renew_branches(self) -> None:
         # Their threads may be about to end still, since it was closed.
-        for index, branch in enumerate(self._branches):
+        branches = [*self._branches]
+        for index, branch in enumerate(branches):
             if branch.thread is not None:
-                renewed = Branch(index)
+                branches[index] = renewed = Branch(index)
                 for acceptor in branch.acceptors:
                     acceptor.branch = renewed
                     renewed.acceptors.append(acceptor)
-                self._branches[index] = renewed
+        self._branches = branches
 
     def keep_this_thread(self) -> None:
         """Forget the parts of it whose hubs are not in this process, which was forked."""
@@ -629,15 +834,15 @@ class StreamServer(gevent.server.StreamServer):
         if kept and self.socket not in kept:
             self.socket = kept[0]
         with REGISTRY.lock:
-            self._expected = 0
+            self._gate.expected = 0
             for acceptor in self._acceptors:
                 acceptor.promised = 0
-        if self._state in PAUSES:
-            self._accept_again()
+        if self._gate.state in PAUSES:
+            self._gate.accept_again()
 
     def _system_error(self, error: BaseException) -> None:
         # What would end the program in its main hub ends it from any other, too.
-        home = self._home()
+        home = self._home
         if home is not None:
             hub: Any = home.hub
             home.send(lambda: hub.handle_system_error(type(error), error))
@@ -657,172 +862,36 @@ class StreamServer(gevent.server.StreamServer):
 
     def stop_accepting(self) -> None:
         """Take nothing more, until `start_accepting`. Clients wait in the accept queue."""
-        pause = self._turn.pause
-        if pause is None:
-            self._enter(State.STOPPED)
-        else:
-            self._enter(*pause, after=(State.ACCEPTING,))
-
-    def _pause(self, state: State, delay: float | None = None) -> None:
-        """Go from accepting to *state*, by gevent's hook, for *delay* seconds if given."""
-        turn = self._turn
-        turn.pause = (state, delay)
-        try:
-            self.stop_accepting()
-        finally:
-            turn.pause = None
-        self._enter(state, delay, after=(State.ACCEPTING,))  # if the hook did not
-
-    def _accept_again(self, episode: int | None = None) -> None:
-        """End a pause, by gevent's hook: this one, or the one with that number."""
-        turn = self._turn
-        turn.resumed = self._episode if episode is None else episode
-        try:
-            self.start_accepting()
-        finally:
-            turn.resumed = None
-
-    def _enter(
-        self,
-        state: State,
-        delay: float | None = None,
-        *,
-        after: Collection[State] = (),
-        episode: int | None = None,
-    ) -> None:
-        """Change the state, from any thread; after *delay* seconds, if given, accept again.
-
-        Only if it is one of *after* now, where that is given, and that *episode*.
-        """
-        with REGISTRY.lock:
-            turns = self._turns
-            opened = [(each.dispatcher, each.team) for each in self._branches if each.dispatcher]
-            if turns is None or not opened:
-                self._state = State.STOPPED  # and there is no timer, and no place in a ring
-                return
-            if (after and self._state not in after) or episode not in (None, self._episode):
-                return
-            self._state = state
-            self._episode += 1
-            episode = self._episode
-            if state is State.ACCEPTING:
-                turns.seat(opened)
-            else:
-                turns.unseat(opened)
-            standby = turns.standby
-        home = opened[0][0]
-        if delay is not None and standby is not None and len(self._branches) > 1:
-            # Its first hub may be stalled, and the others be waiting for nothing else.
-            is_kept = standby.later(delay, functools.partial(self._accept_again, episode))
-            delay = None if is_kept else delay
-        home.run(functools.partial(self._entered, home, episode, delay))
-
-    def _entered(self, home: Dispatcher, episode: int, delay: float | None) -> None:
-        # In the server's first hub. Here everything may have changed again.
-        if home is not self._home():
-            return
-        home.hold_loop(self._branches[0], is_held=self._state is not State.STOPPED)
-        if episode != self._episode:
-            return
-        if self._timer is not None:
-            self._timer.stop()
-            self._timer.close()
-            self._timer = None
-        if delay is not None and home.has_loop:
-            self._timer = home.hub.loop.timer(delay)
-            self._timer.start(self._accept_again, episode)
+        self._gate.stopped_accepting()
 
     def _make_handlers(self) -> None:
         if self.handler_factory is not None:
-            handlers = [self.handler_factory(index) for index in range(len(self._acceptors))]
+            handlers = make_handlers(self.handler_factory, range(len(self._acceptors)))
             for acceptor, handle in zip(self._acceptors, handlers, strict=True):
-                if not callable(handle):
-                    raise TypeError(
-                        f"handler_factory must return a callable, got {handle!r} "
-                        f"for clone {acceptor.clone}"
-                    )
                 acceptor.handle = handle
 
-    # -- what acceptors tell ------------------------------------------------------------------
-
-    def has_promised_all(self) -> bool:
-        """Whether all room in the pool is for connections that are on their way here."""
-        pool = self.pool
-        return (
-            self._expected > 0
-            and pool is not None
-            and pool.size is not None
-            and pool.free_count() <= self._expected
-        )
-
-    def found_full(self) -> None:
-        """A turn found no room for its handler: pass over all clones until there is some."""
-        if self._state is not State.ACCEPTING:
-            return  # `full` itself has stopped or closed the server
-        pool = self.pool
-        is_locked = pool is not None and pool._semaphore.locked()
-        self._is_told_of_room = is_locked
-        if is_locked or isinstance(pool, SharedBound):
-            self._pause(State.FULL)
-        else:
-            # A `full` of the user's own: nobody tells when it changes its mind. The end of
-            # each handler is a good moment to ask (see `handler_ended`), and so is this.
-            self._pause(State.FULL, self.next_delay() if self.delay >= 0 else None)
-        home = self._home()
-        if is_locked and home is not None:
-            home.run(self._ask_for_room)
-        elif isinstance(pool, SharedBound):
-            self._look_for_room()  # the last handler may have ended a moment before
-
-    def _ask_for_room(self) -> None:
-        semaphore: Any = None if self.pool is None else self.pool._semaphore
-        if semaphore is not None:
-            semaphore.unlink(self._start_accepting_if_started)
-            semaphore.rawlink(self._start_accepting_if_started)
+    # -- what acceptors ask and tell -----------------------------------------------------------
 
     def _start_accepting_if_started(self, _event: object = None) -> None:
         # gevent's name; a pool's semaphore calls it when there may be room.
-        if self._state is State.FULL:
-            self._accept_again()
+        if self._gate.state is State.FULL:
+            self._gate.accept_again()
 
-    def handler_ended(self, branch: Branch) -> None:
-        """A handler is done, in whatever thread it ran, and not all is as it was.
+    @property
+    def waiting_here(self) -> Waiting | None:
+        """Its connections of this thread's hub that wait for their client."""
+        branch = self._turn.branch
+        return None if branch is None else branch.waiting
 
-        If all was full, there may be room; if the branch was closed, that may have been the last.
-        """
-        if branch.is_closed:
-            branch.handler_ended()
-        if self._state is not State.FULL or self._is_told_of_room:
-            return
-        home = self._home()
-        if len(self._branches) > 1:
-            self._look_for_room()
-        elif home is not None:
-            home.send(self._look_for_room)
+    def is_long_lived(self, sock: Any) -> bool:
+        """Whether *sock* has no requests, so that only ``spread`` would end it."""
+        return True
 
-    def look_for_room_soon(self) -> None:
-        """What was on its way is not any more: if all was full, there may be room."""
-        turns, home = self._turns, self._home()
-        if turns is not None and turns.standby is not None and len(self._branches) > 1:
-            turns.standby.send(self._look_for_room)
-        elif home is not None:
-            home.send(self._look_for_room)
-
-    def _look_for_room(self) -> None:
-        if self._state is State.FULL and not self.full() and not self.has_promised_all():
-            self._accept_again()
-
-    def next_delay(self) -> float:
-        """Return how long to pause now, in seconds; twice as long the next time."""
-        delay = self.delay
-        self.delay = min(self.max_delay, delay * 2)
-        return delay
-
-    def back_off(self, context: object, error: BaseException) -> None:
-        """Report *error* as gevent does, and pause all clones, once."""
-        self.loop.handle_error(context, type(error), error, error.__traceback__)
-        if self.delay >= 0 and self._state is State.ACCEPTING:
-            self._pause(State.BACKING_OFF, self.next_delay())
+    def is_ending(self, clone: Clone | None) -> bool:
+        """Whether the connections of *clone* are to end when nothing is under way on them."""
+        return self._gate.state is State.DRAINING or (
+            bool(self._rolling.leaving) and clone in self._rolling.leaving
+        )
 
     def is_fatal_error(self, ex: BaseException) -> bool:
         # gevent looks at args[0], which an OSError made without an errno doesn't have.
@@ -900,8 +969,22 @@ class StreamServer(gevent.server.StreamServer):
     @property
     def is_ready(self) -> bool:
         """Whether clones that aren't paused wait for connections now."""
-        turns = self._turns
-        return self._state is State.ACCEPTING and turns is not None and not turns.is_paused
+        return self._gate.is_open
+
+    @property
+    def state(self) -> State:
+        """What it does about new connections, and why."""
+        return self._gate.state
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it is on its way to an end, and takes no more connections."""
+        return self._gate.state is State.DRAINING
+
+    @property
+    def active(self) -> int:
+        """How many connections it has: for which a handler runs, or is about to."""
+        return sum(branch.active for branch in self._branches)
 
     def clone_stats(self) -> list[CloneStats]:
         """Return what each clone has done since the server was made, by index."""
@@ -915,17 +998,93 @@ class StreamServer(gevent.server.StreamServer):
         Raises:
             TypeError, ValueError: *index* is not 0 to N-1.
         """
-        acceptor = self._acceptor(index)
-        acceptor.is_paused = True
-        if self._turns is not None:
-            self._turns.leave(acceptor)
+        self._acceptor(index).enter(State.PAUSED)
 
     def resume_clone(self, index: int) -> None:
         """Let clone *index* have turns again, from the end of the line. Twice is once."""
+        self._acceptor(index).enter(State.ACCEPTING)
+
+    def replace_clone(
+        self,
+        index: int,
+        handle: Callable[..., object],
+        *,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> DrainReport:
+        """Give clone *index* another handler, or application, from its next connection on.
+
+        It keeps its place in the ring, and no connection is refused or closed. Handlers in flight
+        finish with the old one. HTTP's kept-alive connections get the new application with
+        their next request; of streams those are closed that are in `glb.idle`.
+
+        Args:
+            timeout: How many seconds the old one has; what it still does then is killed.
+                ``None`` is as long as it takes.
+            wait: Whether to wait for the old one. ``False`` leaves it to itself.
+
+        Returns:
+            What became of the connections on which the old one was at work.
+
+        Raises:
+            TypeError, ValueError: An argument has the wrong type or shape. Nothing has changed.
+
+        Switches:
+            While waiting: for another change of this server, and for the old one. A kill leaves
+            the new one in place, and the old one to itself.
+        """
         acceptor = self._acceptor(index)
-        acceptor.is_paused = False
-        if self._turns is not None:
-            self._turns.join(acceptor)
+        return self._rolling.replace([(acceptor, handle)], timeout, wait=wait).clones[0]
+
+    def roll(
+        self,
+        handle: Callable[..., object] | None = None,
+        *,
+        handler_factory: Callable[[int], Callable[..., object]] | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> RollReport:
+        """Give all clones another handler, one after another; see `replace_clone`.
+
+        Args:
+            handle: For all of them; or
+            handler_factory: called with each clone's index, before the first one changes.
+            timeout: How many seconds each clone's old one has.
+            wait: Whether to wait for each clone's old one, before the next clone changes.
+
+        Returns:
+            What became of the connections, by clone.
+
+        Raises:
+            TypeError, ValueError: As `replace_clone`. What *handler_factory* raises comes out,
+                too. Nothing has changed then.
+
+        Switches:
+            As `replace_clone`. A kill leaves some clones with the new one, some with the old.
+        """
+        return self._rolling.roll(handle, handler_factory, timeout, wait=wait)
+
+    def resize(self, clones: int, *, timeout: float | None = None) -> DrainReport:
+        """Have *clones* clones from now on: the last ones go, or new ones come behind them.
+
+        Who goes is drained: see `drain`. Nobody waiting in the accept queue is lost.
+
+        Args:
+            clones: 1 or more, and at least as many as there are hubs.
+            timeout: How many seconds the handlers of those who go have; ``None`` is as long as
+                they take.
+
+        Returns:
+            What became of the connections of those who went.
+
+        Raises:
+            TypeError, ValueError: *clones* is no such number.
+            OSError: There is no room for another descriptor. Nothing has changed.
+
+        Switches:
+            While waiting.
+        """
+        return self._rolling.resize(clones, timeout)
 
     def _acceptor(self, index: int) -> Acceptor:
         try:

@@ -14,12 +14,14 @@ Source: socket(7), ip(7), unix(7), listen(2), dup(2).
 from __future__ import annotations
 
 import _socket
+import array
 import contextlib
 import errno
 import operator
 import os
 import select
 import stat
+import struct
 import sys
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,6 +39,23 @@ __all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolv
 DEFAULT_BACKLOG: Final = 65535
 
 MAX_BACKLOG: Final = 2**31 - 1
+
+# Linux's numbers, which the socket module doesn't have: see socket(7).
+SO_ATTACH_FILTER: Final = 26
+SO_DETACH_FILTER: Final = 27
+
+# A filter in the classic instructions of the kernel's packet filter, over a TCP header: drop
+# what has SYN and not ACK, let the rest pass.
+_NO_NEWCOMERS: Final = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte of the flags
+        (0x54, 0, 0, 0x12),  # and SYN | ACK
+        (0x15, 0, 1, 0x02),  # SYN alone: go on, else skip one
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # pass
+    )
+)
 
 # Of a socket that is nothing yet, or no more: see <netinet/tcp.h>.
 TCP_CLOSE: Final = 7
@@ -386,3 +405,28 @@ def file_of(number: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino)
+
+
+def refuse_newcomers(sock: _socket.socket) -> bool:
+    """Let no new handshake reach the accept queue of *sock*; those that wait there stay.
+
+    A client that comes tries again a second later, as if its packet had been lost.
+
+    Returns:
+        Whether the kernel can do so: Linux can, for TCP.
+    """
+    if not sys.platform.startswith("linux") or sock.family == AF_UNIX:
+        return False
+    code = array.array("B", _NO_NEWCOMERS)
+    program = struct.pack("HP", len(_NO_NEWCOMERS) // 8, code.buffer_info()[0])
+    try:
+        sock.setsockopt(_socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    except OSError:
+        return False
+    return True
+
+
+def admit_newcomers(sock: _socket.socket) -> None:
+    """Undo `refuse_newcomers`."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(_socket.SOL_SOCKET, SO_DETACH_FILTER, 0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["CloneStats", "EntryStats"]
+__all__ = ["CloneStats", "DrainReport", "EntryStats", "RollReport"]
 
 
 class CloneStats(NamedTuple):
@@ -22,6 +23,8 @@ class CloneStats(NamedTuple):
             be spawned.
         ready: Whether it waits for a connection now.
         hub: The hub on which it lives, 0 to M-1; 0 is the one that started the server.
+        state: What it does about new connections: ``"stopped"``, ``"accepting"``, ``"full"``,
+            ``"backing off"``, ``"paused"`` or ``"draining"``; see `glb.states`.
     """
 
     index: int  # type: ignore[assignment]  # tuple.index is of no use here
@@ -31,6 +34,48 @@ class CloneStats(NamedTuple):
     failed: int
     ready: bool
     hub: int = 0
+    state: str = "accepting"
+
+
+class DrainReport(NamedTuple):
+    """What became of the connections that were in use when a drain began.
+
+    Attributes:
+        finished: Those whose handlers have ended by themselves; of HTTP connections, when their
+            reply was sent.
+        closed_idle: Those that were closed while nothing went on: between two requests, or since
+            ``spread`` says so.
+        killed: Those whose handlers were killed at the deadline.
+        seconds: How long it took.
+    """
+
+    finished: int
+    closed_idle: int
+    killed: int
+    seconds: float
+
+    @classmethod
+    def total(cls, reports: Iterable[DrainReport], seconds: float) -> DrainReport:
+        """Return the sums of *reports*, which took *seconds* together."""
+        parts = [*reports]
+        return cls(
+            sum(each.finished for each in parts),
+            sum(each.closed_idle for each in parts),
+            sum(each.killed for each in parts),
+            seconds,
+        )
+
+
+class RollReport(NamedTuple):
+    """What became of the connections of a server that was rolled.
+
+    Attributes:
+        clones: Each clone's, by index.
+        seconds: How long all of it took.
+    """
+
+    clones: tuple[DrainReport, ...]
+    seconds: float
 
 
 class EntryStats(NamedTuple):

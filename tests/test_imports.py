@@ -15,7 +15,16 @@ import glb
 
 #: From the ground up; the package's docstring has the same picture.
 FLOORS = [
-    {"_version", "address", "balance", "clones", "errors", "stats"},  # words
+    {  # words
+        "_version",
+        "address",
+        "balance",
+        "clones",
+        "errors",
+        "limits",
+        "states",
+        "stats",
+    },
     {"hubs", "sockets"},  # kernel
     {"registry", "ring", "turns"},  # state
     {  # handles
@@ -25,15 +34,17 @@ FLOORS = [
         "connection",
         "descriptor",
         "dispatcher",
+        "ending",
         "handlers",
         "listener",
         "polls",
         "seats",
         "standby",
+        "waiting",
     },
     {"__init__"},  # what `import glb` gives
-    {"pywsgi", "server"},  # servers
-    {"__main__", "cli", "console", "demo", "monkey", "program"},  # doors
+    {"gate", "pywsgi", "rolling", "server"},  # servers
+    {"__main__", "cli", "console", "demo", "monkey", "program", "target"},  # doors
 ]
 #: Who may open, duplicate or set an option on a socket; the registry only names its type.
 KERNEL = "sockets"

@@ -703,16 +703,16 @@ def test_stats_count_what_became_of_each_connection(
         waiting.sendall(b"w")
         wait_until(lambda: server.clone_stats()[0].active == 1)
         assert [tuple(clone) for clone in server.clone_stats()] == [
-            (0, 2, 1, 0, 1, True, 0),
-            (1, 1, 0, 1, 0, True, 0),
+            (0, 2, 1, 0, 1, True, 0, "accepting"),
+            (1, 1, 0, 1, 0, True, 0, "accepting"),
         ]
         proceed.set()
         receive_all(waiting)
         waiting.close()
         assert [kind for _, kind in reported] == [ValueError]
     assert [tuple(clone) for clone in server.clone_stats()] == [
-        (0, 2, 0, 1, 1, False, 0),
-        (1, 1, 0, 1, 0, False, 0),
+        (0, 2, 0, 1, 1, False, 0, "stopped"),
+        (1, 1, 0, 1, 0, False, 0, "stopped"),
     ]
 
 
@@ -1126,12 +1126,9 @@ def test_running_out_of_room_is_one_pause_and_one_line(
 
         def do_read(self) -> Any:
             for number in self.failures:
+                self.delays.append(self.delay)
                 raise OSError(number, os.strerror(number))
             return super().do_read()
-
-        def next_delay(self) -> float:
-            self.delays.append(super().next_delay())
-            return self.delays[-1]
 
     with caplog.at_level(logging.INFO, "glb"), Starved(LOCAL, reply_ok, clones=8) as server:
         server.start()

@@ -29,10 +29,10 @@ from gevent.pool import Pool
 
 import glb
 from glb import hubs as hubs_module
-from glb.acceptor import State
 from glb.pywsgi import WSGIServer
 from glb.registry import entries, native_ident
 from glb.server import StreamServer
+from glb.states import State
 from glb.turns import PATIENCE_SECONDS
 
 from .conftest import hub_threads, open_descriptors
@@ -57,7 +57,7 @@ NEVER = 30.0
 
 def state_of(server: StreamServer) -> State:
     """Return it as it is now: what it was before tells nothing."""
-    return server._state
+    return server.state
 
 
 def serve(handle: Any = None, *, address: Any = LOCAL, **more: Any) -> StreamServer:
@@ -383,7 +383,7 @@ def test_hubs_and_patience_can_be_class_attributes() -> None:
     with Server(LOCAL, Recorder()) as server:
         server.start()
         assert [each.hub for each in server.clone_stats()] == [0, 1, 2]
-        assert server._turns is not None and server._turns.patience == NEVER
+        assert server._gate.turns is not None and server._gate.turns.patience == NEVER
         assert [int(ask(server.address)) for _ in range(6)] == turns(3, 6)
 
 
@@ -442,7 +442,7 @@ def test_one_patience_is_for_all_servers_of_an_address() -> None:
         ):
             other.start()
         assert (open_descriptors(), entries()[0].clones) == (before, 2)
-        turns = first._turns
+        turns = first._gate.turns
         assert turns is not None and turns.patience == 0.25
         with serve(address=first.address, reuse_port=True, hubs=1) as other:
             other.patience = None
@@ -533,7 +533,7 @@ def test_under_load_a_bound_is_never_passed() -> None:
                 assert ask(server.address) == b"ok"
 
         gevent.joinall([gevent.spawn(client) for _ in range(32)], raise_error=True)
-        assert server._expected == 0
+        assert server._gate.expected == 0
     assert most <= 4
 
 
@@ -557,7 +557,7 @@ def serving_alone(server: StreamServer) -> Iterator[list[BaseException]]:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        wait_until(lambda: server._state is State.ACCEPTING or bool(raised))
+        wait_until(lambda: server.state is State.ACCEPTING or bool(raised))
         yield raised
     finally:
         server.close()
@@ -583,7 +583,7 @@ def test_a_server_that_is_full_does_not_end() -> None:
         holder.wait_for(1)
         server.resume_clone(0)
         second = connect(server.address)
-        wait_until(lambda: server._state is State.FULL or bool(raised))
+        wait_until(lambda: server.state is State.FULL or bool(raised))
         for _ in range(20):
             gevent.sleep(0.001)
         assert raised == []
@@ -616,7 +616,7 @@ def test_a_server_that_backs_off_does_not_end(monkeypatch: pytest.MonkeyPatch) -
         reported = silence(thread.hub, monkeypatch)
         server.pause_clone(0)
         client = connect(server.address)
-        wait_until(lambda: server._state is State.BACKING_OFF or bool(raised))
+        wait_until(lambda: server.state is State.BACKING_OFF or bool(raised))
         assert ask(server.address) == b"1"
         client.close()
         assert reported == [LookupError]
@@ -650,14 +650,14 @@ def test_room_does_not_undo_what_the_owner_stopped(hubs: int) -> None:
         server.start()
         clients = [connect(server.address) for _ in range(2)]
         holder.wait_for(1)
-        wait_until(lambda: server._state is State.FULL)
+        wait_until(lambda: server.state is State.FULL)
         server.stop_accepting()
         holder.released.set()
         assert receive_all(clients[0]) == b"done"
         wait_until(lambda: len(server.pool) == 0)
-        server.look_for_room_soon()
+        server._gate.look_for_room_soon()
         let_hub_turn()
-        assert (server._state, len(holder.begun)) == (State.STOPPED, 1)
+        assert (server.state, len(holder.begun)) == (State.STOPPED, 1)
         server.start_accepting()
         assert receive_all(clients[1]) == b"done"
         close_all(clients)
@@ -672,17 +672,17 @@ def test_a_pause_that_is_over_does_not_undo_what_the_owner_did(
     with serve(hubs=hubs) as server:
         server.min_delay = server.delay = 1000
         server.start()
-        server.back_off(None, LookupError("on purpose"))
-        paused, state = server._episode, server._state
+        server._gate.back_off(None, LookupError("on purpose"))
+        paused, state = server._gate._episode, server.state
         assert state is State.BACKING_OFF
         server.stop_accepting()
-        server._accept_again(paused)
+        server._gate.accept_again(paused)
         assert state_of(server) is State.STOPPED
         server.start_accepting()
-        server.back_off(None, LookupError("on purpose"))
-        server._accept_again(paused)
+        server._gate.back_off(None, LookupError("on purpose"))
+        server._gate.accept_again(paused)
         assert state_of(server) is State.BACKING_OFF
-        server._accept_again(server._episode)
+        server._gate.accept_again(server._gate._episode)
         assert state_of(server) is State.ACCEPTING
         assert ask(server.address) == b"0"
 
@@ -711,12 +711,12 @@ def test_a_stop_in_the_middle_of_a_turn_is_not_taken_for_a_pause(
         monkeypatch.setattr(server, "stop_accepting", stop_accepting)
         silence(thread.hub, monkeypatch)
         if what == "full":
-            thread.call(server.found_full)
+            thread.call(server._gate.found_full)
         else:
-            thread.call(lambda: server.back_off(None, LookupError("on purpose")))
+            thread.call(lambda: server._gate.back_off(None, LookupError("on purpose")))
         for _ in range(5):
             let_hub_turn()
-        assert server._state is State.STOPPED
+        assert server.state is State.STOPPED
         server.start_accepting()
         assert ask(server.address) == b"0"
 
@@ -726,7 +726,7 @@ FORK_WHILE_PAUSED = (
     FORKS
     + """
 def child():
-    write_line(questions, json.dumps([server._state.value, ask(3), ready()]))
+    write_line(questions, json.dumps([server.state.value, ask(3), ready()]))
 
 def hold(sock, peer):
     if glb.current_clone() == 1 and not released.is_set():
@@ -744,10 +744,10 @@ while not held.is_set():
     gevent.sleep(0.001)
 server.resume_clone(0)
 waiting = socket.create_connection(server.address, 20)
-while server._state.value != "full":
+while server.state.value != "full":
     gevent.sleep(0.001)
 waiting.close()
-report["before"] = server._state.value
+report["before"] = server.state.value
 wait = fork(child)
 report["child"] = json.loads(read_line(questions))
 report["status"] = wait()
@@ -824,8 +824,8 @@ def test_stats_count_what_became_of_each_connection() -> None:
             ask(server.address)
         wait_until(lambda: not any(active(server)))
         assert [tuple(each) for each in server.clone_stats()] == [
-            (0, 3, 0, 3, 0, True, 0),
-            (1, 3, 0, 0, 3, True, 1),
+            (0, 3, 0, 3, 0, True, 0, "accepting"),
+            (1, 3, 0, 0, 3, True, 1, "accepting"),
         ]
         assert entries()[0].accepted == 6
         assert entries()[0].ready == 2

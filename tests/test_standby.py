@@ -23,7 +23,6 @@ from gevent.pool import Pool
 
 import glb
 from glb import standby as standby_module
-from glb.acceptor import State
 from glb.connection import Connection
 from glb.hubs import HubThread
 from glb.listener import Listener
@@ -37,6 +36,7 @@ from glb.standby import (
     SLOW_TICKS,
     Standby,
 )
+from glb.states import State
 
 from .helpers import (
     ask,
@@ -104,7 +104,7 @@ def serving(handle: Any, kind: type[StreamServer] = StreamServer, **more: Any) -
 
 
 def standby_of(server: StreamServer) -> Standby:
-    turns = server._turns
+    turns = server._gate.turns
     assert turns is not None and isinstance(turns.standby, Standby)
     return turns.standby
 
@@ -160,8 +160,8 @@ def native_ask(address: Any) -> bytes:
 
 
 def on_duty(server: StreamServer) -> Any:
-    assert server._turns is not None
-    return server._turns.on_duty
+    assert server._gate.turns is not None
+    return server._gate.turns.on_duty
 
 
 # -- a hub that is stalled -------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_a_stalled_hub_has_what_it_was_handed_taken_back() -> None:
         assert [ask(server.address) for _ in range(8)] == [b"0"] * 8
         assert handle.served == [1] + [0] * 8
         assert not server.clone_stats()[1].ready
-        assert server._turns.taken_back > 0
+        assert server._gate.turns.taken_back > 0
         handle.go_on.set()
         assert receive_all(client) == b"1"
         client.close()
@@ -201,8 +201,8 @@ def test_a_hub_that_comes_back_has_its_turns_again() -> None:
         served = len(handle.served)
         wait_until(lambda: entries()[0].accepted - before == served)
         wait_until(lambda: server.clone_stats()[1].ready)
-        wait_until(lambda: server._expected == 0)
-        assert not server._turns.waiting
+        wait_until(lambda: server._gate.expected == 0)
+        assert not server._gate.turns.waiting
 
 
 def test_connections_in_an_inbox_are_taken_back_in_their_order() -> None:
@@ -216,7 +216,7 @@ def test_connections_in_an_inbox_are_taken_back_in_their_order() -> None:
         server.resume_clone(0)
         tick(standby_of(server), 4)
         assert [receive_all(client) for client in clients] == [b"0"] * 5
-        assert server._turns.taken_back == 5
+        assert server._gate.turns.taken_back == 5
         assert [each.failed for each in server.clone_stats()] == [0, 0]
         close_all(clients)
     assert handle.served == [0] * 5
@@ -326,7 +326,7 @@ def test_with_all_hubs_stalled_the_first_that_comes_back_takes_what_waits() -> N
         wait_until(handle.inside.is_set)
         server.resume_clone(0)
         clients = [native_connect(server.address) for _ in range(6)]
-        turns = server._turns
+        turns = server._gate.turns
         while turns.next_locked() is not None:  # natively: this hub is stalled, too
             threading.Event().wait(0.001)
         assert handle.served == [1]
@@ -484,7 +484,7 @@ def test_what_is_handled_out_of_turn_stays_where_it_is() -> None:
         server.resume_clone(0)
         tick(standby_of(server), 5)
         assert receive_all(client) == b"0"
-        assert (server._turns.taken_back, handle.served) == (1, [0])
+        assert (server._gate.turns.taken_back, handle.served) == (1, [0])
         assert not dispatcher.has_turns
         go_on.set()
         ours.settimeout(10)
@@ -505,7 +505,7 @@ def test_what_the_first_hub_handles_out_of_turn_is_not_another_ones() -> None:
         server.do_handle(connection, "a peer")
         tick(standby_of(server), 5)  # natively: this hub does not turn
         assert not server._branches[0].dispatcher.has_turns
-        assert (server._turns.taken_back, handle.served) == (0, [])
+        assert (server._gate.turns.taken_back, handle.served) == (0, [])
         wait_until(lambda: handle.served == [0])
         assert ours.recv(10) == b"0"
         ours.close()
@@ -545,14 +545,17 @@ def test_a_pool_that_filled_up_on_the_way_gives_the_connection_back() -> None:
             inbox = other._branches[0].dispatcher.inbox  # type: ignore[union-attr]  # open
             wait_until(partial(has_one, inbox))
             go_on.set()
-            wait_until(lambda: other._state is State.FULL)
+            wait_until(lambda: other.state is State.FULL)
             server.resume_clone(1)
             assert receive_all(client) == b"1"
             client.close()
             server.pause_clone(1)
             thread.send(lambda: pools[0].kill(block=False))
             assert ask(server.address) == b"x"
-            assert (other._expected, [each.accepted for each in other.clone_stats()]) == (0, [2])
+            assert (other._gate.expected, [each.accepted for each in other.clone_stats()]) == (
+                0,
+                [2],
+            )
         finally:
             thread.call(other.close)
             thread.end()
@@ -689,7 +692,7 @@ def stepping(kind: type[StreamServer], count: int) -> Iterator[tuple[Any, Steppi
         server.resume_clone(0)
         # From here on, whatever went before.
         tick(standby_of(server))
-        assert server._turns.taken_back == 0
+        assert server._gate.turns.taken_back == 0
         yield server, handle, clients
         handle.go_on.set()
         replies = [receive_all(client) for client in clients]
@@ -711,13 +714,13 @@ def test_a_hub_that_goes_on_slowly_is_let_alone_for_some_ticks(kind: type[Stream
     with stepping(kind, many) as (server, handle, _):
         standby, dispatcher = standby_of(server), server._branches[1].dispatcher
         ticks = 0
-        while server._turns.taken_back == 0:
+        while server._gate.turns.taken_back == 0:
             go_on(handle)
             tick(standby)
             ticks += 1
-            assert dispatcher.has_turns == (server._turns.taken_back == 0)
+            assert dispatcher.has_turns == (server._gate.turns.taken_back == 0)
         assert SLOW_TICKS <= ticks <= 2 * SLOW_TICKS
-        assert server._turns.taken_back == many - 1 - ticks
+        assert server._gate.turns.taken_back == many - 1 - ticks
         assert handle.served[: ticks + 1] == [1] * (ticks + 1)
         wait_until(lambda: len(handle.served) == many)
         assert handle.served[ticks + 1 :] == [0] * (many - 1 - ticks)
@@ -730,9 +733,9 @@ def test_a_hub_that_is_slow_but_through_in_time_keeps_all(kind: type[StreamServe
         for _ in range(SLOW_TICKS - 1):
             go_on(handle)
             tick(standby_of(server))
-        assert (server._turns.taken_back, handle.served) == (0, [1] * SLOW_TICKS)
+        assert (server._gate.turns.taken_back, handle.served) == (0, [1] * SLOW_TICKS)
         tick(standby_of(server), 2 * SLOW_TICKS)
-        assert server._turns.taken_back == 0
+        assert server._gate.turns.taken_back == 0
         assert server._branches[1].dispatcher.has_turns
 
 
@@ -742,9 +745,9 @@ def test_a_hub_that_goes_on_no_more_loses_all_at_once(kind: type[StreamServer]) 
     with stepping(kind, 3 * SLOW_TICKS) as (server, handle, _):
         go_on(handle)
         tick(standby_of(server))
-        assert server._turns.taken_back == 0
+        assert server._gate.turns.taken_back == 0
         tick(standby_of(server))
-        assert server._turns.taken_back == 3 * SLOW_TICKS - 2
+        assert server._gate.turns.taken_back == 3 * SLOW_TICKS - 2
 
 
 def test_what_nobody_else_could_take_lies_where_it_is() -> None:
@@ -756,11 +759,11 @@ def test_what_nobody_else_could_take_lies_where_it_is() -> None:
         clients = [connect(server.address) for _ in range(2)]
         wait_until(lambda: len(dispatcher.inbox) == 2)
         tick(standby, 5)
-        assert (dispatcher.has_turns, server._turns.taken_back) == (False, 0)
+        assert (dispatcher.has_turns, server._gate.turns.taken_back) == (False, 0)
         assert len(dispatcher.inbox) == 2
         server.resume_clone(0)
         tick(standby)
-        assert (len(dispatcher.inbox), server._turns.taken_back) == (0, 2)
+        assert (len(dispatcher.inbox), server._gate.turns.taken_back) == (0, 2)
         assert [receive_all(client) for client in clients] == [b"0"] * 2
         close_all(clients)
 
@@ -783,9 +786,9 @@ def test_what_was_taken_back_may_lie_twice_as_long_each_time() -> None:
             (at,) = (each for each in (one, two) if each.inbox)
             other = two if at is one else one
             # Everybody seems to be back in time.
-            with server._turns.lock:
+            with server._gate.turns.lock:
                 other.stalled_at = None
-                server._turns.restore_locked(other)
+                server._gate.turns.restore_locked(other)
             count = 0
             while at.inbox:
                 tick(standby)
@@ -844,7 +847,7 @@ def test_the_duty_is_given_back_when_all_is_calm(monkeypatch: pytest.MonkeyPatch
         home.stalled_at = now
         tick(standby)
         assert on_duty(server) is not home
-        server._turns.assign_locked(standby)
+        server._gate.turns.assign_locked(standby)
         now += PROBATION_SECONDS + 0.001
         tick(standby)
         assert on_duty(server) is home
@@ -859,8 +862,8 @@ def test_a_hub_is_trusted_again_after_its_probation(monkeypatch: pytest.MonkeyPa
         now = monotonic()
         monkeypatch.setattr(standby_module, "monotonic", lambda: now)
         with blocked(hub_of(server, 1)):
-            with server._turns.lock:
-                server._turns.stall_locked(dispatcher)
+            with server._gate.turns.lock:
+                server._gate.turns.stall_locked(dispatcher)
             dispatcher.stalled_at = now
             now += 2 * PROBATION_SECONDS
             tick(standby)

@@ -1,0 +1,205 @@
+"""Waiting: connections whose handlers wait for their client to say something.
+
+A handler between two requests does nothing that would be lost, so such a connection may be
+closed when its server drains, or when the client has been silent for too long. It is closed
+**by its reading side**: the handler reads what the client has sent until then, and after that
+the end of the stream, as if the client had left. So a request that is on its way is served or
+has not begun, and nothing is raised in the middle of it.
+
+`Waiting` belongs to one hub, and only its thread may touch it.
+
+Source: shutdown(2); nginx and HAProxy close idle connections on a soft stop, too.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any, Final, NamedTuple
+from weakref import WeakSet
+
+from gevent import getcurrent
+
+from .clones import current_clone
+from .connection import say_goodbye
+
+__all__ = ["Waiting", "idle"]
+
+# How much later than its time a silent client may be gone: a quarter of it, and not longer than
+# that. One timer looks for all of them, so that thousands cost no more than one.
+MAX_LOOK_SECONDS: Final = 1.0
+
+
+_DONTWAIT: Final[int] = getattr(_socket, "MSG_DONTWAIT", 0)  # Windows has none
+
+
+class Wait(NamedTuple):
+    """One connection that waits."""
+
+    sock: Any
+    #: On `time.monotonic`'s clock; only with a timeout.
+    since: float
+    #: Whether its handler has served a request before. The client of one that has not has no
+    #: reason to think that it might be closed.
+    has_served: bool
+
+
+class Waiting:
+    """The connections of one server that wait on one hub, by the greenlets of their handlers.
+
+    Args:
+        hub: This thread's.
+        timeout: How long a client may be silent, in seconds; ``None`` is for ever.
+    """
+
+    def __init__(self, hub: Any, timeout: float | None = None) -> None:
+        self.timeout: Final = timeout
+        #: How many were closed since the client was silent for too long.
+        self.timed_out = 0
+        #: Called with each greenlet that begins to wait, while a clone is replaced.
+        self.watchers: list[Callable[[object], object]] = []
+        #: The connections that were in `idle` before.
+        self.served: WeakSet[Any] = WeakSet()
+        self._hub: Final = hub
+        # Each oldest first.
+        self._waits: dict[object, Wait] = {}
+        self._heads: dict[object, Wait] = {}
+        self._told: set[object] = set()
+        self._timer: Any = None
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    def get(self, greenlet: object) -> Wait | None:
+        """Return for what *greenlet* waits, if it does."""
+        return self._waits.get(greenlet)
+
+    def enter(self, sock: Any, *, has_served: bool) -> None:
+        """The handler in this greenlet waits for *sock*'s client."""
+        greenlet = getcurrent()
+        timeout = self.timeout
+        self._waits[greenlet] = Wait(sock, 0.0 if timeout is None else monotonic(), has_served)
+        if timeout is not None and self._timer is None:
+            self._start(timeout)
+        if self.watchers:
+            for watcher in [*self.watchers]:
+                watcher(greenlet)
+
+    def leave(self) -> bool:
+        """It does so no more; tell whether it was told to end."""
+        greenlet = getcurrent()
+        self._waits.pop(greenlet, None)
+        if self._told and greenlet in self._told:
+            self._told.discard(greenlet)
+            return True
+        return False
+
+    def enter_head(self, sock: Any) -> None:
+        """A client has begun a request, and is to go on with it. Only a timeout ends that."""
+        if self.timeout is not None:
+            self._heads[getcurrent()] = Wait(sock, monotonic(), True)
+
+    def leave_head(self) -> None:
+        """The head of the request is there, or never will be."""
+        if self._heads:
+            self._heads.pop(getcurrent(), None)
+
+    def tell(self, greenlet: object) -> bool:
+        """End a wait, unless the client has just said something; tell whether it was ended."""
+        wait = self._waits.get(greenlet)
+        if wait is None or greenlet in self._told or not close_reading(wait.sock):
+            return False
+        self._told.add(greenlet)
+        return True
+
+    def close(self) -> None:
+        """Leave no timer on the loop. Twice is harmless."""
+        timer, self._timer = self._timer, None
+        if timer is not None and self._hub.loop is not None:
+            timer.stop()
+            timer.close()
+
+    # -- silent clients ------------------------------------------------------------------------
+
+    def _start(self, timeout: float) -> None:
+        period = min(timeout / 4, MAX_LOOK_SECONDS)
+        self._timer = self._hub.loop.timer(period, period, ref=False)
+        self._timer.start(self._look, timeout)
+
+    def _look(self, timeout: float) -> None:
+        if not self._waits and not self._heads:
+            self.close()
+            return
+        limit = monotonic() - timeout
+        for greenlet, _ in [*_older(self._waits, limit)]:
+            self.timed_out += self.tell(greenlet)
+        for greenlet, wait in [*_older(self._heads, limit)]:
+            del self._heads[greenlet]
+            _shut_down(wait.sock)
+            self.timed_out += 1
+
+
+def _older(waits: dict[object, Wait], limit: float) -> Iterator[tuple[object, Wait]]:
+    for greenlet, wait in waits.items():
+        if wait.since > limit:
+            return
+        yield greenlet, wait
+
+
+def close_reading(sock: Any) -> bool:
+    """Have *sock*'s reader meet its end, unless there is something to read; tell which."""
+    plain = getattr(sock, "_sock", sock)
+    try:
+        plain.recv(1, _socket.MSG_PEEK | _DONTWAIT)
+    except BlockingIOError:
+        _shut_down(sock)
+        return True
+    except OSError:
+        pass  # it is closed, or its client has gone: the reader meets that, too
+    return False
+
+
+def _shut_down(sock: Any) -> None:
+    say_goodbye(sock)  # before: who reads the end of the stream can't any more
+    # The kernel's alone: gevent's would raise in the reader that the descriptor was bad.
+    with contextlib.suppress(OSError):
+        getattr(sock, "_sock", sock).shutdown(_socket.SHUT_RD)
+
+
+@contextlib.contextmanager
+def idle(sock: Any) -> Iterator[None]:
+    """Say that *sock*'s handler waits for its client, and that nothing is lost if it ends.
+
+    For handlers that serve many requests on a connection. While one is in such a block, a
+    server that drains may end the connection: the handler reads the end of the stream, as if
+    the client had left. `glb.pywsgi.WSGIServer` does so by itself. Outside of a handler it does
+    nothing.
+
+    Args:
+        sock: The handler's connection.
+
+    Example:
+        >>> def handle(sock, address):
+        ...     while True:
+        ...         with idle(sock):
+        ...             request = sock.recv(1000)
+        ...         if not request:
+        ...             return
+        ...         sock.sendall(request.upper())
+
+    Switches:
+        Never.
+    """
+    clone = current_clone()
+    waiting = None if clone is None else clone.server.waiting_here
+    if waiting is None:
+        yield
+        return
+    waiting.enter(sock, has_served=sock in waiting.served)
+    try:
+        yield
+    finally:
+        waiting.leave()
+        waiting.served.add(sock)
