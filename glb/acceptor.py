@@ -151,6 +151,8 @@ class Acceptor:
         if self.gate.bucket is not None:
             self.gate.bucket.take(monotonic())
         self._handle(args)
+        if self.is_out_of_reach and server.max_connections_per_clone is not None:
+            dispatcher.go_on_later()  # it counts when its handler has begun
         return Turn.TAKEN
 
     def has_room(self) -> bool:

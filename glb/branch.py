@@ -37,9 +37,13 @@ KILL_SECONDS: Final = 1.0
 
 
 class Branch:
-    """A server's part on one hub. The caller closes what it has opened."""
+    """A server's part on one hub. The caller closes what it has opened.
 
-    def __init__(self, index: int) -> None:
+    Args:
+        share: Its index, as a part of their number.
+    """
+
+    def __init__(self, index: int, share: float = 0.0) -> None:
         #: Which hub of the server's, 0 for the one that started it.
         self.index: Final = index
         self.acceptors: list[Acceptor] = []
@@ -63,9 +67,11 @@ class Branch:
         self.waiting: Waiting | None = None
         #: Who is told of each handler's end, by its arguments.
         self.watched: list[Callable[[object], object]] = []
-        #: What became of its connections, once it was told to end.
-        self.outcome: DrainReport | None = None
+        #: Connections that were closed as idle, and those whose handlers were killed: changed by
+        #: its own thread alone.
+        self.closed_idle = self.killed = 0
         self._is_out_of_reach = False
+        self._share = share
         self._leave: Callable[[], object] = lambda: None
 
     @property
@@ -103,7 +109,6 @@ class Branch:
         self.handlers = handlers_here()
         self.handlers.acquire()
         self.waiting = Waiting(get_hub(), client_timeout)
-        self.outcome = None
         # A ring's own from here on; a server that starts again brings a new one.
         self.team = Team(seated=False)
         with dispatcher.turns.lock:
@@ -210,7 +215,7 @@ class Branch:
     def _is_ours(self, job: Job) -> bool:
         return getattr(job[0], "__self__", None) in self.acceptors
 
-    def wait(self, ending: Ending) -> DrainReport:
+    def wait(self, ending: Ending) -> None:
         """Wait for all handlers, as *ending* says. In its hub.
 
         Switches:
@@ -219,12 +224,7 @@ class Branch:
         # A handler that stops its own server doesn't wait for itself.
         here = getcurrent()
         own = sum(each.greenlet is here for each in self.in_use())
-        done = self.done
-        closed, killed = self._wait_for(ending, self.in_use, lambda: self.active - own)
-        self.outcome = DrainReport(
-            max(0, self.done - done - closed - killed), closed, killed, monotonic() - ending.began
-        )
-        return self.outcome
+        self._wait_for(ending, self.in_use, lambda: self.active - own)
 
     def wait_for(
         self, ending: Ending, is_wanted: Callable[[InUse], bool], *, until_idle: bool
@@ -288,7 +288,7 @@ class Branch:
         killed = 0
         closing = None
         if ending.closes_idle and self.waiting is not None:
-            closing = Closing(ending, self.waiting, find)
+            closing = Closing(ending, self.waiting, find, self._share)
         self.watched.append(ended)
         try:
             while count() > 0:
@@ -304,7 +304,10 @@ class Branch:
                 wait_until(monotonic() + KILL_SECONDS)
         finally:
             self.watched.remove(ended)
-        return (0 if closing is None else closing.closed), killed
+        closed = 0 if closing is None else closing.closed
+        self.closed_idle += closed
+        self.killed += killed
+        return closed, killed
 
     def _kill(self, left: list[InUse]) -> None:
         assert self.handlers is not None, "it has handlers"

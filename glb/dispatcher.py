@@ -23,20 +23,23 @@ and trio's.
 
 from __future__ import annotations
 
+import functools
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .errors import Heap, classify
 from .handlers import Job, handlers_here
 from .hubs import call_each
-from .registry import Entry, native_ident
+from .leaks import describe
+from .registry import Entry, Registry, native_ident
 from .ring import Team
 from .turns import Handed, Member, Turn, Turns
 
-__all__ = ["Dispatcher"]
+__all__ = ["Dispatcher", "count_connections"]
 
 log: Final = logging.getLogger("glb")
 
@@ -85,6 +88,11 @@ class Dispatcher:
         self._io: Any = hub.loop.io(entry.pristine.fileno(), _READ, ref=False)
         self._wake_up: Any = hub.loop.async_(ref=False)
         self._wake_up.start(self._answer)
+        # With its end, whichever that is: closed, abandoned, or forgotten with its dead hub.
+        reserve = entry.registry.reserve
+        reserve.acquire()
+        self._release_reserve: Final = weakref.finalize(self, reserve.release)
+        self._release_reserve.atexit = False  # the kernel does it
 
     # -- who uses it -----------------------------------------------------------------------
 
@@ -115,6 +123,7 @@ class Dispatcher:
             # Its thread is destroying the loop this moment, and the watchers with it.
             self._io = self._wake_up = self._pause = None
             self._is_orphan = True
+            self._release_reserve()
             self.turns.remove_locked(self)
             self._entry.dispatcher_closed(self)
             self._answer_calls()
@@ -168,11 +177,13 @@ class Dispatcher:
             for watcher in (io, wake_up):
                 watcher.stop()
                 watcher.close()
+        self._release_reserve()
         self._entry.dispatcher_closed(self)
 
     def abandon(self) -> None:
         self._io = self._wake_up = self._pause = None
         self._is_orphan = True
+        self._release_reserve()
 
     def hold_loop(self, holder: object, *, is_held: bool) -> None:
         """Keep the hub alive for *holder*, or no longer. In its own thread."""
@@ -276,7 +287,7 @@ class Dispatcher:
         if member.dispatcher is self and not turns.waiting:
             turn = member.take_turn()
             if member.is_out_of_reach:
-                self._go_on_later()
+                self.go_on_later()
             return turn
         if not member.has_room():
             return Turn.PASSED
@@ -291,10 +302,11 @@ class Dispatcher:
         if turns.hand(handed, self):
             self._take_up(handed)
             if handed.member.is_out_of_reach:
-                self._go_on_later()
+                self.go_on_later()
         return Turn.TAKEN
 
-    def _go_on_later(self) -> None:
+    def go_on_later(self) -> None:
+        """Give the next turn when what was started until now has begun. In its hub."""
         if not self._goes_on:
             self._goes_on = True
             self.hub.loop.run_callback(self._give_turns)
@@ -376,16 +388,29 @@ class Dispatcher:
         # connection that found room, since the next one often doesn't.
         now = monotonic()
         if now > self._entry.logged_until:
-            log.error(
-                "%s can't accept: %s; clients wait in the accept queue, trying again in %g s",
-                context,
-                error,
-                max(delay, 0),
-            )
+            # A log handler may have a file to open.
+            with self._entry.registry.reserve.lend():
+                found = self._describe(context, error)
+                log.error(
+                    "%s can't accept: %s; clients wait in the accept queue, trying again in %g s%s",
+                    context,
+                    error,
+                    max(delay, 0),
+                    found and f"; {found}",
+                )
         self._entry.logged_until = now + 2 * max(delay, 0) + EPISODE_GAP_SECONDS
+
+    def _describe(self, context: object, error: BaseException) -> str:
+        # Descriptor numbers are given lowest first: so many were open when it was bound.
+        entry = self._entry
+        # Who accepts by a plain listener has handlers of which nobody knows.
+        is_server = hasattr(type(context), "active")
+        count = functools.partial(count_connections, entry.registry) if is_server else _unknown
+        return describe(error, count, entry.pristine.fileno())
 
     def _resume(self) -> None:
         self._end_pause()
+        self._entry.registry.reserve.refill()
         self._watch_while_ready()
 
     def _end_pause(self) -> None:
@@ -393,3 +418,29 @@ class Dispatcher:
         if pause is not None:
             pause.stop()
             pause.close()
+
+
+def count_connections(registry: Registry) -> int | None:
+    """Return how many connections handlers have, of all servers that are open here.
+
+    A server that drains, or whose clones are all paused, isn't found; its handler greenlets are,
+    while another server is open on their hub. ``None`` without a server: then nobody knows.
+    """
+    with registry.lock:
+        dispatchers = [
+            cast("Dispatcher", each)
+            for entry in registry
+            for each in entry.turns.dispatchers.values()
+        ]
+        teams = [team for each in dispatchers for team in each.servers]
+        first = [next(iter(team.line), None) for team in teams]
+        servers = {id(member.context): member.context for member in first if member is not None}
+    if not teams:
+        return None
+    hubs = {id(each.handlers): each.handlers for each in dispatchers}
+    running = sum(len(each.all) - len(each) + len(each.jobs) for each in hubs.values())
+    return max(running, sum(getattr(server, "active", 0) for server in servers.values()))
+
+
+def _unknown() -> None:
+    return None

@@ -53,6 +53,13 @@ class Ending:
     began: float = field(default_factory=monotonic)
 
     @property
+    def first_request_until(self) -> float:
+        """Until when who has just connected may send its first request."""
+        if self.timeout is None:
+            return self.began + FIRST_REQUEST_SECONDS
+        return self.began + min(FIRST_REQUEST_SECONDS, self.timeout / 2)
+
+    @property
     def until(self) -> float:
         """When their time is over, on `time.monotonic`'s clock."""
         return FOREVER if self.timeout is None else self.began + self.timeout
@@ -78,10 +85,15 @@ class Closing:
     Args:
         waiting: Who waits there for a client.
         find: Returns what is in use there, and may be closed.
+        share: Where between two of its own the connections of other hubs are closed: 0 to 1.
     """
 
     def __init__(
-        self, ending: Ending, waiting: Waiting, find: Callable[[], Iterable[InUse]]
+        self,
+        ending: Ending,
+        waiting: Waiting,
+        find: Callable[[], Iterable[InUse]],
+        share: float = 0.0,
     ) -> None:
         self.closed = 0
         self._ending: Final = ending
@@ -90,7 +102,9 @@ class Closing:
         found = [*find()]
         step = ending.spread / max(1, len(found))
         # Of those that come later nobody waits for a share in the window.
-        self._due = {each.greenlet: ending.began + step * i for i, each in enumerate(found)}
+        self._due = {
+            each.greenlet: ending.began + step * (place + share) for place, each in enumerate(found)
+        }
         self._told: set[object] = set()
 
     def close_due(self) -> None:
@@ -107,7 +121,7 @@ class Closing:
         wait = self._waiting.get(in_use.greenlet)
         if wait is not None:
             if not wait.has_served:
-                due = max(due, began + FIRST_REQUEST_SECONDS)
+                due = max(due, self._ending.first_request_until)
             return now >= due and self._waiting.tell(in_use.greenlet)
         if not self._ending.spread or now < due:
             return False

@@ -49,6 +49,8 @@ class Gate:
         self._episode = 0
         # Whether the pool tells when it has room, by its semaphore.
         self._is_told_of_room = False
+        # Whether it is full since it has as many connections as it may.
+        self._has_reached_most = False
 
     @property
     def is_open(self) -> bool:
@@ -185,6 +187,7 @@ class Gate:
         """Whether no limit of the whole server keeps it from one more; if one does, pause."""
         if self._has_most():
             self._is_told_of_room = False
+            self._has_reached_most = True
             if self.state is State.ACCEPTING:
                 self.pause(State.FULL)
             self.look_for_room()  # the last handler may have ended a moment before
@@ -208,6 +211,7 @@ class Gate:
         pool = self.server.pool
         is_locked = pool is not None and pool._semaphore.locked()
         self._is_told_of_room = is_locked
+        self._has_reached_most = False
         if is_locked or isinstance(pool, SharedBound):
             self.pause(State.FULL)
         else:
@@ -247,12 +251,13 @@ class Gate:
 
     def look_for_room(self) -> None:
         """Accept again, if it was full and is not any more."""
-        if (
-            self.state is State.FULL
-            and not self.server.full()
-            and not self.has_promised_all()
-            and not self._has_most()
-        ):
+        if self.state is not State.FULL or self._has_most():
+            return
+        if self._has_reached_most:
+            # Others may have filled the pool meanwhile: the next turn finds that out.
+            self._has_reached_most = False
+            self.accept_again()
+        elif not self.server.full() and not self.has_promised_all():
             self.accept_again()
 
     def expect_locked(self) -> None:

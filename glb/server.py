@@ -130,7 +130,20 @@ class StreamServer(gevent.server.StreamServer):
             small replies leave at once: otherwise the second part of one waits for the
             client's delayed acknowledgement, 40 ms on Linux. ``None`` is the class
             attribute, ``True``; ``False`` leaves it as it is. Not for Unix sockets.
+        max_connections: How many connections the server has at once, on all clones together; the
+            rest waits in the accept queue. Unlike a number for *spawn*, which is the same to its
+            clients, it leaves the choice of *spawn*.
+        max_connections_per_clone: The same of each clone. One that is full is passed over.
+        accept_rate: How many connections it takes a second. After a time without it may take a
+            tenth of a second's worth at once.
+        handshake_timeout: How long a client may take for TLS's handshake, in seconds.
+        first_byte_timeout: How long a client may be silent before it says anything, in seconds;
+            its handler is called then, so this is not for protocols in which the server speaks
+            first. In `glb.idle` it holds as well; and for HTTP before each request, and once more
+            for its head. Who is silent for longer is closed, up to a quarter later (1 s at most).
         **ssl_args: As in gevent; any turns TLS on.
+
+    Each limit is ``None`` by default, as is its class attribute: there is none.
 
     Raises:
         TypeError, ValueError: An argument has the wrong type or shape. Nothing is left.
@@ -331,10 +344,13 @@ class StreamServer(gevent.server.StreamServer):
         self._turn = _Turn() if self.hubs == 1 else _TurnOfThread()
         self._gate = Gate(self)
         self._rolling = Rolling(self)
-        self._branches = [Branch(index) for index in range(self.hubs)]
+        self._branches = [self._make_branch(index) for index in range(self.hubs)]
         self._acceptors = [
             Acceptor(self, index, self._branches[index % self.hubs]) for index in range(self.clones)
         ]
+
+    def _make_branch(self, index: int) -> Branch:
+        return Branch(index, index / self.hubs)
 
     # -- gevent's setters ---------------------------------------------------------------------
 
@@ -416,15 +432,19 @@ class StreamServer(gevent.server.StreamServer):
         return acceptor.handle
 
     def wrap_socket_and_handle(self, client_socket: Any, *args: Any) -> object:
-        # As gevent's, and a client that says nothing is let go. What its handler is killed by
-        # is reported by nobody.
+        # As gevent's, but for the handshake, which comes later: whatever ends it, a kill or the
+        # deadline, finds a socket that can be closed.
+        options = {**self.ssl_args}
+        shakes_hands = options.pop("do_handshake_on_connect", True)
         wrap = cast("Any", self).wrap_socket
-        timeout = GreenletExit("the client was silent in TLS's handshake")
-        with Timeout(self.handshake_timeout, timeout):
-            ssl_socket: Any = wrap(client_socket, **self.ssl_args)
+        ssl_socket: Any = wrap(client_socket, do_handshake_on_connect=False, **options)
         if isinstance(client_socket, Connection):
             client_socket.secured = ssl_socket
         with ssl_socket:
+            if shakes_hands:
+                # What its handler is killed by is reported by nobody.
+                with Timeout(self.handshake_timeout, GreenletExit("the client was silent")):
+                    ssl_socket.do_handshake()
             try:
                 if self.first_byte_timeout is not None and self.has_streams:
                     self._wait_for_first_byte(ssl_socket)
@@ -669,9 +689,16 @@ class StreamServer(gevent.server.StreamServer):
             return drain.report
         try:
             ending = Ending(timeout, kill=True, closes_idle=True, spread=spread)
+            branches = [*self._branches]
+            before = [(each.done, each.closed_idle, each.killed) for each in branches]
             self._empty_accept_queue(min(ending.until, ending.began + linger))
             self._end(ending, State.DRAINING)
-            drain.report = self._report(ending)
+            after = [(each.done, each.closed_idle, each.killed) for each in branches]
+            done, closed, killed = (
+                sum(each[i] for each in after) - sum(each[i] for each in before) for i in range(3)
+            )
+            finished = max(0, done - closed - killed)
+            drain.report = DrainReport(finished, closed, killed, monotonic() - ending.began)
         finally:
             self.close()
             self._drain = None
@@ -700,33 +727,31 @@ class StreamServer(gevent.server.StreamServer):
         threads = [branch.thread for branch in branches if branch.thread is not None]
         turns, home = self._gate.turns, branches[0]
         standby = None if turns is None else turns.standby
-        is_home = home.is_here
+        here = [branch for branch in branches if branch.is_here]
         # Asked before it leaves, and is not to be reached any more.
-        home_ends = None if is_home else ask(home.send, functools.partial(home.wait, ending))
+        home_ends = None if home in here else ask(home.send, functools.partial(home.wait, ending))
         if state is State.STOPPED:
             self.close()
         else:
             self._leave(state)
         for branch in branches:
-            branch.finish(ending)
+            if branch not in here:
+                branch.finish(ending)
+        for branch in here:
+            branch.wait(ending)
+            branch.finish(Ending(None, kill=False))  # a handler that ends its own server is left
         deadline = ending.until + 2 * KILL_SECONDS
 
         def left() -> float | None:
             return None if deadline == FOREVER else max(0.0, deadline - monotonic())
 
-        if home_ends is None:
-            home.wait(ending)
-        else:
+        if home_ends is not None:
             home_ends(left())
         if turns is not None and turns.is_closed and standby is not None:
             threads.append(standby.thread_of_its_own)
         for thread in threads:
             if thread.ident != native_ident() and not thread.wait(left()):
                 log.error("%s: the thread %r is blocked, and ends when it isn't", self, thread.name)
-
-    def _report(self, ending: Ending) -> DrainReport:
-        reports = [branch.outcome for branch in self._branches if branch.outcome is not None]
-        return DrainReport.total(reports, monotonic() - ending.began)
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given
     # its handler can't start again. Ours can.
@@ -815,7 +840,7 @@ class StreamServer(gevent.server.StreamServer):
         branches = [*self._branches]
         for index, branch in enumerate(branches):
             if branch.thread is not None:
-                branches[index] = renewed = Branch(index)
+                branches[index] = renewed = self._make_branch(index)
                 for acceptor in branch.acceptors:
                     acceptor.branch = renewed
                     renewed.acceptors.append(acceptor)

@@ -2,21 +2,20 @@
 
 ::
 
-                                    room again
-                     .-----------------------------------------.
-                     v             no room for one more        |
-    STOPPED --> ACCEPTING -----------------------------------> FULL
-       ^  start  |  ^ | ^                                       |
-       |         |  | | '---- resume ----- PAUSED <--- pause ---+
-       |         |  | |                     ^                   |
-       |         |  | '------- pause -------+                   |
-       |         |  |                       |                   |
-       |         |  '----- delay over ----- BACKING_OFF         |
-       |         '-- accept or spawn failed, rate -^  |         |
-       |                                              |         |
-       |<------------- stop, close: from any ---------+---------'
-       |                                              |
-       '---- all done, or killed ---- DRAINING <------' drain: from any but STOPPED
+                                     room again
+                    .----------------------------------------------.
+                    v         no room for one more                 |
+    STOPPED ---> ACCEPTING ----------------------------------->  FULL
+       ^   start  ^ |  ^ '-- accept or spawn failed, rate -.       |
+       |          | |  |                                   v       |
+       |   resume | |  '---- delay over -------------- BACKING_OFF |
+       |          | | pause                                |       |
+       |          | v                                      |       |
+       |         PAUSED <---------------- pause -----------+-------'
+       |
+       |<--- stop, close: from any of them
+       |
+       '--- all are done, or killed --- DRAINING <--- drain: from any of them
 
 ``FULL`` and ``BACKING_OFF`` end by themselves. ``PAUSED`` is a clone's, and left by its owner
 alone: by ``resume_clone``. So is ``STOPPED``: room in a pool does not undo it. ``DRAINING`` is
@@ -47,7 +46,7 @@ class State(enum.Enum):
 
 #: Where each state leads to. What is missing here does not happen.
 MOVES: Final[Mapping[State, frozenset[State]]] = {
-    State.STOPPED: frozenset({State.ACCEPTING, State.STOPPED}),
+    State.STOPPED: frozenset({State.ACCEPTING, State.DRAINING, State.STOPPED}),
     State.ACCEPTING: frozenset(State),
     State.FULL: frozenset(State) - {State.FULL, State.BACKING_OFF},
     State.BACKING_OFF: frozenset(State) - {State.FULL, State.BACKING_OFF},

@@ -1,0 +1,648 @@
+"""Drains: no new connections, what is in flight finishes, what is idle is closed."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.ssl
+import gevent.tests
+import pytest
+from gevent import socket
+from gevent.event import Event
+from gevent.pool import Pool
+
+import glb
+from glb.hubs import HubThread
+from glb.hubs import ask as run_there
+from glb.pywsgi import WSGIHandler, WSGIServer
+from glb.server import StreamServer
+from glb.states import State
+from glb.stats import DrainReport
+
+from .helpers import (
+    Holder,
+    ask,
+    close_all,
+    connect,
+    http_get,
+    is_refused,
+    receive_all,
+    wait_until,
+)
+
+LOCAL = ("127.0.0.1", 0)
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+SLOW = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
+
+on_one_and_two_hubs = pytest.mark.parametrize("hubs", [1, 2])
+
+
+class Application:
+    """Replies at once, but for what is slow: that waits until it may."""
+
+    def __init__(self) -> None:
+        self.may_reply = threading.Event()
+        self.begun = 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        path = environ["PATH_INFO"]
+        self.begun += 1
+        if path == "/slow":
+            while not self.may_reply.is_set():
+                gevent.sleep(0.001)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+
+def request(client: socket.socket, data: bytes = GET) -> bytes:
+    """Send *data*, and return the whole reply to it."""
+    client.sendall(data)
+    reply = b""
+    while b"\r\n\r\nok" not in reply:
+        received = client.recv(1000)
+        assert received, "the connection was closed before the reply"
+        reply += received
+    return reply
+
+
+def counts(report: DrainReport | None) -> tuple[int, int, int]:
+    """Return *report* without the time."""
+    assert report is not None
+    return report[:3]
+
+
+# -- HTTP -------------------------------------------------------------------------------------
+
+
+@on_one_and_two_hubs
+def test_requests_in_flight_finish_and_idle_connections_are_closed(hubs: int) -> None:
+    """200s for who asked, with the word that it was the last; a clean end for who was idle."""
+    application = Application()
+    server = WSGIServer(LOCAL, application, clones=3, hubs=hubs, log=None)
+    server.start()
+    idle = [connect(server.address) for _ in range(5)]
+    for client in idle:
+        assert b"Connection: close" not in request(client)
+    busy = [connect(server.address) for _ in range(4)]
+    for client in busy:
+        client.sendall(SLOW)
+    wait_until(lambda: application.begun == 9)
+    draining = gevent.spawn(server.drain, 10)
+    for client in idle:
+        assert client.recv(100) == b""
+    assert server.is_draining and server.state is State.DRAINING
+    assert {clone.state for clone in server.clone_stats()} == {"draining"}
+    assert is_refused(server.address)
+    application.may_reply.set()
+    for client in busy:
+        reply = receive_all(client)
+        assert reply.startswith(b"HTTP/1.1 200 OK") and reply.endswith(b"ok")
+        assert b"Connection: close\r\n" in reply
+    assert counts(draining.get()) == (4, 5, 0)
+    assert (server.state.value, server.active) == ("stopped", 0)
+    close_all(idle + busy)
+
+
+def test_an_applications_own_connection_header_gives_way() -> None:
+    """There is one Connection header, whatever the application wishes."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/drain":
+            draining.append(gevent.spawn(server.drain, 10))
+            wait_until(lambda: server.is_draining)
+        start_response("200 OK", [("Content-Length", "2"), ("Connection", "keep-alive")])
+        return [b"ok"]
+
+    draining: list[Any] = []
+    server = WSGIServer(LOCAL, application, clones=1, log=None)
+    server.start()
+    client = connect(server.address)
+    assert b"Connection: keep-alive\r\n" in request(client)
+    client.sendall(GET.replace(b"GET /", b"GET /drain"))
+    reply = receive_all(client)
+    assert reply.count(b"Connection:") == 1 and b"Connection: close\r\n" in reply
+    assert counts(draining[0].get()) == (1, 0, 0)
+    client.close()
+
+
+def test_a_request_that_has_come_before_the_close_is_served() -> None:
+    """What lies in the socket's buffer when the drain begins is a request in flight."""
+    application = Application()
+    application.may_reply.set()
+    server = WSGIServer(LOCAL, application, clones=1, log=None)
+    server.start()
+    client = connect(server.address)
+    request(client)
+    wait_until(lambda: server.waiting_here is not None and len(server.waiting_here) == 1)
+    client._sock.send(GET)  # type: ignore[attr-defined]  # gevent's  # and no turn of the hub in between
+    report = server.drain(10)
+    reply = receive_all(client)
+    assert reply.endswith(b"ok") and b"Connection: close\r\n" in reply
+    assert counts(report) == (1, 0, 0)
+    client.close()
+
+
+def test_who_has_just_connected_has_time_for_a_first_request() -> None:
+    """A new client has no reason to think that it might be closed."""
+    application = Application()
+    application.may_reply.set()
+    server = WSGIServer(LOCAL, application, clones=2, log=None)
+    server.start()
+    speaks, silent = connect(server.address), connect(server.address)
+    wait_until(lambda: server.active == 2)
+    draining = gevent.spawn(server.drain, 10)
+    wait_until(lambda: server.is_draining)
+    gevent.sleep(0.1)  # at least one look
+    assert b"Connection: close\r\n" in request(speaks)
+    assert silent.recv(10) == b""
+    report = draining.get()
+    assert counts(report) == (1, 1, 0)
+    assert report.seconds >= 1
+    close_all([speaks, silent])
+
+
+def test_a_handler_class_of_gevents_own_drains_by_requests_and_deadline() -> None:
+    """Its idle connections are not known: they end at the deadline."""
+    from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
+
+    application = Application()
+    server = WSGIServer(LOCAL, application, clones=1, log=None, handler_class=GeventWSGIHandler)
+    server.start()
+    client = connect(server.address)
+    request(client)
+    assert counts(server.drain(0.1)) == (0, 0, 1)
+    assert client.recv(10) == b""
+    client.close()
+
+
+def test_our_handler_class_serves_gevents_own_server() -> None:
+    """It asks a server that knows nothing of drains for nothing."""
+    import gevent.pywsgi
+
+    server = gevent.pywsgi.WSGIServer(LOCAL, Application(), handler_class=WSGIHandler, log=None)
+    server.start()
+    assert http_get(server.address) == b"ok"
+    server.stop()
+
+
+def test_tls_connections_get_their_close_notify() -> None:
+    """Idle or busy, the client can tell the end from a cut."""
+    here = Path(gevent.tests.__file__).parent
+    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(here / "server.crt", here / "server.key")
+    asking = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname = False
+    asking.verify_mode = ssl.CERT_NONE
+    application = Application()
+    server = WSGIServer(LOCAL, application, clones=2, log=None, ssl_context=serving)
+    server.start()
+
+    def secured() -> Any:
+        return asking.wrap_socket(connect(server.address), suppress_ragged_eofs=False)
+
+    idle, busy = secured(), secured()
+    request(idle)
+    busy.sendall(SLOW)
+    wait_until(lambda: application.begun == 2)
+    draining = gevent.spawn(server.drain, 10)
+    assert idle.recv(10) == b""  # a cut would raise
+    application.may_reply.set()
+    assert receive_all(busy).endswith(b"ok")
+    assert counts(draining.get()) == (1, 1, 0)
+    close_all([idle, busy])
+
+
+# -- streams ----------------------------------------------------------------------------------
+
+
+@on_one_and_two_hubs
+@pytest.mark.parametrize("spawn", ["default", 10, "pool", "gevent"])
+def test_what_remains_at_the_deadline_is_killed(hubs: int, spawn: Any) -> None:
+    """Whatever runs the handlers: it is counted, closed, and gone when the drain returns."""
+    if spawn == "pool":
+        if hubs > 1:
+            return  # a pool belongs to one hub
+        spawn = Pool(10)
+    elif spawn == "gevent":
+        spawn = gevent.spawn
+    ended = []
+
+    def handle(sock: Any, _peer: Any) -> None:
+        try:
+            sock.sendall(b"x")
+            gevent.sleep(60)
+        finally:
+            ended.append(True)
+
+    server = StreamServer(LOCAL, handle, clones=2, hubs=hubs, spawn=spawn)
+    server.start()
+    clients = [connect(server.address) for _ in range(3)]
+    for client in clients:
+        assert client.recv(1) == b"x"
+    assert counts(server.drain(0.05)) == (0, 0, 3)
+    assert len(ended) == 3 and server.active == 0
+    for client in clients:
+        assert client.recv(1) == b""
+    close_all(clients)
+
+
+@on_one_and_two_hubs
+def test_streams_that_say_when_they_are_idle_are_closed_then(hubs: int) -> None:
+    """A handler in `glb.idle` reads the end of the stream; one that works goes on."""
+    may_go_on = threading.Event()
+    working = []
+
+    def handle(sock: Any, _peer: Any) -> None:
+        while True:
+            with glb.idle(sock):
+                line = sock.recv(100)
+            if not line:
+                sock.sendall(b"bye")
+                return
+            if line == b"work":
+                working.append(True)
+                while not may_go_on.is_set():
+                    gevent.sleep(0.001)
+            sock.sendall(line)
+
+    server = StreamServer(LOCAL, handle, clones=2, hubs=hubs)
+    server.start()
+    idle, busy = connect(server.address), connect(server.address)
+    idle.sendall(b"a")
+    assert idle.recv(10) == b"a"
+    busy.sendall(b"work")
+    wait_until(lambda: bool(working))
+    draining = gevent.spawn(server.drain, 10)
+    assert receive_all(idle) == b"bye"
+    may_go_on.set()
+    assert receive_all(busy) == b"workbye"
+    # The second was idle again before it was closed.
+    assert counts(draining.get()) == (0, 2, 0)
+    close_all([idle, busy])
+
+
+def test_streams_without_spread_are_left_to_finish() -> None:
+    """A stream in flight is not closed, if nobody says so; its client ends it."""
+    server = StreamServer(LOCAL, lambda sock, _: sock.sendall(sock.recv(10)), clones=2)
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    draining = gevent.spawn(server.drain, 10)
+    wait_until(lambda: server.is_draining)
+    client.sendall(b"in time")
+    assert receive_all(client) == b"in time"
+    assert counts(draining.get()) == (1, 0, 0)
+    client.close()
+
+
+@on_one_and_two_hubs
+def test_spread_closes_long_lived_connections_one_after_another(hubs: int) -> None:
+    """Evenly over the window, in whatever order; nobody is killed."""
+    server = StreamServer(LOCAL, lambda sock, _: sock.recv(10), clones=4, hubs=hubs)
+    server.start()
+    clients = [connect(server.address) for _ in range(8)]
+    wait_until(lambda: server.active == 8)
+    began = gevent.get_hub().loop.now()
+    ends: list[float] = []
+
+    def watch(client: socket.socket) -> None:
+        assert client.recv(10) == b""
+        gevent.get_hub().loop.update_now()
+        ends.append(gevent.get_hub().loop.now() - began)
+
+    watchers = [gevent.spawn(watch, client) for client in clients]
+    report = server.drain(10, spread=0.8)
+    gevent.joinall(watchers, raise_error=True)
+    assert counts(report) == (0, 8, 0)
+    for place, end in enumerate(sorted(ends)):
+        assert end >= 0.1 * place - 0.01
+    assert report.seconds >= 0.6
+    close_all(clients)
+
+
+def test_spread_closes_upgraded_connections_of_http() -> None:
+    """A websocket is a stream; a reply that streams is not."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/ws":
+            write = start_response(
+                "101 Switching Protocols", [("Upgrade", "x"), ("Connection", "Upgrade")]
+            )
+            write(b"")
+            assert environ["wsgi.input"].rfile.read(1) == b""
+            return []
+        start_response("200 OK", [("Content-Length", "2")])
+        busy.set()
+        may_reply.wait()
+        return [b"ok"]
+
+    busy, may_reply = Event(), Event()
+    server = WSGIServer(LOCAL, application, clones=2, log=None)
+    server.start()
+    upgraded, streams = connect(server.address), connect(server.address)
+    upgraded.sendall(GET.replace(b"GET /", b"GET /ws"))
+    assert b"101 Switching" in upgraded.recv(1000)
+    streams.sendall(GET)
+    busy.wait()
+    draining = gevent.spawn(server.drain, 10, spread=0.1)
+    assert receive_all(upgraded) == b""
+    gevent.sleep(0.15)
+    may_reply.set()
+    assert receive_all(streams).endswith(b"ok")
+    assert counts(draining.get()) == (1, 1, 0)
+    close_all([upgraded, streams])
+
+
+# -- the address ------------------------------------------------------------------------------
+
+
+@on_one_and_two_hubs
+def test_who_was_let_in_by_the_kernel_is_served_first(hubs: int) -> None:
+    """The last server of an address empties the accept queue before it leaves."""
+    server = StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=2, hubs=hubs)
+    server.start()
+    server.stop_accepting()
+    clients = [connect(server.address) for _ in range(20)]
+    server.start_accepting()
+    report = server.drain(10)
+    assert [receive_all(client) for client in clients] == [b"ok"] * 20
+    assert report.killed == 0
+    close_all(clients)
+
+
+def test_without_linger_the_address_is_free_at_once() -> None:
+    """Who waits in the queue is reset then, as by any server that closes."""
+    server = StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=2)
+    server.start()
+    server.stop_accepting()
+    client = connect(server.address)
+    assert counts(server.drain(10, linger=0)) == (0, 0, 0)
+    assert is_refused(server.address)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    client.close()
+
+
+def test_linger_is_bounded_where_nobody_accepts() -> None:
+    """All paused by their owner: the queue is not emptied, and the drain ends all the same."""
+    server = StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=1)
+    server.start()
+    server.pause_clone(0)
+    client = connect(server.address)
+    assert server.drain(10, linger=0.05).seconds < 5
+    client.close()
+
+
+def test_a_unix_socket_lets_nobody_in_while_its_queue_is_emptied(tmp_path: Any) -> None:
+    """All who were let in are served, and the path is free."""
+    path = str(tmp_path / "socket")
+    server = StreamServer(f"unix:{path}", lambda sock, _: sock.sendall(b"ok"), clones=2)
+    server.start()
+    server.stop_accepting()
+    clients = [connect(path) for _ in range(5)]
+    server.start_accepting()
+    server.drain(10)
+    assert [receive_all(client) for client in clients] == [b"ok"] * 5
+    assert is_refused(path)
+    close_all(clients)
+
+
+@on_one_and_two_hubs
+def test_a_second_server_takes_over(hubs: int) -> None:
+    """On a shared address the queue is the next server's: nobody is lost, and it has all turns."""
+    first = StreamServer(
+        LOCAL, lambda sock, _: sock.sendall(b"1"), clones=2, hubs=hubs, reuse_port=True
+    )
+    first.start()
+    assert [ask(first.address) for _ in range(2)] == [b"1"] * 2
+    second = StreamServer(
+        first.address, lambda sock, _: sock.sendall(b"2"), clones=2, hubs=hubs, reuse_port=True
+    )
+    second.start()
+    first.stop_accepting()
+    second.stop_accepting()
+    clients = [connect(first.address) for _ in range(10)]
+    second.start_accepting()
+    first.drain(10)
+    assert [receive_all(client) for client in clients] == [b"2"] * 10
+    assert [ask(second.address) for _ in range(2)] == [b"2"] * 2
+    second.drain(10)
+    close_all(clients)
+
+
+# -- calls ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["timeout", "spread", "linger"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True])
+def test_bad_numbers_are_refused_and_it_goes_on_serving(name: str, value: Any) -> None:
+    """The error has the value in it, and nothing has changed."""
+    with StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=1) as server:
+        server.start()
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be .* got {value!r}"):
+            server.drain(**{name: value})
+        assert server.state is State.ACCEPTING and ask(server.address) == b"ok"
+
+
+def test_a_server_that_was_never_started_drains() -> None:
+    """There is nothing to do, with a socket or without."""
+    server = StreamServer(LOCAL, lambda *_: None)
+    assert counts(server.drain()) == (0, 0, 0)
+    server.init_socket()
+    assert counts(server.drain()) == (0, 0, 0)
+    assert server.state is State.STOPPED and glb.registry.entries() == []
+
+
+@on_one_and_two_hubs
+def test_a_drained_server_starts_again(hubs: int) -> None:
+    """As after a stop."""
+    server = StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=2, hubs=hubs)
+    for _ in range(3):
+        server.start()
+        assert ask(server.address) == b"ok"
+        assert server.drain(10).killed == 0
+
+
+def test_stop_drains_if_told() -> None:
+    """With gevent's stop_timeout, and the drain's report."""
+    application = Application()
+    with WSGIServer(LOCAL, application, clones=1, log=None) as server:
+        server.start()
+        client = connect(server.address)
+        request(client)
+        assert server.stop() is None  # gevent's: an idle connection is served on
+        assert request(client).endswith(b"ok")
+        client.close()
+        server.start()
+        client = connect(server.address)
+        request(client)
+        report = server.stop(drain=True)
+        assert counts(report) == (0, 1, 0)
+        assert client.recv(1) == b""
+        client.close()
+
+
+def test_two_drains_are_one() -> None:
+    """Who comes later waits for the same end, and gets the same report."""
+    holder = Holder()
+    server = StreamServer(LOCAL, holder, clones=1)
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    drains = [gevent.spawn(server.drain, 10) for _ in range(3)]
+    wait_until(lambda: server.is_draining)
+    holder.release()
+    first, *others = gevent.joinall(drains, raise_error=True)
+    assert counts(first.value) == (1, 0, 0)
+    assert all(other.value == first.value for other in others)
+    client.close()
+
+
+def test_serve_forever_returns_when_all_is_drained_and_not_before() -> None:
+    """And its own stop kills nobody, pool or not."""
+    may_reply = Event()
+
+    def handle(sock: Any, _peer: Any) -> None:
+        may_reply.wait()
+        sock.sendall(b"ok")
+
+    server = StreamServer(LOCAL, handle, clones=1, spawn=5)
+    serving = gevent.spawn(server.serve_forever, 0)
+    wait_until(lambda: server.started)
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    draining = gevent.spawn(server.drain, 10)
+    wait_until(lambda: server.is_draining)
+    gevent.sleep(0.01)
+    assert not serving.ready()
+    may_reply.set()
+    assert receive_all(client) == b"ok"
+    serving.get()
+    assert counts(draining.get()) == (1, 0, 0)
+    client.close()
+
+
+@on_one_and_two_hubs
+def test_a_stop_hastens_a_drain(hubs: int) -> None:
+    """A second signal does not want to wait."""
+    server = StreamServer(LOCAL, lambda *_: gevent.sleep(60), clones=2, hubs=hubs, spawn=5)
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    draining = gevent.spawn(server.drain)
+    wait_until(lambda: server.is_draining)
+    server.stop(0)
+    draining.get()
+    assert server.state is State.STOPPED and server.active == 0
+    assert client.recv(1) == b""
+    client.close()
+
+
+@pytest.mark.parametrize("spawn", ["default", gevent.spawn, 5])
+@on_one_and_two_hubs
+def test_a_handler_that_drains_its_own_server_does_not_wait_for_itself(
+    spawn: Any, hubs: int
+) -> None:
+    """A command to shut down is answered when all others are done."""
+
+    def handle(sock: Any, _peer: Any) -> None:
+        if sock.recv(1) == b"d":
+            report = server.drain(10)
+            sock.sendall(b"%d %d %d" % counts(report))
+        else:
+            sock.sendall(b"ok")
+
+    server = StreamServer(LOCAL, handle, clones=hubs, hubs=hubs, spawn=spawn)
+    server.start()
+    other = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    commands = [connect(server.address) for _ in range(hubs)]
+    commands[0].sendall(b"d")
+    wait_until(lambda: server.is_draining)
+    for client in (other, *commands[1:]):
+        client.sendall(b"x")
+        assert receive_all(client) == b"ok"
+    assert receive_all(commands[0]) == b"%d 0 0" % hubs
+    wait_until(lambda: server.active == 0)
+    close_all([other, *commands])
+
+
+def test_a_drain_from_another_thread() -> None:
+    """Any thread may drain, and waits for the handlers of the server's own hub."""
+    application = Application()
+    server = WSGIServer(LOCAL, application, clones=1, log=None)
+    server.start()
+    client, busy = connect(server.address), connect(server.address)
+    request(client)
+    busy.sendall(SLOW)
+    wait_until(lambda: application.begun == 2)
+    thread = HubThread("drains").start()
+    wait_for_report = run_there(thread.send, lambda: server.drain(10))
+    assert client.recv(1) == b""
+    application.may_reply.set()
+    assert receive_all(busy).endswith(b"ok")
+    assert counts(wait_for_report(None)) == (1, 1, 0)
+    thread.end()
+    assert thread.wait(10)
+    close_all([client, busy])
+
+
+def test_a_killed_drain_leaves_a_closed_server() -> None:
+    """Nothing is left half done: the server is stopped, and its handlers are left to finish."""
+    holder = Holder()
+    server = StreamServer(LOCAL, holder, clones=1)
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    draining = gevent.spawn(server.drain)
+    wait_until(lambda: server.is_draining)
+    draining.kill()
+    assert server.state is State.STOPPED and glb.registry.entries() == []
+    holder.release()
+    assert receive_all(client) == b"done"
+    client.close()
+
+
+def test_nothing_undoes_a_drain() -> None:
+    """Neither gevent's hook, nor room in a pool, nor the end of a pause."""
+    holder = Holder()
+    server = StreamServer(LOCAL, holder, clones=2, spawn=1)
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    draining = gevent.spawn(server.drain, 10)
+    wait_until(lambda: server.is_draining)
+    server.start_accepting()
+    server.resume_clone(0)
+    server._gate.accept_again()
+    assert server.state is State.DRAINING
+    holder.release()
+    assert counts(draining.get()) == (1, 0, 0)
+    client.close()
+
+
+def test_a_hub_that_is_blocked_is_told_of_and_left(caplog: pytest.LogCaptureFixture) -> None:
+    """As by stop: the deadline holds, though a thread can't be killed."""
+    may_end = threading.Event()
+    blocked = threading.Event()
+
+    def handle(_sock: Any, _peer: Any) -> None:
+        if glb.current_clone() == 1:
+            blocked.set()
+            may_end.wait()
+
+    server = StreamServer(LOCAL, handle, clones=2, hubs=2)
+    server.start()
+    clients = [connect(server.address) for _ in range(2)]
+    wait_until(blocked.is_set)
+    with caplog.at_level(logging.ERROR, "glb"):
+        server.drain(0.05)
+    assert any("is blocked" in record.getMessage() for record in caplog.records)
+    may_end.set()
+    wait_until(lambda: server.active == 0)
+    close_all(clients)
