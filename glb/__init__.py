@@ -16,6 +16,7 @@ exact turn. From the kernel upwards, each floor importing only from those below 
                handlers  connection              what an accepted connection costs
     state      registry -> turns -> ring         the only process-wide state
     kernel     sockets  hubs                     the only modules that open sockets, start threads
+               reserve  leaks                    a descriptor for when there is none, and why
     words      errors  address  balance  stats  clones  states  limits
 
 `bind` gives a `Listener`; `glb.server.StreamServer` and `glb.pywsgi.WSGIServer` take the

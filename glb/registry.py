@@ -35,6 +35,7 @@ from gevent.monkey import get_original
 
 from . import errors, sockets
 from .address import AF_UNIX, Address, Key, unmap
+from .reserve import Reserve
 from .stats import EntryStats
 from .turns import Turns
 
@@ -168,7 +169,8 @@ class Entry:
         # anywhere. So if it is, the number has to stay what it is until the loop looks away.
         self._left_to = {*foreign}
         if not self.outlives_us:
-            sockets.park(self.pristine)
+            with self.registry.reserve.lend():
+                sockets.park(self.pristine)
         for dispatcher in foreign:
             dispatcher.send(dispatcher.close)
 
@@ -200,6 +202,8 @@ class Registry:
 
     def __init__(self) -> None:
         self.lock: Any = _native_rlock()
+        #: A descriptor for when there is no other. Dispatchers acquire it.
+        self.reserve: Final = Reserve(self.lock)
         self._by_key: dict[Key, Entry] = {}
         self._entries: dict[Entry, None] = {}
 
@@ -380,6 +384,7 @@ class Registry:
                 if entry.key is not None and self._by_key.get(entry.key) is entry:
                     del self._by_key[entry.key]
                 entry.close_locked()
+        self.reserve.keep_thread_locked(thread)
 
     def __iter__(self) -> Iterator[Entry]:
         with self.lock:

@@ -9,7 +9,6 @@ may come back later, with its counts.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from .branch import KILL_SECONDS
 from .clones import Clone
 from .ending import FOREVER, Ending, InUse
 from .hubs import ask
-from .limits import check_places, check_seconds
+from .limits import check_count, check_places, check_seconds
 from .listener import Listener
 from .states import State
 from .stats import DrainReport, RollReport
@@ -123,10 +122,7 @@ class Rolling:
 
     def resize(self, clones: int, timeout: float | None) -> DrainReport:
         """See `glb.server.StreamServer.resize`."""
-        try:
-            clones = operator.index(clones)
-        except TypeError as error:
-            raise TypeError(f"clones must be a whole number, got {clones!r}") from error
+        check_count("clones", clones)
         check_seconds("timeout", timeout, may_be_zero=True)
         server = self.server
         check_places(clones, server.hubs)

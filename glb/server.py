@@ -44,11 +44,12 @@ from .balance import Policy
 from .branch import KILL_SECONDS, Branch, SharedBound
 from .clones import Clone, current_clone
 from .connection import Connection, say_goodbye, wait_for_data
-from .dispatcher import Dispatcher
+from .dispatcher import Dispatcher, count_connections
 from .ending import FOREVER, Ending
 from .gate import Gate
 from .handlers import HandlerPool, handlers_here
 from .hubs import ask
+from .leaks import Watermark
 from .limits import check_count, check_places, check_rate, check_seconds
 from .listener import Listener
 from .registry import REGISTRY, native_ident
@@ -211,6 +212,7 @@ class StreamServer(gevent.server.StreamServer):
     _turn: _Turn
     _loop: Any = None
     _replaced_spawn: Any = None
+    _watermark: Watermark
     #: A drain that goes on.
     _drain: _Drain | None = None
     #: Whether its clones or hubs were given to its constructor.
@@ -409,10 +411,12 @@ class StreamServer(gevent.server.StreamServer):
 
     def handle_by_clone(self) -> bool:
         """Have each clone handle with its own handler; tell whether all had a common one."""
-        if self.handler_factory is not None or self.handle == self._handle_by_clone:
+        # A closed server has what it had.
+        handle: Any = self.__dict__.get("handle", self._closed_handle)
+        if self.handler_factory is not None or handle == self._handle_by_clone:
             return False
         for acceptor in self._acceptors:
-            acceptor.handle = self.handle
+            acceptor.handle = handle
         self.handle = self._handle_by_clone
         self.choose_handle()
         return True
@@ -531,6 +535,7 @@ class StreamServer(gevent.server.StreamServer):
         self.address = listeners[0].address
         self._kind = (sock.family, sock.type, sock.proto)
         self._wishes = (self._policy, self.patience)
+        self._watermark = Watermark(sock.fileno(), functools.partial(count_connections, REGISTRY))
 
     def _first_listener(self) -> Listener:
         if self._handed_in is None and hasattr(self, "socket"):
@@ -751,7 +756,8 @@ class StreamServer(gevent.server.StreamServer):
             threads.append(standby.thread_of_its_own)
         for thread in threads:
             if thread.ident != native_ident() and not thread.wait(left()):
-                log.error("%s: the thread %r is blocked, and ends when it isn't", self, thread.name)
+                with REGISTRY.reserve.lend():  # for the log's file
+                    log.error("%s: thread %r is blocked, and ends when it isn't", self, thread.name)
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given
     # its handler can't start again. Ours can.
@@ -940,6 +946,8 @@ class StreamServer(gevent.server.StreamServer):
             if sock.timeout:
                 raise
             return None
+        if number >= self._watermark.level:
+            self._watermark.reached(self, number)
         family, kind, protocol = self._kind
         return Connection(family, kind, protocol, number), address
 
@@ -948,6 +956,8 @@ class StreamServer(gevent.server.StreamServer):
         turn = self._turn
         handed = turn.handed
         assert handed is not None, "only in a turn"
+        if handed.number >= self._watermark.level:
+            self._watermark.reached(self, handed.number)
         family, kind, protocol = self._kind
         connection = Connection(family, kind, protocol, handed.number)
         if handed.moves:

@@ -194,7 +194,7 @@ def idle(sock: Any) -> Iterator[None]:
     """
     clone = current_clone()
     waiting = None if clone is None else clone.server.waiting_here
-    if waiting is None:
+    if waiting is None or waiting.get(getcurrent()) is not None:  # or within another such block
         yield
         return
     waiting.enter(sock, has_served=sock in waiting.served)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import resource
 import socket as native_socket
 import struct
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -24,7 +26,11 @@ from gevent.exceptions import LoopExit
 
 import glb
 from glb.descriptor import Descriptor
+from glb.dispatcher import count_connections
 from glb.listener import Listener
+from glb.registry import REGISTRY
+from glb.server import StreamServer
+from glb.sockets import address_of
 
 from .helpers import (
     ask,
@@ -36,6 +42,7 @@ from .helpers import (
     turns,
     wait_until,
 )
+from .scarcity import scarcity
 
 ANY = ("127.0.0.1", 0)
 
@@ -786,6 +793,211 @@ def test_out_of_descriptors_for_two_seconds_costs_no_cpu_and_loses_nobody(
     assert replies == handle.order == turns(8, 20)
     assert 1 <= len(caplog.records) <= 3
     assert spent < 0.05 * 2
+
+
+def has_spare() -> bool:
+    return REGISTRY.reserve.is_there
+
+
+class OpensItsFile(logging.Handler):
+    """Opens its file for each record, as one that rotates files, or looks for a moved one."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.failures: list[OSError] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(record.getMessage() + "\n")
+        except OSError as error:
+            self.failures.append(error)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[OpensItsFile]:
+    handler = OpensItsFile(path)
+    log = logging.getLogger("glb")
+    log.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        log.removeHandler(handler)
+
+
+def test_out_of_descriptors_a_log_handler_can_open_its_file(tmp_path: Path) -> None:
+    """There is a spare one for that, and afterwards there is again."""
+    path = tmp_path / "log"
+    with clones(3) as listeners, logging_to(path) as handler, socket.socket() as client:
+        start_loops(listeners, Inline())
+        address = listeners[0].address
+        with scarcity():
+            client.connect(address)
+            wait_until(path.exists)
+            assert has_spare()
+        assert client.recv(10) == b"0"
+        (line,) = path.read_text().splitlines()
+        assert handler.failures == []
+        assert f"{address!r}" in line and "descriptors are open, mostly /dev/null (" in line
+
+
+def test_a_handler_that_leaks_descriptors_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """What it left open has a name and a number in the one line of the episode."""
+    leaked: list[int] = []
+
+    def leak(_conn: socket.socket, _peer: object) -> None:
+        for _ in range(0 if caplog.records else 30):
+            try:
+                leaked.append(os.open("/dev/zero", os.O_RDONLY))
+            except OSError:
+                return
+
+    server = StreamServer(ANY, leak, clones=2)
+    server.start()
+    clients = [socket.socket() for _ in range(11)]
+    try:
+        with scarcity(free=300):
+            for client in clients:
+                client.connect(server.address)
+            wait_until(lambda: bool(caplog.records))
+            server.close()
+    finally:
+        close_all(clients)
+        server.stop()
+        wait_until(lambda: server.active == 0)
+        for number in leaked:
+            os.close(number)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "of them connections that handlers have; handlers may leak the others, mostly" in told
+    assert f"/dev/zero ({len(leaked)})" in told
+
+
+def test_connections_that_a_server_has_are_no_leak(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of another server of this process are counted, too: they aren't ours to suspect."""
+    release = Event()
+
+    def hold(_conn: socket.socket, _peer: object) -> None:
+        release.wait()
+
+    servers = [StreamServer(ANY, hold, clones=2) for _ in range(2)]
+    for server in servers:
+        server.start()
+    clients = [socket.socket() for _ in range(200)]
+    try:
+        with scarcity(free=150, taken=0):
+            for client in clients:
+                client.connect(servers[len(clients) % 2].address)
+            wait_until(lambda: bool(caplog.records))
+            count = count_connections(REGISTRY)
+        assert count == 150
+        assert f"{count} of them connections that handlers have" in caplog.text
+    finally:
+        release.set()
+        close_all(clients)
+        for server in servers:
+            server.stop()
+
+
+def test_a_server_that_is_about_to_end_is_counted_too() -> None:
+    """By its handler greenlets, as long as another server is open on their hub."""
+    release = Event()
+
+    def hold(_conn: socket.socket, _peer: object) -> None:
+        release.wait()
+
+    assert count_connections(REGISTRY) is None
+    ending, other = (StreamServer(ANY, hold, clones=2) for _ in range(2))
+    ending.start()
+    other.start()
+    clients = [connect(ending.address) for _ in range(3)]
+    wait_until(lambda: count_connections(REGISTRY) == ending.active == 3)
+    for index in range(2):
+        ending.pause_clone(index)
+    assert count_connections(REGISTRY) == 3
+    ending.close()
+    assert count_connections(REGISTRY) == 3
+    release.set()
+    wait_until(lambda: count_connections(REGISTRY) == 0)
+    other.stop()
+    close_all(clients)
+    assert count_connections(REGISTRY) is None
+
+
+def test_twenty_times_out_of_descriptors_are_twenty_lines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Each episode has its line, in the file as well, and each client is served after it."""
+    now = [100.0]
+    monkeypatch.setattr("glb.dispatcher.monotonic", lambda: now[0])
+    handle = Inline()
+    path = tmp_path / "log"
+    with clones(3) as listeners, logging_to(path) as handler:
+        start_loops(listeners, handle)
+        with scarcity(free=1) as hoard:
+            for count in range(20):
+                with socket.socket() as client:
+                    client.connect(listeners[0].address)
+                    wait_until(lambda: any(each.is_paused for each in dispatchers(listeners[0])))
+                    hoard.give_back(1)
+                    assert client.recv(10) == b"%d" % (count % 3)
+                assert len(caplog.records) == count + 1
+                let_hub_turn()
+                hoard.fill()
+                hoard.give_back(1)
+                now[0] += 10
+        assert handler.failures == []
+    assert len(path.read_text().splitlines()) == 20
+    assert handle.order == turns(3, 20)
+
+
+def test_out_of_descriptors_the_last_clone_is_closed_in_good_order() -> None:
+    """Another hub watches the descriptor: its number is kept until that has looked away.
+
+    Otherwise the next file that gets the number is watched in its place; see `sockets.park`.
+    """
+    listener = glb.bind_load_balanced(ANY)
+    number = listener.entry.pristine.fileno()
+    watching, go_on = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        greenlet = gevent.spawn(listener.accept)
+        let_hub_turn()
+        watching.set()
+        go_on.wait()  # natively: this hub turns no more
+        with pytest.raises(OSError, match="closed"):
+            greenlet.get()
+        destroy_hub()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    assert watching.wait(10)
+    with scarcity():
+        listener.close()
+        parked = address_of(number)
+        assert parked is not None and parked.sockaddr == ("0.0.0.0", 0)
+    go_on.set()
+    wait_until(lambda: not thread.is_alive())
+
+
+def test_the_spare_lives_as_long_as_a_dispatcher() -> None:
+    """Who accepts nowhere has the descriptor for something else."""
+    with clones(2) as listeners:
+        assert not has_spare()
+        start_loops(listeners, Inline())
+        assert has_spare()
+    assert not has_spare()
+
+
+def test_the_spare_goes_with_the_last_of_several_hubs() -> None:
+    """Whichever way: by the end of a hub that was destroyed with its clone open, too."""
+    listener = served_in_a_thread_without_hub_now()
+    kept = glb.bind_load_balanced(ANY)
+    ask_then_stop(kept)
+    listener.close()
+    assert has_spare()
+    kept.close()
+    assert not has_spare()
 
 
 def test_a_client_that_resets_before_accept_does_no_harm() -> None:

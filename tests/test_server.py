@@ -1297,7 +1297,7 @@ def test_a_stop_during_a_pause_lasts() -> None:
             ask(server.address)
             server.stop_accepting()
             waiting = connect(server.address)
-            assert server._timer is None  # nothing is left that could end the stop
+            assert server._gate._timer is None  # nothing is left that could end the stop
             let_hub_turn()
             assert recorder.order == []
             server.start_accepting()
