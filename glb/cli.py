@@ -6,40 +6,37 @@ Wrong input gets one line on stderr, which starts with ``glb:``, and status 2.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
 import json
 import os
-import re
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 import click
 import gevent
+from gevent.event import Event
 
 from . import console
 from ._version import VERSION
 from .address import parse
 from .demo import run_gevent, run_glb
-from .handlers import HandlerPool
 from .program import Program, ProgramNotFoundError
 from .server import StreamServer
 from .sockets import bound_address
 from .stats import CloneStats
+from .target import POLL_SECONDS, Target, TargetError, Watcher
 
 __all__ = ["cli", "main"]
 
-# As gevent's own servers; a browser's idle connection holds the end up for so long.
-STOP_TIMEOUT_SECONDS: Final = 1
-
-#: Tried in turn when a target is a module alone: WSGI's name, and Flask's.
-DEFAULT_ATTRIBUTES: Final = ("application", "app")
+# A client that sends nothing has either gone or means harm. nginx gives 60 s for a request's head
+# and 75 s between two, gunicorn's workers 2 s.
+FIRST_BYTE_SECONDS: Final = 60
 
 POSITIVE: Final = click.IntRange(min=1)
+SECONDS: Final = click.FloatRange(min=0)
+ABOVE_ZERO: Final = click.FloatRange(min=0, min_open=True)
 FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
 
 
@@ -73,7 +70,7 @@ def _refusing(what: str = "") -> Iterator[None]:
     """Turn what glb and the kernel say of wrong input into a usage error."""
     try:
         yield
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, TargetError) as error:
         reason = getattr(error, "strerror", None) or error
         raise click.UsageError(f"{what}{reason}") from error
 
@@ -183,7 +180,41 @@ def run(
 @click.option("--certfile", type=FILE, help="Serve TLS with this certificate.")
 @click.option("--keyfile", type=FILE, help="The certificate's key.")
 @click.option(
-    "--max-connections", type=POSITIVE, help="Handlers at once; further clients wait in the kernel."
+    "--max-connections",
+    type=POSITIVE,
+    help="At once; further clients wait in the kernel. [default: three quarters of the descriptors"
+    " that the process may have]",
+)
+@click.option(
+    "--max-connections-per-clone", type=POSITIVE, help="A clone that is full is passed over."
+)
+@click.option("--accept-rate", type=ABOVE_ZERO, help="Connections a second.")
+@click.option(
+    "--handshake-timeout",
+    type=SECONDS,
+    default=10,
+    show_default=True,
+    help="Seconds for TLS's handshake; 0 is for ever.",
+)
+@click.option(
+    "--first-byte-timeout",
+    type=SECONDS,
+    help="Seconds that a client may be silent, before a request or within its head; 0 is for ever."
+    " [default: 60 for WSGI; for a stream, whose server may speak first, 0]",
+)
+@click.option(
+    "--drain-timeout",
+    type=SECONDS,
+    default=30,
+    show_default=True,
+    help="Seconds that handlers in flight have after SIGINT or SIGTERM; a second one ends them.",
+)
+@click.option(
+    "--reload",
+    "is_watched",
+    is_flag=True,
+    help="Import TARGET afresh, and roll it in, when its source changes; SIGHUP does so at any"
+    " time.",
 )
 def serve(
     target: str | None,
@@ -195,35 +226,65 @@ def serve(
     certfile: str | None,
     keyfile: str | None,
     max_connections: int | None,
+    max_connections_per_clone: int | None,
+    accept_rate: float | None,
+    handshake_timeout: float,
+    first_byte_timeout: float | None,
+    drain_timeout: float,
+    is_watched: bool,
 ) -> None:
-    """Serve TARGET until SIGINT or SIGTERM.
+    """Serve TARGET until SIGINT or SIGTERM, and finish what is in flight.
 
     TARGET is module:callable, found from the current directory on: a WSGI application, or a
     handler of (socket, address). Without it, a page tells which clone answers.
     """
     with _refusing():
         address = parse(where)
+    loaded = None
     if target is not None:
         # Before ssl and what needs it: a program that patches modules is to come first.
-        handle = _load(target)
-        if is_wsgi is None:
-            is_wsgi = _is_wsgi(handle, target)
-    elif is_wsgi is False:
-        raise click.UsageError("--stream needs a TARGET")
+        with _refusing():
+            loaded = Target(target, is_wsgi)
+            handle, is_wsgi = loaded.load(), loaded.is_wsgi
+    elif is_wsgi is False or is_watched:
+        raise click.UsageError(f"{'--reload' if is_watched else '--stream'} needs a TARGET")
     else:
         handle, is_wsgi, target = _page, True, "the built-in page"
     tls = _tls(certfile, keyfile)
-    # A pool even if it has no bound: `stop` waits for the handlers in it. It does so anyhow
-    # with several hubs.
-    spawn = HandlerPool(max_connections) if hubs == 1 else max_connections or "default"
+    if first_byte_timeout is None:
+        first_byte_timeout = FIRST_BYTE_SECONDS if is_wsgi else 0
     with _refusing():
-        options = {"backlog": backlog, "spawn": spawn, "clones": clones, "hubs": hubs, **tls}
-        server = _make_server(is_wsgi, address, handle, **options)
+        server = _make_server(
+            is_wsgi,
+            address,
+            handle,
+            backlog=backlog,
+            clones=clones,
+            hubs=hubs,
+            max_connections=max_connections or _most_connections(),
+            max_connections_per_clone=max_connections_per_clone,
+            accept_rate=accept_rate,
+            handshake_timeout=handshake_timeout or None,
+            first_byte_timeout=first_byte_timeout or None,
+            **tls,
+        )
         server.start()
     some = _count(server.clones, "clone")
     if hubs > 1:
         some += f" on {_count(hubs, 'hub')}"
-    _run(server, f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}")
+    reloads = None if loaded is None else _Reloads(server, loaded, is_watched)
+    title = f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}"
+    _run(server, reloads, title, drain_timeout)
+
+
+def _most_connections() -> int | None:
+    """Return how many connections leave room for what else a program opens; ``None`` is any."""
+    try:
+        import resource  # noqa: PLC0415  # Windows has none
+    except ImportError:
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if most == resource.RLIM_INFINITY else max(1, most * 3 // 4)
 
 
 def _count(number: int, what: str) -> str:
@@ -249,22 +310,107 @@ def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:
     return f"{scheme}://{bound}"
 
 
-def _run(server: StreamServer, title: str) -> NoReturn:
+def _run(
+    server: StreamServer, reloads: _Reloads | None, title: str, drain_timeout: float
+) -> NoReturn:
     """Serve until a signal, status 0, or until the server has closed itself, status 1."""
     signals: list[int] = []
 
     def end(number: int) -> None:
         signals.append(number)
-        # Who asks twice doesn't want to wait.
-        server.stop(STOP_TIMEOUT_SECONDS if len(signals) == 1 else 0)
+        if len(signals) > 1:
+            server.stop(0)  # who asks twice doesn't want to wait
+            return
+        if server.active:
+            some = _count(server.active, "connection")
+            console.tell("draining %s, for %g s at most; again to end at once", some, drain_timeout)
+        server.drain(drain_timeout)
 
     # Before the first line, whose reader may send a signal, and until the process is gone:
     # a second one must not turn a clean end into a kill.
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, end, number)
-    with console.shown(server, title, console.make_console()):
-        server.serve_forever(STOP_TIMEOUT_SECONDS)
+    if hasattr(signal, "SIGHUP"):
+        gevent.signal_handler(signal.SIGHUP, _on_hangup, _terminal(), reloads)
+    with console.shown(server, title, console.make_console()), reloads or contextlib.nullcontext():
+        server.serve_forever()
     click.get_current_context().exit(0 if signals else 1)
+
+
+def _terminal() -> int | None:
+    """Return the descriptor of the terminal that is written to, if it is one."""
+    with contextlib.suppress(OSError, ValueError):  # stdout may be closed, or no file
+        descriptor = sys.stdout.fileno()
+        if os.isatty(descriptor):
+            return descriptor
+    return None
+
+
+def _on_hangup(terminal: int | None, reloads: _Reloads | None) -> None:
+    if terminal is not None and not os.isatty(terminal):
+        # Its window was closed: the signal has its first meaning. A server that is to outlive its
+        # terminal doesn't write to it.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGHUP)
+    elif reloads is None:
+        console.tell("nothing to reload: there is no TARGET")
+    else:
+        reloads.ask()
+
+
+class _Reloads:
+    """Rolls the newest state of *target* into *server* whenever it is asked to.
+
+    One reload at a time: however often it is asked during one, there is one more after it.
+    As a context it is at work; with *is_watched* it asks itself when the source changes.
+    """
+
+    def __init__(self, server: StreamServer, target: Target, is_watched: bool = False) -> None:
+        self._server = server
+        self._target = target
+        self._watcher = Watcher(target.files, self.ask, POLL_SECONDS)
+        self._watcher.note()  # a change is one of what was just loaded
+        self._is_watched = is_watched
+        self._asked = Event()
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+
+    def ask(self) -> None:
+        """Have a reload begin, or one more after the one that is under way."""
+        self._asked.set()
+
+    def __enter__(self) -> None:
+        self._greenlet = gevent.spawn(self._run)
+        if self._is_watched:
+            self._watcher.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._watcher.stop()
+        if self._greenlet is not None:
+            self._greenlet.kill()
+
+    def _run(self) -> None:
+        while True:
+            self._asked.wait()
+            self._asked.clear()
+            self._reload()
+
+    def _reload(self) -> None:
+        name = self._target.name
+        try:
+            try:
+                handle = self._target.reload()
+            finally:
+                # The files that came with it, before anybody is told, and repairs one.
+                self._watcher.note()
+            # Nobody is waited for, and nobody's connection is ended: an old handler may go on
+            # as long as its client stays, and must not hold up the next reload.
+            report = self._server.roll(handle, wait=False)
+        except Exception as error:  # whatever it is, the old one serves, and may be asked again
+            reason = error if isinstance(error, TargetError) else f"{type(error).__name__}: {error}"
+            line = _one_line(f"can't reload {name!r}: {reason}")
+            console.tell("%s; the old one goes on serving", line)
+        else:
+            console.tell("reloaded %r (%s)", name, _count(len(report.clones), "clone"))
 
 
 def _tls(certfile: str | None, keyfile: str | None) -> dict[str, Any]:
@@ -281,69 +427,12 @@ def _tls(certfile: str | None, keyfile: str | None) -> dict[str, Any]:
     return {"ssl_context": context}
 
 
-# -- the target ---------------------------------------------------------------------------------
-
-
-def _load(target: str) -> Callable[..., Any]:
-    """Return the callable that *target* names, ``module:callable`` or ``module``."""
-    module_name, colon, path = target.partition(":")
-    if not module_name or (colon and not path):
-        raise click.UsageError(f"target must be module:callable, got {target!r}")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise click.UsageError(f"can't import {module_name!r}: {_reason(error)}") from error
-    if not colon:
-        path = next((name for name in DEFAULT_ATTRIBUTES if hasattr(found, name)), "")
-        if not path:
-            names = " or ".join(DEFAULT_ATTRIBUTES)
-            raise click.UsageError(f"target must be module:callable; {target!r} has no {names}")
-    for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError as error:
-            raise click.UsageError(f"there is no {path!r} in module {module_name!r}") from error
-    if not callable(found):
-        raise click.UsageError(f"target must be callable, got {target!r}: {found!r}")
-    return found  # type: ignore[no-any-return]  # callable() says so
-
-
-def _reason(error: BaseException) -> str:
-    """Return the last line of *error*'s traceback, and where in the program it was raised."""
-    text = f"{type(error).__name__}: {error}"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    # A module that isn't there is importlib's finding, and a syntax error has its own place.
-    is_placed = last.filename.startswith("<") or last.filename == importlib.__file__
-    return text if is_placed else f"{text} (at {last.filename}:{last.lineno})"
-
-
-# What the two arguments are called, or annotated with, in each kind.
-WSGI_WORDS: Final = re.compile(r"\benv|environ|start_?resp|wsgi", re.IGNORECASE)
-STREAM_WORDS: Final = re.compile(r"sock|conn|client|stream|addr|peer", re.IGNORECASE)
-
-
-def _is_wsgi(handle: Callable[..., Any], target: str) -> bool:
-    """Tell a WSGI application from a stream handler by its first two parameters."""
-    try:
-        parameters = [*inspect.signature(handle).parameters.values()][:2]
-    except (TypeError, ValueError):  # of some builtins nothing is known
-        parameters = []
-    text = " ".join(f"{each.name}: {each.annotation}" for each in parameters)
-    is_wsgi, is_stream = (words.search(text) is not None for words in (WSGI_WORDS, STREAM_WORDS))
-    if is_wsgi == is_stream:
-        raise click.UsageError(
-            f"can't tell what {target!r} is by its arguments: give --wsgi or --stream"
-        )
-    return is_wsgi
-
-
 def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """Tell which clone answers, and what all of them have done."""
     clone = environ["glb.clone"]
     lines = [f"Clone {clone} answers, one of {clone.server.clones}.", ""]
     for row in (CloneStats._fields, *clone.server.clone_stats()):
-        lines.append("".join(f"{cell!s:>11}" for cell in (*row[:5], row[-1])))
+        lines.append("".join(f"{cell!s:>11}" for cell in (*row[:5], row[6])))
     body = "\n".join([*lines, ""]).encode()
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),

@@ -22,7 +22,7 @@ from rich.text import Text
 from .demo import Outcome
 from .server import StreamServer
 
-__all__ = ["STDERR", "is_live", "make_console", "outcomes", "progress", "shown"]
+__all__ = ["STDERR", "is_live", "make_console", "outcomes", "progress", "shown", "tell"]
 
 log: Final = logging.getLogger("glb")
 
@@ -78,8 +78,7 @@ def _clones(server: StreamServer, title: str) -> Table:
     for name in names if server.hubs == 1 else [*names, "hub"]:
         table.add_column(name, justify="right")
     for stats in server.clone_stats():
-        *counts, is_ready, hub = stats
-        cells = [*map(str, counts), "yes" if is_ready else "no", str(hub)]
+        cells = [*map(str, stats[:5]), "yes" if stats.ready else "no", str(stats.hub)]
         table.add_row(*cells[: len(table.columns)])
     return table
 
@@ -93,6 +92,7 @@ def shown(server: StreamServer, title: str, console: Console) -> Iterator[None]:
     # own business.
     log.addHandler(handler)
     log.propagate, propagate = False, log.propagate
+    log.disabled, disabled = False, log.disabled  # see `tell`
     log.setLevel(logging.INFO)
     try:
         with _live(server, title, console) if is_live(console) else _logged(server, title):
@@ -100,7 +100,15 @@ def shown(server: StreamServer, title: str, console: Console) -> Iterator[None]:
     finally:
         log.setLevel(logging.NOTSET)
         log.propagate = propagate
+        log.disabled = disabled
         log.removeHandler(handler)
+
+
+def tell(text: str, *args: object) -> None:
+    """Put a line in the log: on stderr while a server is shown, above its table."""
+    # A program that configures logging disables, by default, each logger that is there before.
+    log.disabled = False
+    log.info(text, *args)
 
 
 @contextlib.contextmanager

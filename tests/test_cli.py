@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.client
 import json
 import os
@@ -16,20 +15,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 from click.testing import CliRunner
+from gevent.event import Event
 
 import glb.cli
+import glb.console
 import glb.demo
 from glb.demo import Outcome
+from glb.target import TargetError
 
 from .helpers import (
     Holder,
     ask,
     close_all,
+    comes_true,
     connect,
     http_get,
     is_refused,
@@ -123,6 +127,18 @@ class Served:
         self.scheme, place = found.groups()
         host, _, port = place.rpartition(":")
         self.address: Any = place if self.scheme == "unix" else (host.strip("[]"), int(port))
+
+    def read_line(self, part: str) -> str:
+        """Return the next line on stderr, in which *part* is."""
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        assert part in line, line or self.process.poll()
+        return line
+
+    def hang_up(self, part: str) -> str:
+        """Send SIGHUP, and return the line that it makes, with *part* in it."""
+        self.process.send_signal(signal.SIGHUP)
+        return self.read_line(part)
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Send a signal, and return the status and the rest of stderr."""
@@ -341,11 +357,299 @@ def test_handler_in_flight_may_finish(folder: pathlib.Path) -> None:
 
 def test_handler_without_end_is_ended(folder: pathlib.Path) -> None:
     """A handler that doesn't finish can't keep the process alive, and is no failure of it."""
-    with serving("program:hold", cwd=folder) as served, connect(served.address) as client:
+    options = ("--drain-timeout", "0.1")
+    with serving("program:hold", *options, cwd=folder) as served:
+        client = connect(served.address)
         assert client.recv(5) == b"held "
         status, err = served.end()
+        client.close()
+    assert status == 0
+    assert "draining 1 connection, for 0.1 s at most" in err
+    assert "Traceback" not in err
+
+
+def test_a_second_signal_ends_it_at_once(folder: pathlib.Path) -> None:
+    """Whatever the handlers do."""
+    with serving("program:hold", "--drain-timeout", "1000", cwd=folder) as served:
+        client = connect(served.address)
+        assert client.recv(5) == b"held "
+        served.process.send_signal(signal.SIGTERM)
+        served.read_line("draining 1 connection")
+        status, err = served.end(signal.SIGINT)
+        client.close()
     assert status == 0
     assert "Traceback" not in err
+
+
+def test_idle_connections_are_closed_at_the_end(folder: pathlib.Path) -> None:
+    """A browser's kept-alive connection doesn't hold the end up."""
+    with serving("program:application", cwd=folder) as served:
+        client = connect(served.address)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        status, _ = served.end()
+        assert client.recv(1000) == b""
+        client.close()
+    assert status == 0
+
+
+def test_silent_clients_are_let_go(folder: pathlib.Path) -> None:
+    """Of HTTP, before a request; a stream's if it is said so."""
+    options = ("--first-byte-timeout", "0.2")
+    for target in ("program:application", "program:handle"):
+        with serving(target, *options, cwd=folder) as served:
+            client = connect(served.address)
+            assert client.recv(1000) == b""
+            client.close()
+
+
+def test_limits_are_the_servers(folder: pathlib.Path) -> None:
+    """What is beyond waits in the kernel."""
+    options = ("--max-connections-per-clone", "1", "--clones", "2", "--accept-rate", "1000")
+    with serving("program:hold", *options, cwd=folder) as served:
+        clients = [connect(served.address) for _ in range(3)]
+        assert [client.recv(5) for client in clients[:2]] == [b"held "] * 2
+        clients[0].sendall(b"x")
+        assert receive_all(clients[0]).startswith(b"most ")
+        assert clients[2].recv(5) == b"held "
+        close_all(clients)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-connections", "0"),
+        ("--max-connections-per-clone", "-1"),
+        ("--accept-rate", "0"),
+        ("--handshake-timeout", "-1"),
+        ("--first-byte-timeout", "x"),
+        ("--drain-timeout", "-0.5"),
+    ],
+)
+def test_bad_limits_are_usage_errors(option: str, value: str, folder: pathlib.Path) -> None:
+    """One line, with the value in it."""
+    status, _, err = run("serve", "program:handle", option, value, cwd=folder)
+    assert status == 2
+    assert err.count("\n") == 1 and err.startswith("glb: ")
+    assert option in err and value in err
+
+
+# -- reloads ------------------------------------------------------------------------------------
+
+
+def write_version(folder: pathlib.Path, version: str, before: str = "") -> None:
+    """Write a program, and a package for it: its replies are *version*, at either end."""
+    (folder / "package").mkdir(exist_ok=True)
+    (folder / "package" / "words.py").write_text(f"version = {version.encode()!r}\n")
+    (folder / "versions.py").write_text(
+        f"""{before}
+from package.words import version
+
+def handle(sock, peer):
+    sock.sendall(version)
+
+def hold(sock, peer):
+    sock.sendall(version)
+    sock.recv(1)
+    sock.sendall(b" to the end " + version)
+
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [version]
+"""
+    )
+
+
+@pytest.mark.parametrize("hubs", ["1", "2"])
+def test_hangup_rolls_the_new_source_in(hubs: str, folder: pathlib.Path) -> None:
+    """All clones serve the new source from then on; the address was never free."""
+    write_version(folder, "old")
+    with serving("versions:handle", "--hubs", hubs, cwd=folder) as served:
+        assert ask(served.address) == b"old"
+        for version in ("new", "now"):  # of one size, and likely of one second
+            write_version(folder, version)
+            assert served.hang_up("reload") == "glb: reloaded 'versions:handle' (4 clones)\n"
+            assert [ask(served.address) for _ in range(8)] == [version.encode()] * 8
+        status, err = served.end()
+    assert (status, err.count("\n")) == (0, 1)
+    assert err.startswith("glb: stopped after 17 connections, 0 failed; by clone: ")
+
+
+def test_hangup_reloads_an_application(folder: pathlib.Path) -> None:
+    """WSGI as well, also for a client that keeps its connection."""
+    write_version(folder, "old")
+    with serving("versions", cwd=folder) as served:
+        host, port = served.address
+        client = http.client.HTTPConnection(host, port, timeout=10)
+        with contextlib.closing(client):
+            for version in ("old", "new"):
+                write_version(folder, version)
+                if version == "new":
+                    served.hang_up("glb: reloaded 'versions' (4 clones)\n")
+                client.request("GET", "/")
+                assert client.getresponse().read() == version.encode()
+                served.read_line('"GET / HTTP/1.1" 200')
+
+
+def test_old_handlers_finish_in_the_old_source(folder: pathlib.Path) -> None:
+    """Who is in flight keeps the handler that began, with its globals, over several reloads."""
+    write_version(folder, "one")
+    with serving("versions:hold", cwd=folder) as served:
+        clients = []
+        for version in ("two", "three", "four"):
+            clients.append(connect(served.address))
+            assert clients[-1].recv(5) in {b"one", b"two", b"three"}
+            write_version(folder, version)
+            served.hang_up("glb: reloaded ")
+        for client in clients:
+            client.sendall(b"x")
+        ends = [b" to the end one", b" to the end two", b" to the end three"]
+        assert [receive_all(client) for client in clients] == ends
+        close_all(clients)
+
+
+def test_reload_that_fails_leaves_the_old_one_serving(folder: pathlib.Path) -> None:
+    """What is wrong is told in one line, where it is; once it is right it is served."""
+    write_version(folder, "old")
+    with serving("versions:handle", cwd=folder) as served:
+        for broken, reason in (
+            ("fail(", "SyntaxError: "),
+            ("raise RuntimeError('no\\nluck')", "RuntimeError: no luck (at "),
+            ("raise SystemExit", "SystemExit: "),
+            ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ):
+            write_version(folder, "bad", before=broken)
+            line = served.hang_up(f"glb: can't reload 'versions:handle': {reason}")
+            assert line.endswith("versions.py:1); the old one goes on serving\n")
+            assert [ask(served.address) for _ in range(4)] == [b"old"] * 4
+        write_version(folder, "new")
+        served.hang_up("glb: reloaded ")
+        assert ask(served.address) == b"new"
+        assert served.end()[0] == 0
+
+
+def save(path: pathlib.Path, text: str) -> None:
+    """Write a file in one step: half of it, seen by who looks a hundred times a second, is one."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def test_saved_source_is_rolled_in(folder: pathlib.Path) -> None:
+    """With --reload nobody need send a signal, not even after a mistake."""
+    write_version(folder, "old")
+    code = "import glb.cli, glb.__main__ as m; glb.cli.POLL_SECONDS = 0.01; m.main()"
+    command = ("-c", code)
+    with serving("versions:handle", "--reload", cwd=folder, command=command) as served:
+        save(folder / "package" / "words.py", "version = b'new'")
+        served.read_line("glb: reloaded ")
+        assert ask(served.address) == b"new"
+        save(
+            folder / "versions.py",
+            "from newcomer import reply\ndef handle(sock, peer): sock.sendall(reply)",
+        )
+        served.read_line("No module named 'newcomer' (at ")
+        save(folder / "newcomer.py", "fail(")
+        served.read_line("SyntaxError: ")
+        assert ask(served.address) == b"new"
+        save(folder / "newcomer.py", "reply = b'repaired'")
+        served.read_line("glb: reloaded ")
+        assert ask(served.address) == b"repaired"
+        served.hang_up("glb: reloaded ")
+        status, err = served.end()
+    assert (status, err.count("\n")) == (0, 1)
+
+
+def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Path) -> None:
+    """``dictConfig`` disables all loggers that it doesn't know; glb's lines are for an operator."""
+    configure = "import logging.config; logging.config.dictConfig({'version': 1})"
+    write_version(folder, "old", before=configure)
+    with serving("versions:handle", cwd=folder) as served:
+        served.hang_up("glb: reloaded ")
+        assert served.end() == (
+            0,
+            "glb: stopped after 0 connections, 0 failed; by clone: 0 0 0 0\n",
+        )
+
+
+def test_hangup_without_a_target_is_told_and_ends_nothing(folder: pathlib.Path) -> None:
+    """There is nothing to reload, and an operator's mistake is not the end of a server."""
+    with serving("--clones", "1", cwd=folder) as served:
+        assert served.hang_up("reload") == "glb: nothing to reload: there is no TARGET\n"
+        assert http_get(served.address).startswith(b"Clone 0 answers")
+
+
+class Reloaded:
+    """A server and a target in one, which does what it is told when it is asked to reload."""
+
+    name = "app:handle"
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+        self.answers: list[object] = []
+        self.may_roll = Event()
+        self.may_roll.set()
+        self.reloads = glb.cli._Reloads(self, self)  # type: ignore[arg-type]  # it has what is used
+
+    def files(self) -> set[str]:
+        return set()
+
+    def reload(self) -> object:
+        answer = self.answers.pop(0)
+        self.seen.append(answer)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def roll(self, handle: object, *, wait: bool) -> object:
+        assert wait is False
+        self.may_roll.wait()
+        self.seen.append(f"{handle} rolled")
+        if handle == "unlucky":
+            raise OSError("no luck")
+        return SimpleNamespace(clones=(None,) * 2)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that are put in the log."""
+    lines: list[str] = []
+    monkeypatch.setattr(glb.console, "tell", lambda text, *args: lines.append(text % args))
+    return lines
+
+
+def test_reloads_come_one_after_another(told: list[str]) -> None:
+    """However often it is asked during a reload, there is one more after it."""
+    both = Reloaded()
+    both.answers = ["first", "second", "third"]
+    both.may_roll.clear()
+    with both.reloads:
+        both.reloads.ask()
+        assert comes_true(lambda: both.seen == ["first"])
+        for _ in range(3):
+            both.reloads.ask()
+            gevent.sleep(0)
+        assert both.seen == ["first"]
+        both.may_roll.set()
+        assert comes_true(lambda: len(told) == 2)
+        gevent.sleep(0)
+    assert both.seen == ["first", "first rolled", "second", "second rolled"]
+    assert told == ["reloaded 'app:handle' (2 clones)"] * 2
+
+
+def test_reload_that_fails_is_told_and_not_the_last(told: list[str]) -> None:
+    """Whatever comes of one, the next may be asked for."""
+    both = Reloaded()
+    both.answers = [TargetError("bad\nsource"), "unlucky", "lucky"]
+    with both.reloads:
+        for count in (1, 2, 3):
+            both.reloads.ask()
+            assert comes_true(lambda expected=count: len(told) == expected)  # type: ignore[misc]  # bound now
+    assert told == [
+        "can't reload 'app:handle': bad source; the old one goes on serving",
+        "can't reload 'app:handle': OSError: no luck; the old one goes on serving",
+        "reloaded 'app:handle' (2 clones)",
+    ]
 
 
 # -- in a terminal ------------------------------------------------------------------------------
@@ -395,6 +699,46 @@ def test_table_of_clones_is_live_in_a_terminal(folder: pathlib.Path) -> None:
     assert "Traceback" not in shown
 
 
+def test_reload_is_told_above_the_table(folder: pathlib.Path) -> None:
+    """A line of its own, with the live table below it again."""
+    write_version(folder, "old")
+    with in_terminal("serve", "versions:handle", "--bind", ":0", cwd=folder) as (process, read):
+        port = read(r"serving versions:handle on tcp://[\d.]+:\d+").rpartition(":")[2]
+        read(r"│ +yes │")
+        write_version(folder, "new")
+        process.send_signal(signal.SIGHUP)
+        read(
+            r"\nglb: reloaded 'versions:handle' \(4 clones\) *\r?\n|"
+            r"\x1b\[2K(\x1b\[1A\x1b\[2K)*glb: reloaded 'versions:handle' \(4 clones\) *\r?\n"
+        )
+        read(r"serving versions:handle.*│ +yes │")
+        assert ask(("127.0.0.1", int(port))) == b"new"
+        process.send_signal(signal.SIGINT)
+        read(r".*ended.*\x1b\[\?25h")
+        assert process.wait() == 0
+
+
+def test_closed_terminal_ends_it(folder: pathlib.Path) -> None:
+    """The same signal means what it always meant: nobody is there any more."""
+    ours, theirs = pty.openpty()
+    try:
+        terminal = {"stdin": theirs, "stdout": theirs, "start_new_session": True}
+        args = ("serve", "program:handle", "--bind", "127.0.0.1:0")
+        with child("-m", "glb", *args, cwd=folder, **terminal) as process:
+            os.close(theirs)
+            theirs = -1
+            seen = b""
+            while b"serving" not in seen:
+                seen += os.read(ours, 65536)
+            os.close(ours)
+            ours = -1
+            process.send_signal(signal.SIGHUP)
+            assert process.wait() == -signal.SIGHUP
+    finally:
+        for descriptor in {ours, theirs} - {-1}:
+            os.close(descriptor)
+
+
 def test_progress_is_shown_in_a_terminal(folder: pathlib.Path) -> None:
     """While the demo runs there is a bar, and then the table."""
     with in_terminal("demo", "--connections", "100", cwd=folder) as (process, read):
@@ -430,6 +774,7 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
         (("--certfile", "no.pem", "--keyfile", "garbage.pem"), "'no.pem' does not exist"),
         (("--certfile", "garbage.pem", "--keyfile", "garbage.pem"), "can't load the certificate"),
         (("--stream",), "--stream needs a TARGET"),
+        (("--reload",), "--reload needs a TARGET"),
         (("no_such_module:app",), "can't import 'no_such_module': ModuleNotFoundError: "),
         (("program:nothing",), "there is no 'nothing' in module 'program'"),
         (("program:number",), "target must be callable, got 'program:number': 3"),
@@ -483,37 +828,6 @@ def test_missing_permission_is_one_line(folder: pathlib.Path) -> None:
 
 
 # -- words --------------------------------------------------------------------------------------
-
-
-class Application:
-    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
-        return []
-
-    def method(self, request: Any, client_address: Any) -> None: ...
-
-    def env_first(self, env: Any, start: Any) -> list[bytes]:
-        return []
-
-    def annotated(self, a: gevent.socket.socket, b: object) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("target", "is_wsgi"),
-    [
-        (Application(), True),
-        (functools.partial(Application()), True),
-        (Application().env_first, True),
-        (Application().method, False),
-        (Application().annotated, False),
-        (lambda conn, addr: (conn, addr), False),
-        (lambda s, address: (s, address), False),
-    ],
-)
-def test_kind_of_target_is_told_by_its_arguments(
-    target: Callable[..., object], is_wsgi: bool
-) -> None:
-    """Names and annotations of the two arguments tell WSGI from a stream."""
-    assert glb.cli._is_wsgi(target, "target") is is_wsgi
 
 
 def test_glb_alone_shows_help() -> None:
