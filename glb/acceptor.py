@@ -58,6 +58,7 @@ class Acceptor:
         "own",
         "promised",
         "server",
+        "spawned",
         "team",
     )
 
@@ -81,6 +82,8 @@ class Acceptor:
         self.accepted = self.begun = self.completed = self.failed = 0
         #: Handlers that have begun, or are certain to.
         self.charged = 0
+        #: Those of a ``spawn`` of the user's own, which may forget them: until they begin.
+        self.spawned = 0
         #: and these with the registry's lock held: connections on their way here, and such as
         #: were taken back from here.
         self.promised = self.given_up = 0
@@ -151,8 +154,6 @@ class Acceptor:
         if self.gate.bucket is not None:
             self.gate.bucket.take(monotonic())
         self._handle(args)
-        if self.is_out_of_reach and server.max_connections_per_clone is not None:
-            dispatcher.go_on_later()  # it counts when its handler has begun
         return Turn.TAKEN
 
     def has_room(self) -> bool:
@@ -171,7 +172,7 @@ class Acceptor:
 
     def _is_within_limit(self) -> bool:
         limit = self.server.max_connections_per_clone
-        return limit is None or self.load < limit
+        return limit is None or self.load + self.spawned < limit
 
     def _look_for_room(self) -> None:
         if self.own is State.FULL and self._is_within_limit():
@@ -327,6 +328,13 @@ class Acceptor:
                 strangers[greenlet] = outer_args
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
 
+    def serve_spawned(
+        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
+    ) -> object:
+        """`serve_anywhere` what was counted as `spawned`."""
+        self.spawned -= 1
+        return self.serve_anywhere(handle, close, args)
+
     def never_served(self, *, is_charged: bool) -> None:
         """A connection that was taken could not be given to a handler."""
         self.charged += not is_charged
@@ -337,7 +345,7 @@ class Acceptor:
     def forget(self) -> None:
         """What it is about to handle, or does, is the parent's: this process was forked."""
         self.begun = self.charged = self.completed + self.failed
-        self.accepted, self.given_up = self.begun, 0
+        self.accepted, self.given_up, self.spawned = self.begun, 0, 0
 
     def stats(self) -> CloneStats:
         return CloneStats(

@@ -287,7 +287,7 @@ class Dispatcher:
         if member.dispatcher is self and not turns.waiting:
             turn = member.take_turn()
             if member.is_out_of_reach:
-                self.go_on_later()
+                self._go_on_later()
             return turn
         if not member.has_room():
             return Turn.PASSED
@@ -302,11 +302,10 @@ class Dispatcher:
         if turns.hand(handed, self):
             self._take_up(handed)
             if handed.member.is_out_of_reach:
-                self.go_on_later()
+                self._go_on_later()
         return Turn.TAKEN
 
-    def go_on_later(self) -> None:
-        """Give the next turn when what was started until now has begun. In its hub."""
+    def _go_on_later(self) -> None:
         if not self._goes_on:
             self._goes_on = True
             self.hub.loop.run_callback(self._give_turns)

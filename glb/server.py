@@ -985,7 +985,13 @@ class StreamServer(gevent.server.StreamServer):
             if spawn is None:
                 acceptor.serve_anywhere(handle, close, args)
             elif spawn is not self._replaced_spawn:
-                spawn(acceptor.serve_anywhere, handle, close, args)
+                acceptor.spawned += 1
+                try:
+                    spawn(acceptor.serve_spawned, handle, close, args)
+                except BaseException:
+                    if acceptor.begun == begun:
+                        acceptor.spawned -= 1
+                    raise
             elif self.pool is not None and self.hubs == 1:
                 acceptor.charged += turn.acceptor is not None
                 self.pool.handle(serve, handle, close, args)
