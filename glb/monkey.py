@@ -93,7 +93,8 @@ def patch_all(
         late += _who_keeps(socket.socket)
         # Of a second time it tells nothing, even if somebody prevented the first.
         is_done = gevent.monkey.patch_all(**gevents) is not False
-        if not (is_done and (gevents or gevent.monkey.is_module_patched("socket"))):
+        is_wanted = gevents.get("socket", True)
+        if not is_done or (is_wanted and not gevent.monkey.is_module_patched("socket")):
             return False
     adopted.exclude(excluded)
     if sockets and not is_patched("sockets"):
