@@ -454,7 +454,7 @@ assert glb.monkey.patch_all() is False
 assert not glb.monkey.is_patched() and not gevent.monkey.is_module_patched("socket")
 gevent.events.subscribers.pop()
 before = gevent.server.StreamServer
-for arguments in ({}, {}, {"thread": False}, {"socket": True}):
+for arguments in ({}, {}, {"socket": True}):
     assert glb.monkey.patch_all(2, exclude=[":80"], **arguments) is False
     assert not glb.monkey.is_patched() and not gevent.monkey.is_module_patched("socket")
     assert gevent.server.StreamServer is before and not glb.adopted._excluded
