@@ -80,6 +80,10 @@ class LazySocket(GeventSocket):
         # gevent's would make the watchers to drop them.
         watchers = (self._reading, self._writing)
         self._reading = self._writing = None
+        if self.hub.loop is None:  # it was destroyed, and its watchers with it
+            if closefd:
+                self._sock.close()
+            return
         self.hub.cancel_waits_close_and_then(
             watchers, _reason, self._drop_ref_on_close if closefd else id, self._sock
         )
@@ -134,6 +138,8 @@ class Connection(LazySocket):
         sock = self._sock
         if self._io_refs > 0 or self._reading is not None or self._writing is not None:
             super().close()
+        elif sock and self.hub.loop is None:
+            sock.close()  # its hub was destroyed
         elif sock:
             # As gevent's, but for the steps that are for watchers.
             closed = ClosedSocket(sock.family, sock.type, sock.proto, sock.fileno(), "closed")

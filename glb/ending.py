@@ -120,7 +120,7 @@ class Closing:
         due = self._due.get(in_use.greenlet, began)
         wait = self._waiting.get(in_use.greenlet)
         if wait is not None:
-            if not wait.has_served:
+            if not wait[2]:  # it has served none yet
                 due = max(due, self._ending.first_request_until)
             return now >= due and self._waiting.tell(in_use.greenlet)
         if not self._ending.spread or now < due:

@@ -44,6 +44,8 @@ class Gate:
         self.is_limited = False
         #: How fast it may take connections, if there is a limit.
         self.bucket: Bucket | None = None
+        #: Whether connections of some of its clones are to end, when nothing is under way on them.
+        self.is_ending = False
         self._timer: Any = None
         # Counts the changes of state, so that a timer knows whether it still matters.
         self._episode = 0
@@ -120,6 +122,7 @@ class Gate:
 
     def _set_locked(self, state: State) -> None:
         self.state = state
+        self.is_ending = state is State.DRAINING or bool(self.server._rolling.leaving)
         self._episode += 1
 
     def _entered(self, home: Dispatcher, episode: int, delay: float | None) -> None:

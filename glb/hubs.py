@@ -278,13 +278,12 @@ class HubThread:
         except BaseException as error:
             if self._on_system_error is not None:
                 self._on_system_error(error)
-        if all(each.dead for each in left):
-            return
-        # Who refuses to die keeps a watcher, for which gevent's loop on libuv, which goes on as
-        # long as there is one, would never be destroyed. (Not otherwise: the one of the hub's
-        # thread pool is still needed to end that.)
+        # Who refuses to die keeps a watcher, and a Timeout that nobody has closed is one without
+        # anybody: gevent's loop on libuv goes on as long as there is one, and would never be
+        # destroyed. (The one of the hub's thread pool is still needed to end that.)
+        is_only_timers = all(each.dead for each in left)
         for watcher in [*getattr(self.hub.loop, "_keepaliveset", ())]:
-            if watcher.active:
+            if watcher.active and (not is_only_timers or type(watcher).__name__ == "timer"):
                 watcher.stop()
 
 

@@ -184,6 +184,7 @@ class Rolling:
             acceptor.enter(State.DRAINING)
             self._gone[acceptor.clone.index] = acceptor
             self.leaving.add(acceptor.clone)
+        server._gate.is_ending = True
         left = server._listeners[clones:]
         server._acceptors = server._acceptors[:clones]
         server._listeners = server._listeners[:clones]
@@ -208,6 +209,7 @@ class Rolling:
             for acceptor in going:
                 acceptor.enter(State.STOPPED)
                 self.leaving.discard(acceptor.clone)
+            server._gate.is_ending = server.is_draining or bool(self.leaving)
         return DrainReport.total(reports, monotonic() - began)
 
 

@@ -31,7 +31,7 @@ from weakref import WeakSet
 
 import gevent
 import gevent.server
-from gevent import GreenletExit, Timeout, get_hub
+from gevent import GreenletExit, Timeout, get_hub, getcurrent
 from gevent.baseserver import BaseServer
 from gevent.event import Event
 from gevent.monkey import get_original
@@ -465,11 +465,12 @@ class StreamServer(gevent.server.StreamServer):
         waiting = self.waiting_here
         if waiting is None:
             return
-        waiting.enter(sock, has_served=False)
+        greenlet = getcurrent()
+        waiting.enter(sock, greenlet, has_served=False)
         try:
             wait_for_data(sock)
         finally:
-            if waiting.leave():
+            if waiting.leave(greenlet):
                 raise GreenletExit("the client was silent")
 
     # -- opening and closing ------------------------------------------------------------------
@@ -914,15 +915,16 @@ class StreamServer(gevent.server.StreamServer):
         branch = self._turn.branch
         return None if branch is None else branch.waiting
 
+    def has_upgraded(self, sock: Any) -> None:
+        """*sock* has no requests any more."""
+
     def is_long_lived(self, sock: Any) -> bool:
         """Whether *sock* has no requests, so that only ``spread`` would end it."""
         return True
 
     def is_ending(self, clone: Clone | None) -> bool:
         """Whether the connections of *clone* are to end when nothing is under way on them."""
-        return self._gate.state is State.DRAINING or (
-            bool(self._rolling.leaving) and clone in self._rolling.leaving
-        )
+        return self._gate.state is State.DRAINING or clone in self._rolling.leaving
 
     def is_fatal_error(self, ex: BaseException) -> bool:
         # gevent looks at args[0], which an OSError made without an errno doesn't have.

@@ -17,7 +17,7 @@ import _socket
 import contextlib
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from weakref import WeakSet
 
 from gevent import getcurrent
@@ -35,15 +35,10 @@ MAX_LOOK_SECONDS: Final = 1.0
 _DONTWAIT: Final[int] = getattr(_socket, "MSG_DONTWAIT", 0)  # Windows has none
 
 
-class Wait(NamedTuple):
-    """One connection that waits."""
-
-    sock: Any
-    #: On `time.monotonic`'s clock; only with a timeout.
-    since: float
-    #: Whether its handler has served a request before. The client of one that has not has no
-    #: reason to think that it might be closed.
-    has_served: bool
+# One connection that waits: the socket; since when, on `time.monotonic`'s clock, if there is a
+# timeout; and whether its handler has served a request before. The client of one that has not has
+# no reason to think that it might be closed. (A tuple, as one is made for each request.)
+Wait = tuple[Any, float, bool]
 
 
 class Waiting:
@@ -63,34 +58,36 @@ class Waiting:
         #: The connections that were in `idle` before.
         self.served: WeakSet[Any] = WeakSet()
         self._hub: Final = hub
-        # Each oldest first.
-        self._waits: dict[object, Wait] = {}
+        # Both oldest first.
+        #: Who waits, by the greenlet of its handler.
+        self.waits: dict[object, Wait] = {}
         self._heads: dict[object, Wait] = {}
         self._told: set[object] = set()
         self._timer: Any = None
 
     def __len__(self) -> int:
-        return len(self._waits)
+        return len(self.waits)
 
     def get(self, greenlet: object) -> Wait | None:
         """Return for what *greenlet* waits, if it does."""
-        return self._waits.get(greenlet)
+        return self.waits.get(greenlet)
 
-    def enter(self, sock: Any, *, has_served: bool) -> None:
-        """The handler in this greenlet waits for *sock*'s client."""
-        greenlet = getcurrent()
+    def enter(self, sock: Any, greenlet: object, *, has_served: bool) -> None:
+        """The handler in *greenlet*, which is this one, waits for *sock*'s client."""
         timeout = self.timeout
-        self._waits[greenlet] = Wait(sock, 0.0 if timeout is None else monotonic(), has_served)
-        if timeout is not None and self._timer is None:
-            self._start(timeout)
+        if timeout is None:
+            self.waits[greenlet] = (sock, 0.0, has_served)
+        else:
+            self.waits[greenlet] = (sock, monotonic(), has_served)
+            if self._timer is None:
+                self._start(timeout)
         if self.watchers:
             for watcher in [*self.watchers]:
                 watcher(greenlet)
 
-    def leave(self) -> bool:
+    def leave(self, greenlet: object) -> bool:
         """It does so no more; tell whether it was told to end."""
-        greenlet = getcurrent()
-        self._waits.pop(greenlet, None)
+        self.waits.pop(greenlet, None)
         if self._told and greenlet in self._told:
             self._told.discard(greenlet)
             return True
@@ -99,7 +96,7 @@ class Waiting:
     def enter_head(self, sock: Any) -> None:
         """A client has begun a request, and is to go on with it. Only a timeout ends that."""
         if self.timeout is not None:
-            self._heads[getcurrent()] = Wait(sock, monotonic(), True)
+            self._heads[getcurrent()] = (sock, monotonic(), True)
 
     def leave_head(self) -> None:
         """The head of the request is there, or never will be."""
@@ -108,8 +105,8 @@ class Waiting:
 
     def tell(self, greenlet: object) -> bool:
         """End a wait, unless the client has just said something; tell whether it was ended."""
-        wait = self._waits.get(greenlet)
-        if wait is None or greenlet in self._told or not close_reading(wait.sock):
+        wait = self.waits.get(greenlet)
+        if wait is None or greenlet in self._told or not close_reading(wait[0]):
             return False
         self._told.add(greenlet)
         return True
@@ -129,21 +126,21 @@ class Waiting:
         self._timer.start(self._look, timeout)
 
     def _look(self, timeout: float) -> None:
-        if not self._waits and not self._heads:
+        if not self.waits and not self._heads:
             self.close()
             return
         limit = monotonic() - timeout
-        for greenlet, _ in [*_older(self._waits, limit)]:
+        for greenlet, _ in [*_older(self.waits, limit)]:
             self.timed_out += self.tell(greenlet)
         for greenlet, wait in [*_older(self._heads, limit)]:
             del self._heads[greenlet]
-            _shut_down(wait.sock)
+            _shut_down(wait[0])
             self.timed_out += 1
 
 
 def _older(waits: dict[object, Wait], limit: float) -> Iterator[tuple[object, Wait]]:
     for greenlet, wait in waits.items():
-        if wait.since > limit:
+        if wait[1] > limit:
             return
         yield greenlet, wait
 
@@ -194,12 +191,13 @@ def idle(sock: Any) -> Iterator[None]:
     """
     clone = current_clone()
     waiting = None if clone is None else clone.server.waiting_here
-    if waiting is None or waiting.get(getcurrent()) is not None:  # or within another such block
+    greenlet = getcurrent()
+    if waiting is None or waiting.get(greenlet) is not None:  # or within another such block
         yield
         return
-    waiting.enter(sock, has_served=sock in waiting.served)
+    waiting.enter(sock, greenlet, has_served=sock in waiting.served)
     try:
         yield
     finally:
-        waiting.leave()
+        waiting.leave(greenlet)
         waiting.served.add(sock)
