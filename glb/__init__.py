@@ -15,7 +15,7 @@ exact turn. From the kernel upwards, each floor importing only from those below 
                standby -> dispatcher             what deals turns, and to hubs that turn
                handlers  connection              what an accepted connection costs
     state      registry -> turns -> ring         the only process-wide state
-    kernel     sockets  hubs                     the only modules that open sockets, start threads
+    kernel     sockets  hubs -> signals          the only modules that open sockets, start threads
                reserve  leaks                    a descriptor for when there is none, and why
     words      errors  address  balance  stats  clones  states  limits
 

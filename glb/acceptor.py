@@ -67,7 +67,7 @@ class Acceptor:
         self.gate: Gate = server._gate
         #: Of the hub on which it lives.
         self.branch = branch
-        branch.acceptors.append(self)
+        branch.acceptors[self] = None
         #: Its hub's, and its place in the ring, once the branch was opened.
         self.dispatcher: Any = None
         self.team: Team[Any] = Team(seated=False)

@@ -9,44 +9,43 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
-from gevent import Greenlet, get_hub, getcurrent
-from gevent.event import Event
+from gevent import Greenlet, get_hub
 from gevent.lock import DummySemaphore
 
 from .dispatcher import Dispatcher
-from .ending import FOREVER, LOOK_SECONDS, Closing, Ending, InUse
+from .ending import Ending, InUse, Watch
 from .handlers import Handlers, Job, handlers_here
 from .hubs import HubThread
 from .registry import Entry, native_ident
 from .ring import Team
 from .standby import dispatcher_for
 from .stats import DrainReport
-from .waiting import Waiting
+from .waiting import Wait, Waiting
 
 if TYPE_CHECKING:
     from .acceptor import Acceptor
 
-__all__ = ["KILL_SECONDS", "Branch", "SharedBound"]
-
-# As gevent's `stop`: so long for handlers that were killed, and don't want to go.
-KILL_SECONDS: Final = 1.0
+__all__ = ["Branch", "SharedBound"]
 
 
 class Branch:
     """A server's part on one hub. The caller closes what it has opened.
 
     Args:
+        callers: See `callers`.
         share: Its index, as a part of their number.
     """
 
-    def __init__(self, index: int, share: float = 0.0) -> None:
+    def __init__(self, index: int, callers: set[object], share: float = 0.0) -> None:
         #: Which hub of the server's, 0 for the one that started it.
         self.index: Final = index
-        self.acceptors: list[Acceptor] = []
+        #: Its share of the hubs before it: 0 to 1.
+        self.share = share
+        #: Those that live here, and those that did, and may have handlers still.
+        self.acceptors: dict[Acceptor, None] = {}
         #: Its clones, in the ring; a new one each time it is opened.
         self.team: Team[Any] = Team(seated=False)
         #: Only while it is open.
@@ -67,11 +66,13 @@ class Branch:
         self.waiting: Waiting | None = None
         #: Who is told of each handler's end, by its arguments.
         self.watched: list[Callable[[object], object]] = []
-        #: Connections that were closed as idle, and those whose handlers were killed: changed by
-        #: its own thread alone.
-        self.closed_idle = self.killed = 0
+        #: Greenlets of any hub that wait for the end of others' handlers: the server's.
+        self.callers: Final = callers
+        #: What became of its connections, when they were last waited for.
+        self.report: DrainReport | None = None
+        #: How many of them have ended since they were closed, or their handlers killed.
+        self.ended_otherwise = 0
         self._is_out_of_reach = False
-        self._share = share
         self._leave: Callable[[], object] = lambda: None
 
     @property
@@ -109,6 +110,7 @@ class Branch:
         self.handlers = handlers_here()
         self.handlers.acquire()
         self.waiting = Waiting(get_hub(), client_timeout)
+        self.report, self.ended_otherwise = None, 0
         # A ring's own from here on; a server that starts again brings a new one.
         self.team = Team(seated=False)
         with dispatcher.turns.lock:
@@ -180,13 +182,19 @@ class Branch:
 
     # -- its handlers ----------------------------------------------------------------------------
 
-    def send(self, call: Callable[[], object]) -> None:
-        """Have *call* called in its hub, while that is there. From any thread."""
+    def send(self, call: Callable[[], object]) -> bool:
+        """Have *call* called in its hub; ``False`` if that is gone. From any thread."""
         thread, dispatcher = self.thread, self.dispatcher
         if thread is not None:
-            thread.send(call)
-        elif dispatcher is not None:
-            dispatcher.send(call)
+            return thread.send(call)
+        return dispatcher is not None and dispatcher.send(call)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its hub is no more, or was never there."""
+        if self.thread is not None:
+            return self.thread.has_ended
+        return self.dispatcher is None or self.dispatcher.is_dead
 
     @property
     def is_here(self) -> bool:
@@ -196,9 +204,21 @@ class Branch:
         return self.dispatcher is None or self.dispatcher.is_here
 
     def handler_ended(self, args: object) -> None:
-        """A handler is done, after it was closed, or while it is watched."""
+        """A handler is done, while somebody watches. ``None``: it is to be looked again."""
         for watcher in [*self.watched]:
             watcher(args)
+
+    def args_of(self, greenlet: Any) -> Any:
+        """Return the arguments of the handler that *greenlet* runs here; ``None`` if it doesn't."""
+        found = self.strangers.get(greenlet)
+        if found is not None:
+            return found[1]
+        job = getattr(greenlet, "job", None)
+        return job[3] if job is not None and self._is_ours(job) else None
+
+    def wait_of(self, greenlet: Any) -> Wait | None:
+        """Return for what client *greenlet* waits, if it does."""
+        return None if self.waiting is None else self.waiting.get(greenlet)
 
     def in_use(self) -> list[InUse]:
         """Return the connections that handlers have, or that wait for one to begin."""
@@ -216,106 +236,23 @@ class Branch:
         return getattr(job[0], "__self__", None) in self.acceptors
 
     def wait(self, ending: Ending) -> None:
-        """Wait for all handlers, as *ending* says. In its hub.
+        """Wait for all handlers, as *ending* says, and keep the report of a drain. In its hub.
 
         Switches:
             While waiting.
         """
-        # A handler that stops its own server doesn't wait for itself.
-        here = getcurrent()
-        own = sum(each.greenlet is here for each in self.in_use())
-        self._wait_for(ending, self.in_use, lambda: self.active - own)
+        watch = Watch(self, ending)
+        report = watch.run()
+        if ending.closes_idle:
+            self.report, self.ended_otherwise = report, watch.closed + watch.killed
 
-    def wait_for(
-        self, ending: Ending, is_wanted: Callable[[InUse], bool], *, until_idle: bool
-    ) -> DrainReport:
-        """Wait for those handlers that are at work now and *is_wanted*. In its hub.
-
-        Args:
-            until_idle: Only until a handler waits for its client again; those that do now are
-                let alone.
-
-        Switches:
-            While waiting.
-        """
-        here = getcurrent()
-        waiting = self.waiting
-        left = {id(each.args): each for each in self.in_use() if each.greenlet is not here}
-        left = {key: each for key, each in left.items() if is_wanted(each)}
-        if waiting is not None and until_idle:
-            left = {key: each for key, each in left.items() if waiting.get(each.greenlet) is None}
-        begun = len(left)
-
-        def ended(args: object) -> None:
-            left.pop(id(args), None)
-
-        def went_idle(greenlet: object) -> None:
-            for each in self.in_use():
-                if each.greenlet is greenlet:
-                    self.handler_ended(each.args)
-
-        def find() -> list[InUse]:
-            # Some of them have begun meanwhile.
-            return [each for each in self.in_use() if id(each.args) in left]
-
-        self.watched.append(ended)
-        if waiting is not None and until_idle:
-            waiting.watchers.append(went_idle)
-        try:
-            closed, killed = self._wait_for(ending, find, lambda: len(left))
-        finally:
-            self.watched.remove(ended)
-            if waiting is not None and until_idle:
-                waiting.watchers.remove(went_idle)
-        return DrainReport(
-            max(0, begun - len(left) - closed - killed), closed, killed, monotonic() - ending.began
-        )
-
-    def _wait_for(
-        self, ending: Ending, find: Callable[[], list[InUse]], count: Callable[[], int]
-    ) -> tuple[int, int]:
-        # How many were closed as idle, and how many were killed. *count* says how many are left.
-        changed = Event()
-
-        def ended(_args: object) -> None:
-            if count() <= 0:
-                changed.set()
-
-        def wait_until(when: float) -> bool:
-            seconds = when - monotonic()
-            return count() <= 0 or changed.wait(None if seconds == FOREVER else max(0.0, seconds))
-
-        killed = 0
-        closing = None
-        if ending.closes_idle and self.waiting is not None:
-            closing = Closing(ending, self.waiting, find, self._share)
-        self.watched.append(ended)
-        try:
-            while count() > 0:
-                when = ending.until
-                if closing is not None:
-                    closing.close_due()
-                    when = min(when, monotonic() + LOOK_SECONDS)
-                if wait_until(when) or monotonic() >= ending.until:
-                    break
-            if ending.kill and count() > 0 and self.handlers is not None:
-                killed = count()
-                self._kill(find())
-                wait_until(monotonic() + KILL_SECONDS)
-        finally:
-            self.watched.remove(ended)
-        closed = 0 if closing is None else closing.closed
-        self.closed_idle += closed
-        self.killed += killed
-        return closed, killed
-
-    def _kill(self, left: list[InUse]) -> None:
-        assert self.handlers is not None, "it has handlers"
-        args = {id(each.args) for each in left}
-        self.handlers.drop(lambda job: self._is_ours(job) and id(job[3]) in args)
-        here = getcurrent()
-        greenlets = [each.greenlet for each in left if each.greenlet not in (None, here)]
-        gevent.killall(greenlets, block=False)
+    def kill(self, keys: set[int]) -> None:
+        """Kill the handlers whose arguments have these identities; don't wait for it."""
+        if self.handlers is None:
+            return
+        self.handlers.drop(lambda job: self._is_ours(job) and id(job[3]) in keys)
+        greenlets = [each.greenlet for each in self.in_use() if id(each.args) in keys]
+        gevent.killall([each for each in greenlets if each is not None], block=False)
 
     def forget(self) -> None:
         """Its thread is not in this process, which was forked."""

@@ -160,10 +160,7 @@ def say_goodbye(sock: Any) -> None:
 
 
 def wait_for_data(sock: Any) -> None:
-    """Return when there is something to read on *sock*, or its end.
-
-    Raises:
-        OSError: It is broken, or was closed.
+    """Return when there is something to read on *sock*: data, its end, or an error.
 
     Switches:
         While waiting.
@@ -174,5 +171,7 @@ def wait_for_data(sock: Any) -> None:
             sock._sock.recv(1, _socket.MSG_PEEK)
         except BlockingIOError:
             sock._wait(sock._read_event)
+        except OSError:
+            return
         else:
             return

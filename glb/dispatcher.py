@@ -106,13 +106,14 @@ class Dispatcher:
         if self._users == 0:
             self.close()
 
-    def send(self, call: Callable[[], object]) -> None:
-        """Have *call* called in this dispatcher's hub. From any thread."""
+    def send(self, call: Callable[[], object]) -> bool:
+        """Have *call* called in its hub; ``False`` if that is gone. From any thread."""
         with self.turns.lock:
             if self._wake_up is None or not self.has_loop:
-                return
+                return False
             self._calls.append(call)
             self.wake_locked()
+            return True
 
     def wake_locked(self) -> None:
         if self._wake_up is None or not self.has_loop:

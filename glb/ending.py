@@ -1,26 +1,30 @@
 """Endings: how the connections of a server come to their end.
 
 An `Ending` is the plan, the same for all hubs of a server: until when, what is closed before, and
-whether the rest is killed. A `Closing` carries out the second part on one hub: it closes what is
-idle, all at once or spread over a window, so that thousands of clients don't all come back in
-the same moment.
+whether the rest is killed. A `Watch` carries it out on one hub: it waits for handlers to end, and
+meanwhile closes what is idle, all at once or spread over a window, so that thousands of clients
+don't all come back in the same moment. It counts what becomes of each connection, once.
 
 Source: HAProxy's ``hard-stop-after`` and ``close-spread-time``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .waiting import Waiting, close_reading
+from gevent.event import Event
+
+from .stats import DrainReport
+from .waiting import Wait, close_reading
 
 if TYPE_CHECKING:
     from .acceptor import Acceptor
+    from .branch import Branch
 
-__all__ = ["Closing", "Ending", "InUse"]
+__all__ = ["Ending", "InUse", "Watch"]
 
 # A client that has just connected has not asked anything yet, and has no reason to think that
 # it might be closed: so long for the first request. Longer than a client on another continent
@@ -30,10 +34,13 @@ FIRST_REQUEST_SECONDS: Final = 1.0
 # How often it is looked for what has become idle meanwhile.
 LOOK_SECONDS: Final = 0.05
 
+# As gevent's `stop`: so long for handlers that were killed, and don't want to go.
+KILL_SECONDS: Final = 1.0
+
 FOREVER: Final = float("inf")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ending:
     """How the connections that are in use are to end.
 
@@ -44,6 +51,7 @@ class Ending:
         spread: Over how many seconds that is spread. With more than 0, connections that have
             no requests, but a stream or a websocket, are closed in the same way.
         began: On `time.monotonic`'s clock.
+        is_called_off: Whether nobody wants it any more: set by who has begun it.
     """
 
     timeout: float | None
@@ -51,6 +59,7 @@ class Ending:
     closes_idle: bool = False
     spread: float = 0.0
     began: float = field(default_factory=monotonic)
+    is_called_off: bool = False
 
     @property
     def first_request_until(self) -> float:
@@ -76,53 +85,157 @@ class InUse(NamedTuple):
     @property
     def sock(self) -> Any:
         """The connection, or the TLS socket that has taken it over."""
-        return getattr(self.args[0], "secured", self.args[0])
+        sock = self.args[0]
+        try:
+            return getattr(sock, "secured", sock)
+        except OSError:  # its handler has closed it
+            return sock
 
 
-class Closing:
-    """Closes the idle connections of one hub.
+class Watch:
+    """Waits for handlers of one hub to end. In that hub.
 
     Args:
-        waiting: Who waits there for a client.
-        find: Returns what is in use there, and may be closed.
-        share: Where between two of its own the connections of other hubs are closed: 0 to 1.
+        is_wanted: Which of those that are at work now; ``None`` is all of them, and all that come.
+        until_idle: Only until a handler waits for its client again. Those that do now are let
+            alone.
     """
 
     def __init__(
         self,
+        branch: Branch,
         ending: Ending,
-        waiting: Waiting,
-        find: Callable[[], Iterable[InUse]],
-        share: float = 0.0,
+        is_wanted: Callable[[InUse], bool] | None = None,
+        *,
+        until_idle: bool = False,
     ) -> None:
-        self.closed = 0
+        self._branch: Final = branch
         self._ending: Final = ending
-        self._waiting: Final = waiting
-        self._find: Final = find
-        found = [*find()]
+        self._until_idle: Final = until_idle
+        self._changed: Final = Event()
+        self._left: dict[int, InUse] | None = None
+        # What became of connections: each is one of these when its handler ends.
+        self.finished = self.closed = self.killed = 0
+        # Those that were told, by the identity of their handlers' arguments.
+        self._told: set[int] = set()
+        self._killed: set[int] = set()
+        found = branch.in_use()
+        if is_wanted is not None:
+            self._left = {id(each.args): each for each in found if is_wanted(each)}
+            if until_idle:
+                for each in [*self._left.values()]:
+                    if branch.wait_of(each.greenlet) is not None:
+                        del self._left[id(each.args)]
+        # When connections are to be closed, earliest first.
         step = ending.spread / max(1, len(found))
-        # Of those that come later nobody waits for a share in the window.
         self._due = {
-            each.greenlet: ending.began + step * (place + share) for place, each in enumerate(found)
+            id(each.args): (ending.began + step * (place + branch.share), each)
+            for place, each in enumerate(found)
         }
-        self._told: set[object] = set()
+        self._open = dict(self._due) if ending.spread else {}
 
-    def close_due(self) -> None:
-        """Close what is idle, and whose time has come."""
+    def run(self) -> DrainReport:
+        """Wait, and return what became of them.
+
+        Switches:
+            While waiting.
+        """
+        ending, branch = self._ending, self._branch
+        waiting = branch.waiting
+        branch.watched.append(self._ended)
+        if self._until_idle and waiting is not None:
+            waiting.watchers.append(self._went_idle)
+        try:
+            while self._count() > 0 and not ending.is_called_off:
+                when = ending.until
+                if ending.closes_idle:
+                    self._close_due()
+                    when = min(when, monotonic() + LOOK_SECONDS)
+                if self._wait_until(when) or monotonic() >= ending.until:
+                    break
+            if ending.kill and not ending.is_called_off and self._count() > 0:
+                self._kill()
+                self._wait_until(monotonic() + KILL_SECONDS)
+        finally:
+            branch.watched.remove(self._ended)
+            if self._until_idle and waiting is not None:
+                waiting.watchers.remove(self._went_idle)
+        return DrainReport(
+            self.finished,
+            self.closed + len(self._told),
+            self.killed + len(self._killed),
+            monotonic() - ending.began,
+        )
+
+    def _count(self) -> int:
+        # A handler that waits for the end of others is not waited for, but by what can wait for ever.
+        branch = self._branch
+        callers: set[int] = set()
+        if self._ending.kill and branch.callers:
+            callers = {id(branch.args_of(each)) for each in [*branch.callers]} - {id(None)}
+        if self._left is None:
+            return branch.active - len(callers)
+        return len(self._left.keys() - callers)
+
+    def _wait_until(self, when: float) -> bool:
+        while self._count() > 0:
+            self._changed.clear()
+            seconds = when - monotonic()
+            if seconds <= 0 or not self._changed.wait(None if seconds == FOREVER else seconds):
+                return self._count() <= 0
+        return True
+
+    def _ended(self, args: object) -> None:
+        key = id(args)
+        if args is None or (self._left is not None and self._left.pop(key, None) is None):
+            pass  # it is to look again, or another's
+        elif key in self._killed:
+            self._killed.discard(key)
+            self.killed += 1
+        elif key in self._told:
+            self._told.discard(key)
+            self.closed += 1
+        else:
+            self.finished += 1
+        if self._count() <= 0:
+            self._changed.set()
+
+    def _went_idle(self, greenlet: object) -> None:
+        self._ended(self._branch.args_of(greenlet))
+
+    # -- closing -------------------------------------------------------------------------------
+
+    def _close_due(self) -> None:
+        waiting = self._branch.waiting
         now = monotonic()
-        for each in self._find():
-            if each.greenlet not in self._told and self._close_if_due(each, now):
-                self._told.add(each.greenlet)
-                self.closed += 1
+        if waiting is not None:
+            for greenlet, wait in [*waiting.waits.items()]:
+                key = id(self._branch.args_of(greenlet))
+                if self._is_open(key) and now >= self._due_of(key, wait) and waiting.tell(greenlet):
+                    self._told.add(key)
+        for key, (due, in_use) in [*self._open.items()]:
+            if due > now:
+                break
+            if self._branch.args_of(in_use.greenlet) is not in_use.args:
+                del self._open[key]  # it is over, or had not begun
+            elif not self._is_open(key) or self._branch.wait_of(in_use.greenlet) is not None:
+                continue
+            elif in_use.acceptor.server.is_long_lived(in_use.sock) and close_reading(in_use.sock):
+                self._told.add(key)
 
-    def _close_if_due(self, in_use: InUse, now: float) -> bool:
-        began = self._ending.began
-        due = self._due.get(in_use.greenlet, began)
-        wait = self._waiting.get(in_use.greenlet)
-        if wait is not None:
-            if not wait[2]:  # it has served none yet
-                due = max(due, self._ending.first_request_until)
-            return now >= due and self._waiting.tell(in_use.greenlet)
-        if not self._ending.spread or now < due:
-            return False
-        return in_use.acceptor.server.is_long_lived(in_use.sock) and close_reading(in_use.sock)
+    def _is_open(self, key: int) -> bool:
+        return key not in self._told and (self._left is None or key in self._left)
+
+    def _due_of(self, key: int, wait: Wait) -> float:
+        # Of those that have come later nobody waits for a share in the window.
+        due, _ = self._due.get(key, (self._ending.began, None))
+        return due if wait[2] else max(due, self._ending.first_request_until)
+
+    def _kill(self) -> None:
+        branch = self._branch
+        left = branch.in_use() if self._left is None else [*self._left.values()]
+        callers = [*branch.callers]
+        keys = {id(each.args) for each in left if each.greenlet not in callers}
+        self._told -= keys
+        self._killed |= keys
+        branch.kill(keys)

@@ -44,7 +44,10 @@ class Gate:
         self.is_limited = False
         #: How fast it may take connections, if there is a limit.
         self.bucket: Bucket | None = None
-        #: Whether connections of some of its clones are to end, when nothing is under way on them.
+        #: Whether all connections are to end when nothing is under way on them: since a drain has
+        #: begun, and until the next start.
+        self.is_drained = False
+        #: Whether those of some of its clones are.
         self.is_ending = False
         self._timer: Any = None
         # Counts the changes of state, so that a timer knows whether it still matters.
@@ -66,6 +69,8 @@ class Gate:
         """Its clones are to stand in *turns*; they have none yet."""
         server = self.server
         self.turns = turns
+        self.is_drained = False
+        self.is_ending = bool(server._rolling.gone)
         rate = server.accept_rate
         self.bucket = None if rate is None else Bucket(rate, monotonic())
         limits = (server.max_connections, server.max_connections_per_clone, rate)
@@ -122,7 +127,8 @@ class Gate:
 
     def _set_locked(self, state: State) -> None:
         self.state = state
-        self.is_ending = state is State.DRAINING or bool(self.server._rolling.leaving)
+        if state is State.DRAINING:
+            self.is_drained = self.is_ending = True
         self._episode += 1
 
     def _entered(self, home: Dispatcher, episode: int, delay: float | None) -> None:

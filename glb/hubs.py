@@ -23,13 +23,14 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 import gevent
-from gevent import Timeout, get_hub
+from gevent import get_hub
 from gevent.exceptions import HubDestroyed, LoopExit
-from gevent.hub import Waiter
 from gevent.monkey import get_original, is_module_patched
 from greenlet import greenlet
 
-__all__ = ["HubThread", "ask", "call_each"]
+from .signals import Signal
+
+__all__ = ["HubThread", "call_each"]
 
 _Lock: Final[Callable[[], Any]] = get_original("_thread", "allocate_lock")
 _RLock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
@@ -79,8 +80,7 @@ class HubThread:
         self._idle_count = 0
         self._thread: threading.Thread | None = None
         self._over = _Lock()
-        self._is_over = False
-        self._watchers: list[Any] = []
+        self._ended = Signal(self._lock)
         self._failed: BaseException | None = None
 
     def start(self) -> HubThread:
@@ -100,7 +100,7 @@ class HubThread:
             self._thread = _start_native(self.name, lambda: self._run(started))
         except BaseException:
             self._over.release()
-            self._is_over = True
+            self._ended.set()
             raise
         try:
             started.acquire()
@@ -168,30 +168,12 @@ class HubThread:
         Switches:
             While waiting.
         """
-        hub: Any = get_hub()
-        waiter: Waiter[None] = Waiter(hub)
-        watcher = hub.loop.async_()
-        watcher.start(waiter.switch, None)
-        try:
-            with self._lock:
-                is_waiting = not self._is_over
-                if is_waiting:
-                    self._watchers.append(watcher)
-            if is_waiting:
-                with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
-                    waiter.get()
-        finally:
-            with self._lock:
-                if watcher in self._watchers:
-                    self._watchers.remove(watcher)
-            watcher.stop()
-            watcher.close()
-        return self.has_ended and self.join(-1)
+        return self._ended.wait(timeout) and self.join(-1)
 
     @property
     def has_ended(self) -> bool:
         """Whether it is over, but for its last steps."""
-        return self._is_over
+        return self._ended.is_set
 
     def join(self, timeout: float) -> bool:
         """Wait natively; the calling thread's hub does not turn. -1 is for ever."""
@@ -205,12 +187,12 @@ class HubThread:
     def forget(self) -> None:
         """There is no such thread in this process: it was forked, perhaps with a lock held."""
         self._wake_up = None
-        self._is_over = True
         self._lock = _RLock()
+        self._ended.forget()
+        self._ended.set()
         self._over = _Lock()
         self._thread = None
         self._calls.clear()
-        self._watchers.clear()
 
     # -- in the thread -----------------------------------------------------------------------
 
@@ -261,10 +243,7 @@ class HubThread:
                     _destroy(self.hub)
             finally:
                 _running.pop(self, None)
-                with self._lock:
-                    self._is_over = True
-                    for watcher in self._watchers:
-                        watcher.send()
+                self._ended.set()
                 self._over.release()
 
     def _end_what_is_left(self) -> None:
@@ -285,57 +264,6 @@ class HubThread:
         for watcher in [*getattr(self.hub.loop, "_keepaliveset", ())]:
             if watcher.active and (not is_only_timers or type(watcher).__name__ == "timer"):
                 watcher.stop()
-
-
-def ask(
-    send: Callable[[Callable[[], object]], object], function: Callable[[], T]
-) -> Callable[[float | None], T | None]:
-    """Run *function* in a greenlet of another hub, and return what waits for its result.
-
-    That is to be called once, in this thread, with a timeout in seconds, or ``None``. It raises
-    what the function raises, and returns ``None`` if the time is over before; the function goes
-    on then.
-
-    Args:
-        send: Has something called in that hub, as `HubThread.send`.
-    """
-    hub: Any = get_hub()
-    waiter: Waiter[None] = Waiter(hub)
-    watcher = hub.loop.async_()
-    watcher.start(waiter.switch, None)
-    lock = _RLock()
-    found: list[Any] = []
-    watchers = [watcher]
-
-    def run() -> None:
-        answer: tuple[Any, BaseException | None]
-        try:
-            answer = (function(), None)
-        except BaseException as error:
-            answer = (None, error)
-        with lock:
-            found[:] = answer
-            for each in watchers:
-                each.send()
-
-    def wait(timeout: float | None) -> T | None:
-        try:
-            with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
-                waiter.get()
-        finally:
-            with lock:
-                watchers.clear()
-            watcher.stop()
-            watcher.close()
-        if not found:
-            return None
-        if found[1] is not None:
-            raise found[1]
-        result: T = found[0]
-        return result
-
-    send(lambda: gevent.spawn(run))
-    return wait
 
 
 def call_each(calls: deque[Callable[[], object]], hub: Any) -> None:

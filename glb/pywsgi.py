@@ -73,6 +73,15 @@ SMALL_BODY_BYTES: Final = 16384
 _FORMAT_REQUEST: Final = GeventWSGIHandler.format_request
 
 
+_TIMED_OUT: Final = (
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+)
+
+
+class SilentClientError(ValueError):
+    """A client did not go on with its request."""
+
+
 class WSGIHandler(GeventWSGIHandler):
     """gevent's handler of a connection's requests, with less to do for small ones.
 
@@ -162,8 +171,8 @@ class WSGIHandler(GeventWSGIHandler):
                 first = rfile.peek(1)  # which waits, if nothing is there
             finally:
                 del waits[greenlet]
-            if not first:
-                return ""
+            if not first or greenlet in waiting.told:
+                return ""  # perhaps with a part of a request, which it won't get the rest of
             self._has_served = True
             if waiting.timeout is not None:
                 waiting.enter_head(self.socket)
@@ -171,11 +180,19 @@ class WSGIHandler(GeventWSGIHandler):
         return line.decode("latin-1")
 
     def _read_request_in_time(self, raw_requestline: str) -> Any:
+        assert self._waiting is not None, "it has a timeout"
         try:
-            return type(self).read_request(self, raw_requestline)
+            result = type(self).read_request(self, raw_requestline)
         finally:
-            assert self._waiting is not None, "it has a timeout"
-            self._waiting.leave_head()
+            is_over = self._waiting.leave_head()
+            if is_over:  # what there was of it reads as if it were whole, and must not be served
+                raise SilentClientError("the client was silent within the head of a request")
+        return result
+
+    def _handle_client_error(self, ex: Exception) -> Any:
+        if isinstance(ex, SilentClientError):
+            return "408", _TIMED_OUT
+        return super()._handle_client_error(ex)  # type: ignore[misc]  # not in the stubs
 
     def MessageClass(self, rfile: Any, *args: Any) -> Any:  # noqa: N802  # gevent's name
         """Read the headers of a request. The result, and any error, is as gevent's."""
@@ -330,6 +347,7 @@ class WSGIServer(_Both):
             environ,
             **ssl_args,
         )
+        self._gevents_wrap = getattr(self, "wrap_socket", None)
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:
         # Here the handler is the one that speaks HTTP, and the clones' are its applications.

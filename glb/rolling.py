@@ -1,4 +1,4 @@
-"""Rolling: how a running server is changed, without a connection lost.
+"""Rolling: how a server is changed, while it runs, without a connection lost.
 
 A `Rolling` is one server's. It changes handlers, and the number of clones, one thing at a time:
 who wants the next change waits. A clone that gets another handler stays where it is in the
@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING
-
-from gevent.lock import RLock
+from typing import TYPE_CHECKING, Any
 
 from .acceptor import Acceptor
-from .branch import KILL_SECONDS
 from .clones import Clone
-from .ending import FOREVER, Ending, InUse
-from .hubs import ask
+from .ending import FOREVER, KILL_SECONDS, Ending, InUse, Watch
 from .limits import check_count, check_places, check_seconds
 from .listener import Listener
+from .signals import Answer, FairLock, ask
 from .states import State
 from .stats import DrainReport, RollReport
 
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rolling", "make_handlers"]
 
-Change = tuple[Acceptor, Callable[..., object]]
+Handler = Callable[..., object]
 
 NOTHING = DrainReport(0, 0, 0, 0.0)
 
@@ -41,82 +38,81 @@ class Rolling:
 
     def __init__(self, server: StreamServer) -> None:
         self.server = server
-        #: The clones that are about to go.
-        self.leaving: set[Clone] = set()
-        self._lock = RLock()
-        # Those that went, by index.
-        self._gone: dict[int, Acceptor] = {}
+        #: The clones that went, by index; some may have handlers still.
+        self.gone: dict[int, Acceptor] = {}
+        self._lock = FairLock()
 
     def acceptor_of(self, clone: Clone) -> Acceptor | None:
-        """Return the acceptor of *clone*, also of one that is about to go."""
+        """Return the acceptor of *clone*, also of one that went."""
         acceptors = self.server._acceptors
-        return acceptors[clone] if clone < len(acceptors) else self._gone.get(clone)
+        return acceptors[clone] if clone < len(acceptors) else self.gone.get(clone)
 
     # -- handlers ------------------------------------------------------------------------------
 
     def roll(
         self,
-        handle: Callable[..., object] | None,
-        handler_factory: Callable[[int], Callable[..., object]] | None,
+        handle: Handler | None,
+        handler_factory: Callable[[int], Handler] | None,
         timeout: float | None,
         *,
         wait: bool,
     ) -> RollReport:
         """See `glb.server.StreamServer.roll`."""
+        check_seconds("timeout", timeout, may_be_zero=True)
         if (handle is None) == (handler_factory is None):
             raise TypeError(
                 f"give a handler or a handler_factory, got {handle!r} and {handler_factory!r}"
             )
         if handler_factory is not None and not callable(handler_factory):
             raise TypeError(f"handler_factory must be callable, got {handler_factory!r}")
-        with self._lock:
-            acceptors = self.server._acceptors
-            if handler_factory is None:
-                assert handle is not None, "one of them is"
-                changes = [(each, handle) for each in acceptors]
-            else:
+        if handle is not None:
+            check_handle(handle)
+        server = self.server
+        with server.calling(), self._lock:
+            acceptors = server._acceptors
+            if handler_factory is not None:
                 handlers = make_handlers(handler_factory, range(len(acceptors)))
-                changes = [*zip(acceptors, handlers, strict=True)]
-            report = self.replace(changes, timeout, wait=wait)
-            self.server.handler_factory = handler_factory
-            return report
-
-    def replace(
-        self, changes: Sequence[Change], timeout: float | None, *, wait: bool
-    ) -> RollReport:
-        """Give each clone its new handler, and wait for what the old one does."""
-        check_seconds("timeout", timeout, may_be_zero=True)
-        for acceptor, handle in changes:
-            if not callable(handle):
-                raise TypeError(f"handle must be callable, got {handle!r} for {acceptor.clone!r}")
-        with self._lock:
+            else:
+                assert handle is not None, "one of them is"
+                handlers = [handle for _ in acceptors]
             began = monotonic()
-            reports = []
-            for acceptor, handle in changes:
-                # What waits to begin may have the old one already.
-                was_common = self.server.handle_by_clone()
-                acceptor.handle = handle
-                if wait:
-                    reports.append(self._finish_old(acceptor, timeout, also_queued=was_common))
-                else:
-                    reports.append(NOTHING)
+            reports = [
+                self._replace(acceptor, each, timeout, wait=wait)
+                for acceptor, each in zip(acceptors, handlers, strict=True)
+            ]
+            server.handler_factory = handler_factory
             return RollReport(tuple(reports), monotonic() - began)
 
-    def _finish_old(
-        self, acceptor: Acceptor, timeout: float | None, *, also_queued: bool
+    def replace(
+        self, acceptor: Acceptor, handle: Handler, timeout: float | None, *, wait: bool
     ) -> DrainReport:
-        migrates = not self.server.has_streams
+        """See `glb.server.StreamServer.replace_clone`."""
+        check_seconds("timeout", timeout, may_be_zero=True)
+        check_handle(handle)
+        with self.server.calling(), self._lock:
+            return self._replace(acceptor, handle, timeout, wait=wait)
+
+    def _replace(
+        self, acceptor: Acceptor, handle: Handler, timeout: float | None, *, wait: bool
+    ) -> DrainReport:
+        # What waits to begin may have the old one already.
+        may_have_old = self.server.handle_by_clone()
+        acceptor.handle = handle
+        branch = acceptor.branch
+        if not wait:
+            return NOTHING
+        is_kept = not self.server.has_streams
 
         def is_old(in_use: InUse) -> bool:
-            has_begun = in_use.greenlet is not None
-            return in_use.acceptor is acceptor and (has_begun or also_queued)
+            if in_use.acceptor is not acceptor:
+                return False
+            wait_of = branch.wait_of(in_use.greenlet)
+            # Of TLS's handshake, or the first byte, no handler knows yet.
+            has_begun = in_use.greenlet is not None and (wait_of is None or wait_of[2] is not None)
+            return has_begun or (may_have_old and in_use.greenlet is None)
 
-        ending = Ending(timeout, kill=True, closes_idle=not migrates)
-        return _wait_there(
-            acceptor.branch,
-            ending,
-            lambda branch: branch.wait_for(ending, is_old, until_idle=migrates),
-        )
+        ending = Ending(timeout, kill=True, closes_idle=not is_kept)
+        return _watch([branch], ending, is_old, until_idle=is_kept)
 
     # -- clones --------------------------------------------------------------------------------
 
@@ -126,7 +122,7 @@ class Rolling:
         check_seconds("timeout", timeout, may_be_zero=True)
         server = self.server
         check_places(clones, server.hubs)
-        with self._lock:
+        with server.calling(), self._lock:
             if not server._listeners:
                 server.clones = clones  # they are made when it starts
                 return NOTHING
@@ -135,16 +131,46 @@ class Rolling:
                 return NOTHING
             return self._shrink(clones, timeout)
 
+    def fit(self, clones: int) -> None:
+        """Have *clones* acceptors, on the branches that there are now. Of a closed server."""
+        server = self.server
+        acceptors = [*server._acceptors]
+        for acceptor in acceptors[clones:]:
+            self.gone[acceptor.clone.index] = acceptor
+        del acceptors[clones:]
+        for index in range(clones):
+            if index == len(acceptors):
+                acceptors.append(self._come(index, acceptors[-1].handle if acceptors else None))
+            else:
+                self._settle(acceptors[index])
+        server._acceptors = acceptors
+
+    def _come(self, index: int, handle: Handler | None) -> Acceptor:
+        server = self.server
+        acceptor = self.gone.pop(index, None)
+        if acceptor is None or acceptor.own is State.DRAINING:
+            acceptor = Acceptor(server, index, server._branches[index % len(server._branches)])
+        if handle is not None:
+            acceptor.handle = handle
+        acceptor.enter(State.ACCEPTING)
+        self._settle(acceptor)
+        return acceptor
+
+    def _settle(self, acceptor: Acceptor) -> None:
+        branches = self.server._branches
+        acceptor.branch = branch = branches[acceptor.clone.index % len(branches)]
+        branch.acceptors[acceptor] = None
+
     def _grow(self, clones: int) -> None:
         server = self.server
         listeners = server._listeners
-        handlers: list[Callable[..., object] | None]
-        indices = range(len(server._acceptors), clones)
+        first = len(server._acceptors)
+        handlers: list[Handler | None]
         if server.handler_factory is not None:
-            handlers = [*make_handlers(server.handler_factory, indices)]
+            handlers = [*make_handlers(server.handler_factory, range(first, clones))]
         else:
             # Where clones have handlers of their own, the last one's.
-            handlers = [server._acceptors[-1].handle for _ in indices]
+            handlers = [server._acceptors[-1].handle for _ in range(first, clones)]
         if server._listeners is not listeners:
             server.clones = clones  # it was closed meanwhile
             return
@@ -156,25 +182,17 @@ class Rolling:
             for listener in added:
                 listener.close()
             raise
-        acceptors = [*server._acceptors]
-        for handle in handlers:
-            index = len(acceptors)
-            branch = server._branches[index % server.hubs]
-            acceptor = self._gone.pop(index, None) or Acceptor(server, index, branch)
-            if handle is not None:
-                acceptor.handle = handle
-            if acceptor.branch is not branch or acceptor not in branch.acceptors:
-                acceptor.branch = branch
-                branch.acceptors.append(acceptor)
+        new = [self._come(first + place, handle) for place, handle in enumerate(handlers)]
+        for acceptor, listener in zip(new, added, strict=True):
+            branch = acceptor.branch
+            if branch.thread is not None:
+                listener.belongs_to(branch.thread.ident)
             if branch.dispatcher is not None:
                 branch.place(acceptor)
-            if branch.thread is not None:
-                added[index - len(server._acceptors)].belongs_to(branch.thread.ident)
-            acceptors.append(acceptor)
-        first = len(server._acceptors)
-        server._acceptors, server._listeners = acceptors, [*listeners, *added]
+        server._acceptors = [*server._acceptors, *new]
+        server._listeners = [*listeners, *added]
         server.clones = clones
-        for acceptor in acceptors[first:]:
+        for acceptor in new:
             acceptor.enter(State.ACCEPTING)
 
     def _shrink(self, clones: int, timeout: float | None) -> DrainReport:
@@ -182,8 +200,7 @@ class Rolling:
         going = server._acceptors[clones:]
         for acceptor in going:
             acceptor.enter(State.DRAINING)
-            self._gone[acceptor.clone.index] = acceptor
-            self.leaving.add(acceptor.clone)
+            self.gone[acceptor.clone.index] = acceptor
         server._gate.is_ending = True
         left = server._listeners[clones:]
         server._acceptors = server._acceptors[:clones]
@@ -191,31 +208,22 @@ class Rolling:
         server.clones = clones
         for listener in left:
             listener.close()
-        began = monotonic()
+        branches = [*dict.fromkeys(acceptor.branch for acceptor in going)]
         ending = Ending(timeout, kill=True, closes_idle=True)
         try:
-            waits = [
-                _start_there(
-                    branch,
-                    lambda branch: branch.wait_for(
-                        ending, lambda each: each.acceptor in going, until_idle=False
-                    ),
-                )
-                for branch in server._branches
-                if any(acceptor.branch is branch for acceptor in going)
-            ]
-            reports = [wait(_time_left(ending)) or NOTHING for wait in waits]
+            return _watch(branches, ending, lambda each: each.acceptor in going)
         finally:
             for acceptor in going:
                 acceptor.enter(State.STOPPED)
-                self.leaving.discard(acceptor.clone)
-            server._gate.is_ending = server.is_draining or bool(self.leaving)
-        return DrainReport.total(reports, monotonic() - began)
 
 
-def make_handlers(
-    factory: Callable[[int], Callable[..., object]], indices: range
-) -> list[Callable[..., object]]:
+def check_handle(handle: object) -> None:
+    """Refuse what can't be called."""
+    if not callable(handle):
+        raise TypeError(f"handle must be callable, got {handle!r}")
+
+
+def make_handlers(factory: Callable[[int], Handler], indices: range) -> list[Handler]:
     """Return what *factory* makes for the clones *indices*.
 
     Raises:
@@ -230,21 +238,32 @@ def make_handlers(
     return handlers
 
 
-def _start_there(
-    branch: Branch, call: Callable[[Branch], DrainReport]
-) -> Callable[[float | None], DrainReport | None]:
-    if branch.is_here:
-        return lambda _timeout: call(branch)
-    return ask(branch.send, lambda: call(branch))
-
-
-def _wait_there(
-    branch: Branch, ending: Ending, call: Callable[[Branch], DrainReport]
+def _watch(
+    branches: Sequence[Branch],
+    ending: Ending,
+    is_wanted: Callable[[InUse], bool],
+    *,
+    until_idle: bool = False,
 ) -> DrainReport:
-    return _start_there(branch, call)(_time_left(ending)) or NOTHING
+    """Wait for handlers of several hubs, at the same time, and return what became of them."""
+
+    def run(branch: Branch) -> DrainReport:
+        return Watch(branch, ending, is_wanted, until_idle=until_idle).run()
+
+    answers: list[Answer[DrainReport]] = []
+    reports: list[DrainReport | None] = []
+    here = [branch for branch in branches if branch.is_here]
+    for branch in branches:
+        if branch not in here and not branch.is_gone:
+            answers.append(_ask(branch, run))
+    reports += [run(branch) for branch in here]
+    for answer in answers:
+        # What a hub that is stalled takes longer is not waited for.
+        until = ending.until + 2 * KILL_SECONDS
+        reports.append(answer(None if until == FOREVER else max(0.0, until - monotonic())))
+    found = [report for report in reports if report is not None]
+    return DrainReport.total(found, monotonic() - ending.began)
 
 
-def _time_left(ending: Ending) -> float | None:
-    # What a hub that is stalled takes longer is not waited for.
-    until = ending.until
-    return None if until == FOREVER else max(0.0, until - monotonic()) + 2 * KILL_SECONDS
+def _ask(branch: Branch, run: Callable[[Branch], DrainReport]) -> Any:
+    return ask(branch.send, lambda: run(branch), lambda: branch.is_gone)

@@ -24,7 +24,7 @@ import functools
 import logging
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final, cast
 from weakref import WeakSet
@@ -33,7 +33,6 @@ import gevent
 import gevent.server
 from gevent import GreenletExit, Timeout, get_hub, getcurrent
 from gevent.baseserver import BaseServer
-from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.server import DatagramServer
 
@@ -41,19 +40,19 @@ from .acceptor import Acceptor
 from .address import Address, parse
 from .adopted import Adopted, is_excluded
 from .balance import Policy
-from .branch import KILL_SECONDS, Branch, SharedBound
+from .branch import Branch, SharedBound
 from .clones import Clone, current_clone
 from .connection import Connection, say_goodbye, wait_for_data
 from .dispatcher import Dispatcher, count_connections
-from .ending import FOREVER, Ending
+from .ending import FOREVER, KILL_SECONDS, Ending
 from .gate import Gate
 from .handlers import HandlerPool, handlers_here
-from .hubs import ask
 from .leaks import Watermark
 from .limits import check_count, check_places, check_rate, check_seconds
 from .listener import Listener
 from .registry import REGISTRY, native_ident
 from .rolling import Rolling, make_handlers
+from .signals import Signal, ask
 from .sockets import DEFAULT_BACKLOG, check_backlog, is_readable, set_nodelay
 from .states import PAUSES, State
 from .stats import CloneStats, DrainReport, RollReport
@@ -63,6 +62,9 @@ from .waiting import Waiting
 __all__ = ["DatagramServer", "StreamServer"]
 
 log: Final = logging.getLogger("glb")
+
+# The states in which it has turns, or will have again.
+SERVES: Final = (State.ACCEPTING, *PAUSES)
 
 # With the last server of an address: so long, at most, for those whom the kernel has let in. As a
 # rule they are served in a moment; only with a full pool they wait.
@@ -76,8 +78,14 @@ class _Drain:
     """A drain that goes on, for who waits for its end."""
 
     def __init__(self) -> None:
-        self.over: Final = Event()
+        self.over: Final = Signal()
         self.report = DrainReport(0, 0, 0, 0.0)
+        self.ending: Ending | None = None
+
+    def call_off(self) -> None:
+        """Somebody else has closed the server: don't wait for its handlers any more."""
+        if self.ending is not None:
+            self.ending.is_called_off = True
 
 
 class _Turn:
@@ -213,6 +221,8 @@ class StreamServer(gevent.server.StreamServer):
     _loop: Any = None
     _replaced_spawn: Any = None
     _watermark: Watermark
+    #: Greenlets that wait for the end of its handlers.
+    _callers: set[object]
     #: A drain that goes on.
     _drain: _Drain | None = None
     #: Whether its clones or hubs were given to its constructor.
@@ -223,8 +233,10 @@ class StreamServer(gevent.server.StreamServer):
     _wishes: tuple[Policy | None, float | None] = (None, None)
     # gevent forgets it when the server closes, while another hub may be about to use it.
     _last_handle: Any = None
-    _handle: Any
+    _handle: Any = None
     ssl_args: Any
+    # What gevent wraps connections with, for TLS.
+    _gevents_wrap: Any = None
 
     def __init__(
         self,
@@ -257,6 +269,7 @@ class StreamServer(gevent.server.StreamServer):
         )
         self._take_places(spawn, clones, hubs, patience, reuse_port)
         super().__init__(listener, handle, backlog, spawn, **ssl_args)
+        self._gevents_wrap = getattr(self, "wrap_socket", None)
 
     def _take_arguments(
         self,
@@ -332,6 +345,10 @@ class StreamServer(gevent.server.StreamServer):
             self.patience = patience
         check_seconds("patience", self.patience)
         self._check_pool(spawn)
+        self._turn = _Turn()
+        self._gate = Gate(self)
+        self._rolling = Rolling(self)
+        self._callers = set()
         self._make_acceptors()
 
     def _check_pool(self, spawn: object) -> None:
@@ -342,17 +359,21 @@ class StreamServer(gevent.server.StreamServer):
             )
 
     def _make_acceptors(self) -> None:
+        # Also of a server that is closed, whose numbers were set since. Handlers of the last time
+        # may run still, so what counts them is kept.
         check_places(self.clones, self.hubs)
-        self._turn = _Turn() if self.hubs == 1 else _TurnOfThread()
-        self._gate = Gate(self)
-        self._rolling = Rolling(self)
-        self._branches = [self._make_branch(index) for index in range(self.hubs)]
-        self._acceptors = [
-            Acceptor(self, index, self._branches[index % self.hubs]) for index in range(self.clones)
-        ]
+        if self.hubs > 1 and not isinstance(self._turn, _TurnOfThread):
+            branch, self._turn = self._turn.branch, _TurnOfThread()
+            self._turn.branch = branch
+        branches = [*self._branches[: self.hubs]]
+        branches += [self._make_branch(index) for index in range(len(branches), self.hubs)]
+        for branch in branches:
+            branch.share = branch.index / self.hubs
+        self._branches = branches
+        self._rolling.fit(self.clones)
 
     def _make_branch(self, index: int) -> Branch:
-        return Branch(index, index / self.hubs)
+        return Branch(index, self._callers, index / self.hubs)
 
     # -- gevent's setters ---------------------------------------------------------------------
 
@@ -411,15 +432,20 @@ class StreamServer(gevent.server.StreamServer):
 
     def handle_by_clone(self) -> bool:
         """Have each clone handle with its own handler; tell whether all had a common one."""
-        # A closed server has what it had.
-        handle: Any = self.__dict__.get("handle", self._closed_handle)
+        handle = self._current_handle
         if self.handler_factory is not None or handle == self._handle_by_clone:
             return False
         for acceptor in self._acceptors:
             acceptor.handle = handle
         self.handle = self._handle_by_clone
+        is_found_late = self._handle != handle
         self.choose_handle()
-        return True
+        return not is_found_late
+
+    @property
+    def _current_handle(self) -> Any:
+        # A closed server has what it had; a subclass may have a method.
+        return getattr(self, "handle", None) or self._closed_handle
 
     def _handle_by_clone(self, *args: Any) -> object:
         # Found here and not in `do_handle`, so that gevent's hooks around a handler, TLS
@@ -436,39 +462,42 @@ class StreamServer(gevent.server.StreamServer):
         return acceptor.handle
 
     def wrap_socket_and_handle(self, client_socket: Any, *args: Any) -> object:
-        # As gevent's, but for the handshake, which comes later: whatever ends it, a kill or the
-        # deadline, finds a socket that can be closed.
-        options = {**self.ssl_args}
-        shakes_hands = options.pop("do_handshake_on_connect", True)
+        # As gevent's, but for the handshake, which comes later: whatever ends it, a kill or a
+        # drain, finds a socket that can be closed. A program's own wrapper does what it does.
         wrap = cast("Any", self).wrap_socket
-        ssl_socket: Any = wrap(client_socket, do_handshake_on_connect=False, **options)
-        if isinstance(client_socket, Connection):
-            client_socket.secured = ssl_socket
-        with ssl_socket:
+        options = {**self.ssl_args}
+        shakes_hands = wrap == self._gevents_wrap and options.pop("do_handshake_on_connect", True)
+        if wrap == self._gevents_wrap:
+            options["do_handshake_on_connect"] = False
+        with wrap(client_socket, **options) as ssl_socket:
+            if isinstance(client_socket, Connection):
+                client_socket.secured = ssl_socket
             if shakes_hands:
-                # What its handler is killed by is reported by nobody.
                 with Timeout(self.handshake_timeout, GreenletExit("the client was silent")):
-                    ssl_socket.do_handshake()
+                    self._wait_before(ssl_socket, ssl_socket.do_handshake)
             try:
                 if self.first_byte_timeout is not None and self.has_streams:
-                    self._wait_for_first_byte(ssl_socket)
-                return self.handle(ssl_socket, *args)
+                    self._wait_before(ssl_socket, functools.partial(wait_for_data, ssl_socket))
+                return self._current_handle(ssl_socket, *args)
             finally:
                 if self.is_ending(current_clone()):
                     say_goodbye(ssl_socket)
 
     def _handle_after_first_byte(self, sock: Any, *args: Any) -> object:
-        self._wait_for_first_byte(sock)
-        return self.handle(sock, *args)
+        self._wait_before(sock, functools.partial(wait_for_data, sock))
+        return self._current_handle(sock, *args)
 
-    def _wait_for_first_byte(self, sock: Any) -> None:
+    def _wait_before(self, sock: Any, wait: Callable[[], object]) -> None:
+        # For a client, before the handler begins. If it is let go meanwhile, its handler's greenlet
+        # ends as if it were killed, which nobody reports.
         waiting = self.waiting_here
         if waiting is None:
+            wait()
             return
         greenlet = getcurrent()
-        waiting.enter(sock, greenlet, has_served=False)
+        waiting.enter(sock, greenlet, has_served=None)
         try:
-            wait_for_data(sock)
+            wait()
         finally:
             if waiting.leave(greenlet):
                 raise GreenletExit("the client was silent")
@@ -492,6 +521,8 @@ class StreamServer(gevent.server.StreamServer):
 
         A `fork` may come between this and `start_accepting`: the clones are the child's too.
         """
+        if self._drain is not None:
+            raise RuntimeError(f"{self} is draining: it can start when that is over")
         if not hasattr(self, "handle"):
             self.set_handle(self._closed_handle)
         if "_spawn" not in self.__dict__:
@@ -561,8 +592,12 @@ class StreamServer(gevent.server.StreamServer):
     def close(self) -> None:
         """Stop accepting, and close every clone and whatever was handed in. From anywhere.
 
-        The threads of other hubs end when the handlers there are done.
+        The threads of other hubs end when the handlers there are done. A drain that is under way
+        waits for them no longer.
         """
+        drain = self._drain
+        if drain is not None:
+            drain.call_off()
         self._leave(State.STOPPED)
         for branch in self._branches:
             branch.finish(Ending(None, kill=False))
@@ -638,10 +673,14 @@ class StreamServer(gevent.server.StreamServer):
         timeout = self.stop_timeout if timeout is None else timeout
         if drain:
             return self.drain(timeout, spread=spread, linger=linger)
-        if len(self._branches) == 1:
-            super().stop(timeout)
-        else:
-            self._end(Ending(timeout, kill=True), State.STOPPED)
+        under_way = self._drain
+        with self.calling():
+            if len(self._branches) == 1:
+                super().stop(timeout)
+            else:
+                self._end(Ending(timeout, kill=True), State.STOPPED)
+            if under_way is not None:
+                under_way.over.wait(None)
         return None
 
     def drain(
@@ -690,26 +729,50 @@ class StreamServer(gevent.server.StreamServer):
             drain, is_first = self._drain, self._drain is None
             if drain is None:
                 self._drain = drain = _Drain()
-        if not is_first:
-            drain.over.wait()
-            return drain.report
+        with self.calling():
+            if is_first:
+                ending = Ending(timeout, kill=True, closes_idle=True, spread=spread)
+                self._drain_by(drain, ending, linger)
+            else:
+                drain.over.wait(None)
+        return drain.report
+
+    def _drain_by(self, drain: _Drain, ending: Ending, linger: float) -> None:
+        branches = [*self._branches]
+        before = [branch.done for branch in branches]
         try:
-            ending = Ending(timeout, kill=True, closes_idle=True, spread=spread)
-            branches = [*self._branches]
-            before = [(each.done, each.closed_idle, each.killed) for each in branches]
-            self._empty_accept_queue(min(ending.until, ending.began + linger))
-            self._end(ending, State.DRAINING)
-            after = [(each.done, each.closed_idle, each.killed) for each in branches]
-            done, closed, killed = (
-                sum(each[i] for each in after) - sum(each[i] for each in before) for i in range(3)
-            )
-            finished = max(0, done - closed - killed)
-            drain.report = DrainReport(finished, closed, killed, monotonic() - ending.began)
+            try:
+                self._empty_accept_queue(min(ending.until, ending.began + linger))
+                drain.ending = ending
+                self._end(ending, State.DRAINING)
+            finally:
+                if not ending.is_called_off:
+                    self.close()
         finally:
-            self.close()
+            reports = [branch.report for branch in branches if branch.report is not None]
+            total = DrainReport.total(reports, monotonic() - ending.began)
+            # Those that ended before anybody watched have finished, too.
+            done = sum(branch.done - begun for branch, begun in zip(branches, before, strict=True))
+            others = sum(branch.ended_otherwise for branch in branches)
+            drain.report = total._replace(finished=max(0, done - others))
             self._drain = None
             drain.over.set()
-        return drain.report
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """In this block the greenlet waits for handlers to end: its own is not waited for."""
+        greenlet = getcurrent()
+        if greenlet in self._callers:
+            yield
+            return
+        self._callers.add(greenlet)
+        try:
+            branch = self._turn.branch
+            if branch is not None:
+                branch.handler_ended(None)  # who waits already counts one less
+            yield
+        finally:
+            self._callers.discard(greenlet)
 
     def _empty_accept_queue(self, until: float) -> None:
         gate, listeners = self._gate, self._listeners
@@ -722,7 +785,7 @@ class StreamServer(gevent.server.StreamServer):
         if entry.clones > own:
             return  # others serve who waits there
         entry.refuse_newcomers()
-        while gate.turns is turns and gate.state is not State.STOPPED and monotonic() < until:
+        while gate.turns is turns and gate.state in SERVES and monotonic() < until:
             if not (turns.waiting or gate.expected or is_readable(entry.pristine)):
                 return
             gevent.sleep(QUEUE_LOOK_SECONDS)
@@ -849,8 +912,9 @@ class StreamServer(gevent.server.StreamServer):
             if branch.thread is not None:
                 branches[index] = renewed = self._make_branch(index)
                 for acceptor in branch.acceptors:
-                    acceptor.branch = renewed
-                    renewed.acceptors.append(acceptor)
+                    if acceptor.branch is branch:
+                        acceptor.branch = renewed
+                        renewed.acceptors[acceptor] = None
         self._branches = branches
 
     def keep_this_thread(self) -> None:
@@ -924,7 +988,7 @@ class StreamServer(gevent.server.StreamServer):
 
     def is_ending(self, clone: Clone | None) -> bool:
         """Whether the connections of *clone* are to end when nothing is under way on them."""
-        return self._gate.state is State.DRAINING or clone in self._rolling.leaving
+        return self._gate.is_drained or (clone is not None and clone >= len(self._acceptors))
 
     def is_fatal_error(self, ex: BaseException) -> bool:
         # gevent looks at args[0], which an OSError made without an errno doesn't have.
@@ -1076,8 +1140,7 @@ class StreamServer(gevent.server.StreamServer):
             While waiting: for another change of this server, and for the old one. A kill leaves
             the new one in place, and the old one to itself.
         """
-        acceptor = self._acceptor(index)
-        return self._rolling.replace([(acceptor, handle)], timeout, wait=wait).clones[0]
+        return self._rolling.replace(self._acceptor(index), handle, timeout, wait=wait)
 
     def roll(
         self,

@@ -36,9 +36,10 @@ _DONTWAIT: Final[int] = getattr(_socket, "MSG_DONTWAIT", 0)  # Windows has none
 
 
 # One connection that waits: the socket; since when, on `time.monotonic`'s clock, if there is a
-# timeout; and whether its handler has served a request before. The client of one that has not has
-# no reason to think that it might be closed. (A tuple, as one is made for each request.)
-Wait = tuple[Any, float, bool]
+# timeout; and whether its handler has served a request before, ``None`` if it has not even begun.
+# The client of one that has not has no reason to think that it might be closed. (A tuple, as one is
+# made for each request.)
+Wait = tuple[Any, float, bool | None]
 
 
 class Waiting:
@@ -58,11 +59,12 @@ class Waiting:
         #: The connections that were in `idle` before.
         self.served: WeakSet[Any] = WeakSet()
         self._hub: Final = hub
+        #: Those that were told to end, and may not have noticed yet.
+        self.told: set[object] = set()
         # Both oldest first.
         #: Who waits, by the greenlet of its handler.
         self.waits: dict[object, Wait] = {}
         self._heads: dict[object, Wait] = {}
-        self._told: set[object] = set()
         self._timer: Any = None
 
     def __len__(self) -> int:
@@ -72,7 +74,7 @@ class Waiting:
         """Return for what *greenlet* waits, if it does."""
         return self.waits.get(greenlet)
 
-    def enter(self, sock: Any, greenlet: object, *, has_served: bool) -> None:
+    def enter(self, sock: Any, greenlet: object, *, has_served: bool | None) -> None:
         """The handler in *greenlet*, which is this one, waits for *sock*'s client."""
         timeout = self.timeout
         if timeout is None:
@@ -88,8 +90,8 @@ class Waiting:
     def leave(self, greenlet: object) -> bool:
         """It does so no more; tell whether it was told to end."""
         self.waits.pop(greenlet, None)
-        if self._told and greenlet in self._told:
-            self._told.discard(greenlet)
+        if self.told and greenlet in self.told:
+            self.told.discard(greenlet)
             return True
         return False
 
@@ -98,17 +100,16 @@ class Waiting:
         if self.timeout is not None:
             self._heads[getcurrent()] = (sock, monotonic(), True)
 
-    def leave_head(self) -> None:
-        """The head of the request is there, or never will be."""
-        if self._heads:
-            self._heads.pop(getcurrent(), None)
+    def leave_head(self) -> bool:
+        """The head of the request is there, or never will be; tell whether time was up before."""
+        return self._heads.pop(getcurrent(), None) is None
 
     def tell(self, greenlet: object) -> bool:
         """End a wait, unless the client has just said something; tell whether it was ended."""
         wait = self.waits.get(greenlet)
-        if wait is None or greenlet in self._told or not close_reading(wait[0]):
+        if wait is None or greenlet in self.told or not close_reading(wait[0]):
             return False
-        self._told.add(greenlet)
+        self.told.add(greenlet)
         return True
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from gevent.pool import Pool
 
 import glb
 from glb.hubs import HubThread
-from glb.hubs import ask as run_there
+from glb.signals import ask as run_there
 from glb.pywsgi import WSGIHandler, WSGIServer
 from glb.server import StreamServer
 from glb.states import State

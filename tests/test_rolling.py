@@ -13,7 +13,7 @@ from gevent.pool import Pool
 
 import glb
 from glb.hubs import HubThread
-from glb.hubs import ask as run_there
+from glb.signals import ask as run_there
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 from glb.states import State
@@ -423,7 +423,7 @@ def test_who_goes_is_drained(hubs: int) -> None:
         wait_until(lambda: slow.begun == 8)
         shrinking = gevent.spawn(server.resize, 2)
         wait_until(lambda: server.clones == 2)
-        leaving = [*server._rolling._gone.values()]
+        leaving = [*server._rolling.gone.values()]
         assert {acceptor.state for acceptor in leaving} == {State.DRAINING}
         assert not shrinking.ready()
         slow.may_end.set()
