@@ -216,6 +216,11 @@ class Branch:
         job = getattr(greenlet, "job", None)
         return job[3] if job is not None and self._is_ours(job) else None
 
+    @property
+    def has_callers(self) -> bool:
+        """Whether a handler here waits for the end of others."""
+        return any(self.args_of(each) is not None for each in [*self.callers])
+
     def wait_of(self, greenlet: Any) -> Wait | None:
         """Return for what client *greenlet* waits, if it does."""
         return None if self.waiting is None else self.waiting.get(greenlet)
@@ -275,6 +280,8 @@ class Branch:
         try:
             leave()  # if it has not come to it yet
             self.wait(ending)
+            if self.has_callers:  # a handler that waits for others' end comes to its own after it
+                self.wait(Ending(None, kill=False))
         finally:
             if self.waiting is not None:
                 self.waiting.close()

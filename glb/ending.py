@@ -168,7 +168,7 @@ class Watch:
         )
 
     def _count(self) -> int:
-        # A handler that waits for the end of others is not waited for, but by what can wait for ever.
+        # Who waits for the end of others is not waited for, but by what may take for ever.
         branch = self._branch
         callers: set[int] = set()
         if self._ending.kill and branch.callers:

@@ -47,6 +47,7 @@ from .dispatcher import Dispatcher, count_connections
 from .ending import FOREVER, KILL_SECONDS, Ending
 from .gate import Gate
 from .handlers import HandlerPool, handlers_here
+from .hubs import HubThread
 from .leaks import Watermark
 from .limits import check_count, check_places, check_rate, check_seconds
 from .listener import Listener
@@ -72,6 +73,10 @@ LINGER_SECONDS: Final = 1.0
 
 # How often it is looked whether the accept queue is empty: once a round of a hub's loop, about.
 QUEUE_LOOK_SECONDS: Final = 0.005
+
+
+# How often who waits for a thread looks whether somebody there waits for the same.
+CALLERS_LOOK_SECONDS: Final = 0.1
 
 
 class _Drain:
@@ -793,12 +798,15 @@ class StreamServer(gevent.server.StreamServer):
     def _end(self, ending: Ending, state: State) -> None:
         """Leave for *state*, and see to the end of its handlers, and of its threads."""
         branches = [*self._branches]
-        threads = [branch.thread for branch in branches if branch.thread is not None]
         turns, home = self._gate.turns, branches[0]
         standby = None if turns is None else turns.standby
         here = [branch for branch in branches if branch.is_here]
-        # Asked before it leaves, and is not to be reached any more.
-        home_ends = None if home in here else ask(home.send, functools.partial(home.wait, ending))
+        dispatcher = home.dispatcher
+        home_ends = None
+        if dispatcher is not None and home not in here:
+            # Asked before it leaves, and is not to be reached any more.
+            wait = functools.partial(home.wait, ending)
+            home_ends = ask(dispatcher.send, wait, lambda: dispatcher.is_dead)
         if state is State.STOPPED:
             self.close()
         else:
@@ -809,19 +817,26 @@ class StreamServer(gevent.server.StreamServer):
         for branch in here:
             branch.wait(ending)
             branch.finish(Ending(None, kill=False))  # a handler that ends its own server is left
-        deadline = ending.until + 2 * KILL_SECONDS
-
-        def left() -> float | None:
-            return None if deadline == FOREVER else max(0.0, deadline - monotonic())
-
+        until = ending.until + 2 * KILL_SECONDS
         if home_ends is not None:
-            home_ends(left())
+            home_ends(None if until == FOREVER else max(0.0, until - monotonic()))
+        threads = [branch.thread for branch in branches if branch not in here and branch.thread]
         if turns is not None and turns.is_closed and standby is not None:
             threads.append(standby.thread_of_its_own)
         for thread in threads:
-            if thread.ident != native_ident() and not thread.wait(left()):
+            if not self._wait_for(thread, until):
                 with REGISTRY.reserve.lend():  # for the log's file
                     log.error("%s: thread %r is blocked, and ends when it isn't", self, thread.name)
+
+    def _wait_for(self, thread: HubThread, until: float) -> bool:
+        # Unless a handler there waits for the same end: its thread ends after it.
+        branches = [branch for branch in self._branches if branch.thread is thread]
+        while monotonic() < until:
+            if any(branch.has_callers for branch in branches):
+                return True
+            if thread.wait(min(CALLERS_LOOK_SECONDS, max(0.0, until - monotonic()))):
+                return True
+        return thread.has_ended
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given
     # its handler can't start again. Ours can.
