@@ -43,7 +43,7 @@ from .clones import current_clone
 from .connection import Connection, say_goodbye
 from .gate import Gate
 from .server import StreamServer
-from .waiting import Wait, Waiting
+from .waiting import Wait, Waiting, close_reading
 
 __all__ = [
     "Environ",
@@ -162,7 +162,7 @@ class WSGIHandler(GeventWSGIHandler):
             waiting = self._waiting
             assert waiting is not None, "as it is whose waits these are"
             if self._has_served and self._is_ending:
-                return ""
+                close_reading(self.socket)  # its reply did not say so; what has come is served
             if waiting.timeout is None and not waiting.watchers:
                 waits[greenlet] = (self.socket, 0.0, self._has_served)
             else:

@@ -150,20 +150,43 @@ def close_reading(sock: Any) -> bool:
     """Have *sock*'s reader meet its end, unless there is something to read; tell which."""
     plain = getattr(sock, "_sock", sock)
     try:
+        pending = getattr(sock, "pending", None)  # of TLS: what was read and deciphered already
+        if pending is not None and pending():
+            return False
         plain.recv(1, _socket.MSG_PEEK | _DONTWAIT)
     except BlockingIOError:
         _shut_down(sock)
         return True
-    except OSError:
+    except (OSError, ValueError):
         pass  # it is closed, or its client has gone: the reader meets that, too
     return False
 
 
 def _shut_down(sock: Any) -> None:
-    say_goodbye(sock)  # before: who reads the end of the stream can't any more
+    if getattr(sock, "_sslobj", None) is not None:
+        # Goodbye is said before: who has read the end of the stream can't any more. And what comes
+        # after it could not be answered, so it must not be read.
+        say_goodbye(sock)
+        sock._sslobj = _EndedSession(sock._sslobj)
     # The kernel's alone: gevent's would raise in the reader that the descriptor was bad.
     with contextlib.suppress(OSError):
         getattr(sock, "_sock", sock).shutdown(_socket.SHUT_RD)
+
+
+class _EndedSession:
+    """TLS's session of a connection whose reader is to meet the end."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def read(self, _length: int = 0, buffer: Any = None) -> Any:
+        return b"" if buffer is None else 0
+
+    def pending(self) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
 
 @contextlib.contextmanager
