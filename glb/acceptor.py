@@ -313,12 +313,26 @@ class Acceptor:
         self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
     ) -> object:
         """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
+        self.charged += 1
+        return self._serve_charged(handle, close, args)
+
+    def serve_spawned(
+        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
+    ) -> object:
+        """`serve_anywhere` what was counted as `spawned`."""
+        # In this order: another thread may look whether there is room.
+        self.charged += 1
+        self.spawned -= 1
+        return self._serve_charged(handle, close, args)
+
+    def _serve_charged(
+        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
+    ) -> object:
         outer = CURRENT.get()
         greenlet = getcurrent()
         strangers = (self.server._turn.branch or self.branch).strangers
         outer_args = strangers.get(greenlet)
         strangers[greenlet] = (self, args)
-        self.charged += 1
         try:
             return self.serve(handle, close, args)
         finally:
@@ -327,13 +341,6 @@ class Acceptor:
             else:  # one that serves a connection and, within that, another
                 strangers[greenlet] = outer_args
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
-
-    def serve_spawned(
-        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
-    ) -> object:
-        """`serve_anywhere` what was counted as `spawned`."""
-        self.spawned -= 1
-        return self.serve_anywhere(handle, close, args)
 
     def never_served(self, *, is_charged: bool) -> None:
         """A connection that was taken could not be given to a handler."""

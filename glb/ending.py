@@ -181,8 +181,10 @@ class Watch:
         while self._count() > 0:
             self._changed.clear()
             seconds = when - monotonic()
-            if seconds <= 0 or not self._changed.wait(None if seconds == FOREVER else seconds):
-                return self._count() <= 0
+            if seconds <= 0:
+                return False
+            # libuv's timers have whole milliseconds, and gevent warns of less than one.
+            self._changed.wait(None if seconds == FOREVER else max(0.001, seconds))
         return True
 
     def _ended(self, args: object) -> None:

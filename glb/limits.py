@@ -8,6 +8,7 @@ Source: HAProxy's ``maxconn`` and ``rate-limit sessions``; nginx's ``client_head
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 __all__ = ["Bucket", "check_count", "check_places", "check_rate", "check_seconds"]
@@ -56,7 +57,7 @@ def check_rate(name: str, rate: object) -> None:
         return
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
         raise TypeError(f"{name} must be a number of connections a second, got {rate!r}")
-    if not 0 < rate < float("inf"):
+    if not 0 < rate <= sys.float_info.max:
         raise ValueError(f"{name} must be more than 0 connections a second, got {rate!r}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
 import gevent
@@ -113,14 +114,10 @@ class Answer(Generic[T]):
         self._signal.set()
 
     def __call__(self, timeout: float | None) -> T | None:
-        left = timeout
-        while not self._signal.wait(LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)):
-            if self._is_gone():
+        until = float("inf") if timeout is None else monotonic() + timeout
+        while not self._signal.wait(max(0.001, min(until - monotonic(), LOOK_SECONDS))):
+            if self._is_gone() or monotonic() >= until:
                 break
-            if left is not None:
-                left -= LOOK_SECONDS
-                if left <= 0:
-                    break
         if not self._found:
             return None
         if self._found[1] is not None:
