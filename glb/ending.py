@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from gevent.event import Event
 
 from .stats import DrainReport
-from .waiting import Wait, close_reading
+from .waiting import Wait, close_reading, connection_of
 
 if TYPE_CHECKING:
     from .acceptor import Acceptor
@@ -85,11 +85,7 @@ class InUse(NamedTuple):
     @property
     def sock(self) -> Any:
         """The connection, or the TLS socket that has taken it over."""
-        sock = self.args[0]
-        try:
-            return getattr(sock, "secured", sock)
-        except OSError:  # its handler has closed it
-            return sock
+        return connection_of(self.args)
 
 
 class Watch:

@@ -834,7 +834,7 @@ class StreamServer(gevent.server.StreamServer):
         while monotonic() < until:
             if any(branch.has_callers for branch in branches):
                 return True
-            if thread.wait(min(CALLERS_LOOK_SECONDS, max(0.0, until - monotonic()))):
+            if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, until - monotonic()))):
                 return True
         return thread.has_ended
 
@@ -991,8 +991,13 @@ class StreamServer(gevent.server.StreamServer):
     @property
     def waiting_here(self) -> Waiting | None:
         """Its connections of this thread's hub that wait for their client."""
-        branch = self._turn.branch
+        branch = self.branch_here
         return None if branch is None else branch.waiting
+
+    @property
+    def branch_here(self) -> Branch | None:
+        """Its part on this thread's hub."""
+        return self._turn.branch
 
     def has_upgraded(self, sock: Any) -> None:
         """*sock* has no requests any more."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, Final
@@ -31,6 +32,8 @@ __all__ = ["Waiting", "idle"]
 # that. One timer looks for all of them, so that thousands cost no more than one.
 MAX_LOOK_SECONDS: Final = 1.0
 
+
+log: Final = logging.getLogger("glb")
 
 _DONTWAIT: Final[int] = getattr(_socket, "MSG_DONTWAIT", 0)  # Windows has none
 
@@ -107,7 +110,13 @@ class Waiting:
     def tell(self, greenlet: object) -> bool:
         """End a wait, unless the client has just said something; tell whether it was ended."""
         wait = self.waits.get(greenlet)
-        if wait is None or greenlet in self.told or not close_reading(wait[0]):
+        if wait is None or greenlet in self.told:
+            return False
+        try:
+            if not close_reading(wait[0]):
+                return False
+        except Exception:  # a socket of the program's own: it is left to itself
+            log.exception("can't end the connection %r", wait[0])
             return False
         self.told.add(greenlet)
         return True
@@ -189,22 +198,28 @@ class _EndedSession:
         return getattr(self._session, name)
 
 
+def connection_of(args: Any) -> Any:
+    """Return the connection of a handler's *args*, or the TLS socket that has taken it over."""
+    sock = args[0]
+    try:
+        return getattr(sock, "secured", sock)
+    except OSError:  # its handler has closed it
+        return sock
+
+
 @contextlib.contextmanager
-def idle(sock: Any) -> Iterator[None]:
-    """Say that *sock*'s handler waits for its client, and that nothing is lost if it ends.
+def idle() -> Iterator[None]:
+    """Say that the running handler waits for its client, and that nothing is lost if it ends.
 
     For handlers that serve many requests on a connection. While one is in such a block, a
     server that drains may end the connection: the handler reads the end of the stream, as if
-    the client had left. `glb.pywsgi.WSGIServer` does so by itself. Outside of a handler it does
-    nothing.
-
-    Args:
-        sock: The handler's connection.
+    the client had left. `glb.pywsgi.WSGIServer` does so by itself. Outside of a handler, and in
+    greenlets that a handler spawned, it does nothing.
 
     Example:
         >>> def handle(sock, address):
         ...     while True:
-        ...         with idle(sock):
+        ...         with idle():
         ...             request = sock.recv(1000)
         ...         if not request:
         ...             return
@@ -214,11 +229,14 @@ def idle(sock: Any) -> Iterator[None]:
         Never.
     """
     clone = current_clone()
-    waiting = None if clone is None else clone.server.waiting_here
+    branch = None if clone is None else clone.server.branch_here
+    waiting = None if branch is None else branch.waiting
     greenlet = getcurrent()
-    if waiting is None or waiting.get(greenlet) is not None:  # or within another such block
-        yield
+    args = None if branch is None else branch.args_of(greenlet)
+    if waiting is None or args is None or waiting.get(greenlet) is not None:
+        yield  # or it is within another such block
         return
+    sock = connection_of(args)
     waiting.enter(sock, greenlet, has_served=sock in waiting.served)
     try:
         yield

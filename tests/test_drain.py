@@ -36,6 +36,7 @@ from .helpers import (
 )
 
 LOCAL = ("127.0.0.1", 0)
+NEVER = 1000  # so that no hub counts as stalled, however busy the machine is
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -83,7 +84,7 @@ def counts(report: DrainReport | None) -> tuple[int, int, int]:
 def test_requests_in_flight_finish_and_idle_connections_are_closed(hubs: int) -> None:
     """200s for who asked, with the word that it was the last; a clean end for who was idle."""
     application = Application()
-    server = WSGIServer(LOCAL, application, clones=3, hubs=hubs, log=None)
+    server = WSGIServer(LOCAL, application, clones=3, hubs=hubs, patience=NEVER, log=None)
     server.start()
     idle = [connect(server.address) for _ in range(5)]
     for client in idle:
@@ -239,7 +240,7 @@ def test_what_remains_at_the_deadline_is_killed(hubs: int, spawn: Any) -> None:
         finally:
             ended.append(True)
 
-    server = StreamServer(LOCAL, handle, clones=2, hubs=hubs, spawn=spawn)
+    server = StreamServer(LOCAL, handle, clones=2, hubs=hubs, patience=NEVER, spawn=spawn)
     server.start()
     clients = [connect(server.address) for _ in range(3)]
     for client in clients:
@@ -259,7 +260,7 @@ def test_streams_that_say_when_they_are_idle_are_closed_then(hubs: int) -> None:
 
     def handle(sock: Any, _peer: Any) -> None:
         while True:
-            with glb.idle(sock):
+            with glb.idle():
                 line = sock.recv(100)
             if not line:
                 sock.sendall(b"bye")
@@ -270,7 +271,7 @@ def test_streams_that_say_when_they_are_idle_are_closed_then(hubs: int) -> None:
                     gevent.sleep(0.001)
             sock.sendall(line)
 
-    server = StreamServer(LOCAL, handle, clones=2, hubs=hubs)
+    server = StreamServer(LOCAL, handle, clones=2, hubs=hubs, patience=NEVER)
     server.start()
     idle, busy = connect(server.address), connect(server.address)
     idle.sendall(b"a")
@@ -303,7 +304,7 @@ def test_streams_without_spread_are_left_to_finish() -> None:
 @on_one_and_two_hubs
 def test_spread_closes_long_lived_connections_one_after_another(hubs: int) -> None:
     """Evenly over the window, in whatever order; nobody is killed."""
-    server = StreamServer(LOCAL, lambda sock, _: sock.recv(10), clones=4, hubs=hubs)
+    server = StreamServer(LOCAL, lambda sock, _: sock.recv(10), clones=4, hubs=hubs, patience=NEVER)
     server.start()
     clients = [connect(server.address) for _ in range(8)]
     wait_until(lambda: server.active == 8)
@@ -364,7 +365,9 @@ def test_spread_closes_upgraded_connections_of_http() -> None:
 @on_one_and_two_hubs
 def test_who_was_let_in_by_the_kernel_is_served_first(hubs: int) -> None:
     """The last server of an address empties the accept queue before it leaves."""
-    server = StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=2, hubs=hubs)
+    server = StreamServer(
+        LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=2, hubs=hubs, patience=NEVER
+    )
     server.start()
     server.stop_accepting()
     clients = [connect(server.address) for _ in range(20)]
@@ -416,12 +419,22 @@ def test_a_unix_socket_lets_nobody_in_while_its_queue_is_emptied(tmp_path: Any) 
 def test_a_second_server_takes_over(hubs: int) -> None:
     """On a shared address the queue is the next server's: nobody is lost, and it has all turns."""
     first = StreamServer(
-        LOCAL, lambda sock, _: sock.sendall(b"1"), clones=2, hubs=hubs, reuse_port=True
+        LOCAL,
+        lambda sock, _: sock.sendall(b"1"),
+        clones=2,
+        hubs=hubs,
+        patience=NEVER,
+        reuse_port=True,
     )
     first.start()
     assert [ask(first.address) for _ in range(2)] == [b"1"] * 2
     second = StreamServer(
-        first.address, lambda sock, _: sock.sendall(b"2"), clones=2, hubs=hubs, reuse_port=True
+        first.address,
+        lambda sock, _: sock.sendall(b"2"),
+        clones=2,
+        hubs=hubs,
+        patience=NEVER,
+        reuse_port=True,
     )
     second.start()
     first.stop_accepting()
@@ -461,7 +474,9 @@ def test_a_server_that_was_never_started_drains() -> None:
 @on_one_and_two_hubs
 def test_a_drained_server_starts_again(hubs: int) -> None:
     """As after a stop."""
-    server = StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=2, hubs=hubs)
+    server = StreamServer(
+        LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=2, hubs=hubs, patience=NEVER
+    )
     for _ in range(3):
         server.start()
         assert ask(server.address) == b"ok"
@@ -530,7 +545,9 @@ def test_serve_forever_returns_when_all_is_drained_and_not_before() -> None:
 @on_one_and_two_hubs
 def test_a_stop_hastens_a_drain(hubs: int) -> None:
     """A second signal does not want to wait."""
-    server = StreamServer(LOCAL, lambda *_: gevent.sleep(60), clones=2, hubs=hubs, spawn=5)
+    server = StreamServer(
+        LOCAL, lambda *_: gevent.sleep(60), clones=2, hubs=hubs, patience=NEVER, spawn=5
+    )
     server.start()
     client = connect(server.address)
     wait_until(lambda: server.active == 1)
@@ -557,7 +574,7 @@ def test_a_handler_that_drains_its_own_server_does_not_wait_for_itself(
         else:
             sock.sendall(b"ok")
 
-    server = StreamServer(LOCAL, handle, clones=hubs, hubs=hubs, spawn=spawn)
+    server = StreamServer(LOCAL, handle, clones=hubs, hubs=hubs, patience=NEVER, spawn=spawn)
     server.start()
     other = connect(server.address)
     wait_until(lambda: server.active == 1)
