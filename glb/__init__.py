@@ -7,7 +7,7 @@ exact turn. From the kernel upwards, each floor importing only from those below 
                target                            what they have served, and served anew
                monkey                            what they start it with
     servers    pywsgi -> server                  gevent's own servers, with clones
-               rolling  gate                     how they change, and whether they accept
+               draining  rolling  gate           how they end, and change; whether they accept
     handles    branch  acceptor  listener        what a program holds
                ending -> waiting                 how connections end, and which may
                polls -> adopted                  what a program holds that knows nothing of glb

@@ -68,7 +68,7 @@ class Rolling:
         if handle is not None:
             check_handle(handle)
         server = self.server
-        with server.calling(), self._lock:
+        with server._draining.calling(), self._lock:
             acceptors = server._acceptors
             if handler_factory is not None:
                 handlers = make_handlers(handler_factory, range(len(acceptors)))
@@ -89,7 +89,7 @@ class Rolling:
         """See `glb.server.StreamServer.replace_clone`."""
         check_seconds("timeout", timeout, may_be_zero=True)
         check_handle(handle)
-        with self.server.calling(), self._lock:
+        with self.server._draining.calling(), self._lock:
             return self._replace(acceptor, handle, timeout, wait=wait)
 
     def _replace(
@@ -122,7 +122,7 @@ class Rolling:
         check_seconds("timeout", timeout, may_be_zero=True)
         server = self.server
         check_places(clones, server.hubs)
-        with server.calling(), self._lock:
+        with server._draining.calling(), self._lock:
             if not server._listeners:
                 server.clones = clones  # they are made when it starts
                 return NOTHING

@@ -24,8 +24,7 @@ import functools
 import logging
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
-from time import monotonic
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 from weakref import WeakSet
 
@@ -44,17 +43,16 @@ from .branch import Branch, SharedBound
 from .clones import Clone, current_clone
 from .connection import Connection, say_goodbye, wait_for_data
 from .dispatcher import Dispatcher, count_connections
-from .ending import FOREVER, KILL_SECONDS, Ending
+from .draining import LINGER_SECONDS, Draining
+from .ending import Ending
 from .gate import Gate
 from .handlers import HandlerPool, handlers_here
-from .hubs import HubThread
 from .leaks import Watermark
 from .limits import check_count, check_places, check_rate, check_seconds
 from .listener import Listener
 from .registry import REGISTRY, native_ident
 from .rolling import Rolling, make_handlers
-from .signals import Signal, ask
-from .sockets import DEFAULT_BACKLOG, check_backlog, is_readable, set_nodelay
+from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
 from .states import PAUSES, State
 from .stats import CloneStats, DrainReport, RollReport
 from .turns import Handed
@@ -63,34 +61,6 @@ from .waiting import Waiting
 __all__ = ["DatagramServer", "StreamServer"]
 
 log: Final = logging.getLogger("glb")
-
-# The states in which it has turns, or will have again.
-SERVES: Final = (State.ACCEPTING, *PAUSES)
-
-# With the last server of an address: so long, at most, for those whom the kernel has let in. As a
-# rule they are served in a moment; only with a full pool they wait.
-LINGER_SECONDS: Final = 1.0
-
-# How often it is looked whether the accept queue is empty: once a round of a hub's loop, about.
-QUEUE_LOOK_SECONDS: Final = 0.005
-
-
-# How often who waits for a thread looks whether somebody there waits for the same.
-CALLERS_LOOK_SECONDS: Final = 0.1
-
-
-class _Drain:
-    """A drain that goes on, for who waits for its end."""
-
-    def __init__(self) -> None:
-        self.over: Final = Signal()
-        self.report = DrainReport(0, 0, 0, 0.0)
-        self.ending: Ending | None = None
-
-    def call_off(self) -> None:
-        """Somebody else has closed the server: don't wait for its handlers any more."""
-        if self.ending is not None:
-            self.ending.is_called_off = True
 
 
 class _Turn:
@@ -222,14 +192,11 @@ class StreamServer(gevent.server.StreamServer):
     _branches: Sequence[Branch] = ()
     _gate: Gate
     _rolling: Rolling
+    _draining: Draining
     _turn: _Turn
     _loop: Any = None
     _replaced_spawn: Any = None
     _watermark: Watermark
-    #: Greenlets that wait for the end of its handlers.
-    _callers: set[object]
-    #: A drain that goes on.
-    _drain: _Drain | None = None
     #: Whether its clones or hubs were given to its constructor.
     _is_told_places: bool = False
     #: What a connection's socket is: family, type, protocol.
@@ -353,7 +320,7 @@ class StreamServer(gevent.server.StreamServer):
         self._turn = _Turn()
         self._gate = Gate(self)
         self._rolling = Rolling(self)
-        self._callers = set()
+        self._draining = Draining(self)
         self._make_acceptors()
 
     def _check_pool(self, spawn: object) -> None:
@@ -378,7 +345,7 @@ class StreamServer(gevent.server.StreamServer):
         self._rolling.fit(self.clones)
 
     def _make_branch(self, index: int) -> Branch:
-        return Branch(index, self._callers, index / self.hubs)
+        return Branch(index, self._draining.callers, index / self.hubs)
 
     # -- gevent's setters ---------------------------------------------------------------------
 
@@ -526,7 +493,7 @@ class StreamServer(gevent.server.StreamServer):
 
         A `fork` may come between this and `start_accepting`: the clones are the child's too.
         """
-        if self._drain is not None:
+        if self._draining.is_under_way:
             raise RuntimeError(f"{self} is draining: it can start when that is over")
         if not hasattr(self, "handle"):
             self.set_handle(self._closed_handle)
@@ -600,17 +567,15 @@ class StreamServer(gevent.server.StreamServer):
         The threads of other hubs end when the handlers there are done. A drain that is under way
         waits for them no longer.
         """
-        drain = self._drain
-        if drain is not None:
-            drain.call_off()
-        self._leave(State.STOPPED)
+        self._draining.call_off()
+        self.leave(State.STOPPED)
         for branch in self._branches:
             branch.finish(Ending(None, kill=False))
         self._remember_for_restart()
         self._forget_as_gevent()
 
-    def _leave(self, state: State) -> None:
-        # Its turns, and its address. What its handlers do goes on.
+    def leave(self, state: State) -> None:
+        """Leave its turns and its address, for *state*. What its handlers do goes on."""
         self._gate.close(state)
         listeners, self._listeners = self._listeners, ()
         handed_in, self._handed_in = self._handed_in, None
@@ -678,14 +643,10 @@ class StreamServer(gevent.server.StreamServer):
         timeout = self.stop_timeout if timeout is None else timeout
         if drain:
             return self.drain(timeout, spread=spread, linger=linger)
-        under_way = self._drain
-        with self.calling():
-            if len(self._branches) == 1:
-                super().stop(timeout)
-            else:
-                self._end(Ending(timeout, kill=True), State.STOPPED)
-            if under_way is not None:
-                under_way.over.wait(None)
+        if len(self._branches) > 1 or self._draining.is_under_way:
+            self._draining.stop(timeout)
+        else:
+            super().stop(timeout)
         return None
 
     def drain(
@@ -730,113 +691,8 @@ class StreamServer(gevent.server.StreamServer):
             if seconds is None:
                 raise TypeError(f"{name} must be a number of seconds, got None")
             check_seconds(name, seconds, may_be_zero=True)
-        with REGISTRY.lock:
-            drain, is_first = self._drain, self._drain is None
-            if drain is None:
-                self._drain = drain = _Drain()
-        with self.calling():
-            if is_first:
-                ending = Ending(timeout, kill=True, closes_idle=True, spread=spread)
-                self._drain_by(drain, ending, linger)
-            else:
-                drain.over.wait(None)
-        return drain.report
-
-    def _drain_by(self, drain: _Drain, ending: Ending, linger: float) -> None:
-        branches = [*self._branches]
-        before = [branch.done for branch in branches]
-        try:
-            try:
-                self._empty_accept_queue(min(ending.until, ending.began + linger))
-                drain.ending = ending
-                self._end(ending, State.DRAINING)
-            finally:
-                if not ending.is_called_off:
-                    self.close()
-        finally:
-            reports = [branch.report for branch in branches if branch.report is not None]
-            total = DrainReport.total(reports, monotonic() - ending.began)
-            # Those that ended before anybody watched have finished, too.
-            done = sum(branch.done - begun for branch, begun in zip(branches, before, strict=True))
-            others = sum(branch.ended_otherwise for branch in branches)
-            drain.report = total._replace(finished=max(0, done - others))
-            self._drain = None
-            drain.over.set()
-
-    @contextlib.contextmanager
-    def calling(self) -> Iterator[None]:
-        """In this block the greenlet waits for handlers to end: its own is not waited for."""
-        greenlet = getcurrent()
-        if greenlet in self._callers:
-            yield
-            return
-        self._callers.add(greenlet)
-        try:
-            branch = self._turn.branch
-            if branch is not None:
-                branch.handler_ended(None)  # who waits already counts one less
-            yield
-        finally:
-            self._callers.discard(greenlet)
-
-    def _empty_accept_queue(self, until: float) -> None:
-        gate, listeners = self._gate, self._listeners
-        turns = gate.turns
-        if turns is None or not listeners or monotonic() >= until:
-            return
-        entry = listeners[0].entry
-        handed_in = getattr(self._handed_in, "_sock", None)
-        own = len(listeners) + isinstance(handed_in, Adopted)
-        if entry.clones > own:
-            return  # others serve who waits there
-        entry.refuse_newcomers()
-        while gate.turns is turns and gate.state in SERVES and monotonic() < until:
-            if not (turns.waiting or gate.expected or is_readable(entry.pristine)):
-                return
-            gevent.sleep(QUEUE_LOOK_SECONDS)
-
-    def _end(self, ending: Ending, state: State) -> None:
-        """Leave for *state*, and see to the end of its handlers, and of its threads."""
-        branches = [*self._branches]
-        turns, home = self._gate.turns, branches[0]
-        standby = None if turns is None else turns.standby
-        here = [branch for branch in branches if branch.is_here]
-        dispatcher = home.dispatcher
-        home_ends = None
-        if dispatcher is not None and home not in here:
-            # Asked before it leaves, and is not to be reached any more.
-            wait = functools.partial(home.wait, ending)
-            home_ends = ask(dispatcher.send, wait, lambda: dispatcher.is_dead)
-        if state is State.STOPPED:
-            self.close()
-        else:
-            self._leave(state)
-        for branch in branches:
-            if branch not in here:
-                branch.finish(ending)
-        for branch in here:
-            branch.wait(ending)
-            branch.finish(Ending(None, kill=False))  # a handler that ends its own server is left
-        until = ending.until + 2 * KILL_SECONDS
-        if home_ends is not None:
-            home_ends(None if until == FOREVER else max(0.0, until - monotonic()))
-        threads = [branch.thread for branch in branches if branch not in here and branch.thread]
-        if turns is not None and turns.is_closed and standby is not None:
-            threads.append(standby.thread_of_its_own)
-        for thread in threads:
-            if not self._wait_for(thread, until):
-                with REGISTRY.reserve.lend():  # for the log's file
-                    log.error("%s: thread %r is blocked, and ends when it isn't", self, thread.name)
-
-    def _wait_for(self, thread: HubThread, until: float) -> bool:
-        # Unless a handler there waits for the same end: its thread ends after it.
-        branches = [branch for branch in self._branches if branch.thread is thread]
-        while monotonic() < until:
-            if any(branch.has_callers for branch in branches):
-                return True
-            if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, until - monotonic()))):
-                return True
-        return thread.has_ended
+        ending = Ending(timeout, kill=True, closes_idle=True, spread=spread)
+        return self._draining.drain(ending, linger)
 
     # gevent forgets the handler and the spawn of a closed server, so that one that was given
     # its handler can't start again. Ours can.

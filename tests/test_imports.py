@@ -43,7 +43,7 @@ FLOORS = [
         "waiting",
     },
     {"__init__"},  # what `import glb` gives
-    {"gate", "pywsgi", "rolling", "server"},  # servers
+    {"draining", "gate", "pywsgi", "rolling", "server"},  # servers
     {"__main__", "cli", "console", "demo", "monkey", "program", "target"},  # doors
 ]
 #: Who may open, duplicate or set an option on a socket; the registry only names its type.

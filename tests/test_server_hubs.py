@@ -961,7 +961,7 @@ def test_a_thread_that_is_blocked_is_left_and_told_of(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line has its name, and it ends by itself when its handler lets it."""
-    monkeypatch.setattr("glb.server.KILL_SECONDS", 0.01)
+    monkeypatch.setattr("glb.draining.KILL_SECONDS", 0.01)
     go_on, inside = threading.Event(), threading.Event()
 
     def handle(_sock: Any, _peer: Any) -> None:
@@ -1083,7 +1083,7 @@ def test_a_blocked_thread_that_ends_late_kills_nothing_of_the_next_time(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was left behind by a stop, with its handlers to be killed; the server runs again."""
-    monkeypatch.setattr("glb.server.KILL_SECONDS", 0.01)
+    monkeypatch.setattr("glb.draining.KILL_SECONDS", 0.01)
     go_on, inside = threading.Event(), threading.Event()
     holder = Holder()
 

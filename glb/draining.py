@@ -1,0 +1,201 @@
+"""Draining: how a server comes to its end, on all of its hubs.
+
+A `Draining` is one server's. `Draining.drain` is the gentle end: it empties the accept queue, if
+nobody else serves the address, leaves it, lets handlers finish, and closes what is idle.
+`Draining.end` is what that has in common with a stop: the handlers of every hub are seen to in
+that hub, at the same time, and the hubs' threads end after them.
+
+Whoever waits here for handlers to end is a *caller*. If it is a handler itself, it is not waited
+for: see `Draining.calling`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import gevent
+from gevent import getcurrent
+
+from .adopted import Adopted
+from .ending import FOREVER, KILL_SECONDS, Ending
+from .hubs import HubThread
+from .registry import REGISTRY
+from .signals import Signal, ask
+from .sockets import is_readable
+from .states import PAUSES, State
+from .stats import DrainReport
+
+if TYPE_CHECKING:
+    from .server import StreamServer
+
+__all__ = ["LINGER_SECONDS", "Draining"]
+
+log: Final = logging.getLogger("glb")
+
+# The states in which it has turns, or will have again.
+SERVES: Final = (State.ACCEPTING, *PAUSES)
+
+# With the last server of an address: so long, at most, for those whom the kernel has let in. As a
+# rule they are served in a moment; only with a full pool they wait.
+LINGER_SECONDS: Final = 1.0
+
+# How often it is looked whether the accept queue is empty: once a round of a hub's loop, about.
+QUEUE_LOOK_SECONDS: Final = 0.005
+
+# How often who waits for a thread looks whether somebody there waits for the same.
+CALLERS_LOOK_SECONDS: Final = 0.1
+
+
+class _Drain:
+    """A drain that goes on, for who waits for its end."""
+
+    def __init__(self, ending: Ending) -> None:
+        self.ending: Final = ending
+        self.over: Final = Signal()
+        self.report = DrainReport(0, 0, 0, 0.0)
+
+
+class Draining:
+    """The end of *server*."""
+
+    def __init__(self, server: StreamServer) -> None:
+        self.server = server
+        #: Greenlets that wait for its handlers to end.
+        self.callers: set[object] = set()
+        self._drain: _Drain | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a drain goes on."""
+        return self._drain is not None
+
+    def call_off(self) -> None:
+        """Somebody has closed the server: a drain waits for its handlers no longer."""
+        drain = self._drain
+        if drain is not None:
+            drain.ending.is_called_off = True
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """In this block the greenlet waits for handlers to end: its own is not waited for."""
+        greenlet = getcurrent()
+        if greenlet in self.callers:
+            yield
+            return
+        self.callers.add(greenlet)
+        try:
+            branch = self.server.branch_here
+            if branch is not None:
+                branch.handler_ended(None)  # who waits already counts one less
+            yield
+        finally:
+            self.callers.discard(greenlet)
+
+    def stop(self, timeout: float) -> None:
+        """Stop, and wait for the end of a drain that is called off by that."""
+        drain = self._drain
+        with self.calling():
+            self.end(Ending(timeout, kill=True), State.STOPPED)
+            if drain is not None:
+                drain.over.wait(None)
+
+    def drain(self, ending: Ending, linger: float) -> DrainReport:
+        """See `glb.server.StreamServer.drain`."""
+        with REGISTRY.lock:
+            drain, is_first = self._drain, self._drain is None
+            if drain is None:
+                self._drain = drain = _Drain(ending)
+        with self.calling():
+            if is_first:
+                self._run(drain, min(ending.until, ending.began + linger))
+            else:
+                drain.over.wait(None)
+        return drain.report
+
+    def _run(self, drain: _Drain, linger_until: float) -> None:
+        server, ending = self.server, drain.ending
+        branches = [*server._branches]
+        before = [branch.done for branch in branches]
+        try:
+            try:
+                self._empty_accept_queue(linger_until)
+                if not ending.is_called_off:
+                    self.end(ending, State.DRAINING)
+            finally:
+                if not ending.is_called_off:
+                    server.close()
+        finally:
+            reports = [branch.report for branch in branches if branch.report is not None]
+            total = DrainReport.total(reports, monotonic() - ending.began)
+            # Those that ended before anybody watched have finished, too.
+            done = sum(branch.done - begun for branch, begun in zip(branches, before, strict=True))
+            others = sum(branch.ended_otherwise for branch in branches)
+            drain.report = total._replace(finished=max(0, done - others))
+            self._drain = None
+            drain.over.set()
+
+    def _empty_accept_queue(self, until: float) -> None:
+        server, gate = self.server, self.server._gate
+        turns, listeners = gate.turns, server._listeners
+        if turns is None or not listeners or monotonic() >= until:
+            return
+        entry = listeners[0].entry
+        handed_in = getattr(server._handed_in, "_sock", None)
+        if entry.clones > len(listeners) + isinstance(handed_in, Adopted):
+            return  # others serve who waits there
+        entry.refuse_newcomers()
+        while gate.turns is turns and gate.state in SERVES and monotonic() < until:
+            if not (turns.waiting or gate.expected or is_readable(entry.pristine)):
+                return
+            gevent.sleep(QUEUE_LOOK_SECONDS)
+
+    def end(self, ending: Ending, state: State) -> None:
+        """Leave for *state*, and see to the end of its handlers, and of its threads."""
+        server = self.server
+        branches = [*server._branches]
+        turns, home = server._gate.turns, branches[0]
+        standby = None if turns is None else turns.standby
+        here = [branch for branch in branches if branch.is_here]
+        dispatcher = home.dispatcher
+        home_ends = None
+        if dispatcher is not None and home not in here:
+            # Asked before it leaves, and is not to be reached any more.
+            wait = functools.partial(home.wait, ending)
+            home_ends = ask(dispatcher.send, wait, lambda: dispatcher.is_dead)
+        if state is State.STOPPED:
+            server.close()
+        else:
+            server.leave(state)
+        for branch in branches:
+            if branch not in here:
+                branch.finish(ending)
+        for branch in here:
+            branch.wait(ending)
+            branch.finish(Ending(None, kill=False))  # a handler that ends its own server is left
+        until = ending.until + 2 * KILL_SECONDS
+        if home_ends is not None:
+            home_ends(None if until == FOREVER else max(0.0, until - monotonic()))
+        threads = [branch.thread for branch in branches if branch not in here and branch.thread]
+        if turns is not None and turns.is_closed and standby is not None:
+            threads.append(standby.thread_of_its_own)
+        for thread in threads:
+            if not self._wait_for(thread, until):
+                with REGISTRY.reserve.lend():  # for the log's file
+                    log.error(
+                        "%s: the thread %r is blocked, and ends when it isn't", server, thread.name
+                    )
+
+    def _wait_for(self, thread: HubThread, until: float) -> bool:
+        # Unless a handler there waits for the same end: its thread ends after it.
+        branches = [branch for branch in self.server._branches if branch.thread is thread]
+        while monotonic() < until:
+            if any(branch.has_callers for branch in branches):
+                return True
+            if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, until - monotonic()))):
+                return True
+        return thread.has_ended
