@@ -82,8 +82,9 @@ class Acceptor:
         self.accepted = self.begun = self.completed = self.failed = 0
         #: Handlers that have begun, or are certain to.
         self.charged = 0
-        #: Those of a ``spawn`` of the user's own, which may forget them: until they begin.
-        self.spawned = 0
+        #: What a ``spawn`` of the user's own was given, and has not begun: the handlers' arguments,
+        #: by their identity. It may take its time, or forget them.
+        self.spawned: dict[int, Any] = {}
         #: and these with the registry's lock held: connections on their way here, and such as
         #: were taken back from here.
         self.promised = self.given_up = 0
@@ -172,7 +173,7 @@ class Acceptor:
 
     def _is_within_limit(self) -> bool:
         limit = self.server.max_connections_per_clone
-        return limit is None or self.load + self.spawned < limit
+        return limit is None or self.load + len(self.spawned) < limit
 
     def _look_for_room(self) -> None:
         if self.own is State.FULL and self._is_within_limit():
@@ -319,10 +320,12 @@ class Acceptor:
     def serve_spawned(
         self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
     ) -> object:
-        """`serve_anywhere` what was counted as `spawned`."""
+        """`serve_anywhere` what is among the `spawned`, unless it was killed before."""
+        if id(args) not in self.spawned:
+            return None
         # In this order: another thread may look whether there is room.
         self.charged += 1
-        self.spawned -= 1
+        del self.spawned[id(args)]
         return self._serve_charged(handle, close, args)
 
     def _serve_charged(
@@ -349,10 +352,22 @@ class Acceptor:
         self.failed += 1
         (self.server._turn.branch or self.branch).done += 1
 
+    def kill_spawned(self, keys: set[int]) -> None:
+        """End those of the `spawned` that have not begun. In their hub."""
+        branch = self.server._turn.branch or self.branch
+        for key in keys & self.spawned.keys():
+            args = self.spawned.pop(key)
+            try:
+                self.server.do_close(*args)
+            finally:
+                self.never_served(is_charged=False)
+                branch.handler_ended(args)
+
     def forget(self) -> None:
         """What it is about to handle, or does, is the parent's: this process was forked."""
         self.begun = self.charged = self.completed + self.failed
-        self.accepted, self.given_up, self.spawned = self.begun, 0, 0
+        self.accepted, self.given_up = self.begun, 0
+        self.spawned = {}
 
     def stats(self) -> CloneStats:
         return CloneStats(

@@ -235,6 +235,8 @@ class Branch:
         jobs += [(None, job) for job in [*handlers.jobs] if self._is_ours(job)]
         found = [InUse(each, job[0].__self__, job[3]) for each, job in jobs if job]  # type: ignore[attr-defined]  # a method
         found += [InUse(each, *what) for each, what in self.strangers.items()]
+        for acceptor in self.acceptors:
+            found += [InUse(None, acceptor, args) for args in acceptor.spawned.values()]
         return found
 
     def _is_ours(self, job: Job) -> bool:
@@ -255,6 +257,8 @@ class Branch:
         """Kill the handlers whose arguments have these identities; don't wait for it."""
         if self.handlers is None:
             return
+        for acceptor in self.acceptors:
+            acceptor.kill_spawned(keys)
         self.handlers.drop(lambda job: self._is_ours(job) and id(job[3]) in keys)
         greenlets = [each.greenlet for each in self.in_use() if id(each.args) in keys]
         gevent.killall([each for each in greenlets if each is not None], block=False)

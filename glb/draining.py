@@ -26,7 +26,7 @@ from .ending import FOREVER, KILL_SECONDS, Ending
 from .hubs import HubThread
 from .registry import REGISTRY
 from .signals import Signal, ask
-from .sockets import is_readable
+from .sockets import is_loopback, is_readable
 from .states import PAUSES, State
 from .stats import DrainReport
 
@@ -43,6 +43,10 @@ SERVES: Final = (State.ACCEPTING, *PAUSES)
 # With the last server of an address: so long, at most, for those whom the kernel has let in. As a
 # rule they are served in a moment; only with a full pool they wait.
 LINGER_SECONDS: Final = 1.0
+
+# With nobody new let in, so long for handshakes that have begun: a way there and back between
+# continents. On a loopback address there are none.
+HANDSHAKE_SECONDS: Final = 0.3
 
 # How often it is looked whether the accept queue is empty: once a round of a hub's loop, about.
 QUEUE_LOOK_SECONDS: Final = 0.005
@@ -148,9 +152,14 @@ class Draining:
         handed_in = getattr(server._handed_in, "_sock", None)
         if entry.clones > len(listeners) + isinstance(handed_in, Adopted):
             return  # others serve who waits there
-        entry.refuse_newcomers()
+        is_shut = entry.refuse_newcomers()
+        began = monotonic()
+        # Who has the kernel's answer is in, as far as it knows, and is in the queue when its own
+        # answer has come.
+        shaken_by = began + HANDSHAKE_SECONDS * (is_shut and not is_loopback(entry.pristine))
         while gate.turns is turns and gate.state in SERVES and monotonic() < until:
-            if not (turns.waiting or gate.expected or is_readable(entry.pristine)):
+            is_empty = not (turns.waiting or gate.expected or is_readable(entry.pristine))
+            if is_empty and monotonic() >= shaken_by:
                 return
             gevent.sleep(QUEUE_LOOK_SECONDS)
 

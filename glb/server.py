@@ -927,12 +927,11 @@ class StreamServer(gevent.server.StreamServer):
             if spawn is None:
                 acceptor.serve_anywhere(handle, close, args)
             elif spawn is not self._replaced_spawn:
-                acceptor.spawned += 1
+                acceptor.spawned[id(args)] = args
                 try:
                     spawn(acceptor.serve_spawned, handle, close, args)
                 except BaseException:
-                    if acceptor.begun == begun:
-                        acceptor.spawned -= 1
+                    acceptor.spawned.pop(id(args), None)
                     raise
             elif self.pool is not None and self.hubs == 1:
                 acceptor.charged += turn.acceptor is not None

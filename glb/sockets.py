@@ -17,6 +17,7 @@ import _socket
 import array
 import contextlib
 import errno
+import ipaddress
 import operator
 import os
 import select
@@ -258,6 +259,14 @@ def is_readable(sock: _socket.socket) -> bool:
 def bound_address(sock: _socket.socket) -> Address:
     """Return the address that *sock* is really bound to."""
     return Address(sock.family, sock.getsockname())
+
+
+def is_loopback(sock: _socket.socket) -> bool:
+    """Whether *sock* is bound to an address that only this machine reaches."""
+    if sock.family == AF_UNIX:
+        return True
+    host = str(sock.getsockname()[0]).partition("%")[0]
+    return ipaddress.ip_address(host).is_loopback
 
 
 def address_of(number: int) -> Address | None:
