@@ -22,7 +22,7 @@ import gevent
 from gevent import getcurrent
 
 from .adopted import Adopted
-from .ending import FOREVER, KILL_SECONDS, Ending
+from .ending import KILL_SECONDS, Ending
 from .hubs import HubThread
 from .registry import REGISTRY
 from .signals import Signal, ask
@@ -101,11 +101,13 @@ class Draining:
             self.callers.discard(greenlet)
 
     def stop(self, timeout: float) -> None:
-        """Stop, and wait for the end of a drain that is called off by that."""
+        """Stop. A drain that is under way has no longer than *timeout* seconds from now on."""
         drain = self._drain
         with self.calling():
-            self.end(Ending(timeout, kill=True), State.STOPPED)
-            if drain is not None:
+            if drain is None:
+                self.end(Ending(timeout, kill=True), State.STOPPED)
+            else:
+                drain.ending.hasten(timeout)
                 drain.over.wait(None)
 
     def drain(self, ending: Ending, linger: float) -> DrainReport:
@@ -116,7 +118,7 @@ class Draining:
                 self._drain = drain = _Drain(ending)
         with self.calling():
             if is_first:
-                self._run(drain, min(ending.until, ending.began + linger))
+                self._run(drain, ending.began + linger)
             else:
                 drain.over.wait(None)
         return drain.report
@@ -127,7 +129,7 @@ class Draining:
         before = [branch.done for branch in branches]
         try:
             try:
-                self._empty_accept_queue(linger_until)
+                self._empty_accept_queue(ending, linger_until)
                 if not ending.is_called_off:
                     self.end(ending, State.DRAINING)
             finally:
@@ -143,7 +145,7 @@ class Draining:
             self._drain = None
             drain.over.set()
 
-    def _empty_accept_queue(self, until: float) -> None:
+    def _empty_accept_queue(self, ending: Ending, until: float) -> None:
         server, gate = self.server, self.server._gate
         turns, listeners = gate.turns, server._listeners
         if turns is None or not listeners or monotonic() >= until:
@@ -157,7 +159,9 @@ class Draining:
         # Who has the kernel's answer is in, as far as it knows, and is in the queue when its own
         # answer has come.
         shaken_by = began + HANDSHAKE_SECONDS * (is_shut and not is_loopback(entry.pristine))
-        while gate.turns is turns and gate.state in SERVES and monotonic() < until:
+        while gate.turns is turns and gate.state in SERVES:
+            if monotonic() >= min(until, ending.until):
+                return
             is_empty = not (turns.waiting or gate.expected or is_readable(entry.pristine))
             if is_empty and monotonic() >= shaken_by:
                 return
@@ -175,7 +179,9 @@ class Draining:
         if dispatcher is not None and home not in here:
             # Asked before it leaves, and is not to be reached any more.
             wait = functools.partial(home.wait, ending)
-            home_ends = ask(dispatcher.send, wait, lambda: dispatcher.is_dead)
+            home_ends = ask(
+                dispatcher.send, wait, lambda: dispatcher.is_dead or monotonic() >= last(ending)
+            )
         if state is State.STOPPED:
             server.close()
         else:
@@ -186,25 +192,30 @@ class Draining:
         for branch in here:
             branch.wait(ending)
             branch.finish(Ending(None, kill=False))  # a handler that ends its own server is left
-        until = ending.until + 2 * KILL_SECONDS
         if home_ends is not None:
-            home_ends(None if until == FOREVER else max(0.0, until - monotonic()))
+            home_ends(None)
         threads = [branch.thread for branch in branches if branch not in here and branch.thread]
         if turns is not None and turns.is_closed and standby is not None:
             threads.append(standby.thread_of_its_own)
         for thread in threads:
-            if not self._wait_for(thread, until):
+            if not self._wait_for(thread, ending):
                 with REGISTRY.reserve.lend():  # for the log's file
                     log.error(
                         "%s: the thread %r is blocked, and ends when it isn't", server, thread.name
                     )
 
-    def _wait_for(self, thread: HubThread, until: float) -> bool:
+    def _wait_for(self, thread: HubThread, ending: Ending) -> bool:
         # Unless a handler there waits for the same end: its thread ends after it.
         branches = [branch for branch in self.server._branches if branch.thread is thread]
-        while monotonic() < until:
+        while monotonic() < last(ending):
             if any(branch.has_callers for branch in branches):
                 return True
-            if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, until - monotonic()))):
+            left = last(ending) - monotonic()
+            if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, left))):
                 return True
         return thread.has_ended
+
+
+def last(ending: Ending) -> float:
+    """Return until when to wait for hubs that may be stalled, on `time.monotonic`'s clock."""
+    return ending.until + 2 * KILL_SECONDS

@@ -61,6 +61,10 @@ class Ending:
     began: float = field(default_factory=monotonic)
     is_called_off: bool = False
 
+    def hasten(self, timeout: float) -> None:
+        """Be over *timeout* seconds from now, at the latest."""
+        self.timeout = min(self.until, monotonic() + timeout) - self.began
+
     @property
     def first_request_until(self) -> float:
         """Until when who has just connected may send its first request."""
@@ -214,8 +218,14 @@ class Watch:
         for key, (due, in_use) in [*self._open.items()]:
             if due > now:
                 break
+            if in_use.greenlet is None:  # it had not begun
+                begun = [each for each in self._branch.in_use() if each.args is in_use.args]
+                in_use = begun[0] if begun else in_use  # noqa: PLW2901
+                self._open[key] = (due, in_use)
+                if begun and in_use.greenlet is None:
+                    continue
             if self._branch.args_of(in_use.greenlet) is not in_use.args:
-                del self._open[key]  # it is over, or had not begun
+                del self._open[key]  # it is over
             elif not self._is_open(key) or self._branch.wait_of(in_use.greenlet) is not None:
                 continue
             elif in_use.acceptor.server.is_long_lived(in_use.sock) and close_reading(in_use.sock):

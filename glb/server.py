@@ -495,7 +495,9 @@ class StreamServer(gevent.server.StreamServer):
         """
         if self._draining.is_under_way:
             raise RuntimeError(f"{self} is draining: it can start when that is over")
-        if not hasattr(self, "handle"):
+        if "handle" not in self.__dict__ and (
+            self._closed_handle is not None or not hasattr(self, "handle")
+        ):
             self.set_handle(self._closed_handle)
         if "_spawn" not in self.__dict__:
             self.set_spawn(self._closed_spawn)
@@ -631,7 +633,7 @@ class StreamServer(gevent.server.StreamServer):
         As in gevent that is so with a pool or a number for ``spawn``; with several hubs it is
         so with the default as well, and their threads have ended when this returns, with all
         greenlets that lived there. A thread that a handler blocks for longer is left to end by
-        itself, and the log tells so.
+        itself, and the log tells so. A drain that is under way has no longer than that, either.
 
         Args:
             timeout: ``None`` is `stop_timeout`, 1.

@@ -18,9 +18,9 @@ from gevent.pool import Pool
 
 import glb
 from glb.hubs import HubThread
-from glb.signals import ask as run_there
 from glb.pywsgi import WSGIHandler, WSGIServer
 from glb.server import StreamServer
+from glb.signals import ask as run_there
 from glb.states import State
 from glb.stats import DrainReport
 
@@ -554,8 +554,8 @@ def test_a_stop_hastens_a_drain(hubs: int) -> None:
     draining = gevent.spawn(server.drain)
     wait_until(lambda: server.is_draining)
     server.stop(0)
-    draining.get()
-    assert server.state is State.STOPPED and server.active == 0
+    assert counts(draining.get()) == (0, 0, 1)
+    assert (server.state.value, server.active) == ("stopped", 0)
     assert client.recv(1) == b""
     client.close()
 
@@ -662,4 +662,213 @@ def test_a_hub_that_is_blocked_is_told_of_and_left(caplog: pytest.LogCaptureFixt
     assert any("is blocked" in record.getMessage() for record in caplog.records)
     may_end.set()
     wait_until(lambda: server.active == 0)
+    close_all(clients)
+
+
+# -- what a hostile reading found -----------------------------------------------------------------
+
+
+@on_one_and_two_hubs
+def test_two_handlers_that_drain_at_once_get_the_same_report(hubs: int) -> None:
+    """A command to shut down that comes twice: neither waits for the other."""
+
+    def handle(sock: Any, _peer: Any) -> None:
+        sock.recv(1)
+        both.append(True)
+        while len(both) < 2:
+            gevent.sleep(0.001)
+        sock.sendall(b"%d %d %d" % counts(server.drain()))
+
+    both: list[bool] = []
+    server = StreamServer(LOCAL, handle, clones=2, hubs=hubs, patience=NEVER)
+    server.start()
+    clients = [connect(server.address) for _ in range(2)]
+    for client in clients:
+        client.sendall(b"x")
+    first, second = (receive_all(client) for client in clients)
+    assert first == second == b"0 0 0"
+    wait_until(lambda: server.active == 0)
+    close_all(clients)
+
+
+@on_one_and_two_hubs
+def test_an_application_that_drains_its_server_ends_its_own_connection(hubs: int) -> None:
+    """Its reply says so, though the drain is over by then."""
+
+    def application(_environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        server.drain(10)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    server = WSGIServer(LOCAL, application, clones=2, hubs=hubs, patience=NEVER, log=None)
+    server.start()
+    client = connect(server.address)
+    client.sendall(GET)
+    assert b"Connection: close\r\n" in receive_all(client)
+    wait_until(lambda: server.active == 0)
+    client.close()
+
+
+def test_drains_of_two_threads_are_one() -> None:
+    """Who waits for it in a thread that has nothing else to do is not told that it is for ever."""
+    holder = Holder()
+    server = StreamServer(LOCAL, holder, clones=1)
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    threads = [HubThread("glb test").start() for _ in range(2)]
+    answers = [run_there(thread.send, lambda: server.drain(10)) for thread in threads]
+    wait_until(lambda: server.is_draining)
+    holder.release()
+    reports = [answer(None) for answer in answers]
+    assert reports[0] == reports[1] and counts(reports[0]) == (1, 0, 0)
+    for thread in threads:
+        thread.end()
+        assert thread.wait(10)
+    client.close()
+
+
+def test_who_resists_a_kill_is_counted_once() -> None:
+    """One finishes, one is killed, one goes on for a while: the report has each of them once."""
+    let_go = Event()
+
+    def handle(sock: Any, _peer: Any) -> None:
+        what = sock.recv(1)
+        if what == b"f":
+            wait_until(lambda: server.is_draining)
+        elif what == b"k":
+            gevent.sleep(60)
+        else:
+            try:
+                gevent.sleep(60)
+            except gevent.GreenletExit:
+                let_go.wait()
+
+    server = StreamServer(LOCAL, handle, clones=1)
+    server.start()
+    clients = [connect(server.address) for _ in range(3)]
+    for client, what in zip(clients, (b"f", b"k", b"r"), strict=True):
+        client.sendall(what)
+    wait_until(lambda: server.active == 3)
+    assert counts(server.drain(0.1)) == (1, 0, 2)
+    let_go.set()
+    wait_until(lambda: server.active == 0)
+    close_all(clients)
+
+
+def test_a_start_in_the_middle_says_why_not() -> None:
+    """And the drain goes on."""
+    holder = Holder()
+    server = StreamServer(LOCAL, holder, clones=1)
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    draining = gevent.spawn(server.drain, 10)
+    wait_until(lambda: server.is_draining)
+    with pytest.raises(RuntimeError, match="is draining: it can start when that is over"):
+        server.init_socket()
+    holder.release()
+    assert counts(draining.get()) == (1, 0, 0)
+    client.close()
+
+
+def test_a_close_and_a_start_in_the_middle_are_not_undone() -> None:
+    """The drain that was called off closes nothing that came after it, and kills nobody."""
+    holder = Holder()
+    server = StreamServer(LOCAL, holder, clones=1)
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    draining = gevent.spawn(server.drain)
+    wait_until(lambda: server.is_draining)
+    server.close()
+    assert counts(draining.get()) == (0, 0, 0)
+    server.start()
+    later = connect(server.address)
+    wait_until(lambda: server.active == 2)
+    assert server.state is State.ACCEPTING
+    holder.release()
+    assert receive_all(client) == receive_all(later) == b"done"
+    server.stop()
+    close_all([client, later])
+
+
+def test_a_hook_that_fails_ends_the_drain_for_all() -> None:
+    """Its error comes out once, and the next drain doesn't wait for this one."""
+
+    class Failing(StreamServer):
+        is_failing = False
+
+        def stop_accepting(self) -> None:
+            super().stop_accepting()
+            if self.is_failing:
+                raise LookupError("on purpose")
+
+    server = Failing(LOCAL, lambda *_: None, clones=1)
+    server.start()
+    server.is_failing = True
+    with pytest.raises(LookupError, match="on purpose"):
+        server.drain(10)
+    server.is_failing = False
+    assert server.state is State.STOPPED
+    assert counts(server.drain(10)) == (0, 0, 0)
+
+
+def test_a_client_that_never_shakes_hands_has_a_second() -> None:
+    """TLS or not: without a deadline it would hold the drain for ever."""
+    here = Path(gevent.tests.__file__).parent
+    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(here / "server.crt", here / "server.key")
+    server = WSGIServer(LOCAL, Application(), clones=1, log=None, ssl_context=serving)
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    assert counts(server.drain()) == (0, 1, 0)
+    assert b"HTTP" not in receive_all(client)  # an alert, if anything
+    client.close()
+
+
+def test_a_request_that_comes_during_a_streamed_reply_is_served() -> None:
+    """The head had not said that it was the last, so the client may have gone on."""
+    may_end, begun = Event(), []
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        begun.append(environ["PATH_INFO"])
+        start_response("200 OK", [])
+        if environ["PATH_INFO"] == "/stream":
+            yield b"begin"
+            may_end.wait()
+        yield b"end"
+
+    server = WSGIServer(LOCAL, application, clones=1, log=None)
+    server.start()
+    client = connect(server.address)
+    client.sendall(GET.replace(b"GET /", b"GET /stream"))
+    assert b"begin" in client.recv(1000)
+    client.sendall(GET)
+    draining = gevent.spawn(server.drain, 10)
+    wait_until(lambda: server.is_draining)
+    may_end.set()
+    rest = receive_all(client)
+    assert begun == ["/stream", "/"]
+    assert b"Connection: close\r\n" in rest and rest.count(b"end") == 2
+    assert counts(draining.get()) == (1, 0, 0)
+    client.close()
+
+
+def test_a_spawn_that_takes_its_time_is_overtaken_by_the_deadline() -> None:
+    """What it begins later is closed already, and its handler never runs."""
+    served = []
+    later: list[Any] = []
+    server = StreamServer(
+        LOCAL, lambda *_: served.append(True), clones=1, spawn=lambda *call: later.append(call)
+    )
+    server.start()
+    clients = [connect(server.address) for _ in range(2)]
+    wait_until(lambda: len(later) == 2)
+    assert counts(server.drain(0.05)) == (0, 0, 2)
+    assert [client.recv(1) for client in clients] == [b"", b""]
+    for call, *args in later:
+        call(*args)
+    assert (served, server.active) == ([], 0)
     close_all(clients)

@@ -13,9 +13,9 @@ from gevent.pool import Pool
 
 import glb
 from glb.hubs import HubThread
-from glb.signals import ask as run_there
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
+from glb.signals import ask as run_there
 from glb.states import State
 
 from .helpers import (
@@ -573,3 +573,144 @@ def test_sixteen_and_back_many_times() -> None:
             server.resize(size)
             assert [int(ask(server.address)) for _ in range(size)] == turns(size, size)
         assert glb.registry.entries()[0].clones == 1
+
+
+# -- what a hostile reading found -----------------------------------------------------------------
+
+
+def test_a_subclass_whose_handler_is_a_method_is_rolled() -> None:
+    """The clones that are not reached yet go on with the method."""
+
+    class Server(StreamServer):
+        def handle(self, sock: Any, _peer: Any) -> None:
+            sock.sendall(b"method")
+
+    with Server(LOCAL, clones=3) as server:
+        server.start()
+        server.replace_clone(1, reply(b"new"))
+        assert [ask(server.address) for _ in range(3)] == [b"method", b"new1", b"method"]
+        server.stop()
+        server.start()
+        assert [ask(server.address) for _ in range(3)] == [b"method", b"new1", b"method"]
+
+
+@pytest.mark.parametrize("clones", [1, 4])
+@pytest.mark.parametrize("hubs", [1, 3])
+def test_another_number_after_a_roll_keeps_the_handlers(clones: int, hubs: int) -> None:
+    """Also on another number of hubs; whoever is new has the last one's."""
+    with StreamServer(LOCAL, reply(b"old"), clones=2, patience=NEVER) as server:
+        server.start()
+        server.roll(reply(b"new"))
+        server.stop()
+        if clones >= hubs:
+            server.hubs = hubs
+        server.resize(clones)
+        server.start()
+        got = [ask(server.address) for _ in range(clones)]
+        assert got == [b"new%d" % index for index in range(clones)]
+        assert [clone.accepted for clone in server.clone_stats()] == [1] * clones
+
+
+def test_handlers_of_the_last_time_are_counted_where_they_were() -> None:
+    """A stop that leaves them, another number of clones, and a start."""
+    old = Slow()
+    with StreamServer(LOCAL, old, clones=2) as server:
+        server.start()
+        client = connect(server.address)
+        wait_until(lambda: old.begun == 1)
+        server.stop()
+        server.resize(3)
+        server.start()
+        assert server.active == 1
+        old.may_end.set()
+        assert receive_all(client) == b"slow"
+        wait_until(lambda: server.active == 0)
+        later = connect(server.address)
+        assert receive_all(later) == b"slow"
+        wait_until(lambda: server.active == 0)
+        close_all([client, later])
+
+
+def test_a_roll_of_a_stopped_server_of_two_hubs_waits_for_nobody() -> None:
+    """Its second hub is gone."""
+    server = StreamServer(LOCAL, reply(b"a"), clones=2, hubs=2, patience=NEVER)
+    server.start()
+    server.stop()
+    server.roll(reply(b"b"))
+    with server:
+        server.start()
+        assert ask(server.address) == b"b0"
+
+
+def test_a_close_in_the_middle_of_a_roll_ends_it() -> None:
+    """On each hub; and the next change is possible."""
+    slow = Slow()
+    server = StreamServer(LOCAL, slow, clones=2, hubs=2, patience=NEVER)
+    server.start()
+    clients = [connect(server.address) for _ in range(2)]
+    wait_until(lambda: slow.begun == 2)
+    rolling = gevent.spawn(server.roll, reply(b"b"))
+    gevent.idle()
+    server.close()
+    slow.may_end.set()
+    rolling.get()
+    assert [receive_all(client) for client in clients] == [b"slow"] * 2
+    server.roll(reply(b"c"))
+    close_all(clients)
+
+
+@on_one_and_two_hubs
+def test_two_handlers_that_roll_at_once_wait_for_none_of_each_other(hubs: int) -> None:
+    """The second change comes after the first."""
+
+    def handle(sock: Any, _peer: Any) -> None:
+        both.append(True)
+        while len(both) < 2:
+            gevent.sleep(0.001)
+        server.roll(reply(b"new"))
+        sock.sendall(b"rolled")
+
+    both: list[bool] = []
+    with StreamServer(LOCAL, handle, clones=2, hubs=hubs, patience=NEVER) as server:
+        server.start()
+        clients = [connect(server.address) for _ in range(2)]
+        assert [receive_all(client) for client in clients] == [b"rolled"] * 2
+        assert ask(server.address) == b"new0"
+        close_all(clients)
+
+
+def test_who_has_not_spoken_yet_gets_the_new_handler() -> None:
+    """A client that waits for its first byte is nobody's yet, and is not closed."""
+
+    def new(sock: Any, peer: Any) -> None:
+        sock.recv(1)
+        reply(b"new")(sock, peer)
+
+    with StreamServer(LOCAL, reply(b"old"), clones=2, first_byte_timeout=60) as server:
+        server.start()
+        clients = [connect(server.address) for _ in range(2)]
+        wait_until(lambda: server.waiting_here is not None and len(server.waiting_here) == 2)
+        report = server.roll(new)
+        assert [clone[:3] for clone in report.clones] == [(0, 0, 0)] * 2
+        for client in clients:
+            client.sendall(b"x")
+        assert [receive_all(client) for client in clients] == [b"new0", b"new1"]
+        close_all(clients)
+
+
+@on_one_and_two_hubs
+def test_a_timeout_in_the_middle_of_a_change_leaves_nothing(hubs: int) -> None:
+    """No watcher, no lock, nobody who watches: the hub can end, and the next change begins."""
+    slow = Slow()
+    with StreamServer(LOCAL, slow, clones=4, hubs=hubs, patience=NEVER) as server:
+        server.start()
+        clients = [connect(server.address) for _ in range(4)]
+        wait_until(lambda: slow.begun == 4)
+        for change in (lambda: server.resize(hubs), lambda: server.roll(reply(b"new"))):
+            with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+                change()
+        slow.may_end.set()
+        assert [receive_all(client) for client in clients] == [b"slow"] * 4
+        server.resize(4)
+        wait_until(lambda: not any(branch.watched for branch in server._branches))
+        close_all(clients)

@@ -229,7 +229,7 @@ def test_an_error_ends_the_wait() -> None:
     caught: list[str] = []
     waited: list[int] = []
 
-    def handle(sock: Any, _peer: Any) -> None:
+    def handle(_sock: Any, _peer: Any) -> None:
         try:
             with idle():
                 raise LookupError("on purpose")
