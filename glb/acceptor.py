@@ -179,6 +179,12 @@ class Acceptor:
         if self.own is State.FULL and self._is_within_limit():
             self.enter(State.ACCEPTING, after=(State.FULL,))
 
+    def may_expect_locked(self) -> bool:
+        if self._is_within_limit():
+            return True
+        self.enter(State.FULL, after=(State.ACCEPTING,))
+        return False
+
     def expect_locked(self) -> None:
         self.promised += 1
         self.gate.expect_locked()

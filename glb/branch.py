@@ -173,6 +173,8 @@ class Branch:
             if left:
                 left.clear()
                 then()
+                if self.waiting is not None and not len(self.waiting):
+                    self.waiting.close()
                 handlers.release()
                 dispatcher.hold_loop(self, is_held=False)
                 dispatcher.detach()

@@ -174,6 +174,8 @@ class Draining:
         turns, home = server._gate.turns, branches[0]
         standby = None if turns is None else turns.standby
         here = [branch for branch in branches if branch.is_here]
+        if state is State.DRAINING:
+            server._gate.close(state)  # replies say so from now on
         dispatcher = home.dispatcher
         home_ends = None
         if dispatcher is not None and home not in here:

@@ -10,7 +10,7 @@ Source: HAProxy's ``hard-stop-after`` and ``close-spread-time``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -154,7 +154,10 @@ class Watch:
                 if self._wait_until(when) or monotonic() >= ending.until:
                     break
             if ending.kill and not ending.is_called_off and self._count() > 0:
-                self._kill()
+                self._kill(but=self._told)
+                if self._told:  # they are about to end
+                    self._wait_until(monotonic() + LOOK_SECONDS)
+                    self._kill()
                 self._wait_until(monotonic() + KILL_SECONDS)
         finally:
             branch.watched.remove(self._ended)
@@ -239,11 +242,11 @@ class Watch:
         due, _ = self._due.get(key, (self._ending.began, None))
         return due if wait[2] else max(due, self._ending.first_request_until)
 
-    def _kill(self) -> None:
+    def _kill(self, but: Collection[int] = ()) -> None:
         branch = self._branch
         left = branch.in_use() if self._left is None else [*self._left.values()]
         callers = [*branch.callers]
-        keys = {id(each.args) for each in left if each.greenlet not in callers}
+        keys = {id(each.args) for each in left if each.greenlet not in callers} - {*but}
         self._told -= keys
         self._killed |= keys
         branch.kill(keys)

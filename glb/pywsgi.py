@@ -43,7 +43,7 @@ from .clones import current_clone
 from .connection import Connection, say_goodbye
 from .gate import Gate
 from .server import StreamServer
-from .waiting import Wait, Waiting, close_reading
+from .waiting import Wait, Waiting
 
 __all__ = [
     "Environ",
@@ -103,6 +103,7 @@ class WSGIHandler(GeventWSGIHandler):
 
     _collected: bytearray | None = None
     _has_served: bool = False
+    _is_in_head: bool = False
     # What it looks at before each request, if its server is one of ours.
     _gate: Gate | None = None
     _waiting: Waiting | None = None
@@ -161,8 +162,8 @@ class WSGIHandler(GeventWSGIHandler):
         if waits is not None:
             waiting = self._waiting
             assert waiting is not None, "as it is whose waits these are"
-            if self._has_served and self._is_ending:
-                close_reading(self.socket)  # its reply did not say so; what has come is served
+            if self._has_served and self._is_ending and not self._has_come():
+                return ""  # the reply before had not said so; what has come is served
             if waiting.timeout is None and not waiting.watchers:
                 waits[greenlet] = (self.socket, 0.0, self._has_served)
             else:
@@ -175,11 +176,26 @@ class WSGIHandler(GeventWSGIHandler):
                 return ""  # perhaps with a part of a request, which it won't get the rest of
             self._has_served = True
             if waiting.timeout is not None:
+                self._is_in_head = True
                 waiting.enter_head(self.socket)
         line: bytes = rfile.readline(MAX_REQUEST_LINE)
         return line.decode("latin-1")
 
+    def _has_come(self) -> bool:
+        """Whether something of a request is there, in a buffer or in the kernel."""
+        timeout = self.socket.timeout
+        self.socket.timeout = 0.0
+        try:
+            return bool(self.rfile.peek(1))
+        except OSError:  # TLS's word for: not now
+            return False
+        finally:
+            self.socket.timeout = timeout
+
     def _read_request_in_time(self, raw_requestline: str) -> Any:
+        if not self._is_in_head:  # a `read_requestline` of the program's own
+            return type(self).read_request(self, raw_requestline)
+        self._is_in_head = False
         assert self._waiting is not None, "it has a timeout"
         try:
             result = type(self).read_request(self, raw_requestline)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import gevent
+
 from .acceptor import Acceptor
 from .clones import Clone
 from .ending import FOREVER, KILL_SECONDS, Ending, InUse, Watch
@@ -76,21 +78,24 @@ class Rolling:
                 assert handle is not None, "one of them is"
                 handlers = [handle for _ in acceptors]
             began = monotonic()
-            reports = [
-                self._replace(acceptor, each, timeout, wait=wait)
-                for acceptor, each in zip(acceptors, handlers, strict=True)
-            ]
+            reports = []
+            for acceptor, each in zip(acceptors, handlers, strict=True):
+                reports.append(self._replace(acceptor, each, timeout, wait=wait))
+                gevent.sleep(0)  # each looks through all connections
             server.handler_factory = handler_factory
             return RollReport(tuple(reports), monotonic() - began)
 
     def replace(
-        self, acceptor: Acceptor, handle: Handler, timeout: float | None, *, wait: bool
+        self, index: int, handle: Handler, timeout: float | None, *, wait: bool
     ) -> DrainReport:
         """See `glb.server.StreamServer.replace_clone`."""
+        server = self.server
+        server.acceptor_at(index)
         check_seconds("timeout", timeout, may_be_zero=True)
         check_handle(handle)
-        with self.server._draining.calling(), self._lock:
-            return self._replace(acceptor, handle, timeout, wait=wait)
+        with server._draining.calling(), self._lock:
+            # It may have gone meanwhile.
+            return self._replace(server.acceptor_at(index), handle, timeout, wait=wait)
 
     def _replace(
         self, acceptor: Acceptor, handle: Handler, timeout: float | None, *, wait: bool
@@ -136,6 +141,8 @@ class Rolling:
         server = self.server
         acceptors = [*server._acceptors]
         for acceptor in acceptors[clones:]:
+            acceptor.enter(State.DRAINING)
+            acceptor.enter(State.STOPPED)
             self.gone[acceptor.clone.index] = acceptor
         del acceptors[clones:]
         for index in range(clones):

@@ -562,6 +562,9 @@ class _Seat:
             if place is not None:
                 seats._place = place if keeps_place else None
 
+    def may_expect_locked(self) -> bool:
+        return True
+
     def expect_locked(self) -> None:
         self._expected += 1
         self.settle()

@@ -982,11 +982,11 @@ class StreamServer(gevent.server.StreamServer):
         Raises:
             TypeError, ValueError: *index* is not 0 to N-1.
         """
-        self._acceptor(index).enter(State.PAUSED)
+        self.acceptor_at(index).enter(State.PAUSED)
 
     def resume_clone(self, index: int) -> None:
         """Let clone *index* have turns again, from the end of the line. Twice is once."""
-        self._acceptor(index).enter(State.ACCEPTING)
+        self.acceptor_at(index).enter(State.ACCEPTING)
 
     def replace_clone(
         self,
@@ -1017,7 +1017,7 @@ class StreamServer(gevent.server.StreamServer):
             While waiting: for another change of this server, and for the old one. A kill leaves
             the new one in place, and the old one to itself.
         """
-        return self._rolling.replace(self._acceptor(index), handle, timeout, wait=wait)
+        return self._rolling.replace(index, handle, timeout, wait=wait)
 
     def roll(
         self,
@@ -1069,7 +1069,12 @@ class StreamServer(gevent.server.StreamServer):
         """
         return self._rolling.resize(clones, timeout)
 
-    def _acceptor(self, index: int) -> Acceptor:
+    def acceptor_at(self, index: int) -> Acceptor:
+        """Return the acceptor of clone *index*.
+
+        Raises:
+            TypeError, ValueError: There is none.
+        """
         try:
             number = operator.index(index)
         except TypeError as error:

@@ -87,6 +87,9 @@ class Member(Protocol):
     def has_room(self) -> bool:
         """Whether it could take one more; if not, it has left the ring."""
 
+    def may_expect_locked(self) -> bool:
+        """Whether its own limit lets one more be handed to it; if not, it has left the ring."""
+
     def expect_locked(self) -> None:
         """A connection was handed to it, and is on its way."""
 
@@ -459,6 +462,10 @@ class Turns:
         """
         with self.lock:
             member = None if self.is_closed else self.next_locked()
+            while member is not None and not member.may_expect_locked():
+                full, member = member, self.next_locked()
+                if member is full:
+                    member = None  # it did not leave
             if member is None:
                 self._wait_locked([handed])
                 return False

@@ -53,6 +53,9 @@ class FakeMember:
     def broken(self, error: OSError) -> None:
         raise NotImplementedError
 
+    def may_expect_locked(self) -> bool:
+        return True
+
     def expect_locked(self) -> None:
         self.expected += 1
 
@@ -114,8 +117,9 @@ class FakeDispatcher:
         jobs, self.jobs = self.jobs, []
         return jobs
 
-    def send(self, call: Callable[[], object]) -> None:
+    def send(self, call: Callable[[], object]) -> bool:
         call()
+        return True
 
     def run(self, call: Callable[[], object]) -> None:
         call()

@@ -1,0 +1,98 @@
+"""Does a server keep its invariants when everything goes wrong at once?
+
+    python -m loadtests.soak --seconds 60
+
+It runs for a given time: clients that come and go, reset before they are accepted, stop in the
+middle of a request, read in drips, crash handlers; clones that are paused, replaced, rolled and
+resized; servers that fill up, stop accepting, run out of descriptors, and are taken over by
+others. Once a second all is looked at that must hold, and in the end everything must be as it
+was before. Printed are tables of what was done and found. Exit status 0 only if nothing was
+violated, and nobody lost who asked properly.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import random
+import sys
+
+import click
+from rich.console import Console
+
+from glb.balance import Policy
+
+from .plan import Kind, Plan
+from .run import run
+
+DEFAULTS = Plan()
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=DEFAULTS.seconds,
+    show_default=True,
+    help="For how long clients come.",
+)
+@click.option("--clones", type=click.IntRange(1), default=DEFAULTS.clones, show_default=True)
+@click.option("--hubs", type=click.IntRange(1), default=DEFAULTS.hubs, show_default=True)
+@click.option(
+    "--kind",
+    type=click.Choice([*(each.value for each in Kind), "both"]),
+    default="both",
+    show_default=True,
+    help="What is spoken.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(1, 2000),
+    default=DEFAULTS.rate,
+    show_default=True,
+    help="Clients a second; now and then many more.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice([each.value for each in Policy]),
+    default=DEFAULTS.policy,
+    show_default=True,
+)
+@click.option("--seed", type=int, help="Of all that is chosen. Printed if not given.")
+@click.option(
+    "--json",
+    "file",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    help="File for all that was found.",
+)
+def main(
+    seconds: float,
+    clones: int,
+    hubs: int,
+    kind: str,
+    rate: float,
+    policy: str,
+    seed: int | None,
+    file: pathlib.Path | None,
+) -> None:
+    if not sys.platform.startswith("linux"):
+        raise click.ClickException(f"needs Linux (/proc), this is {sys.platform}")
+    if clones < hubs:
+        raise click.BadParameter(f"{hubs} hubs need as many clones, got {clones}")
+    if seed is None:
+        seed = random.SystemRandom().randrange(10_000)
+    kinds = tuple(each.value for each in Kind) if kind == "both" else (kind,)
+    plan = Plan(seconds, rate, clones, hubs, kinds, seed, policy)
+    command = f"python -m loadtests.soak --seconds {seconds:g} --clones {clones} --hubs {hubs}"
+    command += f" --kind {kind} --rate {rate:g} --policy {policy} --seed {seed}"
+    console = Console()
+    console.print(f"seed {seed}")
+    report = run(plan, command)
+    report.print(console)
+    if file is not None:
+        file.write_text(report.to_json() + "\n")
+        console.print(f"written: {file}", soft_wrap=True)
+    sys.exit(0 if report.is_kept else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,432 @@
+"""Checks: what must hold of registry, gates, clones, ring, hubs and descriptors, at any time.
+
+Everything is read in one critical section of the registry's lock, in the greenlet of no server.
+What other threads change without it is read in the order in which it can only grow apart in one
+direction: who is done before who has begun before who was accepted.
+
+What isn't wrong in a moment, but if it stays, is wrong when two looks in succession see it.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import gevent
+from greenlet import greenlet
+
+import glb.hubs
+from glb.gate import Gate
+from glb.handlers import MAX_PARKED
+from glb.registry import REGISTRY, Entry
+from glb.sockets import is_readable
+from glb.states import MOVES, State
+
+from .descriptors import Descriptors, count_resident_bytes, leads
+from .plan import Plan
+from .service import Service, acceptors_of, wait_until
+from .tally import Tally
+
+__all__ = ["Checks", "watch_moves"]
+
+#: So often at most it is counted again until what is open is what should be: a connection that
+#: is just being closed is open, and its handler done, or the other way round.
+MOST_COUNTS: Final = 40
+COUNT_SECONDS: Final = 0.005
+
+#: So long after the end until threads and sockets are gone.
+SETTLE_SECONDS: Final = 3.0
+
+
+def watch_moves(tally: Tally) -> Counter[str]:
+    """Have each change of a server's state looked at; return what counts them."""
+    moves: Counter[str] = Counter()
+    set_locked = Gate._set_locked
+
+    def watched(gate: Gate, state: State) -> None:
+        name = f"{gate.state.value} -> {state.value}"
+        moves[name] += 1
+        tally.hold("a server's state changes as glb.states says", state in MOVES[gate.state], name)
+        set_locked(gate, state)
+
+    Gate._set_locked = watched  # type: ignore[method-assign, assignment]  # to watch it
+    return moves
+
+
+class Checks:
+    """Looks at *services*. Made before any server: what there is then is to be left at the end.
+
+    Args:
+        steady: See `Actions.steady`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        services: Sequence[Service],
+        tally: Tally,
+        steady: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._plan: Final = plan
+        self._services: Final = services
+        self._tally: Final = tally
+        self._steady: Final = steady
+        #: Of each look: when, resident bytes, connections.
+        self.samples: list[tuple[float, int, int]] = []
+        # What looked wrong when it was last looked at, and whether it still does.
+        self._doubts: set[Hashable] = set()
+        self._new_doubts: set[Hashable] = set()
+        gevent.get_hub()
+        gc.collect()
+        self._before: Final = leads()
+        self._open_before: Final = Descriptors.look(frozenset())
+        self._threads_before: Final = {each.name for each in threading.enumerate()}
+        self._greenlets_before: Final = _count_greenlets()
+        self._watchers_before: Final[int] = gevent.get_hub().loop.activecnt
+        # How many descriptors a hub's thread has beside its connections, once one was seen.
+        self._others_a_thread: int | None = None
+
+    def look(self, seconds: float) -> None:
+        """Look at everything once, *seconds* after the start.
+
+        Switches:
+            While the process is out of descriptors on purpose, and while it is counted again.
+        """
+        with self._steady():
+            with REGISTRY.lock:
+                self._look_at_registry()
+                for service in self._services:
+                    entry = service.entry
+                    self._hold("each address has its entry", entry is not None, service.address)
+                    if entry is not None:
+                        self._look_at_entry(service, entry)
+                    for server in service.servers:
+                        self._look_at_server(server)
+            self._doubts, self._new_doubts = self._new_doubts, set()
+            connections = self._count_descriptors()
+            self.samples.append((seconds, count_resident_bytes(), connections))
+
+    def _hold(self, invariant: str, is_kept: object, detail: object = "") -> None:
+        self._tally.hold(invariant, bool(is_kept), detail)
+
+    def _stays(self, invariant: str, is_well: object, key: Hashable, detail: object) -> None:
+        # Wrong if it wasn't well the last time either, by the same key.
+        if not is_well:
+            self._new_doubts.add((invariant, key))
+        self._hold(invariant, is_well or (invariant, key) not in self._doubts, detail)
+
+    # -- the registry -------------------------------------------------------------------------
+
+    def _look_at_registry(self) -> None:
+        try:
+            REGISTRY.check()
+        except AssertionError as error:
+            self._hold("REGISTRY.check()", is_kept=False, detail=repr(error))
+        else:
+            self._hold("REGISTRY.check()", is_kept=True)
+        count = len([*REGISTRY])
+        self._hold("no entry more than addresses", count == len(self._services), count)
+
+    def _look_at_entry(self, service: Service, entry: Entry) -> None:
+        clones = sum(len(each._listeners) for each in service.servers)
+        self._hold(
+            "an entry's clones are its servers'", entry.clones == clones, (entry.clones, clones)
+        )
+        turns: Any = entry.turns
+        on_duty = turns.on_duty
+        dispatchers = [*turns.dispatchers.values()]
+        self._hold("who is on duty is there", on_duty in dispatchers, on_duty)
+        self._hold("nothing is in pockets", turns.in_pockets == 0, turns.in_pockets)
+        inboxes: Counter[Any] = Counter()
+        for each in dispatchers:
+            self._look_at_dispatcher(each)
+            inboxes.update(handed.member for handed in each.inbox)
+            self._hold(
+                "an inbox holds its own hub's",
+                all(handed.member.dispatcher is each for handed in each.inbox),
+                [(handed.member, handed.member.dispatcher) for handed in each.inbox],
+            )
+        for server in service.servers:
+            for acceptor in acceptors_of(server):
+                self._hold(
+                    "what lies in an inbox was promised",
+                    inboxes.pop(acceptor, 0) <= acceptor.promised,
+                    acceptor,
+                )
+        self._hold("an inbox holds servers'", not inboxes, inboxes)
+        self._look_at_ring(service, entry)
+        is_ready = any(
+            each.team.line and each.team.seated
+            for server in service.servers
+            for each in server._branches
+        )
+        self._stays(
+            "nobody waits while a clone is ready",
+            not (turns.waiting and is_ready),
+            tuple(map(id, [*turns.waiting][:1])),
+            f"{len(turns.waiting)} connections at {service.address}",
+        )
+        self._stays(
+            "the accept queue moves while a clone is ready",
+            not (is_ready and is_readable(entry.pristine)) or turns.is_paused,
+            (id(entry), turns.accepted),
+            f"{turns.accepted} accepted at {service.address}",
+        )
+
+    def _look_at_dispatcher(self, dispatcher: Any) -> None:
+        self._hold(
+            "no dispatcher counts below 0",
+            dispatcher._users >= 0 and dispatcher.accepted >= 0 and dispatcher.quick >= 0,
+            f"{dispatcher._users} users, {dispatcher.accepted} accepted, {dispatcher.quick} quick",
+        )
+        self._hold(
+            "a dispatcher is somebody's",
+            dispatcher.is_standby or dispatcher._users > 0,
+            f"{dispatcher._users} users",
+        )
+        handlers = dispatcher.handlers
+        self._hold("no more parked than may be", len(handlers) <= MAX_PARKED, len(handlers))
+        self._hold("handlers have a server", dispatcher.is_standby or handlers._users > 0)
+        self._stays(
+            "a hub that was withdrawn comes back",
+            dispatcher.has_turns,
+            (id(dispatcher), dispatcher.moves),  # it may be withdrawn often
+            f"stalled at {dispatcher.stalled_at}, inbox {len(dispatcher.inbox)}",
+        )
+
+    # -- the ring -------------------------------------------------------------------------------
+
+    def _look_at_ring(self, service: Service, entry: Entry) -> None:
+        turns: Any = entry.turns
+        ring = turns.ring
+        lines: Counter[Any] = Counter()
+        listed: Counter[Any] = Counter(team for _, team in ring._heap)
+        teams = {each.singles for each in turns.dispatchers.values()}
+        ready = 0
+        for server in service.servers:
+            for branch in server._branches:
+                if branch.dispatcher is not None:
+                    teams.add(branch.team)
+                    self._look_at_team(server, branch, listed)
+                    ready += len(branch.team.line) if branch.team.seated else 0
+        for team in {*teams, *listed}:
+            lines.update([*team.line])
+            self._hold(
+                "only servers that are open have turns",
+                team in teams or not (team.seated and team.line),
+                [*team.line],
+            )
+        for server in service.servers:
+            is_open = server._gate.turns is not None
+            for acceptor in acceptors_of(server):
+                is_to_stand = (
+                    is_open and acceptor.own is State.ACCEPTING and acceptor in server._acceptors
+                )
+                self._hold(
+                    "who is ready stands in line once, who isn't doesn't",
+                    lines[acceptor] == is_to_stand
+                    and (acceptor in acceptor.team.line or not is_to_stand),
+                    f"{acceptor!r}: {lines[acceptor]} times, {acceptor.own}, {server.state}",
+                )
+        self._hold("the ring is as long as its teams", len(ring) == ready, (len(ring), ready))
+        order = [*ring.ready()]
+        self._hold(
+            "the ring yields each ready clone once", len({*order}) == len(order) == ready, order
+        )
+
+    def _look_at_team(self, server: Any, branch: Any, listed: Counter[Any]) -> None:
+        team, dispatcher = branch.team, branch.dispatcher
+        accepts = server.state is State.ACCEPTING
+        where = f"hub {branch.index} of {server!r}, {server.state}"
+        self._hold("an open server is its dispatcher's", team in dispatcher.servers, where)
+        self._hold(
+            "teams of those that accept have turns",
+            (team in dispatcher.seated) == accepts
+            and team.seated == (accepts and dispatcher.has_turns),
+            f"{where}: {team in dispatcher.seated}, {team.seated}, {dispatcher.has_turns}",
+        )
+        is_to_be_listed = team.seated and bool(team.line)
+        self._hold(
+            "the ring knows each team that has turns, once",
+            listed[team] == 1 if is_to_be_listed else listed[team] <= 1,
+            f"{where}: {listed[team]} times, {len(team.line)} in line",
+        )
+
+    # -- servers ----------------------------------------------------------------------------------
+
+    def _look_at_server(self, server: Any) -> None:
+        gate = server._gate
+        acceptors = acceptors_of(server)
+        self._hold("a server's state is one", isinstance(gate.state, State), gate.state)
+        promised = sum(each.promised for each in acceptors)
+        self._hold(
+            "expected is the sum of what was promised",
+            gate.expected == promised >= 0 and all(each.promised >= 0 for each in acceptors),
+            f"{server!r}: {gate.expected}, {[each.promised for each in acceptors]}",
+        )
+        self._stays(
+            "who is full has no room",
+            gate.state is not State.FULL
+            or server.full()
+            or gate.has_promised_all()
+            or gate._has_most(),
+            (id(server), gate._episode),
+            f"{server!r}: {server.active} active, {gate.expected} expected",
+        )
+        self._stays(
+            "who backs off accepts again",
+            gate.state is not State.BACKING_OFF,
+            (id(server), gate._episode),
+            f"{server!r}: delay {server.delay}",
+        )
+        for each in acceptors:
+            self._look_at_clone(server, each)
+        for branch in server._branches:
+            done, given_up = branch.done, branch.given_up
+            active = branch.taken - done - given_up
+            self._hold("no hub has less than 0 connections", active >= 0, f"{server!r}: {active}")
+
+    def _look_at_clone(self, server: Any, acceptor: Any) -> None:
+        # In this order: see above.
+        done = acceptor.completed + acceptor.failed
+        begun = acceptor.begun
+        charged = acceptor.charged - acceptor.given_up
+        accepted = acceptor.accepted - acceptor.given_up
+        load = charged - done + acceptor.promised
+        what = f"{acceptor!r}: {accepted} accepted, {charged} charged, {begun} begun, {done} done"
+        self._hold("a clone's counts add up", accepted >= begun >= done >= 0, what)
+        self._hold("no clone's load is below 0", load >= 0 and acceptor.promised >= 0, what)
+        self._hold("a clone's state is one", isinstance(acceptor.state, State), acceptor.own)
+        is_gone = acceptor not in server._acceptors
+        self._hold(
+            "a clone that went is not in use, one that is there is",
+            (acceptor.own in {State.DRAINING, State.STOPPED}) == is_gone,
+            f"{acceptor!r}: {acceptor.own}",
+        )
+        limit = server.max_connections_per_clone
+        self._stays(
+            "a clone that is full has no room",
+            acceptor.own is not State.FULL or limit is None or load >= limit,
+            id(acceptor),
+            f"{what}, limit {limit}",
+        )
+
+    # -- descriptors ------------------------------------------------------------------------------
+
+    def _count_descriptors(self) -> int:
+        for _ in range(MOST_COUNTS):
+            with REGISTRY.lock:
+                wrong, connections = self._compare_descriptors()
+            if not wrong:
+                break
+            gevent.sleep(COUNT_SECONDS)
+        for what in ("listening", "connected", "spare", "other"):
+            self._hold(f"descriptors: {what}", what not in wrong, wrong.get(what))
+        return connections
+
+    def _compare_descriptors(self) -> tuple[dict[str, str], int]:
+        wrong = {}
+        expected: Counter[int] = Counter()
+        active: Counter[int] = Counter()
+        for service in self._services:
+            port = service.address[1]
+            entry = service.entry
+            if entry is not None:
+                expected[port] = entry.clones + 1
+                active[port] = len(entry.turns.waiting)
+            for server in service.servers:
+                active[port] += server.active + server._gate.expected
+        found = Descriptors.look(frozenset(expected))
+        if found.listening != expected:
+            wrong["listening"] = f"{found.listening}, and clones and pristine: {expected}"
+        if +found.connected != +active:
+            wrong["connected"] = f"{found.connected}, and connections in use: {active}"
+        spares = found.spares - self._open_before.spares
+        if not 0 <= spares <= 1:
+            wrong["spare"] = f"{spares}"
+        others = found.others - self._open_before.others
+        threads = len(glb.hubs._running)
+        if threads and self._others_a_thread is None and not wrong:
+            self._others_a_thread = others // threads
+        if others != threads * (self._others_a_thread or 0):
+            wrong["other"] = (
+                f"{others} beside those of the start, {threads} threads of hubs; all: {leads()}"
+            )
+        return wrong, sum(found.connected.values())
+
+    # -- quiet, and the end -----------------------------------------------------------------------
+
+    def look_at_rest(self) -> None:
+        """Nobody asks anything, nothing is done to servers: all must be ready, and add up."""
+        for service in self._services:
+            is_at_rest = wait_until(
+                lambda service=service: all(  # type: ignore[misc]  # mypy can't infer a default's
+                    each.active == 0
+                    and not (each.pool and len(each.pool))
+                    and each._gate.expected == 0
+                    and all(clone.ready for clone in each.clone_stats())
+                    for each in service.servers
+                ),
+                SETTLE_SECONDS,
+            )
+            self._hold(
+                "quiet: every clone is ready, and has no connection",
+                is_at_rest,
+                [(each, each.state, each.active, each.clone_stats()) for each in service.servers],
+            )
+            for server in service.servers:
+                service.check_quiet(server)
+            entry = service.entry
+            accepted = service.count_accepted()
+            self._hold(
+                "quiet: an entry has accepted what its clones have",
+                entry is not None and entry.turns.accepted == accepted,
+                (None if entry is None else entry.turns.accepted, accepted),
+            )
+
+    def look_at_end(self) -> dict[str, Any]:
+        """All servers have ended: everything must be as it was before. Return what there is."""
+        wait_until(self._is_as_before, SETTLE_SECONDS)
+        gc.collect()
+        gevent.sleep(0)
+        left = {number: to for number, to in leads().items() if number not in self._before}
+        threads = {each.name for each in threading.enumerate()} - self._threads_before
+        greenlets = _count_greenlets()
+        watchers = gevent.get_hub().loop.activecnt
+        entries = [*REGISTRY]
+        self._hold("end: no descriptor is left", not left, left)
+        self._hold("end: no thread is left", not threads and not glb.hubs._running, threads)
+        self._hold("end: no entry is left", not entries, entries)
+        self._hold(
+            "end: no greenlet is left",
+            greenlets <= self._greenlets_before,
+            f"{greenlets}, {self._greenlets_before} before",
+        )
+        self._hold(
+            "end: no watcher is left",
+            watchers <= self._watchers_before,
+            f"{watchers}, {self._watchers_before} before",
+        )
+        return {
+            "descriptors": (len(self._before), len(leads())),
+            "threads": (len(self._threads_before), threading.active_count()),
+            "greenlets": (self._greenlets_before, greenlets),
+            "watchers": (self._watchers_before, watchers),
+        }
+
+    def _is_as_before(self) -> bool:
+        return (
+            not [*REGISTRY]
+            and not glb.hubs._running
+            and not {*leads()} - {*self._before}
+            and _count_greenlets() <= self._greenlets_before
+        )
+
+
+def _count_greenlets() -> int:
+    gc.collect()
+    return sum(isinstance(each, greenlet) and not each.dead for each in gc.get_objects())
