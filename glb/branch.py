@@ -287,7 +287,7 @@ class Branch:
             leave()  # if it has not come to it yet
             self.wait(ending)
             if self.has_callers:  # a handler that waits for others' end comes to its own after it
-                self.wait(Ending(None, kill=False))
+                self.wait(ending.again())
         finally:
             if self.waiting is not None:
                 self.waiting.close()

@@ -193,7 +193,9 @@ class Draining:
                 branch.finish(ending)
         for branch in here:
             branch.wait(ending)
-            branch.finish(Ending(None, kill=False))  # a handler that ends its own server is left
+            branch.finish(ending.again())
+            if branch.thread is None and branch.has_callers:
+                gevent.spawn(branch.wait, ending.again())
         if home_ends is not None:
             home_ends(None)
         threads = [branch.thread for branch in branches if branch not in here and branch.thread]

@@ -51,6 +51,7 @@ class Ending:
         spread: Over how many seconds that is spread. With more than 0, connections that have
             no requests, but a stream or a websocket, are closed in the same way.
         began: On `time.monotonic`'s clock.
+        leaves_callers: Whether handlers are left alone that wait for others' end themselves.
         is_called_off: Whether nobody wants it any more: set by who has begun it.
     """
 
@@ -59,7 +60,13 @@ class Ending:
     closes_idle: bool = False
     spread: float = 0.0
     began: float = field(default_factory=monotonic)
+    leaves_callers: bool = True
     is_called_off: bool = False
+
+    def again(self) -> Ending:
+        """Return one for handlers that have waited for this one's end: the same time, from now."""
+        is_bounded = self.timeout is not None
+        return Ending(self.timeout, kill=self.kill and is_bounded, leaves_callers=False)
 
     def hasten(self, timeout: float) -> None:
         """Be over *timeout* seconds from now, at the latest."""
@@ -174,7 +181,7 @@ class Watch:
         # Who waits for the end of others is not waited for, but by what may take for ever.
         branch = self._branch
         callers: set[int] = set()
-        if self._ending.kill and branch.callers:
+        if self._ending.leaves_callers and branch.callers:
             callers = {id(branch.args_of(each)) for each in [*branch.callers]} - {id(None)}
         if self._left is None:
             return branch.active - len(callers)
@@ -245,7 +252,7 @@ class Watch:
     def _kill(self, but: Collection[int] = ()) -> None:
         branch = self._branch
         left = branch.in_use() if self._left is None else [*self._left.values()]
-        callers = [*branch.callers]
+        callers = [*branch.callers] if self._ending.leaves_callers else []
         keys = {id(each.args) for each in left if each.greenlet not in callers} - {*but}
         self._told -= keys
         self._killed |= keys

@@ -21,7 +21,7 @@ from .branch import SharedBound
 from .dispatcher import Dispatcher
 from .limits import Bucket
 from .registry import REGISTRY
-from .states import PAUSES, State, before
+from .states import MOVES, PAUSES, State, before
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class Gate:
     def close(self, state: State) -> None:
         """Leave the turns, for *state*: stopped, or draining."""
         with REGISTRY.lock:
-            self._set_locked(state)
+            if state in MOVES[self.state]:
+                self._set_locked(state)
             self.turns = None
 
     def end_timer(self, home: Dispatcher) -> None:

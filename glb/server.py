@@ -572,7 +572,7 @@ class StreamServer(gevent.server.StreamServer):
         self._draining.call_off()
         self.leave(State.STOPPED)
         for branch in self._branches:
-            branch.finish(Ending(None, kill=False))
+            branch.finish(Ending(None, kill=False, leaves_callers=False))
         self._remember_for_restart()
         self._forget_as_gevent()
 
