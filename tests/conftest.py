@@ -14,6 +14,14 @@ import glb
 from glb.registry import REGISTRY
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is long, and the same on each Python, where ``GLB_TESTS=few`` says so."""
+    if os.environ.get("GLB_TESTS") == "few":
+        for item in items:
+            if item.get_closest_marker("thorough") is not None:
+                item.add_marker(pytest.mark.skip(reason="GLB_TESTS=few leaves it out"))
+
+
 def open_descriptors() -> dict[int, str]:
     """Return what each descriptor of this process leads to."""
     found = {}

@@ -40,6 +40,8 @@ from glb.server import StreamServer
 from .conftest import open_descriptors
 from .helpers import close_all, comes_true
 
+pytestmark = pytest.mark.thorough
+
 ANY = ("127.0.0.1", 0)
 CLONES: Final = 3
 # No hub is taken for a stalled one, however busy the machine: see test_server_hubs.

@@ -48,6 +48,8 @@ from .conftest import open_descriptors
 from .helpers import comes_true, connect, receive_all
 from .test_turns import FakeDispatcher, FakeMember, add
 
+pytestmark = pytest.mark.thorough
+
 STEP_SECONDS = 10.0
 
 

@@ -29,9 +29,12 @@ from loadtests.lossless.words import http_request, parse, percentile, reply
 
 from .helpers import wait_until
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="it needs /proc and CPU affinity"
-)
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(
+        not sys.platform.startswith("linux"), reason="it needs /proc and CPU affinity"
+    ),
+]
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(shlex.split(os.environ.get("CC", "cc"))[0]) is None,

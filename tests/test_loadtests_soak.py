@@ -14,7 +14,10 @@ from loadtests.soak.report import Report, quantile
 from loadtests.soak.run import run
 from loadtests.soak.wire import Reply, Request, Verb, WireError, read_reply, reply
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc"),
+]
 
 CRASH = """\
 Traceback (most recent call last):

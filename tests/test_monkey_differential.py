@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = pathlib.Path(__file__).parent / "legacy" / "sequences.py"
 SEED = int(os.environ.get("GLB_DIFFERENTIAL_SEED", "1"))
