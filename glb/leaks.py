@@ -141,8 +141,9 @@ def _describe_process(connections: int | None, before: int) -> str:
 
 
 def _describe_system() -> str:
-    with open("/proc/sys/fs/file-nr", encoding="ascii") as file:
-        opened, _, limit = file.read().split()
+    # As bytes: a text's codec may have to be imported, which takes a descriptor.
+    with open("/proc/sys/fs/file-nr", "rb") as file:
+        opened, _, limit = map(int, file.read().split())
     return f"{opened} of {limit} files of the system are open"
 
 
