@@ -71,6 +71,21 @@ def request(client: socket.socket, data: bytes = GET) -> bytes:
     return reply
 
 
+def start_with_client(server: StreamServer) -> socket.socket:
+    """Start *server*, and return a client that a handler has begun to serve."""
+    server.start()
+    client = connect(server.address)
+    wait_until(lambda: server.active == 1)
+    return client
+
+
+def begin_drain(server: StreamServer, timeout: float | None = 10) -> Any:
+    """Return the greenlet in which *server* drains, from when it does so."""
+    draining = gevent.spawn(server.drain, timeout)
+    wait_until(lambda: server.is_draining)
+    return draining
+
+
 def counts(report: DrainReport | None) -> tuple[int, int, int]:
     """Return *report* without the time."""
     assert report is not None
@@ -156,8 +171,7 @@ def test_who_has_just_connected_has_time_for_a_first_request() -> None:
     server.start()
     speaks, silent = connect(server.address), connect(server.address)
     wait_until(lambda: server.active == 2)
-    draining = gevent.spawn(server.drain, 10)
-    wait_until(lambda: server.is_draining)
+    draining = begin_drain(server)
     gevent.sleep(0.1)  # at least one look
     assert b"Connection: close\r\n" in request(speaks)
     assert silent.recv(10) == b""
@@ -290,11 +304,8 @@ def test_streams_that_say_when_they_are_idle_are_closed_then(hubs: int) -> None:
 def test_streams_without_spread_are_left_to_finish() -> None:
     """A stream in flight is not closed, if nobody says so; its client ends it."""
     server = StreamServer(LOCAL, lambda sock, _: sock.sendall(sock.recv(10)), clones=2)
-    server.start()
-    client = connect(server.address)
-    wait_until(lambda: server.active == 1)
-    draining = gevent.spawn(server.drain, 10)
-    wait_until(lambda: server.is_draining)
+    client = start_with_client(server)
+    draining = begin_drain(server)
     client.sendall(b"in time")
     assert receive_all(client) == b"in time"
     assert counts(draining.get()) == (1, 0, 0)
@@ -506,9 +517,7 @@ def test_two_drains_are_one() -> None:
     """Who comes later waits for the same end, and gets the same report."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, clones=1)
-    server.start()
-    client = connect(server.address)
-    wait_until(lambda: server.active == 1)
+    client = start_with_client(server)
     drains = [gevent.spawn(server.drain, 10) for _ in range(3)]
     wait_until(lambda: server.is_draining)
     holder.release()
@@ -531,8 +540,7 @@ def test_serve_forever_returns_when_all_is_drained_and_not_before() -> None:
     wait_until(lambda: server.started)
     client = connect(server.address)
     wait_until(lambda: server.active == 1)
-    draining = gevent.spawn(server.drain, 10)
-    wait_until(lambda: server.is_draining)
+    draining = begin_drain(server)
     gevent.sleep(0.01)
     assert not serving.ready()
     may_reply.set()
@@ -548,11 +556,8 @@ def test_a_stop_hastens_a_drain(hubs: int) -> None:
     server = StreamServer(
         LOCAL, lambda *_: gevent.sleep(60), clones=2, hubs=hubs, patience=NEVER, spawn=5
     )
-    server.start()
-    client = connect(server.address)
-    wait_until(lambda: server.active == 1)
-    draining = gevent.spawn(server.drain)
-    wait_until(lambda: server.is_draining)
+    client = start_with_client(server)
+    draining = begin_drain(server, None)
     server.stop(0)
     assert counts(draining.get()) == (0, 0, 1)
     assert (server.state.value, server.active) == ("stopped", 0)
@@ -613,11 +618,8 @@ def test_a_killed_drain_leaves_a_closed_server() -> None:
     """Nothing is left half done: the server is stopped, and its handlers are left to finish."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, clones=1)
-    server.start()
-    client = connect(server.address)
-    wait_until(lambda: server.active == 1)
-    draining = gevent.spawn(server.drain)
-    wait_until(lambda: server.is_draining)
+    client = start_with_client(server)
+    draining = begin_drain(server, None)
     draining.kill()
     assert server.state is State.STOPPED and glb.registry.entries() == []
     holder.release()
@@ -629,11 +631,8 @@ def test_nothing_undoes_a_drain() -> None:
     """Neither gevent's hook, nor room in a pool, nor the end of a pause."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, clones=2, spawn=1)
-    server.start()
-    client = connect(server.address)
-    wait_until(lambda: server.active == 1)
-    draining = gevent.spawn(server.drain, 10)
-    wait_until(lambda: server.is_draining)
+    client = start_with_client(server)
+    draining = begin_drain(server)
     server.start_accepting()
     server.resume_clone(0)
     server._gate.accept_again()
@@ -713,9 +712,7 @@ def test_drains_of_two_threads_are_one() -> None:
     """Who waits for it in a thread that has nothing else to do is not told that it is for ever."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, clones=1)
-    server.start()
-    client = connect(server.address)
-    wait_until(lambda: server.active == 1)
+    client = start_with_client(server)
     threads = [HubThread("glb test").start() for _ in range(2)]
     answers = [run_there(thread.send, lambda: server.drain(10)) for thread in threads]
     wait_until(lambda: server.is_draining)
@@ -760,11 +757,8 @@ def test_a_start_in_the_middle_says_why_not() -> None:
     """And the drain goes on."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, clones=1)
-    server.start()
-    client = connect(server.address)
-    wait_until(lambda: server.active == 1)
-    draining = gevent.spawn(server.drain, 10)
-    wait_until(lambda: server.is_draining)
+    client = start_with_client(server)
+    draining = begin_drain(server)
     with pytest.raises(RuntimeError, match="is draining: it can start when that is over"):
         server.init_socket()
     holder.release()
@@ -776,11 +770,8 @@ def test_a_close_and_a_start_in_the_middle_are_not_undone() -> None:
     """The drain that was called off closes nothing that came after it, and kills nobody."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, clones=1)
-    server.start()
-    client = connect(server.address)
-    wait_until(lambda: server.active == 1)
-    draining = gevent.spawn(server.drain)
-    wait_until(lambda: server.is_draining)
+    client = start_with_client(server)
+    draining = begin_drain(server, None)
     server.close()
     assert counts(draining.get()) == (0, 0, 0)
     server.start()
@@ -820,9 +811,7 @@ def test_a_client_that_never_shakes_hands_has_a_second() -> None:
     serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(here / "server.crt", here / "server.key")
     server = WSGIServer(LOCAL, Application(), clones=1, log=None, ssl_context=serving)
-    server.start()
-    client = connect(server.address)
-    wait_until(lambda: server.active == 1)
+    client = start_with_client(server)
     assert counts(server.drain()) == (0, 1, 0)
     assert b"HTTP" not in receive_all(client)  # an alert, if anything
     client.close()
@@ -846,8 +835,7 @@ def test_a_request_that_comes_during_a_streamed_reply_is_served() -> None:
     client.sendall(GET.replace(b"GET /", b"GET /stream"))
     assert b"begin" in client.recv(1000)
     client.sendall(GET)
-    draining = gevent.spawn(server.drain, 10)
-    wait_until(lambda: server.is_draining)
+    draining = begin_drain(server)
     may_end.set()
     rest = receive_all(client)
     assert begun == ["/stream", "/"]
