@@ -222,8 +222,11 @@ class Watch:
         now = monotonic()
         if waiting is not None:
             for greenlet, wait in [*waiting.waits.items()]:
-                key = id(self._branch.args_of(greenlet))
-                if self._is_open(key) and now >= self._due_of(key, wait) and waiting.tell(greenlet):
+                args = self._branch.args_of(greenlet)
+                key = id(args)
+                if args is None or not self._is_open(key) or now < self._due_of(key, wait):
+                    continue
+                if waiting.tell(greenlet):
                     self._told.add(key)
         for key, (due, in_use) in [*self._open.items()]:
             if due > now:
