@@ -109,7 +109,10 @@ class Branch:
         dispatcher = dispatcher_for(entry, get_hub())
         self.handlers = handlers_here()
         self.handlers.acquire()
-        self.waiting = Waiting(get_hub(), client_timeout)
+        if self.waiting is not None and self.waiting.hub is get_hub():
+            self.waiting.timeout = client_timeout  # handlers of the last time may wait there still
+        else:
+            self.waiting = Waiting(get_hub(), client_timeout)
         self.report, self.ended_otherwise = None, 0
         # A ring's own from here on; a server that starts again brings a new one.
         self.team = Team(seated=False)

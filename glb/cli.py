@@ -405,7 +405,9 @@ class _Reloads:
             # Nobody is waited for, and nobody's connection is ended: an old handler may go on
             # as long as its client stays, and must not hold up the next reload.
             report = self._server.roll(handle, wait=False)
-        except Exception as error:  # whatever it is, the old one serves, and may be asked again
+        except (KeyboardInterrupt, gevent.GreenletExit):
+            raise
+        except BaseException as error:  # whatever it is, the old one serves, and is asked again
             reason = error if isinstance(error, TargetError) else f"{type(error).__name__}: {error}"
             line = _one_line(f"can't reload {name!r}: {reason}")
             console.tell("%s; the old one goes on serving", line)
@@ -432,7 +434,7 @@ def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[b
     clone = environ["glb.clone"]
     lines = [f"Clone {clone} answers, one of {clone.server.clones}.", ""]
     for row in (CloneStats._fields, *clone.server.clone_stats()):
-        lines.append("".join(f"{cell!s:>11}" for cell in (*row[:5], row[6])))
+        lines.append("".join(f"{cell!s:>11}" for cell in (*row[:5], row[7], row[6])))
     body = "\n".join([*lines, ""]).encode()
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),

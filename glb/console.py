@@ -74,11 +74,11 @@ def outcomes(found: dict[str, Outcome]) -> Table:
 
 def _clones(server: StreamServer, title: str) -> Table:
     table = Table(title=Text(title), caption="Ctrl-C ends it" if server.started else "ended")
-    names = ["clone", "accepted", "active", "completed", "failed", "ready"]
+    names = ["clone", "accepted", "active", "completed", "failed", "state"]
     for name in names if server.hubs == 1 else [*names, "hub"]:
         table.add_column(name, justify="right")
     for stats in server.clone_stats():
-        cells = [*map(str, stats[:5]), "yes" if stats.ready else "no", str(stats.hub)]
+        cells = [*map(str, stats[:5]), stats.state, str(stats.hub)]
         table.add_row(*cells[: len(table.columns)])
     return table
 

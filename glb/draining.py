@@ -80,9 +80,10 @@ class Draining:
 
     def call_off(self) -> None:
         """Somebody has closed the server: a drain waits for its handlers no longer."""
-        drain = self._drain
+        drain, self._drain = self._drain, None
         if drain is not None:
             drain.ending.is_called_off = True
+            drain.over.set()
 
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
@@ -142,7 +143,8 @@ class Draining:
             done = sum(branch.done - begun for branch, begun in zip(branches, before, strict=True))
             others = sum(branch.ended_otherwise for branch in branches)
             drain.report = total._replace(finished=max(0, done - others))
-            self._drain = None
+            if self._drain is drain:
+                self._drain = None
             drain.over.set()
 
     def _empty_accept_queue(self, ending: Ending, until: float) -> None:

@@ -164,7 +164,7 @@ class Watch:
                 self._kill(but=self._told)
                 if self._told:  # they are about to end
                     self._wait_until(monotonic() + LOOK_SECONDS)
-                    self._kill()
+                    self._kill(but=self._killed)
                 self._wait_until(monotonic() + KILL_SECONDS)
         finally:
             branch.watched.remove(self._ended)
@@ -228,14 +228,16 @@ class Watch:
                     continue
                 if waiting.tell(greenlet):
                     self._told.add(key)
+        current: dict[int, InUse] | None = None
         for key, (due, in_use) in [*self._open.items()]:
             if due > now:
                 break
             if in_use.greenlet is None:  # it had not begun
-                begun = [each for each in self._branch.in_use() if each.args is in_use.args]
-                in_use = begun[0] if begun else in_use  # noqa: PLW2901
+                if current is None:
+                    current = {id(each.args): each for each in self._branch.in_use()}
+                in_use = current.get(key, in_use)  # noqa: PLW2901
                 self._open[key] = (due, in_use)
-                if begun and in_use.greenlet is None:
+                if key in current and in_use.greenlet is None:
                     continue
             if self._branch.args_of(in_use.greenlet) is not in_use.args:
                 del self._open[key]  # it is over

@@ -103,6 +103,7 @@ class WSGIHandler(GeventWSGIHandler):
 
     _collected: bytearray | None = None
     _has_served: bool = False
+    _is_timed: bool = False
     _is_in_head: bool = False
     # What it looks at before each request, if its server is one of ours.
     _gate: Gate | None = None
@@ -129,7 +130,7 @@ class WSGIHandler(GeventWSGIHandler):
             waiting = self._waiting
             if waiting is not None:
                 waiting.leave(self._greenlet)
-                if waiting.timeout is not None:
+                if self._is_timed:
                     del self.__dict__["read_request"]
                     waiting.leave_head()
             # Its descriptor is closed. What is left in a cycle would be closed by whatever thread
@@ -143,7 +144,8 @@ class WSGIHandler(GeventWSGIHandler):
         if waiting is not None:
             self._waiting, self._waits = waiting, waiting.waits
             self._greenlet = getcurrent()
-            if waiting.timeout is not None:
+            self._is_timed = waiting.timeout is not None
+            if self._is_timed:
                 self.__dict__["read_request"] = self._read_request_in_time
 
     @property
@@ -175,7 +177,7 @@ class WSGIHandler(GeventWSGIHandler):
             if not first or greenlet in waiting.told:
                 return ""  # perhaps with a part of a request, which it won't get the rest of
             self._has_served = True
-            if waiting.timeout is not None:
+            if self._is_timed:
                 self._is_in_head = True
                 waiting.enter_head(self.socket)
         line: bytes = rfile.readline(MAX_REQUEST_LINE)

@@ -127,7 +127,8 @@ class StreamServer(gevent.server.StreamServer):
             for its head. Who is silent for longer is closed, up to a quarter later (1 s at most).
         **ssl_args: As in gevent; any turns TLS on.
 
-    Each limit is ``None`` by default, as is its class attribute: there is none.
+    Each limit is ``None`` by default, as is its class attribute: there is none. They are taken
+    when it starts.
 
     Raises:
         TypeError, ValueError: An argument has the wrong type or shape. Nothing is left.

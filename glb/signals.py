@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
 import gevent
-from gevent import Timeout, get_hub
+from gevent import GreenletExit, Timeout, get_hub
 from gevent.hub import Waiter
 from gevent.monkey import get_original
 
@@ -104,6 +104,9 @@ class Answer(Generic[T]):
         answer: tuple[Any, BaseException | None]
         try:
             answer = (function(), None)
+        except GreenletExit:  # its hub ends, which is not to end who asks
+            self.end()
+            return
         except BaseException as error:
             answer = (None, error)
         self._found[:] = answer

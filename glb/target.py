@@ -44,6 +44,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 import gevent
+from gevent import GreenletExit
 
 __all__ = ["POLL_SECONDS", "Target", "TargetError", "Watcher", "is_wsgi_by_arguments"]
 
@@ -118,7 +119,9 @@ class Target:
         with self._undone_on_failure({}):
             try:
                 found = importlib.import_module(self._module_name)
-            except (Exception, SystemExit) as error:
+            except (KeyboardInterrupt, GreenletExit):
+                raise
+            except BaseException as error:  # a Timeout, say, of a database that doesn't answer
                 raise TargetError(
                     f"can't import {self._module_name!r}: {self._reason(error)}"
                 ) from error
@@ -150,7 +153,9 @@ class Target:
             importlib.invalidate_caches()
             try:
                 found = importlib.import_module(self._module_name)
-            except (Exception, SystemExit) as error:
+            except (KeyboardInterrupt, GreenletExit):
+                raise
+            except BaseException as error:  # a Timeout, say, of a database that doesn't answer
                 raise TargetError(self._reason(error)) from error
             handle = self._find(found)
             if not self._is_told and is_wsgi_by_arguments(handle, self.name) != self._is_wsgi:

@@ -54,14 +54,14 @@ class Waiting:
     """
 
     def __init__(self, hub: Any, timeout: float | None = None) -> None:
-        self.timeout: Final = timeout
+        self.timeout = timeout
         #: How many were closed since the client was silent for too long.
         self.timed_out = 0
         #: Called with each greenlet that begins to wait, while a clone is replaced.
         self.watchers: list[Callable[[object], object]] = []
         #: The connections that were in `idle` before.
         self.served: WeakSet[Any] = WeakSet()
-        self._hub: Final = hub
+        self.hub: Final = hub
         #: Those that were told to end, and may not have noticed yet.
         self.told: set[object] = set()
         # Both oldest first.
@@ -112,11 +112,7 @@ class Waiting:
         wait = self.waits.get(greenlet)
         if wait is None or greenlet in self.told:
             return False
-        try:
-            if not close_reading(wait[0]):
-                return False
-        except Exception:  # a socket of the program's own: it is left to itself
-            log.exception("can't end the connection %r", wait[0])
+        if not close_reading(wait[0]):
             return False
         self.told.add(greenlet)
         return True
@@ -124,7 +120,7 @@ class Waiting:
     def close(self) -> None:
         """Leave no timer on the loop. Twice is harmless."""
         timer, self._timer = self._timer, None
-        if timer is not None and self._hub.loop is not None:
+        if timer is not None and self.hub.loop is not None:
             timer.stop()
             timer.close()
 
@@ -132,7 +128,7 @@ class Waiting:
 
     def _start(self, timeout: float) -> None:
         period = min(timeout / 4, MAX_LOOK_SECONDS)
-        self._timer = self._hub.loop.timer(period, period, ref=False)
+        self._timer = self.hub.loop.timer(period, period, ref=False)
         self._timer.start(self._look, timeout)
 
     def _look(self, timeout: float) -> None:
@@ -144,7 +140,7 @@ class Waiting:
             self.timed_out += self.tell(greenlet)
         for greenlet, wait in [*_older(self._heads, limit)]:
             del self._heads[greenlet]
-            _shut_down(wait[0])
+            _end_reading(wait[0])  # it is told why, so goodbye is not said yet
             self.timed_out += 1
 
 
@@ -156,7 +152,18 @@ def _older(waits: dict[object, Wait], limit: float) -> Iterator[tuple[object, Wa
 
 
 def close_reading(sock: Any) -> bool:
-    """Have *sock*'s reader meet its end, unless there is something to read; tell which."""
+    """Have *sock*'s reader meet its end, unless there is something to read; tell which.
+
+    What is no socket, but something of the program's own, is left to itself, and the log says so.
+    """
+    try:
+        return _close_reading(sock)
+    except Exception:
+        log.exception("can't end the connection %r", sock)
+        return False
+
+
+def _close_reading(sock: Any) -> bool:
     plain = getattr(sock, "_sock", sock)
     try:
         pending = getattr(sock, "pending", None)  # of TLS: what was read and deciphered already
@@ -172,10 +179,13 @@ def close_reading(sock: Any) -> bool:
 
 
 def _shut_down(sock: Any) -> None:
+    say_goodbye(sock)  # before: who has read the end of the stream can't any more
+    _end_reading(sock)
+
+
+def _end_reading(sock: Any) -> None:
     if getattr(sock, "_sslobj", None) is not None:
-        # Goodbye is said before: who has read the end of the stream can't any more. And what comes
-        # after it could not be answered, so it must not be read.
-        say_goodbye(sock)
+        # What comes after the goodbye could not be answered, so it must not be read.
         sock._sslobj = _EndedSession(sock._sslobj)
     # The kernel's alone: gevent's would raise in the reader that the descriptor was bad.
     with contextlib.suppress(OSError):

@@ -689,9 +689,9 @@ def test_table_of_clones_is_live_in_a_terminal(folder: pathlib.Path) -> None:
     """Counts change in place, no log line tears the table, and the cursor is given back."""
     with in_terminal("serve", "program", "--bind", "127.0.0.1:0", cwd=folder) as (process, read):
         port = read(r"serving program on http://127.0.0.1:\d+").rpartition(":")[2]
-        read(r"accepted.*│ +0 │ +0 │ +0 │ +0 │ +0 │ +yes │")
+        read(r"accepted.*│ +0 │ +0 │ +0 │ +0 │ +0 │ +accepting │")
         assert http_get(("127.0.0.1", int(port))) == b"0 http"
-        shown = read(r".*?│ +0 │ +1 │ +0 │ +1 │ +0 │ +yes │")
+        shown = read(r".*?│ +0 │ +1 │ +0 │ +1 │ +0 │ +accepting │")
         process.send_signal(signal.SIGINT)
         shown += read(r".*ended.*\x1b\[\?25h")
         assert process.wait() == 0
@@ -704,14 +704,14 @@ def test_reload_is_told_above_the_table(folder: pathlib.Path) -> None:
     write_version(folder, "old")
     with in_terminal("serve", "versions:handle", "--bind", ":0", cwd=folder) as (process, read):
         port = read(r"serving versions:handle on tcp://[\d.]+:\d+").rpartition(":")[2]
-        read(r"│ +yes │")
+        read(r"│ +accepting │")
         write_version(folder, "new")
         process.send_signal(signal.SIGHUP)
         read(
             r"\nglb: reloaded 'versions:handle' \(4 clones\) *\r?\n|"
             r"\x1b\[2K(\x1b\[1A\x1b\[2K)*glb: reloaded 'versions:handle' \(4 clones\) *\r?\n"
         )
-        read(r"serving versions:handle.*│ +yes │")
+        read(r"serving versions:handle.*│ +accepting │")
         assert ask(("127.0.0.1", int(port))) == b"new"
         process.send_signal(signal.SIGINT)
         read(r".*ended.*\x1b\[\?25h")

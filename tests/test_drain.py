@@ -860,3 +860,65 @@ def test_a_spawn_that_takes_its_time_is_overtaken_by_the_deadline() -> None:
         call(*args)
     assert (served, server.active) == ([], 0)
     close_all(clients)
+
+
+def test_connections_of_the_last_time_are_drained_as_well() -> None:
+    """Gevent's stop leaves them; a start and a drain later they are idle still, and closed."""
+    application = Application()
+    server = WSGIServer(LOCAL, application, clones=1, log=None)
+    server.start()
+    client = connect(server.address)
+    request(client)
+    server.stop()
+    server.start()
+    server.roll(application)  # which waits for nobody who is idle
+    assert counts(server.drain()) == (0, 1, 0)
+    assert client.recv(1) == b""
+    client.close()
+
+
+def test_what_is_no_socket_is_left_to_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """A connection of the program's own kind keeps the others from nothing."""
+
+    class Jobs(StreamServer):
+        def do_read(self) -> Any:
+            found = super().do_read()
+            return None if found is None else ((found[0], "job"), found[1])
+
+        def do_close(self, job: Any, *_: Any) -> None:
+            job[0].close()
+
+    server = Jobs(LOCAL, lambda *_: gevent.sleep(60), clones=1)
+    client = start_with_client(server)
+    with caplog.at_level(logging.ERROR, "glb"):
+        assert counts(server.drain(0.2, spread=0.05)) == (0, 0, 1)
+    assert "can't end the connection" in caplog.text
+    assert client.recv(1) == b""
+    client.close()
+
+
+def test_a_handlers_cleanup_is_not_cut_short() -> None:
+    """It is killed once, also if others were told to end, and take their time."""
+    told: list[str] = []
+
+    def handle(sock: Any, _peer: Any) -> None:
+        if sock.recv(1) == b"i":
+            with glb.idle():
+                sock.recv(1)
+            gevent.sleep(60)
+        try:
+            gevent.sleep(60)
+        except gevent.GreenletExit:
+            gevent.sleep(0.15)
+            told.append("cleaned up")
+            raise
+
+    server = StreamServer(LOCAL, handle, clones=1)
+    server.start()
+    clients = [connect(server.address) for _ in range(2)]
+    for client, what in zip(clients, (b"i", b"k"), strict=True):
+        client.sendall(what)
+    wait_until(lambda: server.waiting_here is not None and len(server.waiting_here) == 1)
+    server.drain(0.1)
+    assert told == ["cleaned up"]
+    close_all(clients)
