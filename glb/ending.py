@@ -51,6 +51,7 @@ class Ending:
         spread: Over how many seconds that is spread. With more than 0, connections that have
             no requests, but a stream or a websocket, are closed in the same way.
         began: On `time.monotonic`'s clock.
+        announced: Since when first requests have their second, if that was before it began.
         leaves_callers: Whether handlers are left alone that wait for others' end themselves.
         is_called_off: Whether nobody wants it any more: set by who has begun it.
     """
@@ -60,13 +61,16 @@ class Ending:
     closes_idle: bool = False
     spread: float = 0.0
     began: float = field(default_factory=monotonic)
+    announced: float | None = None
     leaves_callers: bool = True
     is_called_off: bool = False
 
     def again(self) -> Ending:
         """Return one for handlers that have waited for this one's end: the same time, from now."""
-        is_bounded = self.timeout is not None
-        return Ending(self.timeout, kill=self.kill and is_bounded, leaves_callers=False)
+        # At least as long as who was killed has: it has a reply to send.
+        timeout = None if self.timeout is None else max(self.timeout, KILL_SECONDS)
+        kill = self.kill and timeout is not None
+        return Ending(timeout, kill=kill, leaves_callers=False)
 
     def hasten(self, timeout: float) -> None:
         """Be over *timeout* seconds from now, at the latest."""
@@ -75,9 +79,10 @@ class Ending:
     @property
     def first_request_until(self) -> float:
         """Until when who has just connected may send its first request."""
+        announced = self.began if self.announced is None else self.announced
         if self.timeout is None:
-            return self.began + FIRST_REQUEST_SECONDS
-        return self.began + min(FIRST_REQUEST_SECONDS, self.timeout / 2)
+            return announced + FIRST_REQUEST_SECONDS
+        return announced + min(FIRST_REQUEST_SECONDS, self.timeout / 2)
 
     @property
     def until(self) -> float:

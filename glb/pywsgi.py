@@ -43,7 +43,7 @@ from .clones import current_clone
 from .connection import Connection, say_goodbye
 from .gate import Gate
 from .server import StreamServer
-from .waiting import Wait, Waiting
+from .waiting import Wait, Waiting, has_ended
 
 __all__ = [
     "Environ",
@@ -105,6 +105,7 @@ class WSGIHandler(GeventWSGIHandler):
     _has_served: bool = False
     _is_timed: bool = False
     _is_in_head: bool = False
+    _is_in_line: bool = False
     # What it looks at before each request, if its server is one of ours.
     _gate: Gate | None = None
     _waiting: Waiting | None = None
@@ -129,6 +130,7 @@ class WSGIHandler(GeventWSGIHandler):
                 del self.__dict__["handle_one_request"]  # it would be a cycle
             waiting = self._waiting
             if waiting is not None:
+                self.__dict__.pop("read_requestline", None)
                 waiting.leave(self._greenlet)
                 if self._is_timed:
                     del self.__dict__["read_request"]
@@ -144,6 +146,8 @@ class WSGIHandler(GeventWSGIHandler):
         if waiting is not None:
             self._waiting, self._waits = waiting, waiting.waits
             self._greenlet = getcurrent()
+            if type(self).read_requestline is not WSGIHandler.read_requestline:
+                self.__dict__["read_requestline"] = self._read_programs_requestline
             self._is_timed = waiting.timeout is not None
             if self._is_timed:
                 self.__dict__["read_request"] = self._read_request_in_time
@@ -155,33 +159,48 @@ class WSGIHandler(GeventWSGIHandler):
 
     def _handle_one_and_say_goodbye(self) -> Any:
         result = type(self).handle_one_request(self)
-        if result is None and self.socket is not None and self._is_ending:
-            say_goodbye(self.socket)
+        sock = self.socket
+        if result is None and sock is not None and (self._is_ending or has_ended(sock)):
+            say_goodbye(sock)
         return result
 
     def read_requestline(self) -> str:
-        rfile, waits, greenlet = self.rfile, self._waits, self._greenlet
-        if waits is not None:
-            waiting = self._waiting
-            assert waiting is not None, "as it is whose waits these are"
-            if self._has_served and self._is_ending and not self._has_come():
-                return ""  # the reply before had not said so; what has come is served
-            if waiting.timeout is None and not waiting.watchers:
-                waits[greenlet] = (self.socket, 0.0, self._has_served)
-            else:
-                waiting.enter(self.socket, greenlet, has_served=self._has_served)
-            try:
-                first = rfile.peek(1)  # which waits, if nothing is there
-            finally:
-                del waits[greenlet]
-            if not first or greenlet in waiting.told:
-                return ""  # perhaps with a part of a request, which it won't get the rest of
-            self._has_served = True
-            if self._is_timed:
-                self._is_in_head = True
-                waiting.enter_head(self.socket)
-        line: bytes = rfile.readline(MAX_REQUEST_LINE)
+        if self._waits is not None and not self._is_in_line and not self._wait_for_request():
+            return ""
+        line: bytes = self.rfile.readline(MAX_REQUEST_LINE)
         return line.decode("latin-1")
+
+    def _read_programs_requestline(self) -> Any:
+        # Of a subclass that has its own, which may ask for ours.
+        if not self._wait_for_request():
+            return ""
+        self._is_in_line = True
+        try:
+            return type(self).read_requestline(self)
+        finally:
+            self._is_in_line = False
+
+    def _wait_for_request(self) -> bool:
+        """Return when something of a request is there; ``False`` if none will come."""
+        waiting, waits, greenlet = self._waiting, self._waits, self._greenlet
+        assert waiting is not None and waits is not None, "it has both or neither"
+        if self._has_served and self._is_ending and not self._has_come():
+            return False  # the reply before had not said so; what has come is served
+        if waiting.timeout is None and not waiting.watchers:
+            waits[greenlet] = (self.socket, 0.0, self._has_served)
+        else:
+            waiting.enter(self.socket, greenlet, has_served=self._has_served)
+        try:
+            first = self.rfile.peek(1)  # which waits, if nothing is there
+        finally:
+            del waits[greenlet]
+        if not first or greenlet in waiting.told:
+            return False  # perhaps with a part of a request, which it won't get the rest of
+        self._has_served = True
+        if self._is_timed:
+            self._is_in_head = True
+            waiting.enter_head(self.socket)
+        return True
 
     def _has_come(self) -> bool:
         """Whether something of a request is there, in a buffer or in the kernel."""

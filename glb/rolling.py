@@ -80,7 +80,7 @@ class Rolling:
             began = monotonic()
             reports = []
             for acceptor, each in zip(acceptors, handlers, strict=True):
-                reports.append(self._replace(acceptor, each, timeout, wait=wait))
+                reports.append(self._replace(acceptor, each, timeout, wait=wait, announced=began))
                 gevent.sleep(0)  # each looks through all connections
             server.handler_factory = handler_factory
             return RollReport(tuple(reports), monotonic() - began)
@@ -98,7 +98,13 @@ class Rolling:
             return self._replace(server.acceptor_at(index), handle, timeout, wait=wait)
 
     def _replace(
-        self, acceptor: Acceptor, handle: Handler, timeout: float | None, *, wait: bool
+        self,
+        acceptor: Acceptor,
+        handle: Handler,
+        timeout: float | None,
+        *,
+        wait: bool,
+        announced: float | None = None,
     ) -> DrainReport:
         # What waits to begin may have the old one already.
         may_have_old = self.server.handle_by_clone()
@@ -116,7 +122,7 @@ class Rolling:
             has_begun = in_use.greenlet is not None and (wait_of is None or wait_of[2] is not None)
             return has_begun or (may_have_old and in_use.greenlet is None)
 
-        ending = Ending(timeout, kill=True, closes_idle=not is_kept)
+        ending = Ending(timeout, kill=True, closes_idle=not is_kept, announced=announced)
         return _watch([branch], ending, is_old, until_idle=is_kept)
 
     # -- clones --------------------------------------------------------------------------------

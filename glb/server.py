@@ -56,7 +56,7 @@ from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
 from .states import PAUSES, State
 from .stats import CloneStats, DrainReport, RollReport
 from .turns import Handed
-from .waiting import Waiting
+from .waiting import Waiting, has_ended
 
 __all__ = ["DatagramServer", "StreamServer"]
 
@@ -453,7 +453,7 @@ class StreamServer(gevent.server.StreamServer):
                     self._wait_before(ssl_socket, functools.partial(wait_for_data, ssl_socket))
                 return self._current_handle(ssl_socket, *args)
             finally:
-                if self.is_ending(current_clone()):
+                if self.is_ending(current_clone()) or has_ended(ssl_socket):
                     say_goodbye(ssl_socket)
 
     def _handle_after_first_byte(self, sock: Any, *args: Any) -> object:
@@ -494,6 +494,8 @@ class StreamServer(gevent.server.StreamServer):
 
         A `fork` may come between this and `start_accepting`: the clones are the child's too.
         """
+        if any(branch.thread is not None and branch.is_here for branch in self._branches):
+            raise RuntimeError(f"{self} can't start on a hub of its own: start it from another")
         if self._draining.is_under_way:
             raise RuntimeError(f"{self} is draining: it can start when that is over")
         if "handle" not in self.__dict__ and (

@@ -24,7 +24,6 @@ from weakref import WeakSet
 from gevent import getcurrent
 
 from .clones import current_clone
-from .connection import say_goodbye
 
 __all__ = ["Waiting", "idle"]
 
@@ -72,6 +71,13 @@ class Waiting:
 
     def __len__(self) -> int:
         return len(self.waits)
+
+    def has_served(self, sock: Any) -> bool:
+        """Whether *sock* was in `idle` before; also if it is of a kind that nobody can know."""
+        try:
+            return sock in self.served
+        except TypeError:
+            return True
 
     def get(self, greenlet: object) -> Wait | None:
         """Return for what *greenlet* waits, if it does."""
@@ -140,7 +146,7 @@ class Waiting:
             self.timed_out += self.tell(greenlet)
         for greenlet, wait in [*_older(self._heads, limit)]:
             del self._heads[greenlet]
-            _end_reading(wait[0])  # it is told why, so goodbye is not said yet
+            end_reading(wait[0])
             self.timed_out += 1
 
 
@@ -171,25 +177,27 @@ def _close_reading(sock: Any) -> bool:
             return False
         plain.recv(1, _socket.MSG_PEEK | _DONTWAIT)
     except BlockingIOError:
-        _shut_down(sock)
+        end_reading(sock)
         return True
     except (OSError, ValueError):
         pass  # it is closed, or its client has gone: the reader meets that, too
     return False
 
 
-def _shut_down(sock: Any) -> None:
-    say_goodbye(sock)  # before: who has read the end of the stream can't any more
-    _end_reading(sock)
-
-
-def _end_reading(sock: Any) -> None:
-    if getattr(sock, "_sslobj", None) is not None:
-        # What comes after the goodbye could not be answered, so it must not be read.
-        sock._sslobj = _EndedSession(sock._sslobj)
+def end_reading(sock: Any) -> None:
+    """Have *sock*'s reader meet its end. What it writes is sent still, and TLS's goodbye."""
+    session = getattr(sock, "_sslobj", None)
+    if session is not None and not has_ended(sock):
+        # TLS that meets the kernel's end of the stream can't say goodbye any more.
+        sock._sslobj = _EndedSession(session)
     # The kernel's alone: gevent's would raise in the reader that the descriptor was bad.
     with contextlib.suppress(OSError):
         getattr(sock, "_sock", sock).shutdown(_socket.SHUT_RD)
+
+
+def has_ended(sock: Any) -> bool:
+    """Whether *sock* speaks TLS, and its reading was ended."""
+    return isinstance(getattr(sock, "_sslobj", None), _EndedSession)
 
 
 class _EndedSession:
@@ -247,9 +255,10 @@ def idle() -> Iterator[None]:
         yield  # or it is within another such block
         return
     sock = connection_of(args)
-    waiting.enter(sock, greenlet, has_served=sock in waiting.served)
+    waiting.enter(sock, greenlet, has_served=waiting.has_served(sock))
     try:
         yield
     finally:
         waiting.leave(greenlet)
-        waiting.served.add(sock)
+        with contextlib.suppress(TypeError):  # see `Waiting.has_served`
+            waiting.served.add(sock)

@@ -922,3 +922,67 @@ def test_a_handlers_cleanup_is_not_cut_short() -> None:
     server.drain(0.1)
     assert told == ["cleaned up"]
     close_all(clients)
+
+
+def test_a_tls_stream_that_sends_is_not_cut_by_spread() -> None:
+    """Only its reading ends; all that it sends arrives, and then the goodbye."""
+    here = Path(gevent.tests.__file__).parent
+    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(here / "server.crt", here / "server.key")
+    asking = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname = False
+    asking.verify_mode = ssl.CERT_NONE
+
+    def handle(sock: Any, _peer: Any) -> None:
+        sock.sendall(b"begin ")
+        assert sock.recv(1) == b""
+        sock.sendall(b"end")
+
+    server = StreamServer(LOCAL, handle, clones=1, ssl_context=serving)
+    server.start()
+    client = asking.wrap_socket(connect(server.address), suppress_ragged_eofs=False)
+    assert client.recv(6) == b"begin "
+    assert counts(server.drain(10, spread=0.05)) == (0, 1, 0)
+    assert receive_all(client) == b"end"
+    client.close()
+
+
+def test_a_handler_class_with_a_line_reader_of_its_own_drains_as_ours() -> None:
+    """A PROXY protocol's, say: it is asked when something has come."""
+
+    class Handler(WSGIHandler):
+        lines: list[str] = []  # noqa: RUF012  # one class, one list
+
+        def read_requestline(self) -> str:
+            self.lines.append(super().read_requestline())
+            return self.lines[-1]
+
+    server = WSGIServer(LOCAL, Application(), clones=1, log=None, handler_class=Handler)
+    server.start()
+    client = connect(server.address)
+    request(client)
+    assert counts(server.drain()) == (0, 1, 0)
+    assert client.recv(1) == b""
+    assert Handler.lines == ["GET / HTTP/1.1\r\n"]
+    client.close()
+
+
+def test_a_start_on_a_hub_of_its_own_is_refused() -> None:
+    """That thread is about to end; nothing has changed."""
+
+    def handle(sock: Any, _peer: Any) -> None:
+        if glb.current_clone() == 1:
+            server.close()
+            with pytest.raises(RuntimeError, match="can't start on a hub of its own"):
+                server.start()
+            sock.sendall(b"refused")
+
+    server = StreamServer(LOCAL, handle, clones=2, hubs=2, patience=NEVER)
+    server.start()
+    clients = [connect(server.address) for _ in range(2)]
+    assert [receive_all(client) for client in clients] == [b"", b"refused"]
+    server.stop()
+    server.start()
+    assert server.state is State.ACCEPTING
+    server.stop()
+    close_all(clients)

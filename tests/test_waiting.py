@@ -899,13 +899,18 @@ def test_gevents_own_sockets_and_plain_ones_can_be_closed() -> None:
             assert end.recv(10) == b""
 
 
-def test_a_tls_reader_that_waits_meets_the_end_and_says_so(tls_pair: tuple[Any, Any]) -> None:
-    """The client gets close_notify, and the reader b"" as if the client had left."""
+def test_a_tls_reader_that_waits_meets_the_end_and_can_still_answer(
+    tls_pair: tuple[Any, Any],
+) -> None:
+    """It reads b"" as if the client had left; what it says then is sent, and its goodbye."""
     serving, speaking = tls_pair
     reader = gevent.spawn(serving.recv, 10)
     let_hub_turn()
     assert close_reading(serving) is True
     assert reader.get() == b""
+    serving.sendall(b"bye")
+    say_goodbye(serving)
+    assert speaking.recv(10) == b"bye"
     assert speaking.recv(10) == b""
 
 
