@@ -73,6 +73,8 @@ class Branch:
         #: How many of them have ended since they were closed, or their handlers killed.
         self.ended_otherwise = 0
         self._is_out_of_reach = False
+        # Of the thread that runs its hub, also when it is closed: handlers may be there still.
+        self._ident: int | None = None
         self._leave: Callable[[], object] = lambda: None
 
     @property
@@ -119,6 +121,7 @@ class Branch:
         with dispatcher.turns.lock:
             dispatcher.servers[self.team] = None
         self.dispatcher = dispatcher
+        self._ident = native_ident()
         self._is_out_of_reach = is_out_of_reach
         for acceptor in self.acceptors:
             self.place(acceptor)
@@ -203,10 +206,8 @@ class Branch:
 
     @property
     def is_here(self) -> bool:
-        """Whether this thread runs its hub, or it has none."""
-        if self.thread is not None:
-            return self.thread.ident == native_ident()
-        return self.dispatcher is None or self.dispatcher.is_here
+        """Whether this thread runs its hub, or it never had one."""
+        return self._ident in (None, native_ident())
 
     def handler_ended(self, args: object) -> None:
         """A handler is done, while somebody watches. ``None``: it is to be looked again."""
@@ -274,7 +275,7 @@ class Branch:
         self.is_closed = True
         self.taken = self.done = self.given_up = 0
         self.strangers = {}
-        self.waiting = None
+        self.waiting = self._ident = None
 
     # -- the end of its thread -------------------------------------------------------------------
 
@@ -289,6 +290,8 @@ class Branch:
         try:
             leave()  # if it has not come to it yet
             self.wait(ending)
+            if ending.is_called_off:  # a drain is, by a close, which leaves handlers to finish
+                self.wait(Ending(None, kill=False, leaves_callers=False))
             if self.has_callers:  # a handler that waits for others' end comes to its own after it
                 self.wait(ending.again())
         finally:

@@ -110,6 +110,8 @@ class Draining:
             else:
                 drain.ending.hasten(timeout)
                 drain.over.wait(None)
+                if drain.ending.is_called_off:  # by a close, in another thread
+                    self.end(Ending(timeout, kill=True), State.STOPPED)
 
     def drain(self, ending: Ending, linger: float) -> DrainReport:
         """See `glb.server.StreamServer.drain`."""
@@ -135,6 +137,7 @@ class Draining:
                     self.end(ending, State.DRAINING)
             finally:
                 if not ending.is_called_off:
+                    self._drain = None  # or it would be called off, where a hub is late
                     server.close()
         finally:
             reports = [branch.report for branch in branches if branch.report is not None]
@@ -184,7 +187,9 @@ class Draining:
             # Asked before it leaves, and is not to be reached any more.
             wait = functools.partial(home.wait, ending)
             home_ends = ask(
-                dispatcher.send, wait, lambda: dispatcher.is_dead or monotonic() >= last(ending)
+                dispatcher.send,
+                wait,
+                lambda: ending.is_called_off or dispatcher.is_dead or monotonic() >= last(ending),
             )
         if state is State.STOPPED:
             server.close()
@@ -214,7 +219,7 @@ class Draining:
         # Unless a handler there waits for the same end: its thread ends after it.
         branches = [branch for branch in self.server._branches if branch.thread is thread]
         while monotonic() < last(ending):
-            if any(branch.has_callers for branch in branches):
+            if ending.is_called_off or any(branch.has_callers for branch in branches):
                 return True
             left = last(ending) - monotonic()
             if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, left))):

@@ -37,6 +37,7 @@ from gevent.pywsgi import (  # type: ignore[attr-defined]  # some are not in the
 # By name, and now: programs may put ours in the place of gevent's later.
 from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 from gevent.pywsgi import WSGIServer as GeventWSGIServer
+from gevent.socket import socket as GeventSocket
 
 from .balance import Policy
 from .clones import current_clone
@@ -203,15 +204,18 @@ class WSGIHandler(GeventWSGIHandler):
         return True
 
     def _has_come(self) -> bool:
-        """Whether something of a request is there, in a buffer or in the kernel."""
-        timeout = self.socket.timeout
-        self.socket.timeout = 0.0
+        """Whether something of a request is there, in a buffer or in the kernel, or may be."""
+        sock: Any = self.socket
+        if not isinstance(sock, GeventSocket):
+            return True  # a wrapper of the program's own: it is told to end while it waits
+        timeout = sock.gettimeout()
+        sock.settimeout(0.0)
         try:
             return bool(self.rfile.peek(1))
         except OSError:  # TLS's word for: not now
             return False
         finally:
-            self.socket.timeout = timeout
+            sock.settimeout(timeout)
 
     def _read_request_in_time(self, raw_requestline: str) -> Any:
         if not self._is_in_head:  # a `read_requestline` of the program's own

@@ -471,8 +471,9 @@ def test_hangup_rolls_the_new_source_in(hubs: str, folder: pathlib.Path) -> None
             assert served.hang_up("reload") == "glb: reloaded 'versions:handle' (4 clones)\n"
             assert [ask(served.address) for _ in range(8)] == [version.encode()] * 8
         status, err = served.end()
-    assert (status, err.count("\n")) == (0, 1)
-    assert err.startswith("glb: stopped after 17 connections, 0 failed; by clone: ")
+    told = [line for line in err.splitlines() if "draining" not in line]
+    assert (status, len(told)) == (0, 1)  # who was served last may be on its way out still
+    assert told[0].startswith("glb: stopped after 17 connections, 0 failed; by clone: ")
 
 
 def test_hangup_reloads_an_application(folder: pathlib.Path) -> None:
@@ -557,7 +558,8 @@ def test_saved_source_is_rolled_in(folder: pathlib.Path) -> None:
         assert ask(served.address) == b"repaired"
         served.hang_up("glb: reloaded ")
         status, err = served.end()
-    assert (status, err.count("\n")) == (0, 1)
+    told = [line for line in err.splitlines() if "draining" not in line]
+    assert (status, len(told)) == (0, 1)  # who was served last may be on its way out still
 
 
 def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Path) -> None:

@@ -986,3 +986,25 @@ def test_a_start_on_a_hub_of_its_own_is_refused() -> None:
     assert server.state is State.ACCEPTING
     server.stop()
     close_all(clients)
+
+
+@on_one_and_two_hubs
+def test_a_close_in_the_middle_kills_nobody(hubs: int) -> None:
+    """On any hub: as close() promises, handlers finish."""
+    slow = threading.Event()
+
+    def handle(sock: Any, _peer: Any) -> None:
+        while not slow.is_set():
+            gevent.sleep(0.001)
+        sock.sendall(b"end")
+
+    server = StreamServer(LOCAL, handle, clones=2, hubs=hubs, patience=NEVER)
+    server.start()
+    clients = [connect(server.address) for _ in range(2)]
+    wait_until(lambda: server.active == 2)
+    draining = begin_drain(server, None)
+    server.close()
+    draining.get()
+    slow.set()
+    assert [receive_all(client) for client in clients] == [b"end"] * 2
+    close_all(clients)

@@ -29,11 +29,11 @@ import gevent.pywsgi
 import pytest
 from gevent import socket
 from gevent.pool import Pool
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import glb
-from glb.pywsgi import WSGIServer
+from glb.pywsgi import WSGIServer, _check_lengths
 from glb.registry import REGISTRY
 from glb.server import StreamServer
 
@@ -676,6 +676,15 @@ class Pair:
         )
 
 
+def is_too_long(data: bytes) -> bool:
+    """Whether a body is announced that is longer than any can be."""
+    try:
+        _check_lengths(data.decode("latin-1").lower())
+    except ValueError:
+        return True
+    return False
+
+
 def test_malformed_requests_are_answered_as_by_gevent() -> None:
     """The same bytes, the same lines in the logs, the same errors reported."""
     with listening_in() as told:
@@ -687,6 +696,7 @@ def test_malformed_requests_are_answered_as_by_gevent() -> None:
             @fuzz(150)
             @given(malformed(), _places, st.lists(st.booleans(), max_size=4))
             def run(data: bytes, places: list[int], turns: list[bool]) -> None:
+                assume(not is_too_long(data))  # there gevent's own loops: see test_pywsgi
                 parts = cut(data, places)
                 assert pair.told_by(1, parts, turns) == pair.told_by(0, parts, turns)
                 assert told.stderr.getvalue() == ""

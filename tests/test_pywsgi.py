@@ -237,3 +237,24 @@ def test_ours_can_take_the_place_of_gevents_in_any_order(first: str) -> None:
         check=False,
     )
     assert (result.stdout, result.stderr) == ("[b'0', b'1', b'2', b'0'] round_robin\n", "")
+
+
+@pytest.mark.parametrize("length", [str(sys.maxsize + 1), "9" * 30, "1_" + "0" * 19])
+def test_a_body_longer_than_any_is_refused(length: str) -> None:
+    """Gevent's input would look for its end for ever, and its hub with it."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["wsgi.input"].readline()
+        start_response("200 OK", [])
+        return [b"served"]
+
+    with WSGIServer(LOCAL, application, clones=1, log=None, error_log=None) as server:
+        server.start()
+        with connect(server.address) as client:
+            client.sendall(f"POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode())
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client).startswith(b"HTTP/1.1 400 Bad Request")
+        with connect(server.address) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n\n\n")
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client).endswith(b"served")

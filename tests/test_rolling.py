@@ -430,6 +430,7 @@ def test_who_goes_is_drained(hubs: int) -> None:
         wait_until(lambda: server.clones == 2)
         leaving = [*server._rolling.gone.values()]
         assert {acceptor.state for acceptor in leaving} == {State.DRAINING}
+        wait_until(lambda: all(branch.watched for branch in server._branches))
         assert not shrinking.ready()
         slow.may_end.set()
         assert [receive_all(client) for client in clients] == [b"slow"] * 8
