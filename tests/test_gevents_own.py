@@ -184,6 +184,7 @@ def test_gevents_own_tests_pass_with_our_servers(module: str) -> None:
     assert int(ran[1]) >= 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", ["test__server", "test__server_pywsgi", "test__pywsgi"])
 def test_gevents_own_tests_pass_with_two_hubs(module: str) -> None:
     """Whole modules, unchanged, with 4 clones on 2 hubs: all of it, without an exception."""
@@ -194,6 +195,7 @@ def test_gevents_own_tests_pass_with_two_hubs(module: str) -> None:
     assert min(served) > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", ["test__server", "test__server_pywsgi", "test__pywsgi"])
 def test_gevents_own_tests_pass_where_another_thread_serves(module: str) -> None:
     """Every connection is another hub's; left out is what its hub reports itself."""
@@ -216,6 +218,7 @@ def test_gevents_own_tests_that_two_hubs_refuse(module: str) -> None:
     assert told == ["ValueError"] * len(tests)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "module",
     [
