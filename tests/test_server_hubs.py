@@ -1180,7 +1180,7 @@ def test_a_handler_may_stop_its_server(clone: int) -> None:
     comes_true(lambda: {*others} <= {*killed} and threads_have_ended(before))
     found = sorted(each for each in killed if each != clone)
     server.stop(0.01)  # whatever is left
-    wait_until(lambda: threads_have_ended(before))
+    wait_until(lambda: threads_have_ended(before) and server.active == 0)
     assert found == [each for each in range(3) if each != clone]
     close_all(clients)
 
