@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import weakref
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -88,11 +87,7 @@ class Dispatcher:
         self._io: Any = hub.loop.io(entry.pristine.fileno(), _READ, ref=False)
         self._wake_up: Any = hub.loop.async_(ref=False)
         self._wake_up.start(self._answer)
-        # With its end, whichever that is: closed, abandoned, or forgotten with its dead hub.
-        reserve = entry.registry.reserve
-        reserve.acquire()
-        self._release_reserve: Final = weakref.finalize(self, reserve.release)
-        self._release_reserve.atexit = False  # the kernel does it
+        entry.keep_reserve()
 
     # -- who uses it -----------------------------------------------------------------------
 
@@ -124,7 +119,6 @@ class Dispatcher:
             # Its thread is destroying the loop this moment, and the watchers with it.
             self._io = self._wake_up = self._pause = None
             self._is_orphan = True
-            self._release_reserve()
             self.turns.remove_locked(self)
             self._entry.dispatcher_closed(self)
             self._answer_calls()
@@ -178,13 +172,11 @@ class Dispatcher:
             for watcher in (io, wake_up):
                 watcher.stop()
                 watcher.close()
-        self._release_reserve()
         self._entry.dispatcher_closed(self)
 
     def abandon(self) -> None:
         self._io = self._wake_up = self._pause = None
         self._is_orphan = True
-        self._release_reserve()
 
     def hold_loop(self, holder: object, *, is_held: bool) -> None:
         """Keep the hub alive for *holder*, or no longer. In its own thread."""

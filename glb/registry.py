@@ -103,6 +103,7 @@ class Entry:
         self._left_to: set[Any] = set()
         self._shares: set[Share] = set()
         self._refuses_newcomers = False
+        self._keeps_reserve = False
         # Who removes a Unix socket's file; a child of this process doesn't.
         self._file_owner = os.getpid() if owns_file else None
 
@@ -125,6 +126,16 @@ class Entry:
             if not self.is_closed and not self.outlives_us:
                 self._refuses_newcomers = sockets.refuse_newcomers(self.pristine)
             return self._refuses_newcomers
+
+    def keep_reserve(self) -> None:
+        """Have the reserve kept until the entry is closed: somebody is going to accept.
+
+        It is the entry's and not each hub's, since a thread may end without a word.
+        """
+        with self.registry.lock:
+            if not self.is_closed and not self._keeps_reserve:
+                self._keeps_reserve = True
+                self.registry.reserve.acquire()
 
     # -- called by the registry, with its lock held --------------------------------------
 
@@ -162,17 +173,20 @@ class Entry:
             else:
                 self.turns.remove_locked(dispatcher)
                 dispatcher.send(dispatcher.close)
-        if not foreign:
+        if foreign:
+            # An event loop keeps watching what a number stood for as long as that is open
+            # anywhere. So if it is, the number stays what it is until the loop looks away.
+            self._left_to = {*foreign}
+            if not self.outlives_us:
+                with self.registry.reserve.lend():
+                    sockets.park(self.pristine)
+            for dispatcher in foreign:
+                dispatcher.send(dispatcher.close)
+        else:
             self.pristine.close()
-            return
-        # An event loop keeps watching what a number stood for as long as that is open
-        # anywhere. So if it is, the number has to stay what it is until the loop looks away.
-        self._left_to = {*foreign}
-        if not self.outlives_us:
-            with self.registry.reserve.lend():
-                sockets.park(self.pristine)
-        for dispatcher in foreign:
-            dispatcher.send(dispatcher.close)
+        if self._keeps_reserve:
+            self._keeps_reserve = False
+            self.registry.reserve.release()
 
     def disown(self) -> None:
         """Leave the kernel's socket, and its file, to somebody who has a descriptor too."""

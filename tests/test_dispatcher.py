@@ -842,6 +842,30 @@ def test_out_of_descriptors_a_log_handler_can_open_its_file(tmp_path: Path) -> N
         assert f"{address!r}" in line and "descriptors are open, mostly /dev/null (" in line
 
 
+def test_a_thread_that_ends_without_a_word_gives_the_spare_one_back() -> None:
+    """Its hub is gone before it learns that the address is closed."""
+    accepted, closed = threading.Event(), threading.Event()
+    listeners: list[Listener] = []
+
+    def accept() -> None:
+        listeners.append(glb.bind_load_balanced(ANY))
+        waiting = gevent.spawn(listeners[0].accept)
+        gevent.sleep(0)
+        waiting.kill()
+        accepted.set()
+        closed.wait(10)
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    assert accepted.wait(10)
+    assert has_spare()
+    listeners.pop().close()
+    closed.set()
+    thread.join()
+    assert not has_spare()
+
+
 def test_a_handler_that_leaks_descriptors_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     """What it left open has a name and a number in the one line of the episode."""
     leaked: list[int] = []
