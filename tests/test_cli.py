@@ -42,6 +42,8 @@ from .helpers import (
     wait_until,
 )
 
+pytestmark = pytest.mark.process
+
 ROOT = pathlib.Path(glb.__file__).parents[1]
 CERTIFICATES = pathlib.Path(gevent.__file__).parent / "tests"
 ENDLESS_SECONDS = 30  # a child that takes longer is ended, and its test fails

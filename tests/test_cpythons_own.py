@@ -23,6 +23,8 @@ import pytest
 from .cpython_runner import ENDED, STARTED
 
 #: The child imports nothing else before.
+pytestmark = pytest.mark.process
+
 PATCHES: Final = {
     "gevent": "import gevent.monkey; gevent.monkey.patch_all()",
     "glb": "import glb.monkey; glb.monkey.patch_all(); assert glb.monkey.is_patched('sockets')",

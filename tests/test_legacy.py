@@ -27,6 +27,8 @@ from gevent import socket, ssl
 
 from .helpers import connect, receive_all
 
+pytestmark = pytest.mark.process
+
 ROOT = pathlib.Path(__file__).parents[1]
 LEGACY = pathlib.Path(__file__).parent / "legacy"
 TELL_CLONE = pathlib.Path(__file__).parent / "tell_clone.py"

@@ -19,6 +19,8 @@ from loadtests.monkey.measure import Plan
 from loadtests.monkey.promises import PROMISES
 from loadtests.monkey.report import Report
 
+pytestmark = pytest.mark.process
+
 EVERY = [contender for group in GROUPS for contender in group]
 
 

@@ -23,6 +23,8 @@ from .adopting import run_python
 Ran = tuple[int, str, str]
 
 # What a program can see of how it was started. The file's path is told as it was given.
+pytestmark = pytest.mark.process
+
 TELL = """\
 import __main__, sys
 print(__name__, sys.argv, sys.path[0], __main__ is sys.modules["__main__"])
