@@ -3,7 +3,8 @@
 Many listeners on one address share one kernel socket, and connections go round them in
 exact turn. From the kernel upwards, each floor importing only from those below it::
 
-    doors      cli -> console -> demo, program   what people start
+    doors      locust                            what they load it with (a package of its own)
+               cli -> console -> demo, program   what people start
                target                            what they have served, and served anew
                monkey                            what they start it with
     servers    pywsgi -> server                  gevent's own servers, with clones

@@ -16,24 +16,14 @@ from gevent import socket
 
 from .clones import current_clone
 from .server import StreamServer
+from .stats import jain
 
-__all__ = ["Outcome", "jain", "run_gevent", "run_glb"]
+__all__ = ["Outcome", "run_gevent", "run_glb"]
 
 ANY_PORT: Final = ("127.0.0.1", 0)
 
 # A reply comes within a millisecond. Who waits longer has found a bug, and should be told.
 REPLY_TIMEOUT_SECONDS: Final = 10
-
-
-def jain(counts: Sequence[int]) -> float:
-    """Return Jain's fairness index: 1 when all are equal, 1/N when one has everything.
-
-    Example:
-        >>> jain([250, 250, 250, 250]), jain([1000, 0, 0, 0])
-        (1.0, 0.25)
-    """
-    squares = sum(count * count for count in counts)
-    return sum(counts) ** 2 / (len(counts) * squares) if squares else 1.0
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["CloneStats", "DrainReport", "EntryStats", "RollReport"]
+__all__ = ["CloneStats", "DrainReport", "EntryStats", "RollReport", "jain"]
 
 
 class CloneStats(NamedTuple):
@@ -94,3 +94,14 @@ class EntryStats(NamedTuple):
     ready: int
     accepted: int
     shared: bool
+
+
+def jain(counts: Sequence[int]) -> float:
+    """Return Jain's fairness index: 1 when all are equal, 1/N when one has everything.
+
+    Example:
+        >>> jain([250, 250, 250, 250]), jain([1000, 0, 0, 0])
+        (1.0, 0.25)
+    """
+    squares = sum(count * count for count in counts)
+    return sum(counts) ** 2 / (len(counts) * squares) if squares else 1.0

@@ -26,6 +26,7 @@ from gevent.event import Event
 import glb.cli
 import glb.console
 import glb.demo
+import glb.stats
 from glb.demo import Outcome
 from glb.target import TargetError
 
@@ -181,7 +182,7 @@ def test_demo_json_is_one_object_and_adds_up() -> None:
     assert found["glb"]["served"] == [34, 33, 33]
     assert found["glb"]["exact"] is True
     assert sum(found["gevent"]["served"]) == 100
-    assert found["gevent"]["jain"] == glb.demo.jain(found["gevent"]["served"])
+    assert found["gevent"]["jain"] == glb.stats.jain(found["gevent"]["served"])
     assert found["seconds"] > 0
 
 

@@ -51,6 +51,7 @@ KERNEL = "sockets"
 
 HOME = Path(glb.__file__).parent
 MODULES = sorted(path.stem for path in HOME.glob("*.py"))
+LOCUST = sorted(path.stem for path in (HOME / "locust").glob("*.py"))
 
 
 def imports_of(module: str) -> set[str]:
@@ -100,6 +101,17 @@ def test_imports_go_down_the_floors_only(module: str) -> None:
     """No module imports from a floor above its own, not even inside of a function."""
     above = {name for name in imports_of(module) if floor_of(name) > floor_of(module)}
     assert above == set()
+
+
+@pytest.mark.parametrize("module", LOCUST)
+def test_load_tests_need_only_words_of_glb(module: str) -> None:
+    """And its cheap sockets: they run where there is no server, whoever's that is."""
+    tree = ast.parse((HOME / "locust" / f"{module}.py").read_text(encoding="utf-8"))
+    for node in run_at_all(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 2:
+            assert node.module in {*FLOORS[0], "connection"}, ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert (node.module or "").split(".")[0] != "glb", ast.unparse(node)
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:

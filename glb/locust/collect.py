@@ -1,0 +1,282 @@
+"""What connects the measure with locust: its events, its workers, its end.
+
+A run is counted to the last connection, which takes two things that locust doesn't do by itself:
+
+* Users that are told to stop finish what they are at (`STOP_TIMEOUT_SECONDS`, unless
+  ``--stop-timeout`` says something). Otherwise a server has served connections of which no client
+  has told.
+* A worker sends its last report when its users have stopped, and the master waits for it: locust's
+  waits for half a second, whether it has come or not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import gevent
+import locust.log
+from gevent.event import Event
+from locust.runners import STATE_INIT, STATE_STOPPED, MasterRunner, WorkerRunner
+
+from . import gates, report
+from .measure import Measure
+
+__all__ = ["Collector"]
+
+log: Final = logging.getLogger(__name__)
+console: Final = logging.getLogger("locust.stats_logger")
+
+#: Users that are told to stop have so long to finish what they are at, by default.
+STOP_TIMEOUT_SECONDS: Final = 5.0
+
+#: So much longer than its users a worker may take until its last report is there.
+LAST_REPORT_SECONDS: Final = 10.0
+
+SAMPLE_SECONDS: Final = 1.0
+
+# Messages between master and workers.
+FINISH: Final = "glb_balance_finish"
+FINISHED: Final = "glb_balance_finished"
+KEY: Final = "glb_balance"
+
+#: Where a reply tells who gave it, if it has headers.
+HEADER: Final = "X-Glb-Clone"
+
+#: Tells who gave a reply, by what a `request` event has; ``None`` if it can't.
+Reader = Callable[..., "int | str | bytes | None"]
+
+
+class Collector:
+    """Fills *measure* with what happens in *environment*, tells of it, and judges it at the end."""
+
+    def __init__(self, environment: Any, measure: Measure, readers: list[Reader]) -> None:
+        self._environment = environment
+        self._measure: Final = measure
+        self._readers: Final = readers
+        self._began = time.monotonic()
+        self._sampling: Any = None
+        # Workers whose last report of this run is there, and what tells of another one.
+        self._finished: set[str] = set()
+        self._came: Final = Event()
+        self._misses: list[str] = []
+        runner = environment.runner
+        self._is_worker: Final = isinstance(runner, WorkerRunner)
+        self._is_master: Final = isinstance(runner, MasterRunner)
+        if not environment.stop_timeout:
+            environment.stop_timeout = STOP_TIMEOUT_SECONDS
+        events = environment.events
+        events.test_start.add_listener(self._test_start)
+        events.test_stop.add_listener(self._test_stop)
+        events.reset_stats.add_listener(self._reset_stats)
+        if not self._is_master:
+            events.request.add_listener(self._request)
+        if self._is_worker:
+            events.report_to_master.add_listener(self._report_to_master)
+            runner.register_message(FINISH, self._finish)
+            return
+        events.worker_report.add_listener(self._worker_report)
+        events.quitting.add_listener(self._quitting)
+        events.quit.add_listener(self._quit)
+        if self._is_master:
+            runner.register_message(FINISHED, self._worker_finished)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def _request(
+        self,
+        response_time: float,
+        response_length: int = 0,
+        response: Any = None,
+        context: Any = None,
+        exception: BaseException | None = None,
+        **more: Any,
+    ) -> None:
+        told = context.get("glb_clone") if context else None
+        if told is None and response is not None:
+            headers = getattr(response, "headers", None)
+            if headers:
+                told = headers.get(HEADER)
+        if told is None and self._readers:
+            told = self._ask_readers(
+                response_time=response_time,
+                response_length=response_length,
+                response=response,
+                context=context,
+                exception=exception,
+                **more,
+            )
+        if told is not None:
+            self._measure.record(
+                told,
+                response_time,
+                response_length,
+                is_turn=not context or context.get("glb_turn", True),
+                error=exception,
+            )
+        if exception is not None:
+            self._measure.fail(exception)
+
+    def _ask_readers(self, **event: Any) -> int | str | bytes | None:
+        for read in self._readers:
+            told = read(**event)
+            if told is not None:
+                return told
+        return None
+
+    # -- a run ---------------------------------------------------------------------------------
+
+    def _test_start(self, **_: Any) -> None:
+        self._measure.clear()
+        self._misses = []
+        self._began = time.monotonic()
+        if not self._is_worker:
+            self._sampling = gevent.spawn(self._sample)
+
+    def _test_stop(self, **_: Any) -> None:
+        if self._is_worker:
+            self._environment.runner.send_message(FINISHED, self._measure.take())
+            return
+        if self._is_master:
+            self._wait_for_workers()
+        if self._sampling is not None:
+            self._sampling.kill()
+            self._sampling = None
+            self._measure.sample(time.monotonic() - self._began)
+
+    def _reset_stats(self, **_: Any) -> None:
+        self._measure.clear()
+
+    def _sample(self) -> None:
+        while True:
+            self._measure.sample(time.monotonic() - self._began)
+            gevent.sleep(SAMPLE_SECONDS)
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def _report_to_master(self, client_id: str, data: dict[str, Any]) -> None:
+        data[KEY] = self._measure.take()
+
+    def _worker_report(self, client_id: str, data: dict[str, Any]) -> None:
+        found = data.get(KEY)
+        if found is not None:
+            self._measure.merge(found)
+
+    def _finish(self, environment: Any, msg: Any) -> None:
+        if environment.runner.state in {STATE_INIT, STATE_STOPPED}:
+            # It has nothing to stop; its last report may be on its way, and this is another.
+            environment.runner.send_message(FINISHED, self._measure.take())
+        else:
+            environment.runner.stop()
+
+    def _worker_finished(self, environment: Any, msg: Any) -> None:
+        self._measure.merge(msg.data)
+        self._finished.add(msg.node_id)
+        self._came.set()
+
+    def _wait_for_workers(self) -> None:
+        # Who has stopped already has reported, and has left the list until it is ready again.
+        self._finished.clear()
+        for client in self._missing():
+            self._environment.runner.send_message(FINISH, None, client)
+        deadline = time.monotonic() + (self._environment.stop_timeout or 0) + LAST_REPORT_SECONDS
+        while (missing := self._missing()) and (left := deadline - time.monotonic()) > 0:
+            self._came.clear()
+            # Not for long: who has died meanwhile isn't waited for.
+            self._came.wait(min(left, 0.5))
+        if missing:
+            log.warning("no last report from %s: the balance is short of it", ", ".join(missing))
+
+    def _missing(self) -> list[str]:
+        clients = self._environment.runner.clients
+        here = (each.id for each in clients.ready + clients.spawning + clients.running)
+        return [each for each in here if each not in self._finished]
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _quitting(self, **_: Any) -> None:
+        # After an interrupt all still runs, and locust would stop it when the status is found.
+        runner = self._environment.runner
+        if self._is_master:
+            # A worker that is told to stop, and not to quit, is gone from the master's list for
+            # as long as users may take to stop, and is never told to quit.
+            runner.stop(send_stop_to_client=False)
+        elif runner.state not in {STATE_INIT, STATE_STOPPED}:
+            runner.stop()
+        self._judge()
+
+    def _judge(self) -> None:
+        environment = self._environment
+        options, total = environment.parsed_options, environment.stats.total
+        if options is None or not gates.are_set(options):
+            return
+        self._misses = gates.misses(options, self._measure.figures(), total)
+        if self._misses:
+            environment.process_exit_code = environment.process_exit_code or 1
+        elif (
+            options.max_fail_ratio is not None
+            and environment.process_exit_code is None
+            and not environment.runner.exceptions
+            and not locust.log.unhandled_greenlet_exception
+        ):
+            environment.process_exit_code = 0  # so many may fail
+
+    def _quit(self, **_: Any) -> None:
+        figures = self._measure.figures()
+        if figures.clones:
+            for line in report.table(figures):
+                console.info(line)
+            console.info("")
+        for miss in self._misses:
+            log.error(miss)
+        options = self._environment.parsed_options
+        if options is None:
+            return
+        history = self._measure.history
+        if options.csv_prefix:
+            write(f"{options.csv_prefix}_balance.csv", report.to_csv(figures))
+        if options.balance_json:
+            data = report.to_dict(figures, history)
+            write(options.balance_json, json.dumps(data, indent=2) + "\n")
+        if options.html_file:
+            add_section(options.html_file, report.html_section(figures, history))
+
+
+def add_options(parser: Any) -> None:
+    """Add what is no gate to locust's command line."""
+    group = parser.add_argument_group("Balance (glb)")
+    group.add_argument(
+        "--balance-json",
+        metavar="<file>",
+        default=None,
+        env_var="LOCUST_BALANCE_JSON",
+        help="Write the balance, and how it came about second by second, to this file. With --csv "
+        "a <prefix>_balance.csv is written too",
+    )
+
+
+def write(name: str, text: str) -> None:
+    """Write *text* to a file; its folder is made if need be, as locust does."""
+    path = pathlib.Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def add_section(name: str, section: str) -> None:
+    """Put *section* to the end of locust's HTML report, if that was written."""
+    path = pathlib.Path(name)
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    if report.SECTION not in text:
+        write(name, insert_section(text, section))
+
+
+def insert_section(text: str, section: str) -> str:
+    """Return the page *text* with *section* at the end of its body."""
+    head, body, tail = text.rpartition("</body>")
+    return f"{head}{section}{body}{tail}" if body else text + section

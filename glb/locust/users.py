@@ -1,0 +1,701 @@
+r"""Users that load a server over TCP, TLS or Unix sockets, as `FastHttpUser` does over HTTP.
+
+What all of them, `WebSocketUser` too, have in common:
+
+* Each method of ``self.client`` is one timed request in locust's reports. One that fails is a
+  failure there, with its reason; then the connection is closed, the task ends (`RequestFailed`),
+  and the user goes on with its next one.
+* No connection outlives its user, however that ends; nor its task, unless `keep_alive`.
+* A timeout is for the whole request, however many pieces its reply comes in.
+
+An event's context is what the user's ``context()`` gives, and `glb_clone` and `glb_turn` where a
+reply tells which clone gave it (`ConnectionUser.clone_of`).
+"""
+
+from __future__ import annotations
+
+import functools
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from errno import EAGAIN, EALREADY, EINPROGRESS
+from os import strerror
+from struct import pack
+from time import perf_counter, time
+from typing import Any, ClassVar, Final, NoReturn
+from urllib.parse import urlsplit
+
+import gevent
+import gevent.socket
+from gevent import get_hub, getcurrent
+from gevent.socket import (
+    AF_UNIX,
+    IPPROTO_TCP,
+    SO_ERROR,
+    SO_LINGER,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    TCP_NODELAY,
+)
+from locust import TaskSet, User, task
+from locust.exception import CatchResponseError, RescheduleTask, StopTest
+
+from ..connection import Connection, say_goodbye
+
+__all__ = [
+    "Client",
+    "ConnectionUser",
+    "EchoUser",
+    "RequestFailed",
+    "Target",
+    "TcpClient",
+    "TcpUser",
+]
+
+#: What a server may tell of a clone.
+Told = int | str | bytes
+
+# A reply in one piece, mostly; what is longer takes some more turns.
+CHUNK_BYTES: Final = 16_384
+
+#: A line that is longer is a failure: a server that never ends one would fill the memory.
+MOST_BYTES: Final = 16 * 1024 * 1024
+
+# So much of a reply is told of in a failure: locust lists each text that there is.
+TOLD_BYTES: Final = 60
+
+# The accept queue of a Unix socket was full. The kernel tells nobody when there is room.
+FULL_SECONDS: Final = 0.002
+
+
+class RequestFailed(RescheduleTask):
+    """A request failed. locust has it in its report already; uncaught, it ends the task.
+
+    Not an error of the task's: locust goes on with the next one, and prints no traceback. In
+    ``on_start`` there is no task to end: there it is an error as any other.
+
+    Attributes:
+        reason: What it was: `ConnectionRefusedError`, `ConnectionResetError`, `TimeoutError`...
+    """
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class _Expired(BaseException):
+    """The time is up. No `Exception`, which a library in between might take for its own."""
+
+
+@dataclass
+class Target:
+    """Where to connect to.
+
+    Attributes:
+        kind: ``"TCP"``, ``"TLS"`` or ``"UNIX"``, and for WebSockets ``"WS"`` or ``"WSS"``.
+        name: Host, without brackets, or path.
+    """
+
+    url: str
+    kind: str
+    name: str
+    port: int | None
+    _resolved: list[tuple[int, Any]] = field(default_factory=list)
+
+    @property
+    def is_secure(self) -> bool:
+        return self.kind in {"TLS", "WSS"}
+
+    def resolve(self) -> list[tuple[int, Any]]:
+        """Return families and addresses, the one that last answered first.
+
+        Names are looked up once. What a name server takes is no figure of the server's that is
+        loaded, and who loads it has the same addresses to the end.
+        """
+        if not self._resolved:
+            if self.port is None:
+                self._resolved.append((AF_UNIX, self.name))
+            else:
+                found = gevent.socket.getaddrinfo(self.name, self.port, 0, SOCK_STREAM)
+                self._resolved[:] = dict.fromkeys((each[0], each[4]) for each in found)
+        return self._resolved
+
+    def prefer(self, family: int, address: Any) -> None:
+        """Have this one of its addresses tried first from now on."""
+        if self._resolved[0] != (family, address):
+            self._resolved.remove((family, address))
+            self._resolved.insert(0, (family, address))
+
+
+@functools.lru_cache(maxsize=128)  # one for all users of a class
+def tcp_target(url: str) -> Target:
+    """Return where `TcpUser.host` leads to.
+
+    Raises:
+        ValueError: It is no ``tcp://host:port``, ``tls://host:port`` or ``unix:///path``.
+
+    Example:
+        >>> target = tcp_target("tls://[::1]:8443")
+        >>> target.kind, target.name, target.port
+        ('TLS', '::1', 8443)
+    """
+    if url.startswith("unix:///"):
+        return Target(url, "UNIX", url.removeprefix("unix://"), None)
+    try:
+        parts = urlsplit(url)
+        name, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number, a bracket that is left open
+        parts, name, port = None, None, None
+    if (
+        parts is None
+        or parts.scheme not in {"tcp", "tls"}
+        or not name
+        or not port
+        or parts.path not in {"", "/"}
+        or parts.query
+        or parts.fragment
+        or parts.username is not None
+    ):
+        raise ValueError(
+            f"host must be tcp://host:port, tls://host:port or unix:///path, got {url!r}"
+        )
+    return Target(url, parts.scheme.upper(), name, port)
+
+
+@functools.cache
+def _verifying() -> ssl.SSLContext:
+    """Return the context of who has given none. It reads all certificates: once is enough."""
+    return ssl.create_default_context()
+
+
+class Client:
+    """A user's connection, and what is told to locust of it. The base of `TcpClient`."""
+
+    #: What is a failed request; anything else is a mistake in the task.
+    FAILURES: ClassVar[tuple[type[Exception], ...]] = (OSError,)
+
+    def __init__(self, user: ConnectionUser, target: Target) -> None:
+        self._user = user
+        self._target = target
+        self._fire = user.environment.events.request.fire
+        # Of this connection: whether a reply has told whose it is.
+        self._has_told = False
+
+    def drop(self) -> None:
+        """Close the connection, if there is one. Never waits; locust is told nothing."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Close the connection, if there is one, as at the end of a task; not a timed request."""
+        self.drop()
+
+    def _timed(
+        self,
+        name: str,
+        seconds: float | None,
+        late: str,
+        operation: Callable[..., Any],
+        *args: Any,
+        whose: Callable[[Any], Told | None] | None = None,
+        check: Callable[[Any], str | None] | None = None,
+    ) -> Any:
+        """Return what *operation* does, as one timed request of locust's.
+
+        Args:
+            seconds: It may take so long; ``None``: as long as it takes.
+            late: What hasn't happened then.
+            whose: Tells from the reply which clone gave it.
+            check: Tells what is wrong with the reply; ``None``: nothing.
+
+        Raises:
+            RequestFailed: It failed, and locust has been told. The connection is closed.
+
+        Switches:
+            As *operation* does. A kill closes the connection.
+        """
+        timer = None
+        reply: Any = None
+        reason: Exception | None = None
+        began, start = time(), perf_counter()
+        try:
+            if seconds is not None:
+                # As `gevent.Timeout` does it, at a fifth of its price.
+                timer = get_hub().loop.timer(seconds)
+                timer.start(getcurrent().throw, _Expired)
+            reply = operation(*args)
+        except _Expired:
+            reason = TimeoutError(f"{late} within {seconds:g} s")
+        except self.FAILURES as error:
+            reason = error
+        except BaseException:
+            # A kill in the middle of a request; nobody knows where in its stream the next begins.
+            self.drop()
+            raise
+        finally:
+            if timer is not None:
+                timer.stop()
+                timer.close()
+        milliseconds = (perf_counter() - start) * 1000
+        context = self._user.context()
+        if reason is None:
+            if check is not None and (wrong := check(reply)) is not None:
+                reason = CatchResponseError(wrong)
+            if whose is not None and (told := whose(reply)) is not None:
+                context = {**context, "glb_clone": told, "glb_turn": not self._has_told}
+                self._has_told = True
+        if reason is not None:
+            self.drop()
+        self._fire(
+            request_type=self._target.kind,
+            name=name,
+            response_time=milliseconds,
+            response_length=0 if reply is None else len(reply),
+            response=reply,
+            context=context,
+            exception=reason,
+            start_time=began,
+            url=self._target.url,
+        )
+        if reason is not None:
+            self._give_up(reason)
+        return reply
+
+    def _give_up(self, reason: Exception) -> NoReturn:
+        raise RequestFailed(reason) from reason
+
+    # -- the transport -------------------------------------------------------------------------
+
+    def _open(self) -> Any:
+        """Return a new connection to the target, which is the caller's to close.
+
+        Switches:
+            While waiting. A kill leaves nothing open.
+        """
+        target, sock = self._target, None
+        reason = OSError(f"can't find {target.name!r}")
+        for family, address in [*target.resolve()]:
+            sock = Connection(family, SOCK_STREAM)
+            try:
+                _establish(sock, family, address)
+            except OSError as error:
+                sock.close()
+                sock, reason = None, error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                target.prefer(family, address)
+                break
+        if sock is None:
+            raise reason
+        return self._secure(sock) if target.is_secure else sock
+
+    def _secure(self, sock: Connection) -> Any:
+        """Return the TLS socket that has taken over *sock*; closes it if there is none."""
+        user, taken = self._user, sock
+        try:
+            taken = (user.ssl_context or _verifying()).wrap_socket(  # type: ignore[assignment]  # it is one for all that we do
+                sock,
+                server_hostname=user.server_hostname or self._target.name,
+                do_handshake_on_connect=False,
+            )
+            taken.do_handshake()  # type: ignore[attr-defined]  # as above
+        except BaseException:
+            taken.close()
+            raise
+        return taken
+
+
+def _establish(sock: Connection, family: int, address: Any) -> None:
+    """Connect *sock*, which has no timeout."""
+    plain = sock._sock
+    if family != AF_UNIX:
+        # What a task sends in two pieces isn't to wait for the server's delayed ACK.
+        plain.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    error = plain.connect_ex(address)
+    while error == EAGAIN and family == AF_UNIX:
+        gevent.sleep(FULL_SECONDS)
+        error = plain.connect_ex(address)
+    if error == EINPROGRESS:
+        # Over loopback it is done by now. Asking again is cheaper than waiting for the hub.
+        error = plain.connect_ex(address)
+        if error == EALREADY:
+            sock._wait(sock._write_event)  # type: ignore[attr-defined]  # gevent's, not in the stubs
+            error = plain.getsockopt(SOL_SOCKET, SO_ERROR)
+    if error:
+        raise OSError(error, strerror(error))
+
+
+class TcpClient(Client):
+    """A connection over TCP, TLS or a Unix socket; ``self.client`` of a `TcpUser`.
+
+    All but `close` and `abort` connect first if there is no connection.
+    """
+
+    def __init__(self, user: ConnectionUser, target: Target) -> None:
+        super().__init__(user, target)
+        self._sock: Any = None
+        # What has been received and not been asked for.
+        self._ahead = b""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection. The server may have closed it already."""
+        return self._sock is not None
+
+    def connect(self, *, name: str = "connect") -> None:
+        """Connect: by TLS, with its handshake.
+
+        With `keep_alive` an open connection stays, unless the server has closed it meanwhile;
+        without, each call makes a new one.
+        """
+        if self._sock is not None:
+            if self._user.keep_alive and not self._has_ended():
+                return
+            self.end()
+        self._timed(name, self._user.connect_timeout, "no connection", self._connect)
+
+    def send(self, data: bytes, *, name: str = "send") -> None:
+        """Give all of *data* to the kernel."""
+        if self._sock is None:
+            self.connect()
+        self._timed(name, self._user.timeout, "not all sent", self._send, data)
+
+    def receive(self, length: int, *, name: str = "receive") -> bytes:
+        """Return exactly *length* bytes."""
+        if self._sock is None:
+            self.connect()
+        user = self._user
+        reply: bytes = self._timed(
+            name, user.timeout, "no reply", self._receive, length, whose=user.clone_of
+        )
+        return reply
+
+    def receive_until(self, end: bytes, *, name: str = "receive") -> bytes:
+        """Return what comes until *end*, and *end*."""
+        if self._sock is None:
+            self.connect()
+        user = self._user
+        reply: bytes = self._timed(
+            name, user.timeout, "no reply", self._receive_until, end, whose=user.clone_of
+        )
+        return reply
+
+    def receive_line(self, *, name: str = "receive") -> bytes:
+        r"""Return a line, with its ``b"\n"``."""
+        return self.receive_until(b"\n", name=name)
+
+    def request(
+        self,
+        data: bytes,
+        until: bytes = b"\n",
+        *,
+        length: int | None = None,
+        name: str = "request",
+        check: Callable[[bytes], str | None] | None = None,
+    ) -> bytes:
+        """Send *data* and return the reply, as one timed request.
+
+        Args:
+            until: What a reply ends with.
+            length: Or how long it is, in bytes.
+            check: Called with the reply; what it returns, if not ``None``, is why it is a failure.
+        """
+        if self._sock is None:
+            self.connect()
+        user = self._user
+        reply: bytes = self._timed(
+            name,
+            user.timeout,
+            "no reply",
+            self._exchange,
+            data,
+            until if length is None else length,
+            whose=user.clone_of,
+            check=check,
+        )
+        return reply
+
+    def close(self, *, name: str = "close") -> None:
+        """Close the connection in good order, if there is one: what was sent will arrive."""
+        if self._sock is not None:
+            self._timed(name, None, "", self.drop)
+
+    def abort(self) -> None:
+        """Reset the connection, if there is one: RST instead of FIN. Not a timed request."""
+        sock, self._sock = self._sock, None
+        self._ahead = b""
+        if sock is not None:
+            sock.setsockopt(SOL_SOCKET, SO_LINGER, pack("ii", 1, 0))
+            sock.close()
+
+    def drop(self) -> None:
+        sock, self._sock = self._sock, None
+        self._ahead = b""
+        if sock is not None:
+            if self._target.is_secure:
+                say_goodbye(sock)
+            sock.close()
+
+    # -- without locust ------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self._sock = self._open()
+        self._has_told = False
+
+    def _send(self, data: bytes) -> None:
+        self._sock.sendall(data)
+
+    def _exchange(self, data: bytes, end: bytes | int) -> bytes:
+        self._sock.sendall(data)
+        return self._receive_until(end) if isinstance(end, bytes) else self._receive(end)
+
+    def _receive(self, length: int) -> bytes:
+        parts, left = [self._ahead], length - len(self._ahead)
+        while left > 0:
+            part = self._sock.recv(min(left, CHUNK_BYTES))
+            if not part:
+                raise _cut_off(b"".join(parts), f" of {length}")
+            parts.append(part)
+            left -= len(part)
+        had = b"".join(parts)
+        self._ahead = had[length:]
+        return had[:length]
+
+    def _receive_until(self, end: bytes) -> bytes:
+        receive, had = self._sock.recv, self._ahead
+        while (at := had.find(end)) < 0:
+            if len(had) > MOST_BYTES:
+                raise ConnectionError(f"no {end!r} in {MOST_BYTES} bytes")
+            part = receive(CHUNK_BYTES)
+            if not part:
+                raise _cut_off(had, "")
+            had = had + part if had else part
+        at += len(end)
+        self._ahead = had[at:]
+        return had[:at]
+
+    def _has_ended(self) -> bool:
+        """Tell whether the server has closed the connection; nothing that it has sent is lost."""
+        sock = self._sock
+        sock.settimeout(0)
+        try:
+            part = sock.recv(CHUNK_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            sock.settimeout(None)
+            return False
+        except OSError:
+            return True
+        sock.settimeout(None)
+        self._ahead += part
+        return not part
+
+
+def _cut_off(had: bytes, of: str) -> ConnectionError:
+    """Return the error of a stream that ended in the middle of a reply."""
+    if not had:
+        return ConnectionError("the server closed the connection without a reply")
+    return ConnectionError(
+        f"the server closed the connection after {len(had)}{of} bytes: {shown(had)}"
+    )
+
+
+def shown(data: bytes | str) -> str:
+    """Return *data* as a failure shows it."""
+    return repr(data) if len(data) <= TOLD_BYTES else f"{data[:TOLD_BYTES]!r}..."
+
+
+# -- users -------------------------------------------------------------------------------------
+
+
+class ConnectionUser(User):
+    """What `TcpUser` and `WebSocketUser` have in common."""
+
+    abstract = True
+
+    #: Whether a connection is for all tasks of a user. If not, each task begins without one.
+    keep_alive: bool = False
+
+    #: Seconds until a connection must stand, with its handshakes; ``None``: as long as it takes.
+    connect_timeout: float | None = 5.0
+
+    #: Seconds that each other request may take; ``None``: as long as it takes.
+    timeout: float | None = 10.0
+
+    #: For TLS; ``None``: one that verifies the server's certificate.
+    ssl_context: ssl.SSLContext | None = None
+
+    #: Whose certificate it must be; ``None``: the host's.
+    server_hostname: str | None = None
+
+    #: Whether the end of a task's connection is a request "close" in the report, too.
+    report_close: bool = False
+
+    client: Any
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # locust tells nobody that a task has ended.
+        cls.tasks = [_to_its_end(each) for each in cls.tasks]
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        if self.host is None:
+            raise StopTest(
+                f"no host to connect to: give --host, or {type(self).__name__} an attribute host"
+            )
+        try:
+            self.client = self._make_client(self.host)
+        except ValueError as error:
+            raise StopTest(str(error)) from error
+
+    def _make_client(self, host: str) -> Client:
+        """Return the client for *host*, and raise `ValueError` if there can't be one."""
+        raise NotImplementedError
+
+    def clone_of(self, reply: Any) -> Told | None:
+        """Return which clone gave *reply*: 3, ``"3"`` or ``b"3/4"``; ``None`` if it can't tell.
+
+        Override it. What it returns is in the event's context: `glb_clone`, and `glb_turn`, which
+        is true of the first reply on each connection that tells.
+        """
+        return None
+
+    def start(self, group: Any) -> Any:
+        greenlet = super().start(group)
+        # Whatever its end is: also with an `on_stop` that doesn't call ours, or before it began.
+        greenlet.rawlink(lambda _: self.client.drop())
+        return greenlet
+
+    def on_stop(self) -> None:
+        self.client.drop()
+
+    def _break_off_task(self) -> None:
+        # Not `end`, which may wait: it may be a kill that ends the task.
+        if not self.keep_alive:
+            self.client.drop()
+
+    def _end_task(self) -> None:
+        if self.keep_alive:
+            return
+        if self.report_close:
+            self.client.close()
+        else:
+            self.client.end()
+
+
+def _to_its_end(each: Any) -> Any:
+    """Return *each*, a task of locust's, so that its user is told when it has ended."""
+    if isinstance(each, type):
+        return _told_of_ends(each) if issubclass(each, TaskSet) else each
+    if hasattr(each, "glb_ends"):  # a base class's
+        return each
+
+    @functools.wraps(each)
+    def run(user: ConnectionUser) -> None:
+        try:
+            each(user)
+        except BaseException:
+            user._break_off_task()
+            raise
+        user._end_task()
+
+    run.glb_ends = True  # type: ignore[attr-defined]  # read above
+    return run
+
+
+@functools.cache
+def _told_of_ends(tasks: type[TaskSet]) -> type[TaskSet]:
+    """Return a set of the same tasks, which tells its user when one of them has ended."""
+    if hasattr(tasks, "glb_ends"):
+        return tasks
+
+    execute: Callable[[TaskSet, Any], None] = tasks.execute_task
+    make: Any = type(tasks)  # each kind of set has its own
+
+    def execute_task(self: TaskSet, each: Any) -> None:
+        if isinstance(each, type):
+            execute(self, _to_its_end(each))
+            return
+        user: Any = self.user
+        try:
+            execute(self, each)
+        except BaseException:
+            user._break_off_task()
+            raise
+        user._end_task()
+
+    made: type[TaskSet] = make(
+        tasks.__name__,
+        (tasks,),
+        {
+            "__module__": tasks.__module__,
+            "__qualname__": tasks.__qualname__,
+            "execute_task": execute_task,
+            "glb_ends": True,
+            "abstract": True,  # a Markov chain is checked only once
+        },
+    )
+    return made
+
+
+class TcpUser(ConnectionUser):
+    r"""A user over TCP, TLS or a Unix socket. ``self.client`` is a `TcpClient`.
+
+    The host is ``tcp://127.0.0.1:8000``, ``tls://[::1]:8443`` or ``unix:///run/glb.sock``.
+
+    Example::
+
+        class Client(TcpUser):
+            host = "tcp://127.0.0.1:8000"
+
+            @task
+            def ask(self):
+                self.client.connect()
+                self.client.request(b"hello\n")
+    """
+
+    abstract = True
+
+    client: TcpClient
+
+    def _make_client(self, host: str) -> TcpClient:
+        return TcpClient(self, tcp_target(host))
+
+
+class EchoUser(TcpUser):
+    r"""Sends a line, and expects it back: ``b"hello\n"``, or with who gave it, ``b"3/4 hello\n"``.
+
+    Two requests in the report: "connect", one a connection, and "echo". There is none for "close",
+    unless `report_close`: the client doesn't wait for anything then, so there is nothing to tell
+    that would be worth a third of what locust's bookkeeping costs.
+    """
+
+    abstract = True
+
+    #: One line, without its end.
+    message: bytes = b"hello"
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        if b"\n" in self.message:
+            raise StopTest(f"message must be one line, got {self.message!r}")
+        self._line = self.message + b"\n"
+
+    def clone_of(self, reply: bytes) -> Told | None:
+        """Return what stands before the message and a space; ``None`` of a pure echo."""
+        line = self._line
+        if len(reply) <= len(line) + 1 or not reply.endswith(b" " + line):
+            return None
+        return reply[: -len(line) - 1]
+
+    def _wrong(self, reply: bytes) -> str | None:
+        line = self._line
+        if reply == line or reply.endswith(b" " + line):
+            return None
+        return f"sent {shown(line)}, got {shown(reply)}"
+
+    @task
+    def echo(self) -> None:
+        self.client.connect()
+        self.client.request(self._line, name="echo", check=self._wrong)

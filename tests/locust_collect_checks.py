@@ -1,0 +1,212 @@
+"""Real runs of locust: what is counted, what is written, and the exit status."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ENDLESS_SECONDS = 60
+
+#: Users whose requests tell who served them, some in each way; no server is needed for that.
+LOCUSTFILE = """
+import itertools, types
+import gevent
+from locust import User, constant, events, task
+import glb.locust
+
+numbers = itertools.count()
+
+@glb.locust.clone_of
+def from_reply(response, request_type, name, start_time, **_):
+    return response if isinstance(response, bytes) else None
+
+@events.test_start.add_listener
+def begin(**_):
+    print("begun", flush=True)
+
+class Asks(User):
+    wait_time = constant(0.005)
+
+    @task
+    def ask(self):
+        gevent.sleep(0.05)  # in the middle of which a run ends
+        number = next(numbers)
+        clone = "%d/4" % (number % 4)
+        told = {
+            0: {"context": {"glb_clone": clone}, "response": None},
+            1: {"context": {}, "response": types.SimpleNamespace(headers={"X-Glb-Clone": clone})},
+            2: {"context": {}, "response": clone.encode()},
+        }[number % 3]
+        error = ConnectionResetError("gone") if FAILS and number % 10 == 0 else None
+        self.environment.events.request.fire(
+            request_type="ASK", name="ask", response_time=5, response_length=3, exception=error,
+            start_time=0, url=None, **told,
+        )
+"""
+
+
+class Locust:
+    """Processes of locust, in a folder of their own."""
+
+    def __init__(self, folder: Path, *, fails: bool = False) -> None:
+        self.folder = folder
+        (folder / "locustfile.py").write_text(f"FAILS = {fails}\n{LOCUSTFILE}")
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "locust", *args],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def start_run(self, *args: str, seconds: str = "2s") -> subprocess.Popen[str]:
+        """Begin a short run of eight users, whose reports are files of the folder."""
+        return self.start(
+            *("--headless", "-u", "8", "-r", "8", "-t", seconds, "--only-summary"),
+            *(
+                "--csv",
+                "run",
+                "--html",
+                "run.html",
+                "--balance-json",
+                "run.json",
+                "--json-file",
+                "locust",
+                *args,
+            ),
+        )
+
+    def run(self, *args: str) -> tuple[int, str]:
+        """Return the exit status of a run, and what it said."""
+        return self.end_of(self.start_run(*args))
+
+    @staticmethod
+    def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+        said, _ = process.communicate(timeout=ENDLESS_SECONDS)
+        return process.returncode, said
+
+    def found(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        return found
+
+    def requests(self) -> int:
+        """Return how many locust itself has counted: its CSV is short of the last."""
+        entries = json.loads((self.folder / "locust.json").read_text())
+        return sum(entry["num_requests"] for entry in entries)
+
+    def end(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def locust(tmp_path: Path) -> Iterator[Locust]:
+    made = Locust(tmp_path)
+    yield made
+    made.end()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def check_all_told(locust: Locust, said: str, workers: int = 1) -> None:
+    """JSON, CSV, page and console have what locust has counted; no worker's round is torn."""
+    found = locust.found()
+    turns = [each["turns"] for each in found["clones"]]
+    assert sum(turns) == found["turns"] == locust.requests() > 0
+    # Each worker goes round by itself, and ends in the middle of a round.
+    assert found["spread"] == max(turns) - min(turns) <= workers
+    with (locust.folder / "run_balance.csv").open() as file:
+        assert [int(row["turns"]) for row in csv.DictReader(file)] == turns
+    assert f"\n{found['turns']} turns of 4 clones: " in said
+    page = (locust.folder / "run.html").read_text()
+    assert page.count("glb-balance-report") == 1
+    assert f"<p>{found['turns']} turns of 4 clones: " in page
+    assert "Traceback" not in said
+
+
+def test_a_run_is_counted_to_the_last_request(locust: Locust) -> None:
+    """However a reply tells who gave it, and users finish what they are at."""
+    status, said = locust.run("--balance-max-spread", "1", "--balance-min-jain", "0.9")
+    assert status == 0, said
+    check_all_told(locust, said)
+    seconds = [each["seconds"] for each in locust.found()["history"]]
+    assert len(seconds) >= 3
+    assert seconds == sorted(seconds)
+    assert sum(locust.found()["history"][-1]["turns"].values()) == locust.found()["turns"]
+
+
+def test_processes_are_counted_together(locust: Locust) -> None:
+    """The master waits for the last report of each worker; a gate that is missed is the run's."""
+    port = str(free_port())
+    status, said = locust.run(
+        *("--processes", "2", "--master-bind-port", port, "--master-port", port),
+        *("--max-p99", "4"),
+    )
+    assert status == 1
+    assert "--max-p99 4 is missed by 1 ms: p99 is 5 ms" in said
+    check_all_told(locust, said, workers=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_master_counts_all_and_ends_its_workers(
+    locust: Locust, number: signal.Signals
+) -> None:
+    """The gates are judged by the whole run, up to where it came."""
+    port = str(free_port())
+    master = locust.start_run(
+        *("--master", "--master-bind-port", port, "--expect-workers", "2"),
+        *("--balance-max-spread", "2"),
+        seconds="60s",
+    )
+    workers = [locust.start("--worker", "--master-port", port) for _ in range(2)]
+    for process in workers:
+        assert process.stdout is not None
+        assert any(line == "begun\n" for line in process.stdout)
+    master.send_signal(number)
+    status, said = locust.end_of(master)
+    assert [locust.end_of(process)[0] for process in workers] == [0, 0]
+    assert status == 0, said
+    found = locust.found()
+    assert found["spread"] <= 2
+    assert found["turns"] == locust.requests()
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(None, 1), ("0.2", 0), ("0.01", 1)])
+def test_failures_count_as_the_gate_says(tmp_path: Path, ratio: str | None, status: int) -> None:
+    """Without a gate as locust has it; with one so many may fail."""
+    locust = Locust(tmp_path, fails=True)
+    try:
+        found, said = locust.run(*(("--max-fail-ratio", ratio) if ratio else ()))
+    finally:
+        locust.end()
+    assert found == status, said
+    assert ("--max-fail-ratio 0.01 is missed by 0.0" in said) == (ratio == "0.01")
+    balance = locust.found()
+    assert balance["resets"] == sum(each["failures"] for each in balance["clones"]) > 0
+
+
+def test_bad_gates_are_told_before_anything_runs(locust: Locust) -> None:
+    """By locust's parser, as it tells of other options."""
+    status, said = locust.run("--balance-min-jain", "5")
+    assert status == 2
+    assert "--balance-min-jain: must be a number, 0 to 1, got '5'" in said
