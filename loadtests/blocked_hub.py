@@ -29,7 +29,7 @@ def answer(environment: Any) -> Iterator[str]:
         times = [waited.get_response_time_percentile(part) for part in (0.5, 0.95, 0.99)]
         yield (
             f"others waited {times[0]:g} ms (median), {times[1]:g} ms (p95), {times[2]:g} ms "
-            f"(p99), {waited.max_response_time:g} ms (at most), while a hub was blocked for "
+            f"(p99), {waited.max_response_time:.0f} ms (at most), while a hub was blocked for "
             f"{BLOCK_MS} ms at times; promised: 20 ms more than else, but for those whose "
             "handlers had begun on it"
         )

@@ -95,7 +95,7 @@ def test_workers_add_up_to_one_process(workers: list[list[Any]]) -> None:
                 continue
             told, is_turn, milliseconds = event
             for measure in (alone, worker):
-                measure.record(told, milliseconds, 10, is_turn=is_turn, error=milliseconds > 2000)
+                measure.record(told, milliseconds, is_turn=is_turn, is_failure=milliseconds > 2000)
                 measure.fail(ConnectionResetError())
         master.merge(worker.take())
         assert worker.take()["failures"] == {"reset": 0, "refused": 0, "timeout": 0}

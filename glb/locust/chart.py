@@ -7,9 +7,10 @@ stand in one page. Text has the colour of what is around it.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from html import escape
+from html import escape as escape_html
 from typing import Final
 
 from .measure import Clone, CloneFigures, Figures, Sample
@@ -29,6 +30,8 @@ MOST_CLONES: Final = 128
 MOST_POINTS: Final = 4000
 MOST_POINTS_A_LINE: Final = 120
 MOST_IN_LEGEND: Final = 16
+# Of more lines, one on another, nobody sees all.
+MOST_NESTED: Final = 8
 
 # Workers report every 3 seconds, and a master takes a sample every second: so a rate is one of 3
 # samples. Half a second less, as none of them is on time to the millisecond.
@@ -40,13 +43,16 @@ WIDTH: Final = 900
 LEFT: Final = 70
 RIGHT: Final = 16
 INNER: Final = WIDTH - LEFT - RIGHT
-BARS_TOP: Final = 76
+HEAD: Final = 62
 BARS_HEIGHT: Final = 150
 LINES_HEIGHT: Final = 130
 # About what a digit or a letter of Roboto is wide and high, of its size.
 LETTER_WIDTH: Final = 0.56
 LETTER_HEIGHT: Final = 1.1
 SMALL: Final = 11
+
+# What no XML may have, not even escaped; a server may call its clone so.
+_UNSPEAKABLE: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def draw(figures: Figures, history: Sequence[Sample], *, is_dark: bool = False) -> str:
@@ -59,10 +65,10 @@ def draw(figures: Figures, history: Sequence[Sample], *, is_dark: bool = False) 
     """
     if not figures.clones:
         return _svg(90, NOBODY, _text(WIDTH / 2, 50, NOBODY, size=16, anchor="middle"))
-    palette = ON_DARK if is_dark else ON_LIGHT
+    palette, ground = (ON_DARK, "#121212") if is_dark else (ON_LIGHT, "#fff")
     clones = figures.clones[:MOST_CLONES]
     share = figures.turns / len(figures.clones)
-    bars, bottom = _bars(clones, share, palette)
+    bars, bottom = _bars(clones, share, palette, ground)
     legend, bottom = _legend(clones, bottom + 26, palette)
     if len(clones) < len(figures.clones):
         bottom += 20
@@ -82,33 +88,35 @@ def _head(share: float) -> str:
 
 
 def _bars(
-    clones: Sequence[CloneFigures], share: float, palette: Sequence[str]
+    clones: Sequence[CloneFigures], share: float, palette: Sequence[str], ground: str
 ) -> tuple[str, float]:
     slot = INNER / len(clones)
     thick = min(slot * 0.8, 72)
     top, step = _scale(max(share, *(each.turns for each in clones)), whole=True)
-    floor = BARS_TOP + BARS_HEIGHT
-    out = [_grid(top, step, BARS_TOP, BARS_HEIGHT)]
     numbers = _Captions([_count(each.turns) for each in clones], slot)
     names = _Captions([_short(each.clone) for each in clones], slot)
-    below = 0.0
+    ceiling = HEAD + (numbers.height if numbers.step == 1 else 0)
+    floor = ceiling + BARS_HEIGHT
+    out = [_grid(top, step, ceiling, BARS_HEIGHT)]
+    above = []
     for index, each in enumerate(clones):
         middle = LEFT + slot * (index + 0.5)
         tall = BARS_HEIGHT * each.turns / top
         out.append(
-            f'<rect class="glb-clone" data-clone="{escape(str(each.clone))}" '
+            f'<rect class="glb-clone" data-clone="{_escape(str(each.clone))}" '
             f'data-turns="{each.turns}" x="{_n(middle - thick / 2)}" y="{_n(floor - tall)}" '
             f'width="{_n(thick)}" height="{_n(tall)}" fill="{palette[index % len(palette)]}">'
-            f"<title>{escape(_told(each, share))}</title></rect>"
+            f"<title>{_escape(_told(each, share))}</title></rect>"
         )
-        if numbers.step:
-            out.append(numbers.above(middle, floor - tall - 5, _count(each.turns)))
-        if names.step and index % names.step == 0:
+        if numbers.step == 1:
+            above.append(numbers.above(middle, floor - tall - 5, _count(each.turns)))
+        if index % names.step == 0:
             out.append(names.below(middle, floor + 6, _short(each.clone)))
-            below = max(below, names.height)
     level = floor - BARS_HEIGHT * share / top
     out.append(_line(LEFT, level, WIDTH - RIGHT, level, dashes="6 4", width=1.5))
-    return "".join(out), floor + 6 + below
+    # Read across that line too.
+    out.append(f'<g stroke="{ground}" stroke-width="3" paint-order="stroke">{"".join(above)}</g>')
+    return "".join(out), floor + 6 + names.height
 
 
 def _legend(
@@ -149,7 +157,7 @@ def _lines(
     xs = [LEFT + INNER * (each - began) / (ended - began) for each in times]
     # Where turns are exact all lines are one. So the first is wide, and each that lies on it
     # narrower: all are seen.
-    more = min(2.0, 6 / max(len(clones) - 1, 1)) if len(clones) <= MOST_IN_LEGEND else 0
+    more = min(1.5, 5 / max(len(clones) - 1, 1)) if len(clones) <= MOST_NESTED else 0
     for index, (each, line) in enumerate(zip(clones, rates, strict=True)):
         points = " ".join(
             f"{_n(x)},{_n(floor - LINES_HEIGHT * rate / most)}"
@@ -162,7 +170,7 @@ def _lines(
         out.append(
             f'<polyline points="{points}" fill="none" stroke="{palette[index % len(palette)]}" '
             f'stroke-width="{_n(width)}" stroke-linejoin="round"{dashes}>'
-            f"<title>clone {escape(str(each.clone))}: {_count(line[-1])} turns per second at last"
+            f"<title>clone {_escape(str(each.clone))}: {_count(line[-1])} turns per second at last"
             "</title></polyline>"
         )
     for seconds in _ticks(began, ended):
@@ -205,7 +213,7 @@ class _Captions:
         self.is_upright = longest * SMALL * LETTER_WIDTH > slot - 3
         self.size = float(SMALL)
         self.height = self.size
-        #: Every how many are set; 0 if none is.
+        #: Every how many have room.
         self.step = 1
         if self.is_upright:
             self.size = min(self.size, max(slot / LETTER_HEIGHT, 8))
@@ -213,9 +221,7 @@ class _Captions:
             self.step = math.ceil(self.size * LETTER_HEIGHT / slot)
 
     def above(self, x: float, y: float, words: str) -> str:
-        """Return what ends at *y*, or nothing where not all have room."""
-        if self.step > 1:
-            return ""
+        """Return what ends at *y*."""
         return self._set(x, y, words, "start" if self.is_upright else "middle")
 
     def below(self, x: float, y: float, words: str) -> str:
@@ -316,17 +322,22 @@ def _text(
         + (f' text-anchor="{anchor}"' if anchor != "start" else "")
         + (f' opacity="{opacity}"' if opacity < 1 else "")
         + (f' transform="rotate({turn} {_n(x)} {_n(y)})"' if turn else "")
-        + f">{escape(words)}</text>"
+        + f">{_escape(words)}</text>"
     )
 
 
 def _svg(height: float, label: str, body: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {_n(height)}" role="img" '
-        f'aria-label="{escape(label)}" fill="currentColor" '
+        f'aria-label="{_escape(label)}" fill="currentColor" '
         'font-family="Roboto, Helvetica, Arial, sans-serif" '
         f'style="width:100%;max-width:{WIDTH}px;height:auto">{body}</svg>'
     )
+
+
+def _escape(words: str) -> str:
+    """Return *words* as XML can say them."""
+    return escape_html(_UNSPEAKABLE.sub("\N{REPLACEMENT CHARACTER}", words))
 
 
 def _short(clone: Clone) -> str:

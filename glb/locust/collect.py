@@ -6,7 +6,8 @@ A run is counted to the last connection, which takes two things that locust does
   ``--stop-timeout`` says something). Otherwise a server has served connections of which no client
   has told.
 * A worker sends its last report when its users have stopped, and the master waits for it: locust's
-  waits for half a second, whether it has come or not.
+  waits for half a second, whether it has come or not. It is a whole report: what locust counts, and
+  what the gates look at, are complete too.
 """
 
 from __future__ import annotations
@@ -114,9 +115,8 @@ class Collector:
             self._measure.record(
                 told,
                 response_time,
-                response_length,
-                is_turn=not context or context.get("glb_turn", True),
-                error=exception,
+                is_turn=not context or bool(context.get("glb_turn", True)),
+                is_failure=exception is not None,
             )
         if exception is not None:
             self._measure.fail(exception)
@@ -139,7 +139,7 @@ class Collector:
 
     def _test_stop(self, **_: Any) -> None:
         if self._is_worker:
-            self._environment.runner.send_message(FINISHED, self._measure.take())
+            self._send_last_report()
             return
         if self._is_master:
             self._wait_for_workers()
@@ -169,12 +169,18 @@ class Collector:
     def _finish(self, environment: Any, msg: Any) -> None:
         if environment.runner.state in {STATE_INIT, STATE_STOPPED}:
             # It has nothing to stop; its last report may be on its way, and this is another.
-            environment.runner.send_message(FINISHED, self._measure.take())
+            self._send_last_report()
         else:
             environment.runner.stop()
 
+    def _send_last_report(self) -> None:
+        runner = self._environment.runner
+        data: dict[str, Any] = {}
+        self._environment.events.report_to_master.fire(client_id=runner.client_id, data=data)
+        runner.send_message(FINISHED, data)
+
     def _worker_finished(self, environment: Any, msg: Any) -> None:
-        self._measure.merge(msg.data)
+        environment.events.worker_report.fire(client_id=msg.node_id, data=msg.data)
         self._finished.add(msg.node_id)
         self._came.set()
 

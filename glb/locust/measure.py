@@ -1,20 +1,18 @@
 """What a load test sees of the balance: who served how much, how fast, and how evenly.
 
 Each process of a load test has a `Measure`. A worker's is emptied into reports (`Measure.take`),
-which the master's takes up (`Measure.merge`); so the master's is the sum of all. The latencies are
-locust's own `StatsEntry`, one a clone: rounded alike, merged alike, to be compared with the rest of
-its report. Knows nothing of runners, options or pages.
+which the master's takes up (`Measure.merge`); so the master's is the sum of all. Knows nothing of
+locust: not of its runners, nor of its options or pages.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import gevent
-from locust.stats import RequestStats, StatsEntry
 
 from ..stats import jain
 
@@ -42,8 +40,8 @@ class CloneFigures:
         turns: Connections that it served.
         replies: Replies that it gave, of which a connection may have many.
         failures: Those that were failures of locust's.
-        mean_ms, p50_ms, p99_ms, max_ms: Response times, in milliseconds; percentiles are rounded
-            as locust rounds them.
+        mean_ms, p50_ms, p99_ms, max_ms: Response times, in milliseconds; percentiles have two
+            digits that count.
     """
 
     clone: Clone
@@ -114,6 +112,56 @@ class Sample:
     turns: dict[Clone, int]
 
 
+@dataclass
+class _Served:
+    """What is counted of a clone. `times`: how many replies took so many milliseconds, rounded."""
+
+    turns: int = 0
+    replies: int = 0
+    failures: int = 0
+    total_ms: float = 0.0
+    max_ms: float = 0.0
+    times: dict[float, int] = field(default_factory=dict)
+
+    def merge(
+        self,
+        turns: int,
+        replies: int,
+        failures: int,
+        total_ms: float,
+        max_ms: float,
+        times: dict[float, int],
+    ) -> None:
+        self.turns += turns
+        self.replies += replies
+        self.failures += failures
+        self.total_ms += total_ms
+        self.max_ms = max(self.max_ms, max_ms)
+        for milliseconds, count in times.items():
+            self.times[milliseconds] = self.times.get(milliseconds, 0) + count
+
+    def percentile(self, part: float) -> float:
+        """Return within how many milliseconds *part* of the replies came."""
+        left = self.replies * part
+        for milliseconds in sorted(self.times):
+            left -= self.times[milliseconds]
+            if left <= 0:
+                return milliseconds
+        return 0.0
+
+    def figures(self, clone: Clone) -> CloneFigures:
+        return CloneFigures(
+            clone,
+            turns=self.turns,
+            replies=self.replies,
+            failures=self.failures,
+            mean_ms=self.total_ms / self.replies if self.replies else 0.0,
+            p50_ms=self.percentile(0.5),
+            p99_ms=self.percentile(0.99),
+            max_ms=self.max_ms,
+        )
+
+
 class Measure:
     """Counts who served what. Of one process, or of all that report to it."""
 
@@ -122,9 +170,7 @@ class Measure:
 
     def clear(self) -> None:
         """Begin anew."""
-        self._stats = RequestStats(use_response_times_cache=False)
-        self._entries: dict[Clone, StatsEntry] = {}
-        self._turns: dict[Clone, int] = {}
+        self._served: dict[Clone, _Served] = {}
         # What was told -> whose it is. Most replies tell what another has told before.
         self._told: dict[object, Clone] = {}
         self._failures = {"reset": 0, "refused": 0, "timeout": 0}
@@ -141,29 +187,29 @@ class Measure:
         self,
         told: int | str | bytes,
         milliseconds: float,
-        length: int = 0,
         *,
         is_turn: bool = True,
-        error: object = None,
+        is_failure: bool = False,
     ) -> None:
         """Count a reply.
 
         Args:
             told: Which clone gave it: its number, or text; ``"3/4"`` is number 3 of 4.
             milliseconds: How long it took.
-            length: Its length, in bytes.
             is_turn: Whether it is the first on its connection.
-            error: What locust calls it a failure for.
+            is_failure: Whether locust calls it a failure.
         """
         clone = self._told.get(told)
         if clone is None:
             clone = self._learn(told)
-        entry = self._entries[clone]
-        entry.log(milliseconds, length)  # type: ignore[arg-type]  # locust's are fractions too
-        if error is not None:
-            entry.log_error(None)
-        if is_turn:
-            self._turns[clone] += 1
+        served = self._served[clone]
+        served.turns += is_turn
+        served.replies += 1
+        served.failures += is_failure
+        served.total_ms += milliseconds
+        served.max_ms = max(served.max_ms, milliseconds)
+        rounded = float(f"{milliseconds:.2g}")
+        served.times[rounded] = served.times.get(rounded, 0) + 1
 
     def fail(self, exception: BaseException) -> None:
         """Count a request that failed, if it is a reset, a refusal or a timeout."""
@@ -176,7 +222,9 @@ class Measure:
         self._samples += 1
         if self._samples % self._every:
             return
-        self._history.append(Sample(seconds, dict(self._turns)))
+        self._history.append(
+            Sample(seconds, {clone: each.turns for clone, each in self._served.items()})
+        )
         if len(self._history) >= MOST_SAMPLES:
             del self._history[::2]
             self._every *= 2
@@ -184,46 +232,29 @@ class Measure:
     def take(self) -> dict[str, Any]:
         """Return what was counted since the last time, as plain data, and forget it."""
         report = {
-            "clones": [
-                [clone, self._turns[clone], entry.get_stripped_report()]
-                for clone, entry in self._entries.items()
-            ],
+            "clones": [[clone, asdict(each)] for clone, each in self._served.items()],
             "failures": self._failures,
         }
+        # Who is known of stays known.
+        self._served = {clone: _Served() for clone in self._served}
         self._failures = dict.fromkeys(self._failures, 0)
-        self._turns = dict.fromkeys(self._turns, 0)
         return report
 
     def merge(self, report: dict[str, Any]) -> None:
         """Add what another one's `take` returned."""
-        for clone, turns, entry in report["clones"]:
-            known = self._add(clone)
-            self._entries[known].extend(StatsEntry.unserialize(entry, self._stats))
-            self._turns[known] += turns
+        for clone, counts in report["clones"]:
+            self._served[self._add(clone)].merge(**counts)
         for kind, count in report["failures"].items():
             self._failures[kind] += count
 
     def figures(self) -> Figures:
         """Return what was counted until now."""
-        clones = sorted(self._entries, key=lambda clone: (isinstance(clone, str), clone))
+        clones = sorted(self._served, key=lambda clone: (isinstance(clone, str), clone))
         return Figures(
-            tuple(self._figures_of(clone) for clone in clones),
+            tuple(self._served[clone].figures(clone) for clone in clones),
             resets=self._failures["reset"],
             refusals=self._failures["refused"],
             timeouts=self._failures["timeout"],
-        )
-
-    def _figures_of(self, clone: Clone) -> CloneFigures:
-        entry = self._entries[clone]
-        return CloneFigures(
-            clone,
-            turns=self._turns[clone],
-            replies=entry.num_requests,
-            failures=entry.num_failures,
-            mean_ms=entry.avg_response_time,
-            p50_ms=entry.get_response_time_percentile(0.5),
-            p99_ms=entry.get_response_time_percentile(0.99),
-            max_ms=entry.max_response_time,
         )
 
     def _learn(self, told: int | str | bytes) -> Clone:
@@ -242,12 +273,10 @@ class Measure:
         return clone
 
     def _add(self, clone: Clone) -> Clone:
-        if clone not in self._entries:
-            if len(self._entries) >= MOST_CLONES:
+        if clone not in self._served:
+            if len(self._served) >= MOST_CLONES:
                 clone = OTHERS
-            if clone not in self._entries:
-                self._entries[clone] = StatsEntry(self._stats, str(clone), "")
-                self._turns[clone] = 0
+            self._served.setdefault(clone, _Served())
         return clone
 
 

@@ -15,6 +15,7 @@ reply tells which clone gave it (`ConnectionUser.clone_of`).
 from __future__ import annotations
 
 import functools
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from urllib.parse import urlsplit
 
 import gevent
 import gevent.socket
-from gevent import get_hub, getcurrent
+from gevent import GreenletExit, get_hub, getcurrent
 from gevent.socket import (
     AF_UNIX,
     IPPROTO_TCP,
@@ -39,6 +40,11 @@ from gevent.socket import (
 )
 from locust import TaskSet, User, task
 from locust.exception import CatchResponseError, RescheduleTask, StopTest
+from locust.user.task import (
+    LOCUST_STATE_RUNNING,
+    LOCUST_STATE_STOPPING,
+    LOCUST_STATE_WAITING,
+)
 
 from ..connection import Connection, say_goodbye
 
@@ -139,8 +145,9 @@ def tcp_target(url: str) -> Target:
         >>> target.kind, target.name, target.port
         ('TLS', '::1', 8443)
     """
-    if url.startswith("unix:///"):
-        return Target(url, "UNIX", url.removeprefix("unix://"), None)
+    # "unix:/path", too, as glb's servers have it.
+    if match := re.fullmatch(r"unix:(?://)?(/[^/].*)", url):
+        return Target(url, "UNIX", match[1], None)
     try:
         parts = urlsplit(url)
         name, port = parts.hostname, parts.port
@@ -566,6 +573,25 @@ class ConnectionUser(User):
         # Whatever its end is: also with an `on_stop` that doesn't call ours, or before it began.
         greenlet.rawlink(lambda _: self.client.drop())
         return greenlet
+
+    def stop(self, force: bool = False) -> bool:
+        """Stop the user, as locust's does; a request is not cut off unless it is by *force*.
+
+        locust's kills who waits between two tasks. But a kill takes a turn of the hub, and with no
+        wait time the user is in its next request by then, which the server has counted.
+        """
+        if force or self._state != LOCUST_STATE_WAITING:
+            return bool(super().stop(force))
+        get_hub().loop.run_callback(self._stop_waiting)
+        return False
+
+    def _stop_waiting(self) -> None:
+        """Called in the hub, where it is as it seems: nobody else runs."""
+        greenlet: Any = self._greenlet
+        if self._state == LOCUST_STATE_RUNNING:
+            self._state = LOCUST_STATE_STOPPING
+        elif self._state == LOCUST_STATE_WAITING and not greenlet.dead:
+            greenlet.throw(GreenletExit)
 
     def on_stop(self) -> None:
         self.client.drop()

@@ -157,6 +157,8 @@ class Scenario:
         self._answer: Final = answer
         self._environment: Any = None
         self._before: Mapping[str, int] = {}
+        # Of its only server; locust's page may have another one set, or none.
+        self._host: str | None = None
         #: The servers of its own that run.
         self.targets: Final[list[Target]] = []
         # glb.locust is imported, so its listeners come first: at the end, all workers have told.
@@ -186,7 +188,8 @@ class Scenario:
             hosts[want.name] = f"{want.scheme}://{target.address[0]}:{target.address[1]}"
             log.info("started a server of its own: %s, process %d", hosts[want.name], target.pid)
         if len(hosts) == 1:
-            (environment.host,) = hosts.values()
+            (self._host,) = hosts.values()
+            environment.host = self._host
         else:
             setattr(options, HOSTS, hosts)
             tell_users(environment)
@@ -198,6 +201,7 @@ class Scenario:
                 each.weight = 0
 
     def _test_start(self, environment: Any, **_: Any) -> None:
+        environment.host = environment.host or self._host
         tell_users(environment)
         self._before = self._accepted()
 
@@ -215,7 +219,7 @@ class Scenario:
 
     def _tell(self) -> None:
         lines: list[str] = []
-        if self.targets:
+        if self.targets and (self._environment.host or None) == self._host:
             counts = self._count()
             lines += counts.lines()
             if name := self._environment.parsed_options.server_stats:
