@@ -6,20 +6,23 @@
 `echo`: connections/s of `EchoUser` in locust's own runner, with all that listens to its events,
 beside a bare gevent loop that does the same in the same process: connect, send, receive, close.
 `http`: requests/s of locust's FastHttpUser without `glb.locust`, and with it, where the clone is
-read from each reply's header; each in a process of its own. The server is another process, and
-the rounds take turns. Printed are the medians of the ratios, round by round, of what is done in a
-second, and for the same CPU, beside what is promised; exit status 1 if one misses it.
+read from each reply's header; each in a process of its own. The server is another process, on
+another CPU if there is one, and the rounds take turns. Printed are the medians of the ratios, round
+by round, of what is done in a second, and for the same CPU, beside what is promised; exit status 1
+if one misses it.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import median
 from typing import Any
 
@@ -31,6 +34,7 @@ from gevent.os import tp_read
 import glb
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
+from loadtests.bench.contenders import Cpus, pinned
 
 LINE = b"hello\n"
 CLONES = 4
@@ -40,14 +44,25 @@ ECHO_PROMISE = 0.6
 HTTP_PROMISE = 0.8
 
 # Until users are spawned and the server's recycled greenlets are warm.
-WARM_UP_SECONDS = 0.3
+WARM_UP_SECONDS = 0.2
+
+# To one address there are 28,000 local ports, of which Linux's connect(2) first takes every other
+# one, and none again within a second (TIME_WAIT). From some 5,000 connections a second on it would
+# be measured how the kernel looks for a free one; at 14,000 nothing else.
+ADDRESSES = 8
 
 
 # -- the server, which knows nothing of locust -------------------------------------------------
 
 
+def whose() -> str:
+    clone = glb.current_clone()
+    assert clone is not None
+    return f"{clone.index}/{CLONES}"
+
+
 def echo(sock: Any, _peer: Any) -> None:
-    told = b"%d/%d " % (glb.current_clone(), CLONES)
+    told = whose().encode() + b" "
     had = b""
     while data := sock.recv(4096):
         had += data
@@ -57,35 +72,38 @@ def echo(sock: Any, _peer: Any) -> None:
 
 
 def answer(_environ: Any, start_response: Any) -> list[bytes]:
-    told = f"{int(glb.current_clone())}/{CLONES}"  # type: ignore[arg-type]  # a handler has one
-    headers = [("Content-Length", "5"), ("X-Glb-Clone", told)]
+    headers = [("Content-Length", "5"), ("X-Glb-Clone", whose())]
     start_response("200 OK", headers)
     return [b"hello"]
 
 
 def serve(kind: str) -> None:
-    """Serve on a port that is printed, until stdin ends."""
+    """Serve on ports that are printed, until stdin ends."""
     address = ("127.0.0.1", 0)
-    server: Any = (
-        StreamServer(address, echo, clones=CLONES)
+    servers: list[Any] = (
+        [StreamServer(address, echo, clones=CLONES) for _ in range(ADDRESSES)]
         if kind == "echo"
-        else WSGIServer(address, answer, clones=CLONES, log=None)
+        else [WSGIServer(address, answer, clones=CLONES, log=None)]
     )
-    server.start()
-    print(server.address[1], flush=True)
+    for server in servers:
+        server.start()
+    print(*(server.address[1] for server in servers), flush=True)
     tp_read(0, 1)
-    server.stop()
+    for server in servers:
+        server.stop()
 
 
 @contextmanager
 def child(*args: str) -> Iterator[subprocess.Popen[str]]:
     """Start a child of this program, which ends when its stdin does."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "loadtests.client_cost", *args],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    cpus = Cpus.available()
+    with pinned(cpus.server if args[0] == "serve" else cpus.client):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "loadtests.client_cost", *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     assert process.stdin is not None
     try:
         yield process
@@ -135,16 +153,17 @@ def rate(count: Callable[[], int], seconds: float) -> Rate:
 class Bare:
     """Greenlets in a loop: what any client of gevent's has to do."""
 
-    def __init__(self, port: int, users: int) -> None:
-        self._address = ("127.0.0.1", port)
+    def __init__(self, ports: Iterator[int], users: int) -> None:
+        self._ports = ports
         self._users = users
         self._done = 0
         self._is_over = False
 
-    def _loop(self) -> None:
+    def _loop(self, port: int) -> None:
+        address = ("127.0.0.1", port)
         while not self._is_over:
             sock = socket.socket()
-            sock.connect(self._address)
+            sock.connect(address)
             sock.sendall(LINE)
             reply = sock.recv(4096)
             while not reply.endswith(b"\n"):
@@ -154,7 +173,7 @@ class Bare:
 
     def round(self, seconds: float) -> Rate:
         self._is_over = False
-        greenlets = [gevent.spawn(self._loop) for _ in range(self._users)]
+        greenlets = [gevent.spawn(self._loop, next(self._ports)) for _ in range(self._users)]
         found = rate(lambda: self._done, seconds)
         self._is_over = True
         gevent.joinall(greenlets, raise_error=True)
@@ -171,7 +190,8 @@ class Locust:
         self._users = users
         self._environment = Environment(user_classes=[user_class], events=locust.events)
         self._runner = self._environment.create_local_runner()
-        locust.events.init.fire(environment=self._environment, runner=self._runner, web_ui=None)
+        init: Any = locust.events.init
+        init.fire(environment=self._environment, runner=self._runner, web_ui=None)
         self._entry = (name, kind)
 
     def _count(self) -> int:
@@ -250,8 +270,8 @@ def main() -> None:
 
 def options(command: Any) -> Any:
     for option in (
-        click.option("--rounds", type=click.IntRange(1), default=11, show_default=True),
-        click.option("--seconds", type=float, default=1.0, show_default=True, help="Of a round."),
+        click.option("--rounds", type=click.IntRange(1), default=15, show_default=True),
+        click.option("--seconds", type=float, default=0.7, show_default=True, help="Of a round."),
         click.option("--users", type=click.IntRange(1, 1000), default=100, show_default=True),
     ):
         command = option(command)
@@ -264,12 +284,15 @@ def compare_echo(rounds: int, seconds: float, users: int) -> None:
     from glb.locust import MEASURE, EchoUser  # noqa: PLC0415  # as in load_http
 
     with child("serve", "echo") as server:
-        port = int(line(server))
+        ports = cycle(map(int, line(server).split()))
 
         class Client(EchoUser):
-            host = f"tcp://127.0.0.1:{port}"
+            def __init__(self, environment: Any) -> None:
+                self.host = f"tcp://127.0.0.1:{next(ports)}"
+                super().__init__(environment)
 
-        bare, load = Bare(port, users), Locust(Client, users, "echo", "TCP")
+        os.sched_setaffinity(0, Cpus.available().client)
+        bare, load = Bare(ports, users), Locust(Client, users, "echo", "TCP")
 
         def with_locust() -> Rate:
             found = load.round(seconds)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import doctest
 import errno
 import gc
 import hashlib
+import importlib
 import os
 import pathlib
 import re
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, ClassVar
+from typing import Any
 
 import gevent
 import pytest
@@ -34,6 +36,7 @@ from locust import (
 from locust.env import Environment
 from locust.exception import (
     CatchResponseError,
+    InterruptTaskSet,
     RescheduleTask,
     RescheduleTaskImmediately,
     StopTest,
@@ -43,7 +46,7 @@ from locust.user.task import filter_tasks_by_tags
 
 import glb
 from glb.locust import EchoUser, TcpUser
-from glb.locust.users import MOST_BYTES, TOLD_BYTES, RequestFailed, tcp_target
+from glb.locust.users import TOLD_BYTES, RequestFailed, tcp_target
 from glb.server import StreamServer
 
 from .helpers import wait_until
@@ -85,7 +88,7 @@ class Log:
 
 def made(user_class: type[Any]) -> tuple[Any, Log]:
     """Return a user that nobody runs, and what its requests tell."""
-    environment = Environment(user_classes=[user_class])
+    environment: Any = Environment(user_classes=[user_class])
     log = Log()
     environment.events.request.add_listener(log)
     return user_class(environment), log
@@ -165,10 +168,16 @@ def echo(sock: Any) -> None:
         sock.sendall(line + b"\n")
 
 
+def clone() -> int:
+    """Return which clone it is that runs this."""
+    current = glb.current_clone()
+    assert current is not None
+    return current.index
+
+
 def tell(sock: Any) -> None:
-    clone = glb.current_clone()
     for line in lines(sock):
-        sock.sendall(b"%d/4 %s\n" % (clone, line))
+        sock.sendall(b"%d/4 %s\n" % (clone(), line))
 
 
 def never_reply(sock: Any) -> None:
@@ -280,6 +289,17 @@ def test_what_comes_early_is_kept() -> None:
     assert log.failures == []
 
 
+def test_an_end_may_come_in_pieces() -> None:
+    """It is found wherever it is cut, and looked for only where it may be."""
+    with serving(reply_with(b"a\r", b"\nb\r\n", b"c\r", b"\r", b"\n")) as served:
+        ours, log = client(host=served.url)
+        ours.send(b"go\n")
+        found = [ours.receive_until(b"\r\n") for _ in range(3)]
+        ours.close()
+    assert found == [b"a\r\n", b"b\r\n", b"c\r\r\n"]
+    assert log.failures == []
+
+
 def test_a_request_of_a_length() -> None:
     """Where replies have no end that could be looked for."""
     with serving(reply_with(b"a\nb", b"c\n")) as served:
@@ -302,8 +322,9 @@ def test_a_megabyte_there_and_back() -> None:
     assert log.failures == []
 
 
-def test_a_line_without_end_is_a_failure() -> None:
+def test_a_line_without_end_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """It doesn't fill the memory."""
+    monkeypatch.setattr("glb.locust.users.MOST_BYTES", 1_000_000)
 
     def talk(sock: Any) -> None:
         while True:
@@ -311,7 +332,7 @@ def test_a_line_without_end_is_a_failure() -> None:
 
     with serving(talk) as served:
         ours, log = client(host=served.url, timeout=None)
-        with pytest.raises(RequestFailed, match=f"in {MOST_BYTES} bytes"):
+        with pytest.raises(RequestFailed, match="in 1000000 bytes"):
             ours.receive_line()
     assert log.names == ["connect", "receive"]
 
@@ -389,6 +410,13 @@ def test_two_greenlets_may_use_one_connection() -> None:
 
 
 # -- hosts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["users", "websocket"])
+def test_the_examples_are_true(module: str) -> None:
+    """The suite's own search for them would import locust where it may not be."""
+    found = doctest.testmod(importlib.import_module(f"glb.locust.{module}"))
+    assert (found.failed, found.attempted > 0) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -650,8 +678,8 @@ def test_a_connection_that_takes_its_time() -> None:
             each.close()
         accepted = []
         while not waiting.dead:  # a SYN that was dropped is sent again after a second
-            with gevent.Timeout(0.05, False):
-                accepted.append(listener.accept()[0])
+            if found := gevent.with_timeout(0.05, listener.accept, timeout_value=None):
+                accepted.append(found[0])
         waiting.get()
         late.close()
         for each in accepted:
@@ -940,7 +968,7 @@ class Inner(TaskSet):
     @task
     def ask(self) -> None:
         ask(self)
-        self.interrupt()
+        raise InterruptTaskSet
 
 
 class Outer(TaskSet):
@@ -948,7 +976,7 @@ class Outer(TaskSet):
     def ask(self) -> None:
         ask(self)
 
-    tasks: ClassVar[Any] = [Inner]
+    inner = task(Inner)
 
 
 class Sequence(SequentialTaskSet):
@@ -998,7 +1026,7 @@ def test_tasks_are_still_locusts() -> None:
         def first(self) -> None:
             pass
 
-        tasks: ClassVar[Any] = {Sequence: 1}
+        others = task(Sequence)
 
     class Client(Base):
         @tag("other")
@@ -1006,19 +1034,20 @@ def test_tasks_are_still_locusts() -> None:
         def second(self) -> None:
             pass
 
-    names = [each.__name__ for each in Client.tasks]
-    assert names == ["Sequence", "first", "first", "second"]
+    user_class: Any = Client
+    names = [each.__name__ for each in user_class.tasks]
+    assert names == ["first", "first", "Sequence", "second"]
     assert len({*map(id, Base.tasks)} - {*map(id, Client.tasks)}) == 0  # not wrapped again
-    filter_tasks_by_tags(Client, {"one"})
-    assert [each.__name__ for each in Client.tasks] == ["first", "first"]
+    filter_tasks_by_tags(user_class, {"one"})
+    assert [each.__name__ for each in user_class.tasks] == ["first", "first"]
 
 
 # -- runs of locust ----------------------------------------------------------------------------
 
 
 @contextmanager
-def running(user_class: type[Any], users: int) -> Iterator[tuple[Environment, Log]]:
-    environment = Environment(user_classes=[user_class], stop_timeout=30)
+def running(user_class: type[Any], users: int) -> Iterator[tuple[Any, Log]]:
+    environment: Any = Environment(user_classes=[user_class], stop_timeout=30)
     log = Log()
     environment.events.request.add_listener(log)
     runner = environment.create_local_runner()
@@ -1038,7 +1067,7 @@ def test_all_that_was_served_is_counted() -> None:
         for line in lines(sock):
             next(turns)
             gevent.sleep(0.001)  # in the middle of which the run ends
-            sock.sendall(b"%d/4 %s\n" % (glb.current_clone(), line))
+            sock.sendall(b"%d/4 %s\n" % (clone(), line))
 
     with serving(handle, clones=4) as served:
         with running(described(EchoUser, host=served.url, tasks=[]), 20) as (environment, log):
@@ -1049,7 +1078,7 @@ def test_all_that_was_served_is_counted() -> None:
         stats = environment.stats
         assert (stats.num_requests, stats.num_failures) == (len(log.events), 0)
         assert served.ended == [None] * served.accepted
-        told = [clone for clone, _ in log.clones]
+        told = [each for each, _ in log.clones]
         assert {told.count(b"%d/4" % each) for each in range(4)} <= {
             *(served.accepted // 4, served.accepted // 4 + 1),
         }
@@ -1199,7 +1228,7 @@ def echo_frames(sock: Any, headers: bytes = b"") -> None:
 
 
 def tell_frames(sock: Any) -> None:
-    echo_frames(sock, b"X-Glb-Clone: %d/4\r\n" % glb.current_clone())  # type: ignore[str-format]  # it is one
+    echo_frames(sock, b"X-Glb-Clone: %d/4\r\n" % clone())
 
 
 def ws(served: Served) -> str:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import flask
 import pytest
 from flask.testing import FlaskClient
-from flask_login import UserMixin, login_user
+from flask_login import UserMixin, login_user  # type: ignore[import-untyped]  # has no types
 from hypothesis import given
 from hypothesis import strategies as st
 from locust import User
@@ -159,7 +159,7 @@ class Pages:
     def environment(self, *, path: str | None = None, login: bool = False) -> Environment:
         environment = Environment(user_classes=[Nobody])
         self.made.append(environment)
-        environment.create_local_runner()  # type: ignore[no-untyped-call]
+        environment.create_local_runner()
         WebUI(environment, "127.0.0.1", 0, web_base_path=path, web_login=login, delayed_start=True)
         return environment
 
@@ -218,7 +218,7 @@ def test_the_pages_tell_the_figures(pages: Pages, measure: Measure, path: str | 
     assert told.text == draw(measure.figures(), measure.history)
     told = client.get(f"{top}/balance/tab.html?theme=dark")
     assert draw(measure.figures(), measure.history, is_dark=True) in told.text
-    assert f"<p>{escape(report.facts(measure.figures()))}</p>" in told.text
+    assert f">{escape(report.facts(measure.figures()))}</p>" in told.text
     told = client.get(f"{top}/balance/tab.js")
     assert told.mimetype == "text/javascript"
 
@@ -337,3 +337,16 @@ def test_a_table_of_very_many_clones_ends(pages: Pages) -> None:
     measure.record("0/2000", 1.0)
     _, client = pages.extended(measure)
     assert len(rows(client.get("/stats/requests"))) == web.MOST_ROWS
+
+
+def test_what_a_server_calls_its_clone_is_no_markup(pages: Pages) -> None:
+    """Neither on the tab nor in the report: it is shown as it is."""
+    measure = Measure()
+    evil = "<img src=x onerror=alert(1)>"
+    measure.record(evil, 1.0)
+    _, client = pages.extended(measure)
+    for path in ("/balance/tab.html", "/balance/chart.svg", "/stats/report"):
+        told = client.get(path).text
+        assert "<img src=x" not in told
+        assert escape(evil) in told
+    assert rows(client.get("/stats/requests"))[0]["clone"] == evil

@@ -84,9 +84,9 @@ def _add_options(parser: Any, **_: Any) -> None:
 def _init(environment: Any, **_: Any) -> None:
     Collector(environment, MEASURE, _READERS)
     if environment.web_ui is not None:
-        from . import web  # noqa: PLC0415  # a headless run has no use for it
+        from .web import extend  # noqa: PLC0415  # a headless run has no use for it
 
-        web.extend(environment, MEASURE)
+        extend(environment, MEASURE)
 
 
 def __getattr__(name: str) -> Any:
@@ -97,5 +97,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-events.init_command_line_parser.add_listener(_add_options)
-events.init.add_listener(_init)
+events.init_command_line_parser.add_listener(_add_options)  # type: ignore[no-untyped-call]  # locust's
+events.init.add_listener(_init)  # type: ignore[no-untyped-call]  # locust's

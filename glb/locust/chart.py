@@ -157,7 +157,7 @@ def _lines(
     xs = [LEFT + INNER * (each - began) / (ended - began) for each in times]
     # Where turns are exact all lines are one. So the first is wide, and each that lies on it
     # narrower: all are seen.
-    more = min(1.5, 5 / max(len(clones) - 1, 1)) if len(clones) <= MOST_NESTED else 0
+    more = min(2.0, 7 / max(len(clones) - 1, 1)) if len(clones) <= MOST_NESTED else 0
     for index, (each, line) in enumerate(zip(clones, rates, strict=True)):
         points = " ".join(
             f"{_n(x)},{_n(floor - LINES_HEIGHT * rate / most)}"

@@ -32,7 +32,7 @@ def facts(figures: Figures) -> str:
     return (
         f"{figures.turns} turns of {len(figures.clones)} clones: {turns}, Jain "
         f"{figures.jain:.6g}, spread {figures.spread}, off an equal share by up to "
-        f"{figures.deviation:.4g}; {lost}"
+        f"{figures.deviation:.1f}; {lost}"
     )
 
 

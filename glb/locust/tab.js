@@ -10,6 +10,7 @@
   box.id = "glb-balance";
   let timer = null;
   let isAsking = false;
+  let shown = "";
 
   const isDark = () => {
     const [red, green, blue] = getComputedStyle(document.body).backgroundColor.match(/\d+/g) ?? [];
@@ -23,7 +24,9 @@
       const reply = await fetch(new URL(`tab.html?theme=${isDark() ? "dark" : "light"}`, base));
       // A reply from elsewhere is the page to log in.
       if (!reply.ok || reply.redirected) throw new Error(reply.statusText);
-      box.innerHTML = await reply.text();
+      const text = await reply.text();
+      // What is pointed at, or marked, stays so unless there is something new.
+      if (text !== shown) box.innerHTML = shown = text;
       box.style.opacity = "";
     } catch {
       box.style.opacity = "0.4"; // it is of before

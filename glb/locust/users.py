@@ -470,17 +470,23 @@ class TcpClient(Client):
         return had[:length]
 
     def _receive_until(self, end: bytes) -> bytes:
-        receive, had = self._sock.recv, self._ahead
-        while (at := had.find(end)) < 0:
+        had: bytes | bytearray = self._ahead
+        receive, searched = self._sock.recv, 0
+        while (at := had.find(end, searched)) < 0:
             if len(had) > MOST_BYTES:
                 raise ConnectionError(f"no {end!r} in {MOST_BYTES} bytes")
             part = receive(CHUNK_BYTES)
             if not part:
-                raise _cut_off(had, "")
-            had = had + part if had else part
+                raise _cut_off(bytes(had), "")
+            if not had:
+                had = part
+                continue
+            searched = max(0, len(had) - len(end) + 1)
+            had = bytearray(had) if isinstance(had, bytes) else had
+            had += part
         at += len(end)
-        self._ahead = had[at:]
-        return had[:at]
+        self._ahead = bytes(had[at:])
+        return bytes(had[:at])
 
     def _has_ended(self) -> bool:
         """Tell whether the server has closed the connection; nothing that it has sent is lost."""

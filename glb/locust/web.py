@@ -123,7 +123,8 @@ def _add_pages(
     def tab() -> Response:
         """What stands below the table: all of one moment."""
         facts = escape(report.facts(measure.figures()))
-        reply = Response(f"<p>{facts}</p>{_chart(measure)}", mimetype="text/html")
+        words = f'<p style="margin:24px 0 8px">{facts}</p>{_chart(measure)}'
+        reply = Response(words, mimetype="text/html")
         reply.headers["Cache-Control"] = "no-store"
         return reply
 
