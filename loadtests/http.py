@@ -15,12 +15,13 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is ru
 
 from locust import FastHttpUser, task
 
+from glb.locust import PatientUser
 from loadtests.target.scenario import Scenario, Want
 
 scenario = Scenario(Want("http"))
 
 
-class Client(FastHttpUser):
+class Client(PatientUser, FastHttpUser):
     @task
     def get(self) -> None:
         self.client.get("/", headers={"Connection": "close"})

@@ -13,7 +13,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is ru
 
 from locust import FastHttpUser, task
 
-from glb.locust import EchoUser
+from glb.locust import EchoUser, PatientUser
 from loadtests.target.scenario import Scenario, Want
 
 scenario = Scenario(
@@ -28,7 +28,7 @@ class TcpClient(EchoUser):
     keep_alive = True
 
 
-class HttpClient(FastHttpUser):
+class HttpClient(PatientUser, FastHttpUser):
     """Connects once, and makes request after request."""
 
     target = "http"

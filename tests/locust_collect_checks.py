@@ -155,6 +155,40 @@ def test_a_run_is_counted_to_the_last_request(locust: Locust) -> None:
     assert sum(locust.found()["history"][-1]["turns"].values()) == locust.found()["turns"]
 
 
+def test_stats_that_are_reset_are_ours_too(locust: Locust) -> None:
+    """What users did while they were spawned is forgotten, as locust forgets it."""
+    status, said = locust.run("-u", "4", "-r", "4", "--reset-stats")
+    assert status == 0, said
+    assert locust.found()["turns"] == locust.requests() > 0
+
+
+def test_one_environment_after_another(locust: Locust) -> None:
+    """A program that uses locust as a library has each run counted once."""
+    (locust.folder / "program.py").write_text(
+        "from locustfile import Asks\n"
+        "from locust import events\n"
+        "from locust.env import Environment\n"
+        "import gevent, glb.locust\n"
+        "for _ in range(3):\n"
+        "    environment = Environment(user_classes=[Asks], events=events)\n"
+        "    runner = environment.create_local_runner()\n"
+        "    events.init.fire(environment=environment, runner=runner, web_ui=None)\n"
+        "    runner.start(2, 2)\n"
+        "    gevent.sleep(0.3)\n"
+        "    runner.quit()\n"
+        "    assert glb.locust.MEASURE.figures().turns == environment.stats.num_requests > 0\n"
+    )
+    program = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=locust.folder,
+        capture_output=True,
+        text=True,
+        timeout=ENDLESS_SECONDS,
+        check=False,
+    )
+    assert program.returncode == 0, program.stderr
+
+
 def test_processes_are_counted_together(locust: Locust) -> None:
     """The master waits for the last report of each worker; a gate that is missed is the run's."""
     port = str(free_port())
@@ -203,6 +237,28 @@ def test_failures_count_as_the_gate_says(tmp_path: Path, ratio: str | None, stat
     assert ("--max-fail-ratio 0.01 is missed by 0.0" in said) == (ratio == "0.01")
     balance = locust.found()
     assert balance["resets"] == sum(each["failures"] for each in balance["clones"]) > 0
+
+
+def test_a_gate_has_the_last_word(locust: Locust) -> None:
+    """Whatever a listener of the locustfile makes the exit status before."""
+    with (locust.folder / "locustfile.py").open("a") as file:
+        file.write(
+            "\n@events.quitting.add_listener\n"
+            "def all_is_well(environment, **_):\n    environment.process_exit_code = 0\n"
+        )
+    status, said = locust.run("--max-p99", "4")
+    assert status == 1, said
+
+
+def test_a_user_can_end_the_run(locust: Locust) -> None:
+    """And is no user of its own runner's any more when that has stopped."""
+    with (locust.folder / "locustfile.py").open("a") as file:
+        file.write(
+            "\n@task\ndef last(user):\n    user.environment.runner.quit()\n"
+            "Asks.tasks.append(last)\n"
+        )
+    status, said = locust.end_of(locust.start_run("-u", "1", seconds="60s"))
+    assert status == 0, said
 
 
 def test_bad_gates_are_told_before_anything_runs(locust: Locust) -> None:

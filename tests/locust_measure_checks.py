@@ -24,7 +24,7 @@ TOLD = st.tuples(
 )
 
 
-def measured(*told: int | str | bytes) -> Measure:
+def measured(*told: int | str | bytes | bytearray) -> Measure:
     measure = Measure()
     for each in told:
         measure.record(each, 1.0)
@@ -69,9 +69,16 @@ def test_exact_is_what_turns_give(told: list[str], is_exact: bool, spread: int) 
 
 def test_any_words_are_a_clone() -> None:
     """Numbers first, then words; what is no "n/m" is taken as it is."""
-    assert [*turns(measured("web-2", 10, 9, "-1/4", "1/", "x" * 300, b"\xff"))] == [
-        *(9, 10, "-1/4", "1/", "web-2", "x" * 100, "\ufffd")
-    ]
+    assert [
+        *turns(measured("web-2", 10, 9, "-1/4", "1/", "x" * 300, b"\xff", 2**70, bytearray(b"9")))
+    ] == [*(9, 10, "-1/4", "1/", str(2**70), "web-2", "x" * 100, "\ufffd")]
+
+
+def test_a_name_is_only_words_to_a_terminal_and_a_spreadsheet() -> None:
+    """They come from whatever server was asked."""
+    (name,) = turns(measured("a\nb\x1b[2J\ud800"))
+    assert name == "a\ufffdb\ufffd[2J\ufffd"
+    assert "\r\n'=cmd," in report.to_csv(measured("=cmd").figures())
 
 
 def test_a_server_that_tells_something_new_each_time_fills_no_memory() -> None:
@@ -132,6 +139,13 @@ def test_failures_have_a_kind(exception: Any, kind: str | None) -> None:
     if not isinstance(exception, BaseException):
         exception = RuntimeError(exception)
     assert kind_of(exception) == kind
+
+
+def test_a_second_try_that_fails_is_counted_once() -> None:
+    """What was handled meanwhile was counted when it came."""
+    second = ConnectionError("closed without a reply")
+    second.__context__ = ConnectionResetError()
+    assert kind_of(second) is None
 
 
 def test_a_cause_that_is_its_own_ends() -> None:

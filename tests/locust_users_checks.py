@@ -382,6 +382,25 @@ def test_a_check_tells_what_is_wrong() -> None:
     assert log.clones == [(3, True), (3, False)]
 
 
+def test_a_mistake_of_the_locustfiles_is_a_failed_request() -> None:
+    """A reply that `clone_of` didn't expect is in the report, and the error is the task's."""
+
+    class Mistaken(TcpUser):
+        abstract = True
+        keep_alive = True
+
+        def clone_of(self, reply: bytes) -> bytes:
+            return reply.split()[5]
+
+    with serving(echo) as served:
+        user, log = made(described(Mistaken, host=served.url))
+        with pytest.raises(IndexError):
+            user.client.request(b"hello\n")
+        assert [(name, type(reason)) for name, reason in log.failures] == [("request", IndexError)]
+        assert not user.client.is_connected
+        wait_until(lambda: served.ended == [None])
+
+
 def test_abort_resets() -> None:
     """The server gets an error, not the end of a stream."""
     with serving(never_reply) as served:

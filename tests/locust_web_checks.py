@@ -92,25 +92,30 @@ def test_the_bars_are_as_high_as_their_numbers() -> None:
     assert label.startswith("Turns of 4 clones: 0 to 200, exact share 100, Jain's index 0.6667")
 
 
-def test_the_lines_are_turns_per_second() -> None:
-    """Of the samples, which count from the beginning: 10 a second, then 30 a second."""
-    times = [0, 10, 20, 50, 80, 110, 140]
-    svg = draw(figures(140), [Sample(3.0 * n, {0: each}) for n, each in enumerate(times)])
+@pytest.mark.parametrize(
+    ("every", "turns", "shares"),
+    [
+        pytest.param(
+            3, [0, 10, 20, 50, 80, 110, 140], [1 / 3, 1 / 3, 1, 1, 1, 1], id="10, then 30 a second"
+        ),
+        # Of workers each three seconds, now just before a sample, now just after.
+        pytest.param(
+            1,
+            [0, 0, 0, 30, 30, 30, 60, 60, 60, 60, 90, 90, 120, 120, 120, 150],
+            [1, 1, 0.75, 1, 1],
+            id="reports",
+        ),
+        pytest.param(3, [0, 30, 60, 60, 60, 60, 60], [1, 1, 0, 0], id="nobody is served"),
+        pytest.param(3, [0, 30, 60, 0, 30], [1, 1, 0, 1], id="reset"),
+    ],
+)
+def test_the_lines_are_turns_per_second(every: int, turns: list[int], shares: list[float]) -> None:
+    """As the samples tell, which count from the beginning; in parts of the most."""
+    svg = draw(figures(turns[-1]), [Sample(n * every, {0: told}) for n, told in enumerate(turns)])
     (line,) = lines(svg)
-    heights = [float(point.split(",")[1]) for point in line.get("points", "").split()]
-    (told,) = line.iter(f"{SVG}title")
-    assert told.text == "clone 0: 10 turns per second at last"
-    assert heights[0] == heights[1] > heights[2] == heights[-1]
-
-
-def test_counts_that_were_reset_are_no_negative_rate() -> None:
-    """Less than before is none."""
-    svg = draw(figures(5), history([0], [50], [90], [130], [0], [0], [0], [0], [5]))
-    (line,) = lines(svg)
-    heights = [float(point.split(",")[1]) for point in line.get("points", "").split()]
-    floor = max(heights)
-    assert heights.count(floor) >= 3
-    assert ET.fromstring(svg).get("viewBox") is not None
+    floor = max(float(each.get("y1", "")) for each in ET.fromstring(svg).iter(f"{SVG}line"))
+    heights = [floor - float(point.split(",")[1]) for point in line.get("points", "").split()]
+    assert [each / max(heights) for each in heights] == pytest.approx(shares, abs=0.01)
 
 
 def test_no_clones_are_said_in_words() -> None:

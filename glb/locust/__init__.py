@@ -39,7 +39,7 @@ from locust import events
 from . import collect, gates
 from .collect import Collector, Reader
 from .measure import CloneFigures, Figures, Measure, Sample
-from .users import EchoUser, TcpUser
+from .users import EchoUser, PatientUser, TcpUser
 
 if TYPE_CHECKING:
     from .websocket import WebSocketUser
@@ -50,6 +50,7 @@ __all__ = [
     "EchoUser",
     "Figures",
     "Measure",
+    "PatientUser",
     "Sample",
     "TcpUser",
     "WebSocketUser",
@@ -60,6 +61,7 @@ __all__ = [
 MEASURE: Final = Measure()
 
 _READERS: Final[list[Reader]] = []
+_COLLECTORS: Final[list[Collector]] = []
 
 
 def clone_of(reader: Reader) -> Reader:
@@ -82,11 +84,20 @@ def _add_options(parser: Any, **_: Any) -> None:
 
 
 def _init(environment: Any, **_: Any) -> None:
-    Collector(environment, MEASURE, _READERS)
+    # There is one measure: of who was made last, as in a program that makes one after another.
+    for each in _COLLECTORS:
+        each.detach()
+    _COLLECTORS[:] = [Collector(environment, MEASURE, _READERS)]
     if environment.web_ui is not None:
         from .web import extend  # noqa: PLC0415  # a headless run has no use for it
 
         extend(environment, MEASURE)
+
+
+def _quitting(environment: Any, **_: Any) -> None:
+    for each in _COLLECTORS:
+        if each.environment is environment and not each.is_worker:
+            each.judge()
 
 
 def __getattr__(name: str) -> Any:
@@ -99,3 +110,5 @@ def __getattr__(name: str) -> Any:
 
 events.init_command_line_parser.add_listener(_add_options)  # type: ignore[no-untyped-call]  # locust's
 events.init.add_listener(_init)  # type: ignore[no-untyped-call]  # locust's
+# This event's first listener is the last to be called: a locustfile's may set the status before.
+events.quitting.add_listener(_quitting)  # type: ignore[no-untyped-call]  # locust's

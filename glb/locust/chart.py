@@ -36,6 +36,8 @@ MOST_NESTED: Final = 8
 # Workers report every 3 seconds, and a master takes a sample every second: so a rate is one of 3
 # samples. Half a second less, as none of them is on time to the millisecond.
 RATE_SECONDS: Final = 2.5
+# Nothing new for less says that no worker has reported, and not that nobody was served.
+STALL_SECONDS: Final = 4.0
 # The rate of less is noise.
 LEAST_SECONDS: Final = 0.5
 
@@ -183,6 +185,7 @@ def _rates(
     clones: Sequence[Clone], history: Sequence[Sample]
 ) -> tuple[list[float], list[list[float]]]:
     """Return points in time, and for each clone its turns per second then."""
+    history = [*_news(history)]
     points = max(2, min(MOST_POINTS_A_LINE, MOST_POINTS // len(clones)))
     step = max(1, math.ceil(len(history) / points))
     ends = range((len(history) - 1) % step, len(history), step)  # with the last
@@ -203,6 +206,15 @@ def _rates(
             # Counts that were reset have a sample of before.
             line.append(max(after.get(clone, 0) - before.get(clone, 0), 0) / passed)
     return times, rates
+
+
+def _news(history: Sequence[Sample]) -> Iterator[Sample]:
+    """Leave out the samples that tell what the one before has told, unless it was long before."""
+    kept = None
+    for each in history:
+        if kept is None or each.turns != kept.turns or each.seconds - kept.seconds >= STALL_SECONDS:
+            kept = each
+            yield each
 
 
 class _Captions:

@@ -56,7 +56,8 @@ class Collector:
     """Fills *measure* with what happens in *environment*, tells of it, and judges it at the end."""
 
     def __init__(self, environment: Any, measure: Measure, readers: list[Reader]) -> None:
-        self._environment = environment
+        #: locust's.
+        self.environment: Final = environment
         self._measure: Final = measure
         self._readers: Final = readers
         self._began = time.monotonic()
@@ -66,31 +67,45 @@ class Collector:
         self._came: Final = Event()
         self._misses: list[str] = []
         runner = environment.runner
-        self._is_worker: Final = isinstance(runner, WorkerRunner)
+        #: Whether it only reports to another.
+        self.is_worker: Final = isinstance(runner, WorkerRunner)
         self._is_master: Final = isinstance(runner, MasterRunner)
         if not environment.stop_timeout:
             environment.stop_timeout = STOP_TIMEOUT_SECONDS
+        self._has_quit = False
+        self._listeners: Final[list[tuple[Any, Any]]] = []
         events = environment.events
-        events.test_start.add_listener(self._test_start)
-        events.test_stop.add_listener(self._test_stop)
-        events.reset_stats.add_listener(self._reset_stats)
+        self._listen(events.test_start, self._test_start)
+        self._listen(events.test_stop, self._test_stop)
+        self._listen(events.reset_stats, self._reset_stats)
+        self._listen(events.spawning_complete, self._spawning_complete)
         if not self._is_master:
-            events.request.add_listener(self._request)
-        if self._is_worker:
-            events.report_to_master.add_listener(self._report_to_master)
+            self._listen(events.request, self._request)
+        if self.is_worker:
+            self._listen(events.report_to_master, self._report_to_master)
             runner.register_message(FINISH, self._finish)
             return
-        events.worker_report.add_listener(self._worker_report)
-        events.quitting.add_listener(self._quitting)
-        events.quit.add_listener(self._quit)
+        self._listen(events.worker_report, self._worker_report)
+        self._listen(events.quitting, self._quitting)
+        self._listen(events.quit, self._quit)
         if self._is_master:
             runner.register_message(FINISHED, self._worker_finished)
+
+    def _listen(self, event: Any, listener: Any) -> None:
+        event.add_listener(listener)
+        self._listeners.append((event, listener))
+
+    def detach(self) -> None:
+        """Hear nothing more of the environment."""
+        while self._listeners:
+            event, listener = self._listeners.pop()
+            event.remove_listener(listener)
 
     # -- requests ------------------------------------------------------------------------------
 
     def _request(
         self,
-        response_time: float,
+        response_time: float | None,
         response_length: int = 0,
         response: Any = None,
         context: Any = None,
@@ -114,7 +129,7 @@ class Collector:
         if told is not None:
             self._measure.record(
                 told,
-                response_time,
+                response_time or 0.0,
                 is_turn=not context or bool(context.get("glb_turn", True)),
                 is_failure=exception is not None,
             )
@@ -134,22 +149,27 @@ class Collector:
         self._measure.clear()
         self._misses = []
         self._began = time.monotonic()
-        if not self._is_worker:
+        if not self.is_worker:
             self._sampling = gevent.spawn(self._sample)
 
     def _test_stop(self, **_: Any) -> None:
-        if self._is_worker:
+        if self.is_worker:
             self._send_last_report()
             return
         if self._is_master:
             self._wait_for_workers()
         if self._sampling is not None:
-            self._sampling.kill()
+            # Without a switch: it may be a user that ends the run, and is killed itself by now.
+            self._sampling.kill(block=False)
             self._sampling = None
             self._measure.sample(time.monotonic() - self._began)
 
     def _reset_stats(self, **_: Any) -> None:
         self._measure.clear()
+
+    def _spawning_complete(self, **_: Any) -> None:
+        if self.environment.reset_stats:  # which locust does now, without an event
+            self._measure.clear()
 
     def _sample(self) -> None:
         while True:
@@ -174,9 +194,9 @@ class Collector:
             environment.runner.stop()
 
     def _send_last_report(self) -> None:
-        runner = self._environment.runner
+        runner = self.environment.runner
         data: dict[str, Any] = {}
-        self._environment.events.report_to_master.fire(client_id=runner.client_id, data=data)
+        self.environment.events.report_to_master.fire(client_id=runner.client_id, data=data)
         runner.send_message(FINISHED, data)
 
     def _worker_finished(self, environment: Any, msg: Any) -> None:
@@ -188,8 +208,8 @@ class Collector:
         # Who has stopped already has reported, and has left the list until it is ready again.
         self._finished.clear()
         for client in self._missing():
-            self._environment.runner.send_message(FINISH, None, client)
-        deadline = time.monotonic() + (self._environment.stop_timeout or 0) + LAST_REPORT_SECONDS
+            self.environment.runner.send_message(FINISH, None, client)
+        deadline = time.monotonic() + (self.environment.stop_timeout or 0) + LAST_REPORT_SECONDS
         while (missing := self._missing()) and (left := deadline - time.monotonic()) > 0:
             self._came.clear()
             # Not for long: who has died meanwhile isn't waited for.
@@ -198,7 +218,7 @@ class Collector:
             log.warning("no last report from %s: the balance is short of it", ", ".join(missing))
 
     def _missing(self) -> list[str]:
-        clients = self._environment.runner.clients
+        clients = self.environment.runner.clients
         here = (each.id for each in clients.ready + clients.spawning + clients.running)
         return [each for each in here if each not in self._finished]
 
@@ -206,17 +226,17 @@ class Collector:
 
     def _quitting(self, **_: Any) -> None:
         # After an interrupt all still runs, and locust would stop it when the status is found.
-        runner = self._environment.runner
+        runner = self.environment.runner
         if self._is_master:
             # A worker that is told to stop, and not to quit, is gone from the master's list for
             # as long as users may take to stop, and is never told to quit.
             runner.stop(send_stop_to_client=False)
         elif runner.state not in {STATE_INIT, STATE_STOPPED}:
             runner.stop()
-        self._judge()
 
-    def _judge(self) -> None:
-        environment = self._environment
+    def judge(self) -> None:
+        """Set the exit status, if there are gates. After all that other listeners did to it."""
+        environment = self.environment
         options, total = environment.parsed_options, environment.stats.total
         if options is None or not gates.are_set(options):
             return
@@ -232,6 +252,10 @@ class Collector:
             environment.process_exit_code = 0  # so many may fail
 
     def _quit(self, **_: Any) -> None:
+        # A signal may have two greenlets end locust at once.
+        if self._has_quit:
+            return
+        self._has_quit = True
         figures = self._measure.figures()
         if figures.clones:
             for line in report.table(figures):
@@ -239,7 +263,7 @@ class Collector:
             console.info("")
         for miss in self._misses:
             log.error(miss)
-        options = self._environment.parsed_options
+        options = self.environment.parsed_options
         if options is None:
             return
         history = self._measure.history
@@ -266,18 +290,24 @@ def add_options(parser: Any) -> None:
 
 
 def write(name: str, text: str) -> None:
-    """Write *text* to a file; its folder is made if need be, as locust does."""
+    """Write *text* to a file; its folder is made if need be, as locust does.
+
+    What can't be written is told in the log, and is no reason not to write the rest.
+    """
     path = pathlib.Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        log.error("can't write %r: %s", name, error.strerror or error)
 
 
 def add_section(name: str, section: str) -> None:
     """Put *section* to the end of locust's HTML report, if that was written."""
-    path = pathlib.Path(name)
-    if not path.exists():
+    try:
+        text = pathlib.Path(name).read_text(encoding="utf-8")
+    except OSError:
         return
-    text = path.read_text(encoding="utf-8")
     if report.SECTION not in text:
         write(name, insert_section(text, section))
 

@@ -21,7 +21,9 @@ __all__ = ["Clone", "CloneFigures", "Figures", "Measure", "Sample", "kind_of"]
 #: A clone's number; or, where a server tells something else, its words.
 Clone = int | str
 
-_OF_HOW_MANY: Final = re.compile(r"(\d{1,6})/(\d{1,6})")
+_OF_HOW_MANY: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
+# Longer ones are words: they fit neither in a message to the master, nor in a page's numbers.
+_NUMBER: Final = re.compile(r"\d{1,15}", re.ASCII)
 
 # A server that tells something new each time is a mistake, and not a reason to run out of memory.
 MOST_CLONES: Final = 10_000
@@ -29,6 +31,9 @@ OTHERS: Final = "(others)"
 
 # Samples: ten minutes of one a second, or a day of one in two or three minutes.
 MOST_SAMPLES: Final = 600
+#: Of very many clones there are fewer: so many counts are kept, but some samples at least.
+MOST_COUNTS: Final = 100_000
+LEAST_SAMPLES: Final = 20
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ class Measure:
 
     def record(
         self,
-        told: int | str | bytes,
+        told: int | str | bytes | bytearray | memoryview,
         milliseconds: float,
         *,
         is_turn: bool = True,
@@ -194,11 +199,13 @@ class Measure:
         """Count a reply.
 
         Args:
-            told: Which clone gave it: its number, or text; ``"3/4"`` is number 3 of 4.
+            told: Which clone gave it: its number, from 0, or text; ``"3/4"`` is number 3 of 4.
             milliseconds: How long it took.
             is_turn: Whether it is the first on its connection.
             is_failure: Whether locust calls it a failure.
         """
+        if isinstance(told, (bytearray, memoryview)):
+            told = bytes(told)
         clone = self._told.get(told)
         if clone is None:
             clone = self._learn(told)
@@ -225,7 +232,8 @@ class Measure:
         self._history.append(
             Sample(seconds, {clone: each.turns for clone, each in self._served.items()})
         )
-        if len(self._history) >= MOST_SAMPLES:
+        most = min(MOST_SAMPLES, max(LEAST_SAMPLES, MOST_COUNTS // max(len(self._served), 1)))
+        while len(self._history) >= most:
             del self._history[::2]
             self._every *= 2
 
@@ -259,11 +267,12 @@ class Measure:
 
     def _learn(self, told: int | str | bytes) -> Clone:
         text = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
-        text = text.strip()
+        # Somebody else's words, which go to terminals and files.
+        text = "".join(each if each.isprintable() else "\ufffd" for each in text.strip()[:100])
         parts = _OF_HOW_MANY.fullmatch(text)
         clone: Clone
         if parts is None:
-            clone = self._add(int(text) if text.isascii() and text.isdigit() else text[:100])
+            clone = self._add(int(text) if _NUMBER.fullmatch(text) else text)
         else:
             clone = self._add(int(parts[1]))
             for number in range(min(int(parts[2]), MOST_CLONES)):
@@ -308,4 +317,7 @@ def _causes(exception: BaseException) -> Iterator[BaseException]:
         if isinstance(each, BaseException) and id(each) not in seen:
             seen.add(id(each))
             yield each
-            left += [each.__context__, each.__cause__, getattr(each, "reason", None), *each.args]
+            left += [each.__cause__, getattr(each, "reason", None), *each.args]
+            # What was handled when a socket failed is another failure, told of already.
+            if not isinstance(each, OSError) or type(each).__module__ != "builtins":
+                left.append(each.__context__)

@@ -53,7 +53,9 @@ def to_csv(figures: Figures) -> str:
     writer = csv.writer(out)
     writer.writerow(COLUMNS)
     for each in figures.clones:
-        writer.writerow(_cells(each))
+        name, *cells = _cells(each)
+        # A spreadsheet takes what begins so for a formula.
+        writer.writerow([f"'{name}" if name[:1] in {"=", "+", "-", "@"} else name, *cells])
     return out.getvalue()
 
 

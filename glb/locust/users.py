@@ -52,6 +52,7 @@ __all__ = [
     "Client",
     "ConnectionUser",
     "EchoUser",
+    "PatientUser",
     "RequestFailed",
     "Target",
     "TcpClient",
@@ -244,12 +245,17 @@ class Client:
                 timer.close()
         milliseconds = (perf_counter() - start) * 1000
         context = self._user.context()
+        mistake: Exception | None = None
         if reason is None:
-            if check is not None and (wrong := check(reply)) is not None:
-                reason = CatchResponseError(wrong)
-            if whose is not None and (told := whose(reply)) is not None:
-                context = {**context, "glb_clone": told, "glb_turn": not self._has_told}
-                self._has_told = True
+            try:
+                if check is not None and (wrong := check(reply)) is not None:
+                    reason = CatchResponseError(wrong)
+                if whose is not None and (told := whose(reply)) is not None:
+                    context = {**context, "glb_clone": told, "glb_turn": not self._has_told}
+                    self._has_told = True
+            except Exception as error:
+                # A mistake of the locustfile's, or a reply that it didn't expect: of that request.
+                reason = mistake = error
         if reason is not None:
             self.drop()
         self._fire(
@@ -263,6 +269,8 @@ class Client:
             start_time=began,
             url=self._target.url,
         )
+        if mistake is not None:
+            raise mistake
         if reason is not None:
             self._give_up(reason)
         return reply
@@ -521,7 +529,35 @@ def shown(data: bytes | str) -> str:
 # -- users -------------------------------------------------------------------------------------
 
 
-class ConnectionUser(User):
+class PatientUser(User):
+    """A user that is not cut off in a request when it is told to stop.
+
+    For any kind of client: ``class Client(PatientUser, FastHttpUser)``. Those of this package are.
+    """
+
+    abstract = True
+
+    def stop(self, force: bool = False) -> bool:
+        """Stop the user, as locust's does; a request is not cut off unless it is by *force*.
+
+        locust's kills who waits between two tasks. But a kill takes a turn of the hub, and with no
+        wait time the user is in its next request by then, which the server has counted.
+        """
+        if force or self._state != LOCUST_STATE_WAITING:
+            return bool(super().stop(force))
+        get_hub().loop.run_callback(self._stop_waiting)
+        return False
+
+    def _stop_waiting(self) -> None:
+        """Called in the hub, where it is as it seems: nobody else runs."""
+        greenlet: Any = self._greenlet
+        if self._state == LOCUST_STATE_RUNNING:
+            self._state = LOCUST_STATE_STOPPING
+        elif self._state == LOCUST_STATE_WAITING and not greenlet.dead:
+            greenlet.throw(GreenletExit)
+
+
+class ConnectionUser(PatientUser):
     """What `TcpUser` and `WebSocketUser` have in common."""
 
     abstract = True
@@ -575,29 +611,12 @@ class ConnectionUser(User):
         return None
 
     def start(self, group: Any) -> Any:
+        # Tasks that it was given after its class was made.
+        self.tasks = [_to_its_end(each) for each in self.tasks]
         greenlet = super().start(group)
         # Whatever its end is: also with an `on_stop` that doesn't call ours, or before it began.
         greenlet.rawlink(lambda _: self.client.drop())
         return greenlet
-
-    def stop(self, force: bool = False) -> bool:
-        """Stop the user, as locust's does; a request is not cut off unless it is by *force*.
-
-        locust's kills who waits between two tasks. But a kill takes a turn of the hub, and with no
-        wait time the user is in its next request by then, which the server has counted.
-        """
-        if force or self._state != LOCUST_STATE_WAITING:
-            return bool(super().stop(force))
-        get_hub().loop.run_callback(self._stop_waiting)
-        return False
-
-    def _stop_waiting(self) -> None:
-        """Called in the hub, where it is as it seems: nobody else runs."""
-        greenlet: Any = self._greenlet
-        if self._state == LOCUST_STATE_RUNNING:
-            self._state = LOCUST_STATE_STOPPING
-        elif self._state == LOCUST_STATE_WAITING and not greenlet.dead:
-            greenlet.throw(GreenletExit)
 
     def on_stop(self) -> None:
         self.client.drop()

@@ -57,12 +57,11 @@ def extend(environment: Any, measure: Measure) -> None:
     """
     web_ui = environment.web_ui
     app = web_ui.app
-    if KEY in app.blueprints:
+    if BLUEPRINT in app.blueprints:
         return
     # All of locust's, and so ours, may be below a path (`--web-base-path`).
-    pages = Blueprint(
-        KEY, __name__, url_prefix=f"{app.blueprints['locust'].url_prefix or ''}/{KEY}"
-    )
+    path = (app.blueprints["locust"].url_prefix or "").rstrip("/")
+    pages = Blueprint(BLUEPRINT, __name__, url_prefix=f"{path}/{KEY}")
     _add_pages(pages, measure, web_ui.auth_required_if_enabled)
     app.register_blueprint(pages)
     structure = [

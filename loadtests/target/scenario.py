@@ -157,6 +157,7 @@ class Scenario:
         self._answer: Final = answer
         self._environment: Any = None
         self._before: Mapping[str, int] = {}
+        self._has_quit = False
         # Of its only server; locust's page may have another one set, or none.
         self._host: str | None = None
         #: The servers of its own that run.
@@ -210,6 +211,10 @@ class Scenario:
             self._tell()
 
     def _quit(self, **_: Any) -> None:
+        # A signal may have two greenlets end locust at once.
+        if self._has_quit:
+            return
+        self._has_quit = True
         # Not before: the last that workers report of their requests comes after `test_stop`.
         if self._environment.web_ui is None:
             self._tell()
