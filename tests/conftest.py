@@ -14,6 +14,10 @@ import glb
 from glb.registry import REGISTRY
 
 
+#: They import locust, which patches the process: test_locust.py runs each in one of its own.
+collect_ignore_glob = ["locust_*_checks.py"]
+
+
 def open_descriptors() -> dict[int, str]:
     """Return what each descriptor of this process leads to."""
     found = {}

@@ -17,7 +17,7 @@ from .measure import Clone, CloneFigures, Figures, Sample
 
 __all__ = ["NOBODY", "draw"]
 
-NOBODY: Final = "no reply told which clone served it"
+NOBODY: Final = "no reply told which clone gave it"
 
 # Okabe and Ito's colours, which are told apart by whoever sees colours otherwise than most; without
 # their black, which is text, and with a darker yellow on white, and a lighter blue on black.

@@ -62,7 +62,12 @@ class Collector:
         self._readers: Final = readers
         self._began = time.monotonic()
         self._sampling: Any = None
-        # Workers whose last report of this run is there, and what tells of another one.
+        # A report that is older is another run's.
+        self._made: Final = time.time()
+        # Workers that have reported in this run; those of which a last report is there; those of
+        # which it has come since the master waits; and what tells of another one.
+        self._reporting: set[str] = set()
+        self._ended: set[str] = set()
         self._finished: set[str] = set()
         self._came: Final = Event()
         self._misses: list[str] = []
@@ -147,6 +152,8 @@ class Collector:
 
     def _test_start(self, **_: Any) -> None:
         self._measure.clear()
+        self._reporting.clear()
+        self._ended.clear()
         self._misses = []
         self._began = time.monotonic()
         if not self.is_worker:
@@ -184,6 +191,7 @@ class Collector:
     def _worker_report(self, client_id: str, data: dict[str, Any]) -> None:
         found = data.get(KEY)
         if found is not None:
+            self._reporting.add(client_id)
             self._measure.merge(found)
 
     def _finish(self, environment: Any, msg: Any) -> None:
@@ -202,6 +210,7 @@ class Collector:
     def _worker_finished(self, environment: Any, msg: Any) -> None:
         environment.events.worker_report.fire(client_id=msg.node_id, data=msg.data)
         self._finished.add(msg.node_id)
+        self._ended.add(msg.node_id)
         self._came.set()
 
     def _wait_for_workers(self) -> None:
@@ -214,8 +223,11 @@ class Collector:
             self._came.clear()
             # Not for long: who has died meanwhile isn't waited for.
             self._came.wait(min(left, 0.5))
-        if missing:
-            log.warning("no last report from %s: the balance is short of it", ", ".join(missing))
+        if lost := {*missing, *(self._reporting - self._ended)}:
+            log.warning(
+                "no last report from %s: some seconds of their counts are lost",
+                ", ".join(sorted(lost)),
+            )
 
     def _missing(self) -> list[str]:
         clients = self.environment.runner.clients
@@ -273,7 +285,8 @@ class Collector:
             data = report.to_dict(figures, history)
             write(options.balance_json, json.dumps(data, indent=2) + "\n")
         if options.html_file:
-            add_section(options.html_file, report.html_section(figures, history))
+            section = report.html_section(figures, history)
+            add_section(options.html_file, section, since=self._made)
 
 
 def add_options(parser: Any) -> None:
@@ -302,13 +315,15 @@ def write(name: str, text: str) -> None:
         log.error("can't write %r: %s", name, error.strerror or error)
 
 
-def add_section(name: str, section: str) -> None:
-    """Put *section* to the end of locust's HTML report, if that was written."""
+def add_section(name: str, section: str, since: float) -> None:
+    """Put *section* to the end of locust's HTML report, if one was written since that time."""
+    path = pathlib.Path(name)
     try:
-        text = pathlib.Path(name).read_text(encoding="utf-8")
+        text, changed = path.read_text(encoding="utf-8"), path.stat().st_mtime
     except OSError:
         return
-    if report.SECTION not in text:
+    # At SIGTERM locust writes none. A file's time is up to a clock tick early.
+    if changed > since - 1 and report.SECTION not in text:
         write(name, insert_section(text, section))
 
 

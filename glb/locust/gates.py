@@ -43,7 +43,8 @@ def add_options(parser: Any) -> None:
             "--max-p99",
             _number(float, 0),
             "<ms>",
-            "99 of 100 requests have to be answered within so many milliseconds",
+            "99 of 100 requests have to be answered within so many milliseconds, of which locust "
+            "keeps two digits",
         ),
     ):
         name = flag[2:].replace("-", "_").upper()

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from html import escape
 from typing import Any, Final
 
-from .chart import draw
+from .chart import NOBODY, draw
 from .measure import CloneFigures, Figures, Sample
 
 __all__ = ["COLUMNS", "SECTION", "facts", "html_section", "table", "to_csv", "to_dict"]
@@ -19,8 +19,6 @@ COLUMNS: Final = tuple(field.name for field in fields(CloneFigures))
 
 #: What marks the section in a report that has it.
 SECTION: Final = 'id="glb-balance-report"'
-
-NOBODY: Final = "no reply told which clone gave it"
 
 
 def facts(figures: Figures) -> str:
