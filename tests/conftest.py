@@ -13,7 +13,6 @@ import pytest
 import glb
 from glb.registry import REGISTRY
 
-
 #: They import locust, which patches the process: test_locust.py runs each in one of its own.
 collect_ignore_glob = ["locust_*_checks.py"]
 
