@@ -318,6 +318,7 @@ def _causes(exception: BaseException) -> Iterator[BaseException]:
             seen.add(id(each))
             yield each
             left += [each.__cause__, getattr(each, "reason", None), *each.args]
-            # What was handled when a socket failed is another failure, told of already.
+            # What was handled when a socket failed is another failure, told of already. Libraries
+            # have OSErrors of their own, which only wrap.
             if not isinstance(each, OSError) or type(each).__module__ != "builtins":
                 left.append(each.__context__)

@@ -378,23 +378,11 @@ class TcpClient(Client):
 
     def receive(self, length: int, *, name: str = "receive") -> bytes:
         """Return exactly *length* bytes."""
-        if self._sock is None:
-            self.connect()
-        user = self._user
-        reply: bytes = self._timed(
-            name, user.timeout, "no reply", self._receive, length, whose=user.clone_of
-        )
-        return reply
+        return self._reply(name, self._receive, length)
 
     def receive_until(self, end: bytes, *, name: str = "receive") -> bytes:
         """Return what comes until *end*, and *end*."""
-        if self._sock is None:
-            self.connect()
-        user = self._user
-        reply: bytes = self._timed(
-            name, user.timeout, "no reply", self._receive_until, end, whose=user.clone_of
-        )
-        return reply
+        return self._reply(name, self._receive_until, end)
 
     def receive_line(self, *, name: str = "receive") -> bytes:
         r"""Return a line, with its ``b"\n"``."""
@@ -416,20 +404,8 @@ class TcpClient(Client):
             length: Or how long it is, in bytes.
             check: Called with the reply; what it returns, if not ``None``, is why it is a failure.
         """
-        if self._sock is None:
-            self.connect()
-        user = self._user
-        reply: bytes = self._timed(
-            name,
-            user.timeout,
-            "no reply",
-            self._exchange,
-            data,
-            until if length is None else length,
-            whose=user.clone_of,
-            check=check,
-        )
-        return reply
+        end = until if length is None else length
+        return self._reply(name, self._exchange, data, end, check=check)
 
     def close(self, *, name: str = "close") -> None:
         """Close the connection in good order, if there is one: what was sent will arrive."""
@@ -451,6 +427,22 @@ class TcpClient(Client):
             if self._target.is_secure:
                 say_goodbye(sock)
             sock.close()
+
+    def _reply(
+        self,
+        name: str,
+        operation: Callable[..., bytes],
+        *args: Any,
+        check: Callable[[bytes], str | None] | None = None,
+    ) -> bytes:
+        """Return the reply that *operation* gets, as one timed request."""
+        if self._sock is None:
+            self.connect()
+        user = self._user
+        reply: bytes = self._timed(
+            name, user.timeout, "no reply", operation, *args, whose=user.clone_of, check=check
+        )
+        return reply
 
     # -- without locust ------------------------------------------------------------------------
 
