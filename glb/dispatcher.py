@@ -353,8 +353,7 @@ class Dispatcher:
 
     def take_back_jobs(self) -> list[Handed]:
         """Take away connections whose handlers have not begun. From any thread."""
-        handlers = self.handlers
-        jobs = handlers.take_back(self._can_take_back) if handlers.is_probed else []
+        jobs = self.handlers.take_back(self._can_take_back)
         return [job[0].__self__.give_up(job) for job in jobs]  # type: ignore[attr-defined]  # a method
 
     def _can_take_back(self, job: Job) -> bool:
