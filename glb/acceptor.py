@@ -350,6 +350,7 @@ class Acceptor:
             else:  # one that serves a connection and, within that, another
                 strangers[greenlet] = outer_args
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
+            del greenlet  # or an error's traceback keeps it, and it keeps the error
 
     def never_served(self, *, is_charged: bool) -> None:
         """A connection that was taken could not be given to a handler."""

@@ -108,6 +108,10 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
         finally:
             handlers.all.discard(self)
             self.job = None
+            # gevent keeps an error with the greenlet, and the error keeps the frames that it went
+            # through and their callers, down to this one. Without the greenlet in them that is no
+            # cycle, and what the handler held is released as soon as the greenlet is.
+            del self
 
     def _run(self) -> object:
         handlers = self._handlers
@@ -157,10 +161,7 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
                     told = _END  # a kill or a Timeout that comes too late: as nothing to the dead
                 self._has_ended = False
         except BaseException:
-            # gevent keeps the error with the greenlet, and the error keeps this frame, with its
-            # handler's frames. Without the greenlet in it that is no cycle, and what the handler
-            # held is released as soon as the greenlet is.
-            del self
+            del self  # as in `run`
             raise
         return self._result
 
@@ -457,7 +458,7 @@ class Proof:
 
     def found_traced(self) -> None:
         """Say once that a greenlet was referred to before its first job."""
-        if self.is_given and not self._is_told:
+        if self.is_given is not False and not self._is_told:
             self._is_told = True
             log.info(
                 "handlers run in fresh greenlets, as a tracer, profiler or spawn callback "
@@ -476,7 +477,7 @@ class Proof:
         trial = _Trial(hub)
         counts = [trial.count_unused() for _ in range(WARM_UP)]
         if None in counts:
-            # Somebody's tracer may have been at work: the next server tries again.
+            # A tracer may refer to them, and may be gone when the next server starts.
             self.reason = "a tracer or profiler refers to them"
             self.found_traced()
             return
@@ -484,8 +485,9 @@ class Proof:
             self._refuse(f"the number of references to an unused one varies: {counts}")
             return
         self._untouched = cast("int", counts[-1])
-        self.is_given = True
+        self.is_given, self.reason = True, ""
         fault = trial.find_fault()
+        trial.end_parked()
         if fault:
             self._refuse(fault)
 

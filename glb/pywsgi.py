@@ -133,6 +133,7 @@ class WSGIHandler(GeventWSGIHandler):
             if waiting is not None:
                 self.__dict__.pop("read_requestline", None)
                 waiting.leave(self._greenlet)
+                self._greenlet = None  # or an error's traceback keeps it, and it keeps the error
                 if self._is_timed:
                     del self.__dict__["read_request"]
                     waiting.leave_head()
@@ -193,8 +194,11 @@ class WSGIHandler(GeventWSGIHandler):
             waiting.enter(self.socket, greenlet, has_served=self._has_served)
         try:
             first = self.rfile.peek(1)  # which waits, if nothing is there
-        finally:
+        except BaseException:
             del waits[greenlet]
+            del greenlet  # or the error's traceback keeps it, and it keeps the error
+            raise
+        del waits[greenlet]
         if not first or greenlet in waiting.told:
             return False  # perhaps with a part of a request, which it won't get the rest of
         self._has_served = True

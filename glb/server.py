@@ -472,7 +472,9 @@ class StreamServer(gevent.server.StreamServer):
         try:
             wait()
         finally:
-            if waiting.leave(greenlet):
+            is_over = waiting.leave(greenlet)
+            del greenlet  # or an error's traceback keeps it, and it keeps the error
+            if is_over:
                 raise GreenletExit("the client was silent")
 
     # -- opening and closing ------------------------------------------------------------------

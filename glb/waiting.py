@@ -260,5 +260,6 @@ def idle() -> Iterator[None]:
         yield
     finally:
         waiting.leave(greenlet)
+        del greenlet  # or an error's traceback keeps it, and it keeps the error
         with contextlib.suppress(TypeError):  # see `Waiting.has_served`
             waiting.served.add(sock)
