@@ -359,6 +359,15 @@ class Acceptor:
         self.failed += 1
         (self.server._turn.branch or self.branch).done += 1
 
+    def lose_count(self) -> None:
+        """Nothing runs here, nor is about to: what is counted as active was lost, and failed."""
+        with REGISTRY.lock:
+            if not self.promised and not self.spawned:
+                self.begun = max(self.begun, self.completed + self.failed)
+                self.failed = self.begun - self.completed
+                self.charged = self.completed + self.failed + self.given_up
+        self._look_for_room()
+
     def kill_spawned(self, keys: set[int]) -> None:
         """End those of the `spawned` that have not begun. In their hub."""
         branch = self.server._turn.branch or self.branch

@@ -115,6 +115,14 @@ class Connection(LazySocket):
         sock.setblocking(False)
         super().__init__(sock)
 
+    @classmethod
+    def on(cls, sock: Any) -> Connection:
+        """Return one on a plain socket, which it takes over."""
+        connection = cls.__new__(cls)
+        sock.setblocking(False)
+        LazySocket.__init__(connection, sock)
+        return connection
+
     def sendall(self, data: Any, flags: int = 0) -> None:
         # Mostly all goes at once. gevent first asks the kernel how big its buffer is.
         if type(data) in _BYTES and data and self.timeout != 0.0:
@@ -129,9 +137,11 @@ class Connection(LazySocket):
             data = memoryview(data)[sent:]
         super().sendall(data, flags)
 
-    def give_up(self) -> int:
-        """Return the descriptor, which is the caller's. Of one that nobody has used yet."""
-        return int(self._sock.detach())
+    def give_up(self) -> Any:
+        """Return the plain socket, which is the caller's. Of one that was not used yet."""
+        sock = self._sock
+        self._sock = ClosedSocket(sock.family, sock.type, sock.proto, sock.fileno(), "given up")
+        return sock
 
     def close(self) -> None:
         self._closed = True

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from .branch import SharedBound
 from .dispatcher import Dispatcher
+from .ending import FOREVER
+from .guard import GUARD_SECONDS
 from .limits import Bucket
 from .registry import REGISTRY
 from .states import MOVES, PAUSES, State, before
@@ -50,6 +52,8 @@ class Gate:
         #: Whether those of some of its clones are.
         self.is_ending = False
         self._timer: Any = None
+        # When a pause is over, on the monotonic clock.
+        self._until = FOREVER
         # Counts the changes of state, so that a timer knows whether it still matters.
         self._episode = 0
         # Whether the pool tells when it has room, by its semaphore.
@@ -113,6 +117,7 @@ class Gate:
             if episode not in (None, self._episode):
                 return
             self._set_locked(state)
+            self._until = FOREVER if delay is None else monotonic() + delay
             episode = self._episode
             if state is State.ACCEPTING:
                 turns.seat(opened)
@@ -143,6 +148,13 @@ class Gate:
         if delay is not None and home.has_loop:
             self._timer = home.hub.loop.timer(delay)
             self._timer.start(self.accept_again, episode)
+
+    def look_over(self) -> None:
+        """Take up what an exception has left undone: see `glb.guard`. In the first hub."""
+        if self.state is State.FULL:
+            self.look_for_room()
+        elif self.state is State.BACKING_OFF and monotonic() > self._until + GUARD_SECONDS:
+            self.accept_again(self._episode)
 
     # -- pauses, by gevent's hooks -------------------------------------------------------------
 

@@ -279,8 +279,18 @@ class Handlers:
 
     def look(self) -> None:
         """Start what waits, soon, unless that is about to happen."""
-        if self.jobs and not self._is_starting:
+        if self.jobs:
             self._start_soon()
+
+    def look_over(self) -> None:
+        """Take up what an exception has left undone: see `glb.guard`. In a callback of the hub."""
+        self._is_starting = False
+        self.started.clear()
+        self.look()
+        if self._ended or self._judged:
+            self._park_untouched()
+        if self._trimmer is not None and not self._trimmer.active:
+            self._trimmer.start(self._trim)
 
     def _start_soon(self) -> None:
         # An exception may strike `_start` before its first line. gevent's callback knows that it
@@ -451,9 +461,7 @@ class Proof:
     def holds(self, one: list[HandlerGreenlet]) -> bool:
         """Whether nothing refers to the parked greenlet that *one* has, but for *one*."""
         return (
-            self.is_given is True
-            and count(one) == self._untouched
-            and not getweakrefcount(one[0])
+            self.is_given is True and count(one) == self._untouched and not getweakrefcount(one[0])
         )
 
     def found_traced(self) -> None:
@@ -572,7 +580,7 @@ def _keep_its_switch(kept: list[object]) -> None:
 def _keep_in_frame(kept: list[object]) -> None:
     def hold() -> Iterator[object]:
         greenlet = getcurrent()
-        yield
+        yield None
         yield greenlet
 
     frame = hold()

@@ -606,6 +606,7 @@ class StreamServer(gevent.server.StreamServer):
             if state is State.STOPPED:
                 self._stop_event.set()
             self._gate.end_timer(home)
+            home.guarded.pop(self._gate, None)
 
     def _forget_as_gevent(self) -> None:
         # What is left of gevent's `close`, which would tell of the end in this thread.
@@ -778,6 +779,9 @@ class StreamServer(gevent.server.StreamServer):
             raise
         self.loop = get_hub().loop
         self._gate.open(turns)
+        home = self._home
+        assert home is not None, "the first branch was opened"
+        home.guarded[self._gate] = self._gate.look_over
         if self.hubs > 1:
             _forked.add(self)
         for acceptor in self._acceptors:
@@ -905,10 +909,10 @@ class StreamServer(gevent.server.StreamServer):
         turn = self._turn
         handed = turn.handed
         assert handed is not None, "only in a turn"
-        if handed.number >= self._watermark.level:
-            self._watermark.reached(self, handed.number)
-        family, kind, protocol = self._kind
-        connection = Connection(family, kind, protocol, handed.number)
+        number = handed.sock.fileno()
+        if number >= self._watermark.level:
+            self._watermark.reached(self, number)
+        connection = Connection.on(handed.sock)
         if handed.moves:
             connection.moves = handed.moves
         turn.handed = None

@@ -130,6 +130,11 @@ class Waiting:
             timer.stop()
             timer.close()
 
+    def look_over(self) -> None:
+        """Take up what an exception has left undone: see `glb.guard`. In a callback of the hub."""
+        if self._timer is not None and not self._timer.active and self.timeout is not None:
+            self._timer.start(self._look, self.timeout)
+
     # -- silent clients ------------------------------------------------------------------------
 
     def _start(self, timeout: float) -> None:

@@ -247,12 +247,12 @@ def test_a_trial_that_was_watched_is_tried_again(
     try:
         with caplog.at_level(logging.INFO, "glb"):
             give(proof)
-            assert proof.is_given is None and "tracer" in proof.reason
+            assert (proof.is_given, "tracer" in proof.reason) == (None, True)
             assert caplog.text.count("handlers run in fresh greenlets") == 1
     finally:
         greenlet.settrace(before)
     give(proof)
-    assert proof.is_given is True and proof.reason == ""
+    assert (proof.is_given, proof.reason) == (True, "")
 
 
 def test_nothing_of_a_trial_is_left(proof: Proof) -> None:

@@ -40,7 +40,7 @@ def is_closed(client: Any) -> bool:
     """Whether the other side has closed *client*'s connection, within a second."""
     client.settimeout(1)
     try:
-        return client.recv(1000) == b""
+        return not client.recv(1000)
     except TimeoutError:
         return False
     except OSError:
