@@ -359,10 +359,16 @@ class Acceptor:
         self.failed += 1
         (self.server._turn.branch or self.branch).done += 1
 
+    @property
+    def has_miscounted(self) -> bool:
+        """Whether it counts handlers, where none runs nor is about to."""
+        is_idle = not self.promised and not self.spawned
+        return is_idle and (self.load != 0 or self.begun != self.completed + self.failed)
+
     def lose_count(self) -> None:
         """Nothing runs here, nor is about to: what is counted as active was lost, and failed."""
         with REGISTRY.lock:
-            if not self.promised and not self.spawned:
+            if self.has_miscounted:
                 self.begun = max(self.begun, self.completed + self.failed)
                 self.failed = self.begun - self.completed
                 self.charged = self.completed + self.failed + self.given_up

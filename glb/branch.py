@@ -74,10 +74,10 @@ class Branch:
         #: How many of them have ended since they were closed, or their handlers killed.
         self.ended_otherwise = 0
         self._is_out_of_reach = False
-        # What was counted when the guard last looked, and how many connections were counted that
-        # were not there.
+        # What was counted when the guard last looked, and what was wrong with it then: ``None`` if
+        # nothing was.
         self._seen = (0, 0, 0)
-        self._missing = 0
+        self._astray: tuple[object, ...] | None = ()
         # Of the thread that runs its hub, also when it is closed: handlers may be there still.
         self._ident: int | None = None
         self._leave: Callable[[], object] = lambda: None
@@ -209,20 +209,23 @@ class Branch:
         if waiting is not None:
             waiting.look_over()
         if not is_quiet or self.dispatcher is None:
-            self._missing = 0
+            self._astray = ()
             return
+        if self._astray is None:
+            return  # nothing has changed since all was right
         self._count_arrivals(self.dispatcher)
-        if not self.active:
-            return
         in_use = self.in_use()
-        missing, self._missing = self._missing, self.active - len(in_use)
-        if missing and missing == self._missing:
+        busy = {each.acceptor for each in in_use}
+        missing = self.active - len(in_use)
+        wrong = [each for each in self.acceptors if each not in busy and each.has_miscounted]
+        before, self._astray = self._astray, (missing, *wrong)
+        if not missing and not wrong:
+            self._astray = None
+        elif before == self._astray:
+            self._astray = None
             self.done += missing
-            self._missing = 0
-            busy = {each.acceptor for each in in_use}
-            for acceptor in self.acceptors:
-                if acceptor not in busy:
-                    acceptor.lose_count()
+            for acceptor in wrong:
+                acceptor.lose_count()
             self.handler_ended(None)
 
     def _count_arrivals(self, dispatcher: Dispatcher) -> None:

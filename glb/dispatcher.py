@@ -30,7 +30,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, cast
 
-from .connection import PlainSocket
+from .connection import accept_plain, kind_of
 from .errors import Heap, classify
 from .guard import Guard
 from .handlers import Job, handlers_here
@@ -77,9 +77,7 @@ class Dispatcher:
         # Callbacks that may be on their way: to give the next turn, to take up the next connection.
         self._next_turn: Any = None
         self._next_take: Any = None
-        # What accepted sockets are: family, type, protocol.
-        pristine = entry.pristine
-        self._kind: Final = (pristine.family, pristine.type, pristine.proto)
+        self._kind: Final = kind_of(entry.pristine)
         #: Called by the guard, in this hub: see `glb.guard`.
         self.guarded: dict[object, Callable[[], object]] = {}
         #: What runs the handlers of this hub.
@@ -309,12 +307,11 @@ class Dispatcher:
         handed = turns.take_waiting()
         if handed is None:
             try:
-                number, address = self._entry.pristine._accept()  # type: ignore[attr-defined]  # not in the stubs
+                handed = Handed(*accept_plain(self._entry.pristine, self._kind))
             except BlockingIOError:
                 return Turn.EMPTY
             except OSError as error:
                 return self._accept_failed(member, error)
-            handed = Handed(PlainSocket(*self._kind, number), address)
         if turns.hand(handed, self):
             self._take_up(handed)
             if handed.member.is_out_of_reach:

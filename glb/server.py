@@ -41,7 +41,14 @@ from .adopted import Adopted, is_excluded
 from .balance import Policy
 from .branch import Branch, SharedBound
 from .clones import Clone, current_clone
-from .connection import Connection, say_goodbye, wait_for_data
+from .connection import (
+    Connection,
+    Kind,
+    accept_plain,
+    kind_of,
+    say_goodbye,
+    wait_for_data,
+)
 from .dispatcher import Dispatcher, count_connections
 from .draining import LINGER_SECONDS, Draining
 from .ending import Ending
@@ -200,8 +207,7 @@ class StreamServer(gevent.server.StreamServer):
     _watermark: Watermark
     #: Whether its clones or hubs were given to its constructor.
     _is_told_places: bool = False
-    #: What a connection's socket is: family, type, protocol.
-    _kind: tuple[int, int, int] = (-1, -1, -1)
+    _kind: Kind
     #: What it wished of its address: policy and patience.
     _wishes: tuple[Policy | None, float | None] = (None, None)
     # gevent forgets it when the server closes, while another hub may be about to use it.
@@ -544,7 +550,7 @@ class StreamServer(gevent.server.StreamServer):
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
         self.socket = sock = listeners[0]._sock
         self.address = listeners[0].address
-        self._kind = (sock.family, sock.type, sock.proto)
+        self._kind = kind_of(sock)
         self._wishes = (self._policy, self.patience)
         self._watermark = Watermark(sock.fileno(), functools.partial(count_connections, REGISTRY))
 
@@ -894,15 +900,15 @@ class StreamServer(gevent.server.StreamServer):
             return self.read_handed()
         sock: Any = self.socket
         try:
-            number, address = sock._accept()
+            plain, address = accept_plain(sock, self._kind)
         except BlockingIOError:
             if sock.timeout:
                 raise
             return None
+        number = plain.fileno()
         if number >= self._watermark.level:
             self._watermark.reached(self, number)
-        family, kind, protocol = self._kind
-        return Connection(family, kind, protocol, number), address
+        return Connection.on(plain), address
 
     def read_handed(self) -> tuple[Connection, Any]:
         """Take the connection that was accepted for the clone whose turn it is."""
