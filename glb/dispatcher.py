@@ -27,14 +27,14 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final, cast
 
 from .errors import Heap, classify
 from .handlers import Job, handlers_here
 from .hubs import call_each
 from .leaks import describe
-from .registry import Entry, Registry, native_ident
+from .originals import monotonic, native_ident
+from .registry import Entry, Registry
 from .ring import Team
 from .turns import Handed, Member, Turn, Turns
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .branch import SharedBound
 from .dispatcher import Dispatcher
 from .limits import Bucket
+from .originals import monotonic
 from .registry import REGISTRY
 from .states import MOVES, PAUSES, State, before
 from .turns import Turns

@@ -31,8 +31,9 @@ from typing import Any, Final, cast
 from weakref import getweakrefcount
 
 from gevent import Greenlet, GreenletExit, get_hub, getcurrent
-from gevent.monkey import get_original
 from gevent.pool import Pool
+
+from .originals import Local
 
 __all__ = ["HandlerGreenlet", "HandlerPool", "Handlers", "handlers_here"]
 
@@ -448,7 +449,7 @@ class HandlerPool(Pool):
         self._semaphore.release()
 
 
-class _Thread(get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+class _Thread(Local):
     handlers: Handlers | None = None
 
 

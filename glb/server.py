@@ -32,7 +32,6 @@ import gevent
 import gevent.server
 from gevent import GreenletExit, Timeout, get_hub, getcurrent
 from gevent.baseserver import BaseServer
-from gevent.monkey import get_original
 from gevent.server import DatagramServer
 
 from .acceptor import Acceptor
@@ -50,7 +49,8 @@ from .handlers import HandlerPool, handlers_here
 from .leaks import Watermark
 from .limits import check_count, check_places, check_rate, check_seconds
 from .listener import Listener
-from .registry import REGISTRY, native_ident
+from .originals import Local, native_ident
+from .registry import REGISTRY
 from .rolling import Rolling, make_handlers
 from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
 from .states import PAUSES, State
@@ -78,7 +78,7 @@ class _Turn:
     resumed: int | None = None
 
 
-class _TurnOfThread(_Turn, get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+class _TurnOfThread(_Turn, Local):
     """What a server of several hubs does in this thread."""
 
 

@@ -27,9 +27,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gevent.monkey import get_original
-
 from . import address as addresses
+from . import originals
 from .address import AF_INET6, AF_UNIX, Address, Key
 
 __all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolve"]
@@ -60,10 +59,6 @@ _NO_NEWCOMERS: Final = b"".join(
 
 # Of a socket that is nothing yet, or no more: see <netinet/tcp.h>.
 TCP_CLOSE: Final = 7
-
-# gevent's, under monkey patching, switch greenlets. Windows has no poll.
-_select: Final[Any] = get_original("select", "select")
-_poll: Final[Any] = get_original("select", "poll") if hasattr(select, "poll") else None
 
 
 @dataclass(frozen=True)
@@ -249,9 +244,9 @@ def set_nodelay(sock: _socket.socket) -> None:
 
 def is_readable(sock: _socket.socket) -> bool:
     """Whether something can be read from *sock* now, or a connection be accepted."""
-    if _poll is None:
-        return bool(_select([sock], [], [], 0)[0])
-    poll = _poll()
+    if originals.poll is None:
+        return bool(originals.select([sock], [], [], 0)[0])
+    poll = originals.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 

@@ -17,13 +17,13 @@ import _socket
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import Any, Final
 from weakref import WeakSet
 
 from gevent import getcurrent
 
 from .clones import current_clone
+from .originals import monotonic
 
 __all__ = ["Waiting", "idle"]
 

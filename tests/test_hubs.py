@@ -15,7 +15,7 @@ from gevent.event import Event
 
 from glb import hubs
 from glb.hubs import HubThread
-from glb.registry import native_ident
+from glb.originals import native_ident
 
 from .conftest import open_descriptors
 from .helpers import wait_until
@@ -352,7 +352,8 @@ def test_they_are_native_under_monkey_patching() -> None:
     """A patched `threading` doesn't turn them into greenlets, and their end is heard of."""
     printed = run_python(
         "from gevent import monkey; monkey.patch_all()\n"
-        "from glb.hubs import HubThread, native_ident\n"
+        "from glb.hubs import HubThread\n"
+        "from glb.originals import native_ident\n"
         "thread = HubThread('one').start()\n"
         "print(thread.call(native_ident) != native_ident())\n"
         "thread.end()\n"
