@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from .originals import native_ident
+from .originals import close, native_ident
 from .sockets import file_of
 
 __all__ = ["Reserve"]
@@ -106,4 +106,4 @@ class Reserve:
     def _empty_locked(self) -> None:
         number, self._number = self._number, None
         if number is not None and file_of(number) == self._file:
-            os.close(number)
+            close(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -36,6 +37,85 @@ def freeze(clocks, moment):
                 setattr(module, name, fakes[id(value)])
     return changed
 """
+
+
+# What a program does that serves for a while, and then ends when nothing is left to do.
+SERVE_AND_END = """
+import os, sys
+patch, end = sys.argv[1:]
+if patch == "gevent":
+    import gevent.monkey; gevent.monkey.patch_all()
+elif patch == "glb":
+    import glb.monkey; glb.monkey.patch_all()
+import gevent, gevent.socket
+import glb
+from glb.pywsgi import WSGIServer
+from glb.server import StreamServer
+
+LATE_SECONDS = 20
+
+def is_over(what):
+    if end == "wait":
+        is_over = gevent.wait(timeout=LATE_SECONDS)
+    else:
+        is_over = gevent.get_hub().join(timeout=LATE_SECONDS)
+    assert is_over is True, what
+
+def ask(address):
+    with gevent.socket.create_connection(address) as client:
+        client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        while client.recv(1000):
+            pass
+
+def page(environ, start_response):
+    start_response("200 OK", [])
+    return [b"hi"]
+
+def handle(sock, peer):
+    sock.recv(1000)
+    sock.sendall(b"hi")
+
+for hubs in (1, 2):
+    for make in (
+        lambda **options: StreamServer(("127.0.0.1", 0), handle, **options),
+        lambda **options: WSGIServer(("127.0.0.1", 0), page, log=None, **options),
+    ):
+        for stop in ("stop", "drain"):
+            server = make(**({} if hubs == 1 else {"hubs": 2}))
+            server.start()
+            for _ in range(4):
+                ask(server.address)
+            getattr(server, stop)(timeout=10)
+            is_over((server, stop, hubs))
+
+def accept(clone):
+    with clone:
+        with clone.accept()[0] as sock:
+            handle(sock, None)
+
+first = glb.bind_load_balanced(("127.0.0.1", 0))
+address = first.getsockname()
+second = glb.bind_load_balanced(address)
+accepting = [gevent.spawn(accept, each) for each in (first, second)]
+for _ in accepting:
+    ask(address)
+gevent.joinall(accepting)
+is_over("listeners")
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
+@pytest.mark.parametrize("patch", ["", "gevent", "glb"])
+@pytest.mark.parametrize("end", ["wait", "join"])
+def test_nothing_holds_the_loop_after_a_stop(end: str, patch: str, loop: str) -> None:
+    """`gevent.wait` and `Hub.join` come back at once, of whatever has served."""
+    subprocess.run(
+        [sys.executable, "-c", SERVE_AND_END, patch, end],
+        check=True,
+        timeout=120,
+        env={**os.environ, "GEVENT_LOOP": loop},
+    )
 
 
 @contextlib.contextmanager
