@@ -34,6 +34,7 @@ __all__ = [
     "native_ident",
     "poll",
     "select",
+    "sleep",
     "start_new_thread",
 ]
 
@@ -42,6 +43,8 @@ Lock: Final[Callable[[], Any]] = get_original("_thread", "allocate_lock")
 RLock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
 start_new_thread: Final[Callable[..., int]] = get_original("_thread", "start_new_thread")
 native_ident: Final[Callable[[], int]] = get_original("_thread", "get_ident")
+
+sleep: Final[Callable[[float], None]] = get_original("time", "sleep")
 
 #: gevent's waits for a turn of the loop before it closes, and keeps the loop going until then.
 close: Final[Callable[[int], None]] = get_original("os", "close")
