@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import gevent
-from gevent import get_hub
+from gevent import get_hub, getcurrent
 from gevent.exceptions import HubDestroyed, LoopExit
 from gevent.monkey import is_module_patched
 from greenlet import greenlet
@@ -30,7 +30,7 @@ from greenlet import greenlet
 from .originals import Lock, RLock, monotonic, native_ident, start_new_thread
 from .signals import Signal
 
-__all__ = ["HubThread", "call_each"]
+__all__ = ["HubThread", "call_each", "call_where_it_may_switch"]
 
 # At the end of the interpreter, so long for all together. A thread that is in a call into C
 # for longer is left where it is: then the process ends before it comes back, as a rule.
@@ -259,6 +259,18 @@ class HubThread:
         for watcher in [*getattr(self.hub.loop, "_keepaliveset", ())]:
             if watcher.active and (not is_only_timers or type(watcher).__name__ == "timer"):
                 watcher.stop()
+
+
+def call_where_it_may_switch(function: Callable[[], object]) -> None:
+    """Call *function*, in a greenlet of its own if this is the hub.
+
+    For the log: under monkey patching its handlers' locks switch greenlets, and so may what they
+    write to. In the hub that raises, and whatever logs there is left half done.
+    """
+    if getcurrent() is get_hub():
+        gevent.spawn(function)
+    else:
+        function()
 
 
 def call_each(calls: deque[Callable[[], object]], hub: Any) -> None:

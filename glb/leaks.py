@@ -18,6 +18,7 @@ Source: getrlimit(2), proc(5) for ``/proc/self/fd`` and ``/proc/sys/fs/file-nr``
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import logging
 import os
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .hubs import call_where_it_may_switch
 from .originals import Lock, monotonic
 
 __all__ = ["Census", "Watermark", "describe"]
@@ -223,12 +225,20 @@ class Watermark:
         census = Census(opened, limit, connections, self.before)
         if census.is_suspect:
             self._next = sys.maxsize  # once an episode
-            log.warning(
-                "%s: handlers seem to leak descriptors: %s; the others are mostly %s",
-                server,
-                census,
-                _most_of(look(opened)[1], connections),
-            )
+            others = _most_of(look(opened)[1], connections)
+            call_where_it_may_switch(functools.partial(_warn, str(server), census, others))
+
+
+def _warn(server: str, census: Census, others: str) -> None:
+    try:
+        log.warning(
+            "%s: handlers seem to leak descriptors: %s; the others are mostly %s",
+            server,
+            census,
+            others,
+        )
+    except Exception:
+        log.debug("can't warn of a leak", exc_info=True)
 
 
 def _share(limit: int | None, share: float) -> int:

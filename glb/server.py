@@ -46,6 +46,7 @@ from .draining import LINGER_SECONDS, Draining
 from .ending import Ending
 from .gate import Gate
 from .handlers import HandlerPool, handlers_here
+from .hubs import call_where_it_may_switch
 from .leaks import Watermark
 from .limits import check_count, check_places, check_rate, check_seconds
 from .listener import Listener
@@ -880,7 +881,9 @@ class StreamServer(gevent.server.StreamServer):
         self.loop.handle_error(self, type(error), error, error.__traceback__)
         name = str(self)
         self.close()
-        log.error("%s failed with %s", name, str(error) or repr(error))
+        call_where_it_may_switch(
+            functools.partial(log.error, "%s failed with %s", name, str(error) or repr(error))
+        )
 
     def do_read(self) -> Any:  # a subclass may return what it likes, gevent's stubs don't know
         """Accept a connection, if one waits; or take the one that another hub has accepted."""

@@ -394,3 +394,20 @@ def test_a_thread_takes_no_part_in_another_ones_lock() -> None:
     lock.release()
     end(thread)
     assert seen == [0, 1, 2]
+
+
+def test_what_may_switch_is_called_in_a_greenlet_of_its_own_in_the_hub_alone() -> None:
+    """A greenlet calls it itself, and has it done when it goes on."""
+    callers: list[object] = []
+    hub = gevent.get_hub()
+
+    def call() -> None:
+        gevent.sleep(0)  # as a log handler under monkey patching may
+        callers.append(gevent.getcurrent())
+
+    hubs.call_where_it_may_switch(call)
+    assert callers == [gevent.getcurrent()]
+    hub.loop.run_callback(hubs.call_where_it_may_switch, call)
+    while len(callers) < 2:
+        gevent.sleep(0)
+    assert callers[1] not in (hub, callers[0])
