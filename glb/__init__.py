@@ -19,6 +19,7 @@ exact turn. From the kernel upwards, each floor importing only from those below 
     kernel     sockets  hubs -> signals          the only modules that open sockets, start threads
                reserve  leaks                    a descriptor for when there is none, and why
                guard                             what takes up what an exception left undone
+               originals                         clocks, locks and calls that no patch reaches
     words      errors  address  balance  stats  clones  states  limits
 
 `bind` gives a `Listener`; `glb.server.StreamServer` and `glb.pywsgi.WSGIServer` take the

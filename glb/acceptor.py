@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gevent import getcurrent
@@ -24,6 +23,7 @@ from gevent import getcurrent
 from .clones import CURRENT, Clone
 from .connection import Connection
 from .errors import Heap, classify
+from .originals import monotonic
 from .registry import REGISTRY
 from .ring import Team
 from .states import State, before, of_clone

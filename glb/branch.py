@@ -20,7 +20,8 @@ from .dispatcher import Dispatcher
 from .ending import Ending, InUse, Watch
 from .handlers import Handlers, Job, handlers_here
 from .hubs import HubThread
-from .registry import Entry, native_ident
+from .originals import native_ident
+from .registry import Entry
 from .ring import Team
 from .standby import dispatcher_for
 from .stats import DrainReport

@@ -51,8 +51,8 @@ def accept_plain(listening: Any, kind: Kind) -> tuple[Any, Any]:
     """Accept one connection; return its plain socket and the peer's address, in one step.
 
     Whatever strikes here, say a signal handler that raises, the descriptor has one owner: it is
-    the returned socket's, or it is closed. So each call is made by a ``for``: between that call and the
-    assignment the interpreter looks for no signals.
+    the returned socket's, or it is closed. So each call is made by a ``for``: between that call
+    and the assignment the interpreter looks for no signals.
 
     Args:
         listening: A plain socket, which doesn't block.

@@ -27,16 +27,16 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final, cast
 
 from .connection import accept_plain, kind_of
 from .errors import Heap, classify
 from .guard import Guard
 from .handlers import Job, handlers_here
-from .hubs import call_each
+from .hubs import call_each, call_where_it_may_switch
 from .leaks import describe
-from .registry import Entry, Registry, native_ident
+from .originals import monotonic, native_ident
+from .registry import Entry, Registry
 from .ring import Team
 from .turns import Handed, Member, Turn, Turns
 
@@ -396,17 +396,23 @@ class Dispatcher:
         # connection that found room, since the next one often doesn't.
         now = monotonic()
         if now > self._entry.logged_until:
-            # A log handler may have a file to open.
-            with self._entry.registry.reserve.lend():
+            with self._entry.registry.reserve.lend():  # it reads a file
                 found = self._describe(context, error)
-                log.error(
-                    "%s can't accept: %s; clients wait in the accept queue, trying again in %g s%s",
-                    context,
-                    error,
-                    max(delay, 0),
-                    found and f"; {found}",
-                )
+            call_where_it_may_switch(
+                functools.partial(self._log, str(context), str(error), max(delay, 0), found)
+            )
         self._entry.logged_until = now + 2 * max(delay, 0) + EPISODE_GAP_SECONDS
+
+    def _log(self, context: str, error: str, delay: float, found: str) -> None:
+        # A log handler may have a file to open.
+        with self._entry.registry.reserve.lend():
+            log.error(
+                "%s can't accept: %s; clients wait in the accept queue, trying again in %g s%s",
+                context,
+                error,
+                delay,
+                found and f"; {found}",
+            )
 
     def _describe(self, context: object, error: BaseException) -> str:
         # Descriptor numbers are given lowest first: so many were open when it was bound.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .branch import SharedBound
@@ -22,6 +21,7 @@ from .dispatcher import Dispatcher
 from .ending import FOREVER
 from .guard import GUARD_SECONDS
 from .limits import Bucket
+from .originals import monotonic
 from .registry import REGISTRY
 from .states import MOVES, PAUSES, State, before
 from .turns import Turns

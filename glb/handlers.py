@@ -52,8 +52,9 @@ from typing import Any, Final, cast
 from weakref import getweakrefcount
 
 from gevent import Greenlet, GreenletExit, get_hub, getcurrent
-from gevent.monkey import get_original
 from gevent.pool import Pool
+
+from .originals import Local
 
 __all__ = ["PROOF", "HandlerGreenlet", "HandlerPool", "Handlers", "Proof", "handlers_here"]
 
@@ -659,7 +660,7 @@ class HandlerPool(Pool):
         self._semaphore.release()
 
 
-class _Thread(get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+class _Thread(Local):
     handlers: Handlers | None = None
 
 

@@ -29,7 +29,6 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final, Protocol
 
 from gevent import Timeout, get_hub, getcurrent
@@ -39,7 +38,8 @@ from gevent.hub import Waiter
 from .connection import PlainSocket
 from .dispatcher import Dispatcher
 from .errors import Heap, classify
-from .registry import Entry, native_ident
+from .originals import monotonic, native_ident
+from .registry import Entry
 from .ring import Team
 from .standby import dispatcher_for
 from .turns import Handed, Turn

@@ -32,7 +32,6 @@ import gevent
 import gevent.server
 from gevent import GreenletExit, Timeout, get_hub, getcurrent
 from gevent.baseserver import BaseServer
-from gevent.monkey import get_original
 from gevent.server import DatagramServer
 
 from .acceptor import Acceptor
@@ -54,10 +53,12 @@ from .draining import LINGER_SECONDS, Draining
 from .ending import Ending
 from .gate import Gate
 from .handlers import HandlerPool, handlers_here
+from .hubs import call_where_it_may_switch
 from .leaks import Watermark
 from .limits import check_count, check_places, check_rate, check_seconds
 from .listener import Listener
-from .registry import REGISTRY, native_ident
+from .originals import Local, native_ident
+from .registry import REGISTRY
 from .rolling import Rolling, make_handlers
 from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
 from .states import PAUSES, State
@@ -85,7 +86,7 @@ class _Turn:
     resumed: int | None = None
 
 
-class _TurnOfThread(_Turn, get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+class _TurnOfThread(_Turn, Local):
     """What a server of several hubs does in this thread."""
 
 
@@ -892,7 +893,9 @@ class StreamServer(gevent.server.StreamServer):
         self.loop.handle_error(self, type(error), error, error.__traceback__)
         name = str(self)
         self.close()
-        log.error("%s failed with %s", name, str(error) or repr(error))
+        call_where_it_may_switch(
+            functools.partial(log.error, "%s failed with %s", name, str(error) or repr(error))
+        )
 
     def do_read(self) -> Any:  # a subclass may return what it likes, gevent's stubs don't know
         """Accept a connection, if one waits; or take the one that another hub has accepted."""

@@ -27,10 +27,10 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Iterable, Sequence
-from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from .balance import Policy, least_loaded
+from .originals import monotonic
 from .ring import Ring, Team
 
 __all__ = ["PATIENCE_SECONDS", "Handed", "Member", "Turn", "Turns"]

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import Any, Final
 from weakref import WeakSet
 
 from gevent import getcurrent
 
 from .clones import current_clone
+from .hubs import call_where_it_may_switch
+from .originals import monotonic
 
 __all__ = ["Waiting", "idle"]
 
@@ -169,8 +171,10 @@ def close_reading(sock: Any) -> bool:
     """
     try:
         return _close_reading(sock)
-    except Exception:
-        log.exception("can't end the connection %r", sock)
+    except Exception as error:
+        call_where_it_may_switch(
+            functools.partial(log.error, "can't end the connection %r", sock, exc_info=error)
+        )
         return False
 
 
