@@ -42,6 +42,7 @@ from .balance import Policy
 from .branch import Branch, SharedBound
 from .clones import Clone, current_clone
 from .connection import Connection, say_goodbye, wait_for_data
+from .crossings import Crossings
 from .dispatcher import Dispatcher, count_connections
 from .draining import LINGER_SECONDS, Draining
 from .ending import Ending
@@ -211,6 +212,8 @@ class StreamServer(gevent.server.StreamServer):
     #: another one: gevent's servers wait for that one in `stop`, and run no handler in it.
     _bound: Any = None
     _watermark: Watermark
+    #: Only while it has several hubs.
+    _crossings: Crossings | None = None
     #: Whether its clones or hubs were given to its constructor.
     _is_told_places: bool = False
     #: What a connection's socket is: family, type, protocol.
@@ -608,6 +611,8 @@ class StreamServer(gevent.server.StreamServer):
     def leave(self, state: State) -> None:
         """Leave its turns and its address, for *state*. What its handlers do goes on."""
         self._gate.close(state)
+        if self._crossings is not None:
+            self._crossings.end()
         listeners, self._listeners = self._listeners, ()
         handed_in, self._handed_in = self._handed_in, None
         home = self._home
@@ -814,8 +819,17 @@ class StreamServer(gevent.server.StreamServer):
         self._gate.open(turns)
         if self.hubs > 1:
             _forked.add(self)
+            self._watch_hubs()
         for acceptor in self._acceptors:
             acceptor.join(turns)
+
+    def _watch_hubs(self) -> None:
+        self._crossings = crossings = Crossings(str(self))
+        for branch in self._branches:
+            thread = branch.thread
+            hub = get_hub() if thread is None else thread.hub
+            where = "which started the server" if thread is None else f"in thread {thread.name!r}"
+            crossings.watch(hub, f"hub {branch.index} (<Hub at {id(hub):#x}>, {where})")
 
     def _renew_branches(self) -> None:
         # Their threads may be about to end still, since it was closed.

@@ -25,7 +25,7 @@ FLOORS = [
         "states",
         "stats",
     },
-    {"hubs", "leaks", "reserve", "signals", "sockets"},  # kernel
+    {"crossings", "hubs", "leaks", "reserve", "signals", "sockets"},  # kernel
     {"registry", "ring", "turns"},  # state
     {  # handles
         "acceptor",
