@@ -544,7 +544,7 @@ class StreamServer(gevent.server.StreamServer):
         if pool is not bound:
             self.pool = pool
         if full is not None and full != getattr(bound, "full", None):
-            self.full = full
+            self.__dict__["full"] = full
 
     def _open_listeners(self) -> None:
         if (len(self._acceptors), len(self._branches)) != (self.clones, self.hubs):

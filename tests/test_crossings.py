@@ -74,8 +74,8 @@ def test_a_queue_that_is_waited_for_on_another_hub_is_named(
         queue.put(1)
         check_warning(caplog, "poll_for_message")
         # A second time is not told.
+        assert queue.get() == 1
         with connect(server.address), connect(server.address):
-            queue.get()
             wait_until(lambda: "getters[1]" in repr(queue))
             queue.put(2)
             gevent.idle()
