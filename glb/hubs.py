@@ -23,6 +23,7 @@ from typing import Any, Final, TypeVar
 
 import gevent
 from gevent import get_hub, getcurrent
+from gevent._hub_local import get_hub_if_exists
 from gevent.exceptions import HubDestroyed, LoopExit
 from gevent.monkey import is_module_patched
 from greenlet import greenlet
@@ -325,6 +326,21 @@ def _end_all() -> None:
         thread.join(max(0.0, until - monotonic()))
 
 
+def _after_fork_in_child() -> None:
+    _renew_loop()
+    _forget_all()
+
+
+def _renew_loop() -> None:
+    # On libuv the child has the parent's epoll set until its loop is renewed: what it closes
+    # would be watched no more in the parent, which is deaf from then on. libev looks for a fork
+    # by itself. `gevent.os.fork` does the same, after this; twice is harmless.
+    hub: Any = get_hub_if_exists()
+    loop = None if hub is None else hub.loop
+    if loop is not None and hasattr(loop, "_keepaliveset"):  # libuv's
+        loop.reinit()
+
+
 def _forget_all() -> None:
     threads = [*_running]
     _running.clear()
@@ -334,4 +350,4 @@ def _forget_all() -> None:
 
 atexit.register(_end_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(after_in_child=_after_fork_in_child)

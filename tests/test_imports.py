@@ -25,7 +25,16 @@ FLOORS = [
         "states",
         "stats",
     },
-    {"guard", "hubs", "leaks", "originals", "reserve", "signals", "sockets"},  # kernel
+    {  # kernel
+        "crossings",
+        "guard",
+        "hubs",
+        "leaks",
+        "originals",
+        "reserve",
+        "signals",
+        "sockets",
+    },
     {"registry", "ring", "turns"},  # state
     {  # handles
         "acceptor",
