@@ -359,6 +359,13 @@ class Acceptor:
         self.failed += 1
         (self.server._turn.branch or self.branch).done += 1
 
+    def look_over(self) -> None:
+        """Take up what an exception has left undone: see `glb.guard`."""
+        turns = self.gate.turns
+        if turns is not None and self.own is State.ACCEPTING and self not in self.team.line:
+            turns.join(self)
+        self._look_for_room()
+
     @property
     def has_miscounted(self) -> bool:
         """Whether it counts handlers, where none runs nor is about to."""

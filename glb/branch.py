@@ -215,6 +215,9 @@ class Branch:
         if self._astray is None:
             return  # nothing has changed since all was right
         self._count_arrivals(self.dispatcher)
+        for acceptor in self.acceptors:
+            if acceptor.branch is self:
+                acceptor.look_over()
         in_use = self.in_use()
         busy = {each.acceptor for each in in_use}
         missing = self.active - len(in_use)

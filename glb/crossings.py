@@ -14,6 +14,7 @@ the stack of the greenlet. A server of one hub has no `Crossings`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import traceback
@@ -27,6 +28,8 @@ import greenlet
 from gevent import get_hub
 from gevent._waiter import Waiter
 from gevent.exceptions import InvalidThreadUseError
+
+from .hubs import call_where_it_may_switch
 
 __all__ = ["Crossings"]
 
@@ -82,7 +85,8 @@ class Crossings:
         self._warn(here, *found)
 
     def _warn(self, here: Any, other: Any, stack: Sequence[str]) -> None:
-        log.warning(
+        warn = functools.partial(
+            log.warning,
             "%s has several hubs, and what belongs to one of them (gevent's queues, greenlets, "
             "pools, sockets do) was used on another: %s and %s. The greenlet that waits for it "
             "may wait for ever. Give the server one hub (hubs=1), or keep what handlers share to "
@@ -92,6 +96,7 @@ class Crossings:
             self._hubs[other],
             "".join(stack).rstrip(),
         )
+        call_where_it_may_switch(warn)
 
     def _find_waiter(self, here: Any, context: Any) -> tuple[Any, Sequence[str]] | None:
         # gevent's error doesn't tell whose waiter it was. It was taken out of its queue, so that

@@ -177,6 +177,8 @@ class Dispatcher:
         self.handlers.look_over()
         for look in [*self.guarded.values()]:
             look()
+        with self.turns.lock:
+            self.turns.look_over_locked(self)
         self._answer()
 
     def close(self) -> None:

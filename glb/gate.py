@@ -20,6 +20,7 @@ from .branch import SharedBound
 from .dispatcher import Dispatcher
 from .ending import FOREVER
 from .guard import GUARD_SECONDS
+from .handlers import HandlerPool, handlers_here
 from .limits import Bucket
 from .originals import monotonic
 from .registry import REGISTRY
@@ -151,6 +152,14 @@ class Gate:
 
     def look_over(self) -> None:
         """Take up what an exception has left undone: see `glb.guard`. In the first hub."""
+        branches = self.server._branches
+        if self.state is State.ACCEPTING and self.turns is not None:
+            opened = [(each.dispatcher, each.team) for each in branches if each.dispatcher]
+            if any(team not in dispatcher.seated for dispatcher, team in opened):
+                self.turns.seat(opened)
+        bound = self.server._bound
+        if isinstance(bound, HandlerPool):
+            bound.look_over(handlers_here())
         if self.state is State.FULL:
             self.look_for_room()
         elif self.state is State.BACKING_OFF and monotonic() > self._until + GUARD_SECONDS:

@@ -54,6 +54,7 @@ from weakref import getweakrefcount
 from gevent import Greenlet, GreenletExit, get_hub, getcurrent
 from gevent.pool import Pool
 
+from .hubs import call_where_it_may_switch
 from .originals import Local
 
 __all__ = ["PROOF", "HandlerGreenlet", "HandlerPool", "Handlers", "Proof", "handlers_here"]
@@ -469,9 +470,10 @@ class Proof:
         """Say once that a greenlet was referred to before its first job."""
         if self.is_given is not False and not self._is_told:
             self._is_told = True
-            log.info(
+            self._log(
+                log.info,
                 "handlers run in fresh greenlets, as a tracer, profiler or spawn callback "
-                "refers to each new one"
+                "refers to each new one",
             )
 
     def give(self, hub: Any) -> None:
@@ -481,7 +483,7 @@ class Proof:
         """
         if _count_references is None:
             self.is_given, self.reason = False, "this Python has no reference counts"
-            log.info("handlers run in fresh greenlets, as %s", self.reason)
+            self._log(log.info, "handlers run in fresh greenlets, as %s", self.reason)
             return
         trial = _Trial(hub)
         counts = [trial.count_unused() for _ in range(WARM_UP)]
@@ -502,7 +504,15 @@ class Proof:
 
     def _refuse(self, reason: str) -> None:
         self.is_given, self.reason = False, reason
-        log.warning("handlers run in fresh greenlets, as using them again is not safe: %s", reason)
+        self._log(
+            log.warning,
+            "handlers run in fresh greenlets, as using them again is not safe: %s",
+            reason,
+        )
+
+    @staticmethod
+    def _log(write: Callable[..., None], *line: object) -> None:
+        call_where_it_may_switch(functools.partial(write, *line))
 
 
 class _Trial(Handlers):
@@ -650,6 +660,18 @@ class HandlerPool(Pool):
         """One that waited never will run."""
         self._waiting -= 1
         self._discard(None)
+
+    def look_over(self, handlers: Handlers) -> None:
+        """Take up what an exception has left undone: see `glb.guard`. In *handlers*' hub."""
+        for greenlet in [*self.greenlets]:
+            if isinstance(greenlet, HandlerGreenlet) and greenlet.job is None:
+                self.greenlets.discard(greenlet)
+        self._waiting = sum(job[-1] is self for job in handlers.jobs)
+        if self.size is not None:
+            while self._semaphore.counter < self.size - len(self):
+                self._semaphore.release()
+        if not len(self):
+            self._empty_event.set()
 
     def _discard(self, greenlet: Greenlet | None) -> None:  # type: ignore[type-arg]  # as above
         # gevent's, but for who waits.

@@ -186,8 +186,18 @@ class Ring(Generic[M]):
 
     def _list(self, team: Team[M]) -> None:
         if team.seated and team.line and not team.listed:
-            team.listed = True
             heapq.heappush(self._heap, (team.waits_since, team))
+            team.listed = True
+
+    def relist(self, teams: Iterable[Team[M]]) -> None:
+        """See to it that the heap has all of *teams* that it is to have: see `glb.guard`. O(teams).
+
+        An exception may have struck in the middle of a change.
+        """
+        listed = {id(team) for _, team in self._heap}
+        for team in teams:
+            team.listed = id(team) in listed
+            self._list(team)
 
     def _next_count(self) -> int:
         self._count += 1

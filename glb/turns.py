@@ -337,6 +337,12 @@ class Turns:
                 self.ring.unseat(team)
             self._look_locked()
 
+    def look_over_locked(self, dispatcher: Dispatcher) -> None:
+        """Take up what an exception has left undone for *dispatcher*'s hub: see `glb.guard`."""
+        if dispatcher.has_turns:
+            self.ring.seat(*dispatcher.seated)
+        self.ring.relist(dispatcher.seated)
+
     def drop(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
         """Forget all of *teams*, for good."""
         with self.lock:
