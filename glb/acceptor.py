@@ -97,7 +97,7 @@ class Acceptor:
     @property
     def state(self) -> State:
         """What it does about new connections, and why."""
-        return of_clone(self.own, self.gate.state)
+        return of_clone(self.own, self.gate.shown_state)
 
     def enter(self, state: State, after: Collection[State] = tuple(State)) -> bool:
         """Change its own state, and with it whether it has turns; tell whether it has changed.

@@ -8,12 +8,13 @@ and what runs handlers. The first is on the hub that starts the server, each oth
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
-from gevent import Greenlet, get_hub
+from gevent import Greenlet, GreenletExit, get_hub
 from gevent.lock import DummySemaphore
 
 from .dispatcher import Dispatcher
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from .acceptor import Acceptor
 
 __all__ = ["Branch", "SharedBound"]
+
+# So many handlers are killed at once, and what they leave is freed, before the next ones are. All
+# 18,000 at once kept everything alive until the last had ended, and the garbage collector looked
+# through it again and again, for as long as the rest took.
+KILLED_AT_ONCE: Final = 256
 
 
 class Branch:
@@ -70,10 +76,10 @@ class Branch:
         self.watched: list[Callable[[object], object]] = []
         #: Greenlets of any hub that wait for the end of others' handlers: the server's.
         self.callers: Final = callers
-        #: What became of its connections, when they were last waited for.
-        self.report: DrainReport | None = None
-        #: How many of them have ended since they were closed, or their handlers killed.
-        self.ended_otherwise = 0
+        #: What counts what becomes of its connections, since a drain has begun.
+        self.watch: Watch | None = None
+        # What carries out an ending that began before it is waited for: see `begin`.
+        self._begun: tuple[Ending, Greenlet[..., DrainReport]] | None = None
         self._is_out_of_reach = False
         # What was counted when the guard last looked, and what was wrong with it then: ``None`` if
         # nothing was.
@@ -121,7 +127,7 @@ class Branch:
             self.waiting.timeout = client_timeout  # handlers of the last time may wait there still
         else:
             self.waiting = Waiting(get_hub(), client_timeout)
-        self.report, self.ended_otherwise = None, 0
+        self.watch = None
         # A ring's own from here on; a server that starts again brings a new one.
         self.team = Team(seated=False)
         with dispatcher.turns.lock:
@@ -288,9 +294,12 @@ class Branch:
         handlers = self.handlers
         if handlers is None:
             return []
-        jobs: list[tuple[Any, Job | None]]
-        jobs = [(each, each.job) for each in handlers.running(self._is_ours)]
-        jobs += [(None, job) for job in [*handlers.jobs] if self._is_ours(job)]
+        running = handlers.running(self._is_ours)
+        jobs: Iterable[tuple[Any, Job | None]]
+        jobs = itertools.chain(
+            ((each, each.job) for each in running),
+            ((None, job) for job in [*handlers.jobs] if self._is_ours(job)),
+        )
         found = [InUse(each, job[0].__self__, job[3]) for each, job in jobs if job]  # type: ignore[attr-defined]  # a method
         found += [InUse(each, *what) for each, what in self.strangers.items()]
         for acceptor in self.acceptors:
@@ -300,26 +309,49 @@ class Branch:
     def _is_ours(self, job: Job) -> bool:
         return getattr(job[0], "__self__", None) in self.acceptors
 
+    def begin(self, ending: Ending) -> None:
+        """Carry out *ending* from now on; `wait` is to follow. In its hub, returns at once."""
+        self._begun = (ending, gevent.spawn(self._watch(ending).run))
+
     def wait(self, ending: Ending) -> None:
-        """Wait for all handlers, as *ending* says, and keep the report of a drain. In its hub.
+        """Wait for all handlers, as *ending* says. In its hub.
 
         Switches:
             While waiting.
         """
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] is ending:
+            begun[1].join()
+        else:
+            self._watch(ending).run()
+
+    def _watch(self, ending: Ending) -> Watch:
         watch = Watch(self, ending)
-        report = watch.run()
         if ending.closes_idle:
-            self.report, self.ended_otherwise = report, watch.closed + watch.killed
+            self.watch = watch
+        return watch
 
     def kill(self, keys: set[int]) -> None:
-        """Kill the handlers whose arguments have these identities; don't wait for it."""
+        """Kill the handlers whose arguments have these identities; don't wait for their ends.
+
+        Switches:
+            While they are killed.
+        """
         if self.handlers is None:
             return
         for acceptor in self.acceptors:
             acceptor.kill_spawned(keys)
         self.handlers.drop(lambda job: self._is_ours(job) and id(job[3]) in keys)
         greenlets = [each.greenlet for each in self.in_use() if id(each.args) in keys]
-        gevent.killall([each for each in greenlets if each is not None], block=False)
+        while greenlets:
+            some = [each for each in greenlets[-KILLED_AT_ONCE:] if each is not None]
+            del greenlets[-KILLED_AT_ONCE:]
+            gevent.killall(some, block=False)
+            gevent.sleep(0)  # they have been killed when it returns
+            for each in some:
+                value = getattr(each, "value", None)
+                if isinstance(value, GreenletExit):
+                    value.__traceback__ = None
 
     def forget(self) -> None:
         """Its thread is not in this process, which was forked."""

@@ -1,7 +1,7 @@
 """Draining: how a server comes to its end, on all of its hubs.
 
-A `Draining` is one server's. `Draining.drain` is the gentle end: it empties the accept queue, if
-nobody else serves the address, leaves it, lets handlers finish, and closes what is idle.
+A `Draining` is one server's. `Draining.drain` is the gentle end: it closes what is idle and lets
+handlers finish, empties the accept queue meanwhile, if no other server has the address, and leaves.
 `Draining.end` is what that has in common with a stop: the handlers of every hub are seen to in
 that hub, at the same time, and the hubs' threads end after them.
 
@@ -41,7 +41,7 @@ log: Final = logging.getLogger("glb")
 SERVES: Final = (State.ACCEPTING, *PAUSES)
 
 # With the last server of an address: so long, at most, for those whom the kernel has let in. As a
-# rule they are served in a moment; only with a full pool they wait.
+# rule they are served in a moment; only if the server is full they wait.
 LINGER_SECONDS: Final = 1.0
 
 # With nobody new let in, so long for handshakes that have begun: a way there and back between
@@ -135,19 +135,22 @@ class Draining:
                 self._empty_accept_queue(ending, linger_until)
                 if not ending.is_called_off:
                     self.end(ending, State.DRAINING)
+            except BaseException:
+                ending.is_called_off = True  # what hubs have begun of it ends
+                raise
             finally:
-                if not ending.is_called_off:
-                    self._drain = None  # or it would be called off, where a hub is late
+                if self._drain is drain:  # no close has called it off
+                    self._drain = None  # nor does this one, where a hub is late
                     server.close()
         finally:
-            reports = [branch.report for branch in branches if branch.report is not None]
+            # Of a hub that is late this is what has become of its connections until now.
+            watches = [branch.watch for branch in branches if branch.watch is not None]
+            reports = [watch.report for watch in watches]
             total = DrainReport.total(reports, monotonic() - ending.began)
             # Those that ended before anybody watched have finished, too.
             done = sum(branch.done - begun for branch, begun in zip(branches, before, strict=True))
-            others = sum(branch.ended_otherwise for branch in branches)
+            others = sum(watch.ended_otherwise for watch in watches)
             drain.report = total._replace(finished=max(0, done - others))
-            if self._drain is drain:
-                self._drain = None
             drain.over.set()
 
     def _empty_accept_queue(self, ending: Ending, until: float) -> None:
@@ -170,7 +173,22 @@ class Draining:
             is_empty = not (turns.waiting or gate.expected or is_readable(entry.pristine))
             if is_empty and monotonic() >= shaken_by:
                 return
+            if not ending.lingers:
+                self._linger(ending)
             gevent.sleep(QUEUE_LOOK_SECONDS)
+
+    def _linger(self, ending: Ending) -> None:
+        """Begin the end of connections in use; its clones have their turns still.
+
+        What is idle makes room for what waits in the accept queue, if the server is full.
+        """
+        ending.lingers = True
+        self.server._gate.linger()
+        for branch in self.server._branches:
+            if branch.is_here:
+                branch.begin(ending)
+            else:
+                branch.send(functools.partial(branch.begin, ending))
 
     def end(self, ending: Ending, state: State) -> None:
         """Leave for *state*, and see to the end of its handlers, and of its threads."""
@@ -195,6 +213,7 @@ class Draining:
             server.close()
         else:
             server.leave(state)
+        ending.lingers = False  # not before: what comes after the deadline would not be killed
         for branch in branches:
             if branch not in here:
                 branch.finish(ending)
@@ -218,10 +237,14 @@ class Draining:
     def _wait_for(self, thread: HubThread, ending: Ending) -> bool:
         # Unless a handler there waits for the same end: its thread ends after it.
         branches = [branch for branch in self.server._branches if branch.thread is thread]
-        while monotonic() < last(ending):
+        until, active = last(ending), sum(branch.active for branch in branches)
+        while monotonic() < until:
             if ending.is_called_off or any(branch.has_callers for branch in branches):
                 return True
-            left = last(ending) - monotonic()
+            before, active = active, sum(branch.active for branch in branches)
+            if active < before:  # it isn't blocked: thousands that were killed take their time
+                until = max(until, monotonic() + 2 * KILL_SECONDS)
+            left = until - monotonic()
             if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, left))):
                 return True
         return thread.has_ended

@@ -51,7 +51,8 @@ class Ending:
         spread: Over how many seconds that is spread. With more than 0, connections that have
             no requests, but a stream or a websocket, are closed in the same way.
         began: On `time.monotonic`'s clock.
-        announced: Since when first requests have their second, if that was before it began.
+        announced: When the first of several endings began, of which this one is a part.
+        lingers: Whether connections may still come: then it isn't over when there are none.
         leaves_callers: Whether handlers are left alone that wait for others' end themselves.
         is_called_off: Whether nobody wants it any more: set by who has begun it.
     """
@@ -60,8 +61,9 @@ class Ending:
     kill: bool
     closes_idle: bool = False
     spread: float = 0.0
-    began: float = field(default_factory=monotonic)
+    began: float = field(default_factory=lambda: monotonic())  # noqa: PLW0108  # found when it is called
     announced: float | None = None
+    lingers: bool = False
     leaves_callers: bool = True
     is_called_off: bool = False
 
@@ -76,13 +78,16 @@ class Ending:
         """Be over *timeout* seconds from now, at the latest."""
         self.timeout = min(self.until, monotonic() + timeout) - self.began
 
-    @property
-    def first_request_until(self) -> float:
-        """Until when who has just connected may send its first request."""
+    def first_request_until(self, since: float) -> float:
+        """Return until when a client may send its first request that was waited for *since* then.
+
+        One that had connected before the ending began has its time from that moment on.
+        """
         announced = self.began if self.announced is None else self.announced
-        if self.timeout is None:
-            return announced + FIRST_REQUEST_SECONDS
-        return announced + min(FIRST_REQUEST_SECONDS, self.timeout / 2)
+        seconds = FIRST_REQUEST_SECONDS
+        if self.timeout is not None:
+            seconds = min(seconds, self.timeout / 2)
+        return max(since, announced) + seconds
 
     @property
     def until(self) -> float:
@@ -131,20 +136,36 @@ class Watch:
         # Those that were told, by the identity of their handlers' arguments.
         self._told: set[int] = set()
         self._killed: set[int] = set()
-        found = branch.in_use()
         if is_wanted is not None:
-            self._left = {id(each.args): each for each in found if is_wanted(each)}
+            self._left = {id(each.args): each for each in branch.in_use() if is_wanted(each)}
             if until_idle:
                 for each in [*self._left.values()]:
                     if branch.wait_of(each.greenlet) is not None:
                         del self._left[id(each.args)]
-        # When connections are to be closed, earliest first.
-        step = ending.spread / max(1, len(found))
-        self._due = {
-            id(each.args): (ending.began + step * (place + branch.share), each)
-            for place, each in enumerate(found)
-        }
-        self._open = dict(self._due) if ending.spread else {}
+        # When connections are to be closed, earliest first; without a window at once.
+        self._due: dict[int, float] = {}
+        self._open: dict[int, InUse] = {}
+        if ending.spread:
+            found = branch.in_use()
+            step = ending.spread / max(1, len(found))
+            for place, each in enumerate(found):
+                self._due[id(each.args)] = ending.began + step * (place + branch.share)
+                self._open[id(each.args)] = each
+
+    @property
+    def report(self) -> DrainReport:
+        """What has become of them until now. From any thread."""
+        return DrainReport(
+            self.finished,
+            self.closed + len(self._told),
+            self.killed + len(self._killed),
+            monotonic() - self._ending.began,
+        )
+
+    @property
+    def ended_otherwise(self) -> int:
+        """How many of them have ended since they were closed, or their handlers killed."""
+        return self.closed + self.killed
 
     def run(self) -> DrainReport:
         """Wait, and return what became of them.
@@ -158,6 +179,10 @@ class Watch:
         if self._until_idle and waiting is not None:
             waiting.watchers.append(self._went_idle)
         try:
+            while ending.lingers and not ending.is_called_off:
+                self._close_due()
+                self._changed.clear()
+                self._changed.wait(LOOK_SECONDS)
             while self._count() > 0 and not ending.is_called_off:
                 when = ending.until
                 if ending.closes_idle:
@@ -175,22 +200,17 @@ class Watch:
             branch.watched.remove(self._ended)
             if self._until_idle and waiting is not None:
                 waiting.watchers.remove(self._went_idle)
-        return DrainReport(
-            self.finished,
-            self.closed + len(self._told),
-            self.killed + len(self._killed),
-            monotonic() - ending.began,
-        )
+        return self.report
 
     def _count(self) -> int:
         # Who waits for the end of others is not waited for, but by what may take for ever.
         branch = self._branch
-        callers: set[int] = set()
-        if self._ending.leaves_callers and branch.callers:
+        count = branch.active if self._left is None else len(self._left)
+        if self._ending.leaves_callers and branch.callers and count <= len(branch.callers):
+            # Only then can it matter which callers are handlers here. This is asked at each end.
             callers = {id(branch.args_of(each)) for each in [*branch.callers]} - {id(None)}
-        if self._left is None:
-            return branch.active - len(callers)
-        return len(self._left.keys() - callers)
+            count -= len(callers if self._left is None else callers & self._left.keys())
+        return count
 
     def _wait_until(self, when: float) -> bool:
         while self._count() > 0:
@@ -214,7 +234,10 @@ class Watch:
             self.closed += 1
         else:
             self.finished += 1
-        if self._count() <= 0:
+        if self._due:  # another connection may have the same identity after it
+            self._due.pop(key, None)
+            self._open.pop(key, None)
+        if args is None or self._count() <= 0:
             self._changed.set()
 
     def _went_idle(self, greenlet: object) -> None:
@@ -234,14 +257,14 @@ class Watch:
                 if waiting.tell(greenlet):
                     self._told.add(key)
         current: dict[int, InUse] | None = None
-        for key, (due, in_use) in [*self._open.items()]:
-            if due > now:
+        for key, in_use in [*self._open.items()]:
+            if self._due[key] > now:
                 break
             if in_use.greenlet is None:  # it had not begun
                 if current is None:
                     current = {id(each.args): each for each in self._branch.in_use()}
                 in_use = current.get(key, in_use)  # noqa: PLW2901
-                self._open[key] = (due, in_use)
+                self._open[key] = in_use
                 if key in current and in_use.greenlet is None:
                     continue
             if self._branch.args_of(in_use.greenlet) is not in_use.args:
@@ -256,14 +279,15 @@ class Watch:
 
     def _due_of(self, key: int, wait: Wait) -> float:
         # Of those that have come later nobody waits for a share in the window.
-        due, _ = self._due.get(key, (self._ending.began, None))
-        return due if wait[2] else max(due, self._ending.first_request_until)
+        due = self._due.get(key, self._ending.began)
+        return due if wait[2] else max(due, self._ending.first_request_until(wait[1]))
 
     def _kill(self, but: Collection[int] = ()) -> None:
         branch = self._branch
         left = branch.in_use() if self._left is None else [*self._left.values()]
         callers = [*branch.callers] if self._ending.leaves_callers else []
         keys = {id(each.args) for each in left if each.greenlet not in callers} - {*but}
+        del left  # or it would keep all alive until the last is killed
         self._told -= keys
         self._killed |= keys
         branch.kill(keys)

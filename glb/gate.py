@@ -52,6 +52,9 @@ class Gate:
         self.is_drained = False
         #: Whether those of some of its clones are.
         self.is_ending = False
+        #: Whether a drain has begun, and clones have their turns still: what waits in the accept
+        #: queue is served first. Its `state` tells what it does about that, as ever.
+        self.lingers = False
         self._timer: Any = None
         # When a pause is over, on the monotonic clock.
         self._until = FOREVER
@@ -66,7 +69,13 @@ class Gate:
     def is_open(self) -> bool:
         """Whether clones that aren't paused wait for connections now."""
         turns = self.turns
-        return self.state is State.ACCEPTING and turns is not None and not turns.is_paused
+        is_accepting = self.shown_state is State.ACCEPTING
+        return is_accepting and turns is not None and not turns.is_paused
+
+    @property
+    def shown_state(self) -> State:
+        """Its state for all others: that of a server that drains from the first moment on."""
+        return State.DRAINING if self.lingers else self.state
 
     # -- the state -----------------------------------------------------------------------------
 
@@ -81,9 +90,16 @@ class Gate:
         limits = (server.max_connections, server.max_connections_per_clone, rate)
         self.is_limited = any(limit is not None for limit in limits)
 
+    def linger(self) -> None:
+        """A drain has begun, which `close` follows: leave the turns as they are until then."""
+        with REGISTRY.lock:
+            if self.turns is not None:
+                self.lingers = self.is_drained = self.is_ending = True
+
     def close(self, state: State) -> None:
         """Leave the turns, for *state*: stopped, or draining."""
         with REGISTRY.lock:
+            self.lingers = False
             if state in MOVES[self.state]:
                 self._set_locked(state)
             self.turns = None

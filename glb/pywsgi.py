@@ -206,7 +206,7 @@ class WSGIHandler(GeventWSGIHandler):
         assert waiting is not None and waits is not None, "it has both or neither"
         if self._has_served and self._is_ending and not self._has_come():
             return False  # the reply before had not said so; what has come is served
-        if waiting.timeout is None and not waiting.watchers:
+        if self._has_served and waiting.timeout is None and not waiting.watchers:
             waits[greenlet] = (self.socket, 0.0, self._has_served)
         else:
             waiting.enter(self.socket, greenlet, has_served=self._has_served)

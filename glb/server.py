@@ -62,7 +62,7 @@ from .originals import Local, native_ident
 from .registry import REGISTRY
 from .rolling import Rolling, make_handlers
 from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
-from .states import PAUSES, State
+from .states import PAUSES, State, of_server
 from .stats import CloneStats, DrainReport, RollReport
 from .turns import Handed
 from .waiting import Waiting, has_ended
@@ -716,8 +716,9 @@ class StreamServer(gevent.server.StreamServer):
         Handlers in flight finish. HTTP connections are closed when no request is under way, and
         replies tell so before, by ``Connection: close``; so are those whose handler is in
         `glb.idle`; with TLS they get its close_notify. One that has just connected has a second
-        for its first request. What remains at the deadline is killed. The address is free as
-        soon as nobody waits there, long before that.
+        for its first request, from then on, or from the drain's beginning if that was later. What
+        remains at the deadline is killed. The address is free as soon as nobody waits there,
+        long before that.
 
         Twice is once: who comes later waits for the same end. A handler that drains its own
         server doesn't wait for itself.
@@ -727,8 +728,9 @@ class StreamServer(gevent.server.StreamServer):
             spread: Close connections over so many seconds, so that their clients don't all come
                 back at once. With more than 0 that is so of streams and websockets, too: their
                 handlers read the end of the stream, as if the client had left.
-            linger: With the last server of an address: for how many seconds, at most, those are
-                served first whom the kernel has let in already, and who would be reset. On
+            linger: With the last server of an address: for how many seconds, at most, clients are
+                still served that the kernel has let in already, and that would be reset. If it is
+                full, as connections that end, or are closed while idle, make room. On
                 Linux nobody new is let in meanwhile: a client that comes tries again a second
                 later.
 
@@ -1022,17 +1024,17 @@ class StreamServer(gevent.server.StreamServer):
     @property
     def is_ready(self) -> bool:
         """Whether clones that aren't paused wait for connections now."""
-        return self._gate.is_open
+        return self._gate.is_open and self.state is State.ACCEPTING
 
     @property
     def state(self) -> State:
         """What it does about new connections, and why."""
-        return self._gate.state
+        return of_server(self._gate.shown_state, [each.own for each in self._acceptors])
 
     @property
     def is_draining(self) -> bool:
         """Whether it is on its way to an end, and takes no more connections."""
-        return self._gate.state is State.DRAINING
+        return self._gate.shown_state is State.DRAINING
 
     @property
     def active(self) -> int:

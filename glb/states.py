@@ -21,16 +21,20 @@
 alone: by ``resume_clone``. So is ``STOPPED``: room in a pool does not undo it. ``DRAINING`` is
 never undone: what drains stops, and may be started again then.
 
+The last server of an address that drains first serves what waits in the accept queue. Until then
+it goes on between ``ACCEPTING``, ``FULL`` and ``BACKING_OFF`` as before, so that connections are
+taken as room comes; what it shows is ``DRAINING``, from the first moment on.
+
 This module is plain data.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-__all__ = ["MOVES", "State", "before", "of_clone"]
+__all__ = ["MOVES", "State", "before", "of_clone", "of_server"]
 
 
 class State(enum.Enum):
@@ -61,6 +65,18 @@ PAUSES: Final = (State.FULL, State.BACKING_OFF)
 def before(state: State) -> frozenset[State]:
     """Return the states that lead to *state*."""
     return frozenset(each for each, then in MOVES.items() if state in then)
+
+
+def of_server(own: State, clones: Iterable[State]) -> State:
+    """Return the state of a server: its *own*, or full if its *clones* are, but for paused ones.
+
+    Example:
+        >>> of_server(State.ACCEPTING, [State.FULL, State.FULL])
+        <State.FULL: 'full'>
+    """
+    if own is State.ACCEPTING and {*clones} - {State.PAUSED} == {State.FULL}:
+        return State.FULL
+    return own
 
 
 def of_clone(own: State, servers: State) -> State:

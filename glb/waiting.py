@@ -39,10 +39,10 @@ log: Final = logging.getLogger("glb")
 _DONTWAIT: Final[int] = getattr(_socket, "MSG_DONTWAIT", 0)  # Windows has none
 
 
-# One connection that waits: the socket; since when, on `time.monotonic`'s clock, if there is a
-# timeout; and whether its handler has served a request before, ``None`` if it has not even begun.
-# The client of one that has not has no reason to think that it might be closed. (A tuple, as one is
-# made for each request.)
+# One connection that waits: the socket; since when, on `time.monotonic`'s clock, or 0 without a
+# timeout when it isn't for the first request; and whether its handler has served a request before,
+# ``None`` if it has not even begun. The client of one that has not has no reason to think that it
+# might be closed. (A tuple, as one is made for each request.)
 Wait = tuple[Any, float, bool | None]
 
 
@@ -88,11 +88,11 @@ class Waiting:
     def enter(self, sock: Any, greenlet: object, *, has_served: bool | None) -> None:
         """The handler in *greenlet*, which is this one, waits for *sock*'s client."""
         timeout = self.timeout
-        if timeout is None:
+        if timeout is None and has_served:
             self.waits[greenlet] = (sock, 0.0, has_served)
         else:
             self.waits[greenlet] = (sock, monotonic(), has_served)
-            if self._timer is None:
+            if timeout is not None and self._timer is None:
                 self._start(timeout)
         if self.watchers:
             for watcher in [*self.watchers]:

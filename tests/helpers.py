@@ -7,10 +7,12 @@ from time import monotonic
 from typing import Any
 
 import gevent
+import pytest
 from gevent import socket
 from gevent.event import Event
 
 import glb
+from glb.ending import Watch
 
 
 def connect(address: Any, timeout: float = 10) -> socket.socket:
@@ -110,6 +112,51 @@ class Holder:
     def release(self) -> None:
         """Let go of all, and of those to come."""
         self._release.set()
+
+
+class Clock:
+    """A clock that stands until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SkippingClock:
+    """A clock that goes on, and can skip time. A first request has 100 s by it, instead of one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._skipped = 0.0
+        for module in ("draining", "ending", "rolling", "waiting"):
+            monkeypatch.setattr(f"glb.{module}.monotonic", self)
+        monkeypatch.setattr("glb.ending.FIRST_REQUEST_SECONDS", 100.0)
+
+    def __call__(self) -> float:
+        return monotonic() + self._skipped
+
+    def skip(self, seconds: float) -> None:
+        self._skipped += seconds
+
+
+class Looks:
+    """Counts how often a drain, or a roll, has looked for what is to be closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._count = 0
+        close_due = Watch._close_due
+
+        def counted(watch: Watch) -> None:
+            close_due(watch)
+            self._count += 1
+
+        monkeypatch.setattr(Watch, "_close_due", counted)
+
+    def wait(self) -> None:
+        """Wait until each of two hubs has begun to look since, and is done with it."""
+        enough = self._count + 4
+        wait_until(lambda: self._count >= enough)
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

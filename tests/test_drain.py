@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import ssl
 import threading
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import gevent
 import gevent.ssl
@@ -26,11 +28,14 @@ from glb.stats import DrainReport
 
 from .helpers import (
     Holder,
+    Looks,
+    SkippingClock,
     ask,
     close_all,
     connect,
     http_get,
     is_refused,
+    let_hub_turn,
     receive_all,
     wait_until,
 )
@@ -41,6 +46,12 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
 
 on_one_and_two_hubs = pytest.mark.parametrize("hubs", [1, 2])
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SkippingClock:
+    """The clock by which connections are closed."""
+    return SkippingClock(monkeypatch)
 
 
 class Application:
@@ -69,6 +80,17 @@ def request(client: socket.socket, data: bytes = GET) -> bytes:
         assert received, "the connection was closed before the reply"
         reply += received
     return reply
+
+
+def tls_contexts() -> tuple[Any, Any]:
+    """Return a server's context, and a client's that trusts it."""
+    here = Path(gevent.tests.__file__).parent
+    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(here / "server.crt", here / "server.key")
+    asking = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname = False
+    asking.verify_mode = ssl.CERT_NONE
+    return serving, asking
 
 
 def start_with_client(server: StreamServer) -> socket.socket:
@@ -207,12 +229,7 @@ def test_our_handler_class_serves_gevents_own_server() -> None:
 
 def test_tls_connections_get_their_close_notify() -> None:
     """Idle or busy, the client can tell the end from a cut."""
-    here = Path(gevent.tests.__file__).parent
-    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(here / "server.crt", here / "server.key")
-    asking = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    asking.check_hostname = False
-    asking.verify_mode = ssl.CERT_NONE
+    serving, asking = tls_contexts()
     application = Application()
     server = WSGIServer(LOCAL, application, clones=2, log=None, ssl_context=serving)
     server.start()
@@ -456,6 +473,285 @@ def test_a_second_server_takes_over(hubs: int) -> None:
     assert [receive_all(client) for client in clients] == [b"2"] * 10
     assert [ask(second.address) for _ in range(2)] == [b"2"] * 2
     second.drain(10)
+    close_all(clients)
+
+
+# -- a full server ----------------------------------------------------------------------------
+
+FULL_OF = 4
+
+#: Each way in which a server is full with so many connections: its hubs, and its arguments.
+WAYS_TO_BE_FULL: dict[str, tuple[int, Any]] = {
+    "number": (1, lambda: {"spawn": FULL_OF}),
+    "number, 2 hubs": (2, lambda: {"spawn": FULL_OF}),
+    "pool": (1, lambda: {"spawn": Pool(FULL_OF)}),
+    "most": (1, lambda: {"max_connections": FULL_OF}),
+    "most, 2 hubs": (2, lambda: {"max_connections": FULL_OF}),
+    "most, fresh greenlets": (1, lambda: {"max_connections": FULL_OF, "spawn": gevent.spawn}),
+    "clone": (1, lambda: {"max_connections_per_clone": FULL_OF // 2}),
+    "clone, 2 hubs": (2, lambda: {"max_connections_per_clone": FULL_OF // 2}),
+}
+
+full_in_each_way = pytest.mark.parametrize("way", [*WAYS_TO_BE_FULL])
+
+
+def begin_lingering(server: StreamServer, timeout: float | None = None) -> Any:
+    """Return the greenlet in which *server* drains, which waits for room as long as it takes."""
+    draining = gevent.spawn(server.drain, timeout, linger=1000)
+    wait_until(lambda: server.is_draining)
+    return draining
+
+
+@full_in_each_way
+@pytest.mark.parametrize("kind", ["stream", "http", "tls"])
+def test_a_full_server_closes_what_is_idle_and_serves_who_waits(way: str, kind: str) -> None:
+    """Room comes at once, the whole queue is served, and the server drains from the beginning."""
+    hubs, make_arguments = WAYS_TO_BE_FULL[way]
+    states: list[State] = []
+
+    def handle(sock: Any, _peer: Any) -> None:
+        while True:
+            with glb.idle():
+                data = sock.recv(100)
+            if not data:
+                return
+            states.append(server.state)
+            sock.sendall(b"ok")
+
+    def application(_environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        states.append(server.state)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    arguments = {**make_arguments(), "clones": 2, "hubs": hubs, "patience": NEVER}
+    serving, asking = tls_contexts()
+    if kind == "tls":
+        arguments["ssl_context"] = serving
+    server: StreamServer
+    if kind == "http":
+        server = WSGIServer(LOCAL, application, log=None, **arguments)
+    else:
+        server = StreamServer(LOCAL, handle, **arguments)
+    server.start()
+
+    def speak(client: socket.socket) -> tuple[Any, bytes]:
+        """Ask on *client*, and read the reply, which comes when the server has room."""
+        if kind == "tls":
+            client = asking.wrap_socket(client, suppress_ragged_eofs=False)
+        if kind == "http":
+            return client, request(client)
+        client.sendall(b"x")
+        return client, client.recv(100)
+
+    idle = [speak(connect(server.address))[0] for _ in range(FULL_OF)]
+    branches = server._branches
+    wait_until(lambda: sum(len(each.waiting or ()) for each in branches) == FULL_OF)
+    wait_until(lambda: server.state is State.FULL)
+    waiting = [connect(server.address) for _ in range(3 * FULL_OF)]
+    asks = [gevent.spawn(speak, client) for client in waiting]
+    draining = begin_lingering(server)
+    for client in idle:
+        assert client.recv(100) == b""
+    served = []
+    for each in asks:
+        client, reply = each.get()
+        assert reply.endswith(b"ok") and (kind != "http" or b"Connection: close\r\n" in reply)
+        assert client.recv(100) == b""  # a clean end, once it has its reply
+        served.append(client)
+    report = draining.get()
+    assert (report.finished + report.closed_idle, report.killed) == (4 * FULL_OF, 0)
+    assert report.closed_idle >= FULL_OF
+    assert states[FULL_OF:] == [State.DRAINING] * 3 * FULL_OF
+    assert (server.state, server.active) == (State.STOPPED, 0)
+    close_all([*idle, *served])
+
+
+@full_in_each_way
+def test_a_full_server_that_drains_is_not_ready(way: str) -> None:
+    """Its state and its clones' say so while it waits for room, and when it has some."""
+    hubs, make_arguments = WAYS_TO_BE_FULL[way]
+    arguments = {**make_arguments(), "clones": 2, "hubs": hubs, "patience": NEVER}
+    may_end = threading.Event()
+
+    def handle(sock: Any, _peer: Any) -> None:
+        seen.append((server.is_ready, [(each.ready, each.state) for each in server.clone_stats()]))
+        while not may_end.is_set():
+            gevent.sleep(0.001)
+        sock.sendall(b"ok")
+
+    seen: list[Any] = []
+    server = StreamServer(LOCAL, handle, **arguments)
+    server.start()
+    busy = [connect(server.address) for _ in range(FULL_OF)]
+    wait_until(lambda: len(seen) == FULL_OF and server.state is State.FULL)
+    late = connect(server.address)
+    draining = begin_lingering(server)
+    del seen[:]
+    assert not server.is_ready
+    may_end.set()
+    assert [receive_all(client) for client in (*busy, late)] == [b"ok"] * (FULL_OF + 1)
+    assert seen == [(False, [(False, "draining")] * 2)]
+    assert counts(draining.get()) == (FULL_OF + 1, 0, 0)
+    close_all([*busy, late])
+
+
+@on_one_and_two_hubs
+@pytest.mark.parametrize("kind", ["stream", "http"])
+def test_who_is_accepted_late_has_a_second_from_then_on(
+    hubs: int, kind: str, clock: SkippingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the drain has waited for room by then; and no longer than that."""
+    looks = Looks(monkeypatch)
+    application = Application()
+
+    def handle(sock: Any, _peer: Any) -> None:
+        while True:
+            with glb.idle():
+                data = sock.recv(100)
+            if not data:
+                return
+            application({"PATH_INFO": "/slow" if data == SLOW else "/"}, lambda *_: None)
+            sock.sendall(b"\r\n\r\nok")
+
+    arguments: Any = {"clones": 2, "hubs": hubs, "patience": NEVER, "max_connections": 2}
+    server: StreamServer
+    if kind == "http":
+        server = WSGIServer(LOCAL, application, log=None, **arguments)
+    else:
+        server = StreamServer(LOCAL, handle, **arguments)
+    server.start()
+    busy = [connect(server.address) for _ in range(2)]
+    for client in busy:
+        client.sendall(SLOW)
+    wait_until(lambda: application.begun == 2 and server.state is State.FULL)
+    late, silent = connect(server.address), connect(server.address)
+    draining = begin_lingering(server)
+    clock.skip(500)
+    application.may_reply.set()
+    for client in busy:
+        assert receive_all(client).endswith(b"ok")
+    branches = server._branches
+    wait_until(lambda: sum(len(each.waiting or ()) for each in branches) == 2)
+    looks.wait()
+    clock.skip(50)
+    looks.wait()
+    assert request(late).endswith(b"ok")
+    assert late.recv(10) == b""
+    looks.wait()
+    assert server.active == 1
+    clock.skip(51)
+    assert silent.recv(10) == b""
+    assert draining.get().killed == 0
+    close_all([*busy, late, silent])
+
+
+def test_who_had_connected_before_has_a_second_from_the_drain_on(
+    clock: SkippingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser that has connected in advance is closed then, however long ago that was."""
+    looks = Looks(monkeypatch)
+
+    def handle(sock: Any, _peer: Any) -> None:
+        with glb.idle():
+            sock.recv(100)
+
+    server = StreamServer(LOCAL, handle, clones=1)
+    client = start_with_client(server)
+    wait_until(lambda: server.waiting_here is not None and len(server.waiting_here) == 1)
+    clock.skip(500)
+    draining = begin_drain(server, None)
+    clock.skip(50)
+    looks.wait()
+    assert server.active == 1
+    clock.skip(51)
+    assert client.recv(10) == b""
+    assert counts(draining.get()) == (0, 1, 0)
+    client.close()
+
+
+@on_one_and_two_hubs
+def test_the_deadline_holds_while_a_full_server_waits_for_room(hubs: int) -> None:
+    """What is in flight then is killed, and counted; what waits in the queue is reset."""
+    server = StreamServer(
+        LOCAL, lambda *_: gevent.sleep(60), clones=2, hubs=hubs, patience=NEVER, spawn=2
+    )
+    server.start()
+    busy = [connect(server.address) for _ in range(2)]
+    wait_until(lambda: server.state is State.FULL)
+    waiting = connect(server.address)
+    assert counts(server.drain(0.05, linger=1000)) == (0, 0, 2)
+    assert server.active == 0
+    with pytest.raises(ConnectionResetError):
+        waiting.recv(1)
+    close_all([*busy, waiting])
+
+
+@on_one_and_two_hubs
+@pytest.mark.parametrize("how", ["stop", "close", "kill"])
+def test_a_full_server_that_waits_for_room_can_be_ended(
+    hubs: int, how: str, clock: SkippingClock
+) -> None:
+    """A stop kills what is in flight; a close, and a kill of the drain, leave it to finish."""
+    may_end = threading.Event()
+
+    def handle(sock: Any, _peer: Any) -> None:
+        while not may_end.is_set():
+            gevent.sleep(0.001)
+        sock.sendall(b"end")
+
+    server = StreamServer(LOCAL, handle, clones=2, hubs=hubs, patience=NEVER, spawn=2)
+    server.start()
+    busy = [connect(server.address) for _ in range(2)]
+    wait_until(lambda: server.state is State.FULL)
+    waiting = connect(server.address)
+    draining = begin_lingering(server, 500)
+    if how == "stop":
+        server.stop(0)
+        assert counts(draining.get()) == (0, 0, 2)
+    elif how == "close":
+        server.close()
+        assert counts(draining.get()) == (0, 0, 0)
+    else:
+        draining.kill()
+    assert server.state is State.STOPPED and glb.registry.entries() == []
+    if how != "stop":
+        clock.skip(1000)  # past the deadline of what was called off
+        gevent.sleep(0.2)
+        assert server.active == 2
+    may_end.set()
+    ends = [receive_all(client) for client in busy]
+    assert ends == ([b""] * 2 if how == "stop" else [b"end"] * 2)
+    wait_until(lambda: server.active == 0)
+    wait_until(lambda: not any(branch.watched for branch in server._branches))
+    close_all([*busy, waiting])
+
+
+@pytest.mark.parametrize("spawn", ["default", "number", "gevent"])
+def test_what_killed_handlers_held_is_freed_as_they_end(spawn: str) -> None:
+    """Without the garbage collector, which would look through thousands again and again."""
+
+    class Held:
+        pass
+
+    def handle(_sock: Any, _peer: Any) -> None:
+        held = Held()
+        helds.add(held)
+        gevent.sleep(60)
+
+    ways: dict[str, Any] = {"default": "default", "number": 10, "gevent": gevent.spawn}
+    helds: WeakSet[Held] = WeakSet()
+    server = StreamServer(LOCAL, handle, clones=2, spawn=ways[spawn])
+    server.start()
+    clients = [connect(server.address) for _ in range(5)]
+    wait_until(lambda: len(helds) == 5)
+    gc.disable()
+    try:
+        assert counts(server.drain(0)) == (0, 0, 5)
+        wait_until(lambda: server.active == 0)
+        let_hub_turn()
+        assert not helds
+    finally:
+        gc.enable()
     close_all(clients)
 
 
@@ -715,7 +1011,7 @@ def test_drains_of_two_threads_are_one() -> None:
     client = start_with_client(server)
     threads = [HubThread("glb test").start() for _ in range(2)]
     answers = [run_there(thread.send, lambda: server.drain(10)) for thread in threads]
-    wait_until(lambda: server.is_draining)
+    wait_until(lambda: len(server._draining.callers) == 2)
     holder.release()
     reports = [answer(None) for answer in answers]
     assert reports[0] == reports[1] and counts(reports[0]) == (1, 0, 0)
@@ -926,12 +1222,7 @@ def test_a_handlers_cleanup_is_not_cut_short() -> None:
 
 def test_a_tls_stream_that_sends_is_not_cut_by_spread() -> None:
     """Only its reading ends; all that it sends arrives, and then the goodbye."""
-    here = Path(gevent.tests.__file__).parent
-    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(here / "server.crt", here / "server.key")
-    asking = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    asking.check_hostname = False
-    asking.verify_mode = ssl.CERT_NONE
+    serving, asking = tls_contexts()
 
     def handle(sock: Any, _peer: Any) -> None:
         sock.sendall(b"begin ")

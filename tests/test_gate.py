@@ -25,6 +25,7 @@ from glb.states import State
 
 from .conftest import open_descriptors
 from .helpers import (
+    Clock,
     ask,
     close_all,
     connect,
@@ -406,7 +407,7 @@ def test_no_clone_has_more_than_it_may(hubs: int, spawn: str) -> None:
         wait_until(lambda: clone_states(server) == ["full"] * 3)
         holder.wait_for(6)
         assert (accepted(server), entries()[0].accepted) == ([2, 2, 2], 6)
-        assert (state_of(server), entries()[0].ready) == (State.ACCEPTING, 0)
+        assert (state_of(server), server.is_ready, entries()[0].ready) == (State.FULL, False, 0)
         assert {*holder.peers} == {*ports(clients[:6])}
         for gone in range(1, 7):
             holder.may_go = gone
@@ -419,6 +420,7 @@ def test_no_clone_has_more_than_it_may(hubs: int, spawn: str) -> None:
         for client in clients:
             receive_all(client)
         wait_until(lambda: clone_states(server) == ["accepting"] * 3)
+        assert (state_of(server), server.is_ready) == (State.ACCEPTING, True)
         assert holder.most == 6
         close_all(clients)
 
@@ -501,16 +503,6 @@ def test_a_full_clone_is_as_full_after_a_restart(hubs: int) -> None:
 
 
 # -- accept_rate --------------------------------------------------------------------------------
-
-
-class Clock:
-    """A clock that stands until it is told to go on."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

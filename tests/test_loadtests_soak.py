@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 
@@ -117,6 +118,32 @@ def test_a_report_is_kept_only_if_nothing_is_wrong() -> None:
     assert not kept(Result.SERVED, Result.FAILED)
     assert not kept(Result.SERVED, violated={"an invariant": 1})
     assert not kept(Result.SERVED, errors=("Traceback",))
+
+
+def test_a_report_keeps_the_actions_around_what_it_has_found() -> None:
+    """With their times, and in their order: what was over seconds before has no part in it."""
+    outcome = Outcome()
+    outcome.lost("a client", began=time.monotonic())
+    began = outcome.found_at[0][0] - 20
+    until = outcome.found_at[0][1] - began
+    events = [
+        (1.0, 2.0, "long over"),
+        (18.5, 18.6, "just before"),
+        (10.0, 30.0, "goes on"),
+        (until + 1, until + 2, "after it"),
+        (39.0, 40.0, "before what the server found"),
+    ]
+    server = {"violated": {}, "details": {}, "began": began, "events": events, "found_at": [41.0]}
+    report = Report(Plan(), "", outcome, server, {}, ())
+    assert [what for *_, what in report.last_actions] == [
+        "goes on",
+        "just before",
+        "FOUND: a client was not served",
+        "before what the server found",
+        "FOUND by the server",
+    ]
+    assert len(json.loads(report.to_json())["last_actions"]) == 5
+    assert Report(Plan(), "", Outcome(), {**server, "found_at": []}, {}, ()).last_actions == []
 
 
 def test_quantiles_are_samples() -> None:

@@ -19,6 +19,8 @@ from glb.signals import ask as run_there
 from glb.states import State
 
 from .helpers import (
+    Looks,
+    SkippingClock,
     ask,
     close_all,
     connect,
@@ -697,6 +699,51 @@ def test_who_has_not_spoken_yet_gets_the_new_handler() -> None:
             client.sendall(b"x")
         assert [receive_all(client) for client in clients] == [b"new0", b"new1"]
         close_all(clients)
+
+
+@on_one_and_two_hubs
+def test_who_connects_during_a_roll_has_a_second_for_the_first_request(
+    hubs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on, however long an earlier clone takes; who was there before has it only once."""
+    clock, looks = SkippingClock(monkeypatch), Looks(monkeypatch)
+    may_end = threading.Event()
+    begun = []
+
+    def handle(sock: Any, _peer: Any) -> None:
+        with glb.idle():
+            data = sock.recv(10)
+        begun.append(data)
+        while data == b"slow" and not may_end.is_set():
+            gevent.sleep(0.001)
+        if data:
+            sock.sendall(b"old")
+
+    with StreamServer(LOCAL, handle, clones=2, hubs=hubs, patience=NEVER) as server:
+        server.start()
+        # Turn by turn: the second and the fourth are clone 1's.
+        slow, early, other = (connect(server.address) for _ in range(3))
+        slow.sendall(b"slow")
+        other.sendall(b"x")
+        assert receive_all(other) == b"old"
+        wait_until(lambda: len(begun) == 2 and server.active == 2)
+        roll = gevent.spawn(server.roll, reply(b"new"))
+        wait_until(lambda: bool(server._branches[0].watched))
+        clock.skip(500)
+        late = connect(server.address)
+        branches = server._branches
+        wait_until(lambda: sum(len(each.waiting or ()) for each in branches) == 2)
+        assert [each.accepted for each in server.clone_stats()] == [2, 2]
+        looks.wait()
+        assert server.active == 3
+        may_end.set()
+        assert receive_all(slow) == b"old"
+        assert receive_all(early) == b""
+        looks.wait()
+        late.sendall(b"first")
+        assert receive_all(late) == b"old"
+        assert [counts[:3] for counts in roll.get().clones] == [(1, 0, 0), (1, 1, 0)]
+        close_all([slow, early, other, late])
 
 
 @on_one_and_two_hubs

@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from glb import states
 from glb.server import StreamServer
-from glb.states import MOVES, PAUSES, State, before, of_clone
+from glb.states import MOVES, PAUSES, State, before, of_clone, of_server
 
 from .helpers import Holder, ask, close_all, connect, receive_all, wait_until
 
@@ -129,6 +129,18 @@ def test_a_clones_state_is_its_own_within_its_servers() -> None:
         for servers, state in zip(columns, row, strict=True)
     }
     assert {pair: of_clone(*pair) for pair in product(State, State)} == wanted
+
+
+def test_a_server_is_full_when_every_clone_is_that_is_not_paused() -> None:
+    """One clone with room is enough, and what the server does itself comes first."""
+    full, paused, accepting = State.FULL, State.PAUSED, State.ACCEPTING
+    assert of_server(accepting, [full, full]) is full
+    assert of_server(accepting, [full, paused]) is full
+    assert of_server(accepting, [full, accepting]) is accepting
+    assert of_server(accepting, [paused, paused]) is accepting
+    assert of_server(accepting, []) is accepting
+    for own in {*State} - {accepting}:
+        assert of_server(own, [full, full]) is own
 
 
 # -- who keeps to it: a clone -------------------------------------------------------------------

@@ -28,7 +28,7 @@ from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 from glb.waiting import Waiting, close_reading, idle
 
-from .helpers import close_all, connect, let_hub_turn, receive_all, wait_until
+from .helpers import Clock, close_all, connect, let_hub_turn, receive_all, wait_until
 
 LOCAL = ("127.0.0.1", 0)
 NEVER = 30.0
@@ -119,16 +119,6 @@ def completed(server: StreamServer) -> int:
 def timer_of(waiting: Waiting) -> Any:
     """Return its timer as it is now."""
     return waiting._timer
-
-
-class Clock:
-    """A clock that stands until it is told to go on."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ class Actions:
     # -- each kind ------------------------------------------------------------------------------
 
     def _pause(self, service: Service, dice: random.Random) -> None:
+        began = self._tally.seconds
         server = dice.choice(service.staying)
         paused = [index for index in range(len(server._acceptors)) if dice.random() < dice.random()]
         for index in paused:
@@ -115,13 +116,14 @@ class Actions:
         for index in paused:
             if index < len(server._acceptors):  # it may have been resized
                 server.resume_clone(index)
-        self._tally.act("pause, resume")
+        self._tally.act("pause, resume", began)
 
     def _replace(self, service: Service, dice: random.Random) -> None:
+        began = self._tally.seconds
         server = dice.choice(service.staying)
         number, version = server.soak_number, self._versions.next()
         handle = self._work.handler(service.kind, number, version)
-        began = self._versions.changing()
+        changing = self._versions.changing()
         waits = dice.random() < 0.7
         count = len(server._acceptors)
         way = dice.choice(["replace_clone", "roll", "roll with a factory"])
@@ -137,12 +139,13 @@ class Actions:
             reports = [*report.clones]
         if waits:
             for clone in clones:
-                self._versions.changed(began, number, clone, version)
+                self._versions.changed(changing, number, clone, version)
         killed = sum(each.killed for each in reports)
         self._tally.hold("a roll without a deadline kills nobody", killed == 0, reports)
-        self._tally.act(f"{way}, {'waiting' if waits else 'at once'}")
+        self._tally.act(f"{way}, {'waiting' if waits else 'at once'}", began)
 
     def _resize(self, service: Service, dice: random.Random) -> None:
+        began = self._tally.seconds
         server = dice.choice(service.staying)
         clones = dice.randint(server.hubs, max(server.hubs, 2 * self._plan.clones))
         before = len(server._acceptors)
@@ -150,22 +153,24 @@ class Actions:
         try:
             report = server.resize(clones)
         except OSError as error:
-            self._tally.act(f"resize refused: {error.strerror}")
+            self._tally.act(f"resize refused: {error.strerror}", began)
             return
         finally:
             self._versions.resizing(server.soak_number)
         self._tally.hold("a resize without a deadline kills nobody", report.killed == 0, report)
-        self._tally.act("resize up" if clones > before else "resize down")
+        self._tally.act("resize up" if clones > before else "resize down", began)
 
     def _stop_accepting(self, service: Service, dice: random.Random) -> None:
+        began = self._tally.seconds
         server = dice.choice(service.staying)
         server.stop_accepting()
         gevent.sleep(dice.uniform(0.002, 0.3))
         if server not in service.leaving and server in service.servers:
             server.start_accepting()
-        self._tally.act("stop_accepting, start_accepting")
+        self._tally.act("stop_accepting, start_accepting", began)
 
     def _take_over(self, service: Service, dice: random.Random) -> None:
+        began = self._tally.seconds
         with self.steady():
             service.add(dice)
         gevent.sleep(dice.uniform(0.002, 0.5))
@@ -176,10 +181,11 @@ class Actions:
             server.stop_accepting()
             how += " after stop_accepting"
         service.retire(server, how.split()[0])
-        self._tally.act(f"take-over, {how}")
+        self._tally.act(f"take-over, {how}", began)
 
     def _starve(self, dice: random.Random) -> None:
         with self.steady():
+            began = self._tally.seconds
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             lowest = os.dup(0)
             os.close(lowest)
@@ -188,4 +194,4 @@ class Actions:
                 gevent.sleep(dice.uniform(0.05, 0.3))
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        self._tally.act("out of descriptors")
+        self._tally.act("out of descriptors", began)

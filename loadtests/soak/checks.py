@@ -240,7 +240,7 @@ class Checks:
 
     def _look_at_team(self, server: Any, branch: Any, listed: Counter[Any]) -> None:
         team, dispatcher = branch.team, branch.dispatcher
-        accepts = server.state is State.ACCEPTING
+        accepts = server._gate.state is State.ACCEPTING
         where = f"hub {branch.index} of {server!r}, {server.state}"
         self._hold("an open server is its dispatcher's", team in dispatcher.servers, where)
         self._hold(

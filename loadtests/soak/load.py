@@ -113,13 +113,17 @@ class Outcome:
     latencies: list[float] = field(default_factory=list)
     #: What went wrong, the first of it.
     details: list[str] = field(default_factory=list)
+    #: From when to when, on `time.monotonic`'s clock.
+    found_at: list[tuple[float, float]] = field(default_factory=list)
     #: Clients that did not come, as there were too many.
     held_back: int = 0
 
     def of(self, *results: Result) -> int:
         return sum(count for (_, result), count in self.counts.items() if result in results)
 
-    def lost(self, detail: str) -> None:
+    def lost(self, detail: str, began: float) -> None:
+        """A client that *began* then, on `time.monotonic`'s clock, was not served."""
+        self.found_at.append((began, time.monotonic()))
         if len(self.details) < 20:
             self.details.append(detail)
 
@@ -194,7 +198,7 @@ class Load:
             is_reply = isinstance(error, WireError) and str(error) != "given up"
             result = Result.FAILED if is_reply else Result.LOST
             at = f"at {began - self._began:.2f} s, after {time.monotonic() - began:.2f} s"
-            self.outcome.lost(f"{kind.value}: {behaviour.value}: {at}: {error!r}")
+            self.outcome.lost(f"{kind.value}: {behaviour.value}: {at}: {error!r}", began)
         else:
             if behaviour is Behaviour.GOOD:
                 self.outcome.latencies.append(time.monotonic() - began)

@@ -22,6 +22,10 @@ __all__ = ["Report", "quantile"]
 
 MIB = 2**20
 
+#: What was done to servers so long before something was found wrong is told. A roll takes longer,
+#: but what goes on then is told with it.
+LAST_SECONDS = 3.0
+
 
 def quantile(samples: Sequence[float], share: float) -> float | None:
     """Return the least of *samples* that *share* of them don't exceed."""
@@ -75,6 +79,24 @@ class Report:
     def is_kept(self) -> bool:
         return not self.violations
 
+    @property
+    def last_actions(self) -> list[tuple[float, float, str]]:
+        """What was done to servers when something was found wrong, and shortly before it.
+
+        Each from when to when, in seconds after their start, in the order in which it began; and
+        with it what was found.
+        """
+        start = self.server.get("began", 0.0)
+        found = [(at, at, "FOUND by the server") for at in self.server.get("found_at", ())]
+        for began, ended in self.outcome.found_at:
+            found.append((began - start, ended - start, "FOUND: a client was not served"))
+        actions = [
+            (began, ended, what)
+            for began, ended, what in self.server.get("events", ())
+            if any(ended > since - LAST_SECONDS and began < until for since, until, _ in found)
+        ]
+        return sorted(actions + found)
+
     # -- figures ----------------------------------------------------------------------------------
 
     def milliseconds(self, share: float) -> float | None:
@@ -119,6 +141,7 @@ class Report:
                 "memory_mib": self.memory(),
                 "server": self.server,
                 "violations": self.violations,
+                "last_actions": self.last_actions,
                 "kept": self.is_kept,
                 "stderr": "" if self.is_kept else self.stderr,
             },
@@ -148,6 +171,9 @@ class Report:
             console.print(f"[red]VIOLATED[/red] {name}", soft_wrap=True, highlight=False)
             for detail in details:
                 console.print(f"  {detail}", soft_wrap=True, markup=False, highlight=False)
+        for began, ended, what in self.last_actions:
+            line = f"{began:8.2f} s to {ended:8.2f} s: {what}"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
         said = "nothing was violated, nobody lost" if self.is_kept else "NOT kept"
         console.print(said)
 

@@ -27,8 +27,10 @@ class Tally:
         self.served: Counter[str] = Counter()
         #: What was done to servers.
         self.done: Counter[str] = Counter()
-        #: The same, each with when it was over, in seconds after the start.
-        self.events: list[tuple[float, str]] = []
+        #: The same, each with when it began and was over, in seconds after the start.
+        self.events: list[tuple[float, float, str]] = []
+        #: When something was found wrong, on the same clock.
+        self.found_at: list[float] = []
         #: How often each invariant was looked at.
         self.checked: Counter[str] = Counter()
         #: How often each did not hold.
@@ -42,10 +44,17 @@ class Tally:
         with self._lock:
             self.served[what] += 1
 
-    def act(self, what: str) -> None:
+    @property
+    def seconds(self) -> float:
+        """How long it is since the start."""
+        return time.monotonic() - self._began
+
+    def act(self, what: str, began: float | None = None) -> None:
+        """Count *what*, which is over now and *began* then, by `seconds`; ``None`` is now."""
         with self._lock:
+            ended = self.seconds
             self.done[what] += 1
-            self.events.append((round(time.monotonic() - self._began, 2), what))
+            self.events.append((ended if began is None else began, ended, what))
 
     def hold(self, invariant: str, is_kept: bool, detail: object = "") -> None:
         """Count a look at *invariant*, and tell *detail* if it isn't kept."""
@@ -53,9 +62,10 @@ class Tally:
             self.checked[invariant] += 1
             if not is_kept:
                 self.violated[invariant] += 1
+                self.found_at.append(self.seconds)
                 details = self.details.setdefault(invariant, [])
                 if len(details) < MOST_DETAILS:
-                    details.append(f"after {time.monotonic() - self._began:.1f} s: {detail}")
+                    details.append(f"after {self.seconds:.2f} s: {detail}")
 
     def begin(self, number: int) -> None:
         """A request is handled, which must not have been before."""
@@ -73,7 +83,9 @@ class Tally:
             return {
                 "served": dict(self.served),
                 "done": dict(self.done),
+                "began": self._began,
                 "events": self.events,
+                "found_at": self.found_at,
                 "checked": dict(self.checked),
                 "violated": dict(self.violated),
                 "details": self.details,
