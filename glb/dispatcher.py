@@ -70,6 +70,8 @@ class Dispatcher:
         self.moves = 0
         self.turns: Turns = entry.turns
         self.hub: Final = hub
+        # The hub lets go of it before it is destroyed.
+        self._loop: Final = hub.loop
         self._entry = entry
         self._users = 0
         self._is_giving_turns = False
@@ -122,6 +124,8 @@ class Dispatcher:
         try:
             self._wake_up.send()
         except Exception:
+            if self._loop.ptr:
+                raise  # an exception that strikes here
             # Its thread is destroying the loop this moment, and the watchers with it.
             self._io = self._wake_up = self._pause = None
             self._is_orphan = True
@@ -274,6 +278,7 @@ class Dispatcher:
         turns, lock, ring = self.turns, self.turns.lock, self.turns.ring
         self.moves += 1
         member: Member | None
+        passed: Member | None = None
         while self._io is not None and self._pause is None and turns.on_duty is self:
             with lock:
                 member = ring.first() if turns.policy is None else turns.next_locked()
@@ -291,6 +296,10 @@ class Dispatcher:
                 self._taken += 1
                 if _is_pending(self._next_turn):
                     return
+            elif member is passed:
+                return  # it has not left the ring, as an exception struck: see `glb.guard`
+            else:
+                passed = member
 
     def _deal(self, member: Member) -> Turn:
         """Accept one connection, for the clone whose turn it is, on whichever hub."""

@@ -173,6 +173,10 @@ class Gate:
             opened = [(each.dispatcher, each.team) for each in branches if each.dispatcher]
             if any(team not in dispatcher.seated for dispatcher, team in opened):
                 self.turns.seat(opened)
+        elif self.turns is not None:
+            opened = [(each.dispatcher, each.team) for each in branches if each.dispatcher]
+            if any(team in dispatcher.seated for dispatcher, team in opened):
+                self.turns.unseat(opened)
         bound = self.server._bound
         if isinstance(bound, HandlerPool):
             bound.look_over(handlers_here())
