@@ -251,6 +251,9 @@ def _select(_self: Any, *args: Any, **options: Any) -> Any:
     return polls.select(*args, **options)
 
 
+_select._gevent_monkey = True  # type: ignore[attr-defined]  # gevent's mark, which its tests look for
+
+
 def _patch_sockets() -> None:
     _put("sockets", GeventSocket, "bind", _bind)
     _put("sockets", GeventSocket, "listen", _listen)

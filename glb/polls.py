@@ -3,6 +3,8 @@
 All clones of an address lead to one kernel socket, which is readable for each of them as soon as
 one connection waits. Here a clone is told of a connection on its turn, and no other: whoever
 polls it listens to its bell instead (see `glb.seats`), and it is ready for as long as that lasts.
+A poll that has heard no bell looks into the accept queue before it returns, because it may have
+had no time to hear one: its timeout was 0 or short, or another descriptor was ready at once.
 
 `select`, `poll`, `select_of_selector` and `start_accepting` stand for gevent's, `glb.monkey` puts
 them in place. Descriptors that aren't clones' go to gevent's, as they are.
@@ -12,23 +14,25 @@ Source: ``gevent.select``, ``gevent.selectors`` and ``gevent.baseserver``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from selectors import EVENT_READ
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from gevent import get_hub
 from gevent.baseserver import BaseServer
 
 # By name, and now: ours will stand in their places.
-from gevent.select import get_fileno  # type: ignore[attr-defined]  # not in the stubs
+from gevent.select import POLLIN, get_fileno  # type: ignore[attr-defined]  # not in the stubs
 from gevent.select import poll as GeventPoll
 from gevent.select import select as _gevents_select
 from gevent.selectors import GeventSelector
 
 from .adopted import Adopted
 from .descriptor import NUMBERS, Descriptor, find
-from .seats import BellWatcher
+from .seats import BellWatcher, Seats, in_order
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing, from 3.11 on
 
 __all__ = ["poll", "select", "select_of_selector", "start_accepting"]
 
@@ -41,20 +45,47 @@ _WRITE: Final = 2
 _WRITABLE: Final = 4  # POLLOUT
 
 
-@contextmanager
-def _polled(clones: Iterable[Descriptor], *, is_waiting: bool) -> Iterator[None]:
-    """Let *clones* be ready; or ask for a connection now, if nobody waits."""
-    begun = []
-    is_told = False
-    try:
-        for clone in clones:
-            seats = clone.seats
-            begun.append((seats, seats.begin_poll(is_waiting=is_waiting)))
-        yield
-        is_told = True
-    finally:
-        for seats, seat in begun:
-            seats.end_poll(seat, is_told=is_told)
+K = TypeVar("K")
+
+
+class _Polled(Generic[K]):
+    """Some clones during a poll: they are ready meanwhile. *clones* are by the poller's key."""
+
+    def __init__(self, clones: Mapping[K, Descriptor], *, is_waiting: bool) -> None:
+        self._seats = {key: clone.seats for key, clone in clones.items()}
+        self._is_waiting = is_waiting
+        self._begun: list[tuple[Seats, Any]] = []
+        self._told: list[Seats] = []
+
+    def __enter__(self) -> Self:
+        try:
+            for seats, mates in in_order(self._seats.values()):
+                seat = seats.begin_poll(is_waiting=self._is_waiting, mates=mates)
+                self._begun.append((seats, seat))
+        except BaseException:
+            self._end([])
+            raise
+        return self
+
+    def ringing(self, *, is_over: bool) -> list[K]:
+        """Return the keys of the clones that have something to accept, or to be told.
+
+        If the poll *is_over* otherwise, and there are none, what waits in the accept queue is
+        dealt out now.
+        """
+        if is_over and not any(seats.is_ringing for seats in self._seats.values()):
+            for one in {seats.entry: seats for seats, _ in self._begun}.values():
+                one.look()
+        ringing = {key: seats for key, seats in self._seats.items() if seats.is_ringing}
+        self._told = [*ringing.values()]
+        return [*ringing]
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._end(self._told if error is None else [])
+
+    def _end(self, told: list[Seats]) -> None:
+        for seats, seat in self._begun:
+            seats.end_poll(seat, is_waiting=self._is_waiting, is_told=seats in told)
 
 
 # -- select ---------------------------------------------------------------------------------------
@@ -74,12 +105,14 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
         return _gevents_select(rlist, wlist, xlist, timeout)
     others = [each for place, each in enumerate(rlist) if place not in clones]
     is_waiting = timeout is None or timeout > 0
-    with _polled(clones.values(), is_waiting=is_waiting):
+    with _Polled(clones, is_waiting=is_waiting) as polled:
         # First what is ready now, and what is wrong with the others, as gevent's.
         readable, writable, exceptional = _gevents_select(others, wlist, xlist, 0)
-        told = [rlist[place] for place, clone in clones.items() if clone.seats.is_ringing]
-        if told or readable or writable or exceptional or not is_waiting:
-            return [*told, *readable], [*writable], [*exceptional]
+        is_over = bool(readable or writable or exceptional or not is_waiting)
+        told = polled.ringing(is_over=is_over)
+        if told or is_over:
+            told_of = [rlist[place] for place in told]
+            return [*told_of, *readable], [*writable], [*exceptional]
         # Asked now: what is closed meanwhile has none.
         reading, writing = ([get_fileno(each) for each in listed] for listed in (rlist, wlist))
         by_number = {reading[place]: clone for place, clone in clones.items()}
@@ -89,9 +122,15 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
                 flags[number] = flags.get(number, 0) | _READ
         milliseconds = None if timeout is None else timeout * 1000
         events = dict(_gevents_poll(_Looking(flags, by_number), milliseconds))
+        told = polled.ringing(is_over=True)
+    heard = {*told}
     # What was closed is told to readers, as gevent does.
     return (
-        [each for each, n in zip(rlist, reading, strict=True) if events.get(n, 0) & ~_WRITABLE],
+        [
+            each
+            for place, (each, number) in enumerate(zip(rlist, reading, strict=True))
+            if place in heard or (place not in clones and events.get(number, 0) & ~_WRITABLE)
+        ],
         [each for each, n in zip(wlist, writing, strict=True) if events.get(n, 0) & _WRITABLE],
         [],
     )
@@ -114,9 +153,10 @@ def poll(self: Any, timeout: Any = None) -> list[tuple[int, int]]:
     if not clones:
         return _gevents_poll(self, timeout)  # type: ignore[no-any-return]  # not in the stubs
     others = {number: flags for number, flags in self.fds.items() if number not in clones}
-    with _polled(clones.values(), is_waiting=timeout is None or timeout != 0):
+    with _Polled(clones, is_waiting=timeout is None or timeout != 0) as polled:
         found: list[tuple[int, int]] = _gevents_poll(_Looking(others, clones), timeout)
-    return found
+        told = polled.ringing(is_over=True)
+    return [*((number, POLLIN) for number in told), *(e for e in found if e[0] not in clones)]
 
 
 class _Looking(GeventPoll):
@@ -157,20 +197,37 @@ def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
         return _gevents_select_of_selector(self, timeout)  # type: ignore[no-any-return]  # as above
     for number, clone in clones.items():
         _watch_bell(self, number, clone)
-    with _polled(clones.values(), is_waiting=timeout is None or timeout > 0):
+    with _Polled(clones, is_waiting=timeout is None or timeout > 0) as polled:
         found: list[Any] = _gevents_select_of_selector(self, timeout)
-    return found
+        told = polled.ringing(is_over=True)
+    active = self._active_watchers
+    for number in {*told} & {*active}:
+        # It is told of now, and the bell may have been about to tell it.
+        watcher = self._inactive_watchers[number] = active.pop(number)
+        watcher.stop()
+    others = [(key, events) for key, events in found if key.fd not in clones]
+    keys = (self._fd_to_key.get(number) for number in told)
+    return [*((key, EVENT_READ) for key in keys if key is not None), *others]
 
 
 def _watch_bell(selector: Any, number: int, clone: Descriptor) -> None:
     active, inactive = selector._active_watchers, selector._inactive_watchers
+    heard = selector._accumulated_events
     watcher = active.get(number) or inactive.get(number)
     bell = clone.seats.bell
-    if not isinstance(watcher, BellWatcher) or watcher.bell is not bell:
-        active.pop(number, None)
-        inactive[number] = BellWatcher(bell, selector.hub)
-        watcher.stop()
+    is_bells = isinstance(watcher, BellWatcher) and watcher.bell is bell
+    if is_bells and (number not in heard or bell.is_ringing):
+        return
+    # What it has heard between two calls is over.
+    heard.pop(number, None)
+    if not heard:
+        selector._ready.clear()
+    active.pop(number, None)
+    watcher.stop()
+    if not is_bells:
         watcher.close()
+        watcher = BellWatcher(bell, selector.hub)
+    inactive[number] = watcher
 
 
 # -- gevent's own servers -------------------------------------------------------------------------
@@ -213,7 +270,7 @@ class _ServersWatcher:
         if seat is not None:
             self._bell.stop()
             # What it has not fetched is the next one's.
-            self._seats.end_poll(seat, is_told=False)
+            self._seats.end_poll(seat, is_waiting=True, is_told=False)
 
     def close(self) -> None:
         self.stop()

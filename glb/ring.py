@@ -118,6 +118,23 @@ class Ring(Generic[M]):
             line[member] = self._count = self._count + 1
             line.move_to_end(member)
 
+    def serve(self, place: int | None) -> int:
+        """Count a turn outside the line; return the place at its end.
+
+        Args:
+            place: What `leave` returned to the one that has the turn, if it kept its place.
+        """
+        if place is not None and place > self._last_served:
+            self._last_served = place
+        return self._next_count()
+
+    def is_first(self, place: int | None) -> bool:
+        """Tell whether *place*, which `leave` returned, is before all that are ready."""
+        if place is None or place <= self._last_served:
+            return False
+        member = self.first()
+        return member is None or (place, place) < self._heap[0][1].waits_since
+
     def seat(self, *teams: Team[M]) -> None:
         """Let *teams* have turns, all clones in the order they kept, behind all who wait."""
         now = self._next_count()

@@ -10,10 +10,16 @@ three ways to want one, and `Seats` keeps all of them apart from what the progra
   accepts it: so each poller is told on its clone's turn, and never for nothing.
 * Somebody **asks**: accepts without waiting, or polls with no time. A program's socket that does
   so, and is never polled otherwise, is ready from then on, and finds the connection of its turn
-  in the pocket when it asks again.
+  in the pocket when it asks again. A poll with no time is ready for as long as it lasts in any
+  case, and deals out what waits before it returns: `Seats.look`.
 
 Who stops waiting because its time is over, or polling, without having had a turn, gets its place
 in line back when it returns, unless it was passed over meanwhile.
+
+The clones of one poll are **mates**: they are ready together, and they come back together. So each
+keeps its place between two polls, even at the end of the line, where a turn has sent it. And one
+that accepts again between two polls does not take the turn of a mate that has waited longer: the
+connection stays in the accept queue, where the next poll finds it.
 
 What lies in a pocket when the clone closes is the next one's, and so is what came for one that has
 stopped asking. What a poller was told of stays, as on a socket of its own. A program's objects on
@@ -24,11 +30,12 @@ each hub; all may be used from any thread's.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import errno
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from gevent import Timeout, get_hub, getcurrent
@@ -44,7 +51,7 @@ from .ring import Team
 from .standby import dispatcher_for
 from .turns import Handed, Turn
 
-__all__ = ["BellWatcher", "Seats"]
+__all__ = ["BellWatcher", "Seats", "in_order"]
 
 # gevent's own min_delay and max_delay: short enough that a waiting client does not notice,
 # and at most one try a second for a process that stays out of descriptors.
@@ -97,10 +104,13 @@ class Seats:
         "_home",
         "_interval",
         "_is_told",
+        "_keeps_place",
         "_look",
+        "_mates",
         "_place",
         "_pocket",
         "_refusals",
+        "_refusals_since_poll",
         "entry",
     )
 
@@ -113,12 +123,18 @@ class Seats:
         self._bell: Bell | None = None
         # What who comes is told, once they have ended.
         self._error: Callable[[], OSError] | None = None
-        # Where in line it stood when it left without a turn.
+        # Where in line it stood when it last left, and whether it may come back there: it had no
+        # turn then, or it has mates.
         self._place: int | None = None
+        self._keeps_place = False
+        # The clones of this address in the last poll of this one, itself among them.
+        self._mates: list[Seats] = []
         # Whether a poller knows of what lies in the pocket.
         self._is_told = False
         # How often it was refused since somebody polled it and waited.
         self._refusals = REFUSALS_OF_POLLERS
+        # How often it was refused since it was last polled, with time or without.
+        self._refusals_since_poll = 0
         # When it was last asked, and how long after the time before.
         self._asked_at = 0.0
         self._interval = 0.0
@@ -159,6 +175,7 @@ class Seats:
             seat.end(waiting)
         if self._bell is not None:
             self._bell.end()
+        self._mates = []
         self._empty_pocket()
         self._stop_looking()
 
@@ -205,6 +222,7 @@ class Seats:
             except BlockingIOError:
                 hub.switch_out()
         seat = self._seat_on(hub)
+        self._mates = []  # it is polled no more
         try:
             return seat.wait(timeout, holder)
         finally:
@@ -225,33 +243,91 @@ class Seats:
         with turns.lock:
             if is_in_line:
                 self._note_question()
-            last: object = None
             while True:
                 found = self._from_pocket()
                 if found is not None:
                     return found
-                member = turns.next_locked()
-                if member is not None and member is last:
-                    break  # it is not ready, and has not left: that is its dispatcher's
-                if member is not None and not member.has_room():
-                    last = member
-                    continue
-                seat = member if isinstance(member, _Seat) else None
-                if member is not None and (seat is None or seat.waiters):
+                try:
+                    seat = self._next_seat()
+                except BlockingIOError:
                     break
-                is_own = seat is None or seat.seats is self
-                if is_own and turns.in_pockets:
-                    break  # others were told a moment ago, and have had no time to fetch theirs
+                if seat is not None and seat.seats is not self and self._goes_before_line:
+                    seat = None
+                if seat is not None and seat.seats is not self:
+                    if self._has_mate(seat.seats):
+                        break
+                    seat.give(self._next_connection())
+                    continue
+                # Other clones may have been given theirs a moment ago, without time to fetch it.
+                if turns.in_pockets or self._is_turn_of_mate:
+                    break
                 handed = self._next_connection()
-                if is_own:
-                    turns.accepted_before += 1
-                    if seat is not None:
-                        turns.rotate(seat.team, seat)
-                    return handed.sock.detach(), handed.address
-                assert seat is not None, "or it was for this one"
-                seat.give(handed)
+                turns.accepted_before += 1
+                if seat is not None:
+                    turns.rotate(seat.team, seat)
+                else:
+                    kept = self._place if self._keeps_place else None
+                    self._place = turns.ring.serve(kept)
+                    self._keeps_place = bool(self._mates)
+                return handed.sock.detach(), handed.address
             self._refusals += 1
+            self._refusals_since_poll += 1
+            if self._refusals_since_poll >= REFUSALS_OF_POLLERS:
+                self._mates = []  # it is polled no more
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def look(self) -> None:
+        """Give what is in the accept queue to the clones that stand in line, into their pockets.
+
+        It never waits. Where a greenlet in `accept`, or a server, is next, that is left to the
+        dispatcher. An error is left to a later accept, which meets it again.
+        """
+        with self.entry.turns.lock, contextlib.suppress(OSError):
+            while (seat := self._next_seat()) is not None:
+                seat.give(self._next_connection())
+
+    def _next_seat(self) -> _Seat | None:
+        """Return the seat whose turn it is; ``None`` if the line is empty.
+
+        Raises:
+            BlockingIOError: The dispatcher gives this turn.
+        """
+        turns = self.entry.turns
+        last: object = None
+        while (member := turns.next_locked()) is not None:
+            if member is not last and not member.has_room():
+                last = member
+                continue
+            if member is not last and isinstance(member, _Seat) and not member.waiters:
+                return member
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return None
+
+    @property
+    def _goes_before_line(self) -> bool:
+        """Whether it has kept a place that is before all that stand in line."""
+        return self._keeps_place and self.entry.turns.ring.is_first(self._place)
+
+    @property
+    def _is_turn_of_mate(self) -> bool:
+        """Whether a mate has waited longer."""
+        rank = self._rank
+        return any(mate._rank < rank and self._has_mate(mate) for mate in self._mates)
+
+    def _has_mate(self, other: Seats) -> bool:
+        """Tell whether the next poll of this clone is to be one of *other* too."""
+        return bool(self._mates) and other._mates is self._mates and other._error is None
+
+    @property
+    def _rank(self) -> tuple[int, int]:
+        """Sorts mates: those with a place in line, then the new ones, then those that had turns."""
+        for seat in [*self._by_hub.values()]:
+            joined = seat.team.line.get(seat)
+            if joined is not None:
+                return 0, joined
+        if self._place is None:
+            return 1, 0
+        return 0 if self._keeps_place else 2, self._place
 
     def _next_connection(self) -> Handed:
         handed = self.entry.turns.take_waiting()  # what has been given to nobody
@@ -272,8 +348,9 @@ class Seats:
         self._asked_at = now
         if self._refusals >= REFUSALS_OF_POLLERS:
             seat = self._seat_on(get_hub())
-            seat.asks = True
-            seat.settle()
+            if not seat.polls:  # or it would stand in line when the poll is over
+                seat.asks = True
+                seat.settle()
 
     # -- polling -------------------------------------------------------------------------------
 
@@ -291,34 +368,38 @@ class Seats:
         """Whether a poller would be told now."""
         return bool(self._pocket) or self._error is not None
 
-    def begin_poll(self, *, is_waiting: bool) -> _Seat | None:
-        """Be ready until `end_poll` of what is returned; or only ask, if nobody is waiting."""
-        if is_waiting:
-            seat = self._seat_on(get_hub())
-            self._refusals = 0
-            seat.polls += 1
-            seat.asks = False
-            seat.hold_loop()
-            seat.settle()
-            return seat
-        if not self.is_ringing:
-            try:
-                self._put_into_pocket(self.ask(is_in_line=True))
-            except OSError:
-                pass  # the poller is told nothing, and an accept that fails is told again
-        return None
+    def begin_poll(self, *, is_waiting: bool, mates: list[Seats] | None = None) -> _Seat:
+        """Be ready until `end_poll` of what is returned.
 
-    def end_poll(self, seat: _Seat | None, *, is_told: bool) -> None:
+        Args:
+            is_waiting: Whether the poll has time. One without is a question as well: see `ask`.
+            mates: The clones of this address in the same poll; see `in_order`.
+        """
+        self._mates = mates or []
+        self._refusals_since_poll = 0
+        if not is_waiting:
+            self._note_question()
+        seat = self._seat_on(get_hub())
+        if is_waiting:
+            self._refusals = 0
+            seat.asks = False
+        seat.polls += 1
+        seat.hold_loop()
+        seat.settle()
+        return seat
+
+    def end_poll(self, seat: _Seat, *, is_waiting: bool, is_told: bool) -> None:
         """Stop being ready.
 
-        What lies in the pocket then is for this clone to accept, if the poller *is_told*; if it
-        was killed, it is the next one's.
+        What is in the pocket then is for this clone to accept, if the poller *is_told* of it; if
+        not, because the poller was killed, it is the next one's.
         """
-        if seat is not None:
-            seat.polls -= 1
-            seat.settle(keeps_place=True)
-            seat.hold_loop()
-            self._leave_seat(seat)
+        if not (is_waiting or is_told):
+            self._refusals += 1
+        seat.polls -= 1
+        seat.settle(keeps_place=True)
+        seat.hold_loop()
+        self._leave_seat(seat)
         if self._pocket and is_told:
             self._is_told = True
         elif not (self._is_told or any(each.polls for each in [*self._by_hub.values()])):
@@ -456,6 +537,21 @@ class Seats:
             seat.close()
 
 
+def in_order(polled: Iterable[Seats]) -> Iterator[tuple[Seats, list[Seats]]]:
+    """Yield *polled*, each once and with its mates, so that they may begin a poll in this order.
+
+    A clone alone has no mates. Mates that were passed over go to the end of the line in the order
+    that they had, whatever the order in which the poller has them.
+    """
+    by_entry: dict[Entry, list[Seats]] = {}
+    for seats in dict.fromkeys(polled):
+        by_entry.setdefault(seats.entry, []).append(seats)
+    for mates in by_entry.values():
+        mates.sort(key=lambda seats: seats._rank)
+        for seats in mates:
+            yield seats, mates if len(mates) > 1 else []
+
+
 class _Greenlet(Waiter):  # type: ignore[type-arg]  # generic in the stubs alone
     """A greenlet that waits for a connection, and what it gets: descriptor and peer."""
 
@@ -560,12 +656,12 @@ class _Seat:
         turns, seats = self.dispatcher.turns, self.seats
         with turns.lock:
             if self._room > 0:
-                turns.join(self, seats._place)
-                seats._place = None
+                turns.join(self, seats._place if seats._keeps_place else None)
+                seats._keeps_place = False
                 return
             place = turns.leave(self)
             if place is not None:
-                seats._place = place if keeps_place else None
+                seats._place, seats._keeps_place = place, keeps_place or bool(seats._mates)
 
     def may_expect_locked(self) -> bool:
         return True

@@ -25,10 +25,24 @@ from .cpython_runner import ENDED, STARTED
 #: The child imports nothing else before.
 pytestmark = pytest.mark.process
 
+#: Every stream socket that is bound then has SO_REUSEPORT, so that those that listen are clones
+#: under our patch.
+SHARED: Final = """
+import socket
+
+def bind(self, address, plain=socket.socket.bind):
+    if self.type == socket.SOCK_STREAM and self.family in (socket.AF_INET, socket.AF_INET6):
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return plain(self, address)
+
+socket.socket.bind = bind
+"""
+
 PATCHES: Final = {
     "gevent": "import gevent.monkey; gevent.monkey.patch_all()",
     "glb": "import glb.monkey; glb.monkey.patch_all(); assert glb.monkey.is_patched('sockets')",
 }
+PATCHES_SHARED: Final = {f"{name} shared": patch + SHARED for name, patch in PATCHES.items()}
 
 RUN: Final = """
 {patch}
@@ -80,6 +94,17 @@ CHOSEN: Final = (
     "test_socket.UnbufferedFileObjectClassTestCase",
 )
 
+#: What is run with `SHARED`: event loops that accept. The first two are no longer there since
+#: Python 3.12.
+LOOPS: Final = (
+    "test_asyncore",
+    "test_asynchat",
+    "test_ftplib",
+    "test_asyncio.test_streams",
+    "test_asyncio.test_server",
+    "test_asyncio.test_sock_lowlevel",
+)
+
 #: What is not run at all, and why.
 LEFT_OUT: Final = {
     "test_poll.PollTests.test_poll_unit_tests": "asks for descriptors that are no longer open, "
@@ -122,7 +147,12 @@ def in_one_child(
     """Run *names* until the end, or the first that hangs; return its last words, and if it did."""
     journal.unlink(missing_ok=True)
     child = subprocess.run(
-        [sys.executable, "-c", RUN.format(patch=PATCHES[patch]), str(journal)],
+        [
+            sys.executable,
+            "-c",
+            RUN.format(patch={**PATCHES, **PATCHES_SHARED}[patch]),
+            str(journal),
+        ],
         env={**os.environ, **ENVIRONMENT},
         cwd=Path(__file__).parent.parent,
         input=json.dumps({"names": list(names), "left_out": sorted(left_out)}),
@@ -171,11 +201,14 @@ def with_prefix(names: Collection[str]) -> list[str]:
     return [f"test.{name}" for name in names]
 
 
-@pytest.mark.skipif(
+needs_cpythons_own = pytest.mark.skipif(
     importlib.util.find_spec("test") is None
     or importlib.util.find_spec("test.test_socket") is None,
     reason="CPython's own tests, the package `test`, are not installed with this Python",
 )
+
+
+@needs_cpythons_own
 def test_cpythons_own_tests_fare_as_under_gevents_patch(tmp_path: Path) -> None:
     """The same tests in a child under gevent's patch, and in one under ours."""
     left_out = with_prefix(LEFT_OUT)
@@ -185,25 +218,41 @@ def test_cpythons_own_tests_fare_as_under_gevents_patch(tmp_path: Path) -> None:
     else:
         names, at_least = with_prefix(CHOSEN), 150
         left_out += with_prefix(SLOW)
+    check_nothing_is_worse(tuple(PATCHES), names, left_out, at_least, tmp_path)
+
+
+@needs_cpythons_own
+@pytest.mark.thorough
+def test_event_loops_fare_alike_when_all_sockets_are_shared(tmp_path: Path) -> None:
+    """A loop that polls a clone among its other descriptors is told of what comes, as ever."""
+    names = [one for one in with_prefix(LOOPS) if importlib.util.find_spec(one)]
+    check_nothing_is_worse(tuple(PATCHES_SHARED), names, (), 100, tmp_path)
+
+
+def check_nothing_is_worse(
+    patches: tuple[str, ...],
+    names: Sequence[str],
+    left_out: Collection[str],
+    at_least: int,
+    tmp_path: Path,
+) -> None:
+    """Run *names* under gevent's patch and ours; of the first, so many have to pass."""
     with ThreadPoolExecutor(2) as pool:
-        both = [
-            pool.submit(run, patch, names, left_out, tmp_path / patch)
-            for patch in ("gevent", "glb")
-        ]
+        both = [pool.submit(run, patch, names, left_out, tmp_path / patch) for patch in patches]
         gevents, ours = (one.result() for one in both)
     assert sum(outcome == "passes" for outcome in gevents.values()) >= at_least, gevents
     suspects = worse(ours, gevents)
     told = {test: ours.get(test, "isn't run") for test in suspects}
     print("under our patch alone, at first:", told)
     assert len(suspects) <= CONFIRMED_MAX, told
-    confirmed = {test: told[test] for test in suspects if is_worse_always(test, tmp_path)}
+    confirmed = {test: told[test] for test in suspects if is_worse_always(test, patches, tmp_path)}
     assert confirmed == {}
 
 
-def is_worse_always(test: str, folder: Path) -> bool:
+def is_worse_always(test: str, patches: tuple[str, ...], folder: Path) -> bool:
     """Tell whether *test*, alone in its child, is worse under our patch in each of some runs."""
     return all(
         test
-        in worse(*(run(patch, [name_of(test)], (), folder / patch) for patch in ("glb", "gevent")))
+        in worse(*(run(each, [name_of(test)], (), folder / each) for each in reversed(patches)))
         for _ in range(CONFIRMATIONS)
     )

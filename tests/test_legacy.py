@@ -143,6 +143,7 @@ COPIED = [
     Program("select_loop", ask_line),
     Program("poll_loop", ask_line),
     Program("selectors_echo", ask_line),
+    Program("asyncio_streams", ask_line),
     Program("accept_polling", ask_line),
     Program("cheroot_wsgi", ask_http, needs=("cheroot",)),
     Program("waitress_sockets", ask_http, needs=("waitress",)),

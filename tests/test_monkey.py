@@ -405,6 +405,7 @@ for _ in range(12):
         assert client.recv(1) == b""
 assert order == [0, 1, 2, 3] * 3, order
 
+assert selectors.SelectSelector._select._gevent_monkey
 before = select.select
 glb.monkey.patch_all()
 assert select.select is before
@@ -413,6 +414,65 @@ assert select.select is gevent.select.select is not before
 assert selectors.SelectSelector._select._gevent_monkey
 assert not glb.monkey.is_patched() and gevent.monkey.is_module_patched("socket")
 import os; os._exit(0)  # the loops wait on
+"""
+    )
+
+
+@pytest.mark.parametrize("way", ["select", "poll", "Default", "Select", "Poll"])
+@pytest.mark.parametrize("is_busy", [False, True], ids=["alone", "beside a ready descriptor"])
+def test_one_loop_of_a_program_takes_exact_turns(way: str, is_busy: bool) -> None:
+    """By each poller of the library that gevent leaves: with time and without, one client each."""
+    check_child(
+        f"""
+import glb.monkey
+glb.monkey.patch_all()
+import select, selectors, socket
+assert not hasattr(select, "epoll") and not hasattr(selectors, "EpollSelector")
+
+first = socket.create_server(("127.0.0.1", 0), reuse_port=True)
+copies = [first, *(socket.create_server(first.getsockname(), reuse_port=True) for _ in range(3))]
+busy, other = socket.socketpair()
+writable = [busy] if {is_busy} else []
+
+def by_select(timeout):
+    return select.select(copies, writable, [], timeout)[0]
+
+poller = select.poll()
+def by_poll(timeout):
+    numbers = dict((each.fileno(), each) for each in copies)
+    found = poller.poll(int(timeout * 1000))
+    return [numbers[number] for number, _ in found if number in numbers]
+
+def by_selector(timeout):
+    return [key.fileobj for key, _ in selector.select(timeout) if key.fileobj in copies]
+
+polled = by_select if "{way}" == "select" else by_poll if "{way}" == "poll" else by_selector
+selector = getattr(selectors, "{way}Selector")() if polled is by_selector else None
+for each in copies:
+    each.setblocking(False)
+    poller.register(each, select.POLLIN)
+    if selector:
+        selector.register(each, selectors.EVENT_READ)
+for each in writable:
+    poller.register(each, select.POLLOUT)
+    if selector:
+        selector.register(each, selectors.EVENT_WRITE)
+
+order = []
+for count in range(12):
+    assert polled(0.002) == []
+    with socket.create_connection(first.getsockname()):
+        for timeout in (0, 0.005, 5):
+            for each in polled(timeout):
+                each.accept()[0].close()
+                order.append(copies.index(each))
+            if len(order) > count:
+                break
+assert sorted(order[:4]) == [0, 1, 2, 3] and order == order[:4] * 3, order
+if selector:
+    selector.close()
+for each in (*copies, busy, other):
+    each.close()
 """
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import os
 import selectors as native_selectors
 from collections.abc import Callable, Iterator
@@ -15,6 +17,8 @@ import pytest
 from gevent import select, selectors, socket
 from gevent.event import Event
 from gevent.select import POLLIN, POLLNVAL, POLLOUT  # type: ignore[attr-defined]  # not in the stubs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import glb
 from glb.registry import REGISTRY
@@ -263,6 +267,317 @@ def test_a_negative_time_is_as_gevent_has_it(clones: list[Any]) -> None:
     with connect(clones[0].getsockname()):
         assert greenlet.get() == [clones[0]]
         assert accept_now(clones[0])
+
+
+# -- one loop over all clones -----------------------------------------------------------------
+
+
+class Loop:
+    """A loop over clones that don't block, as the event loops have it.
+
+    Attributes:
+        found: By which clone each client was accepted, by the client's address.
+    """
+
+    def __init__(self, way: str, clones: list[Any]) -> None:
+        self.clones = clones
+        self.found: dict[Any, int] = {}
+        self._way = way
+        self._selector = selectors.GeventSelector()
+        #: Always writable.
+        self._busy, self._other = socket.socketpair()
+        for clone in clones:
+            clone.settimeout(0)
+            self._selector.register(clone, READ)
+
+    def close(self) -> None:
+        self._selector.close()
+        self._busy.close()
+        self._other.close()
+
+    def poll(self, timeout: float | None, *, is_busy: bool = False) -> list[Any]:
+        """Return the clones that are readable, polled beside a ready descriptor if *is_busy*."""
+        busy = [self._busy] if is_busy else []
+        if self._way == "select":
+            readable, writable, _ = select.select(self.clones, busy, [], timeout)
+            assert writable in ([], busy)
+            return [*readable]
+        if self._way == "poll":
+            poll = select.poll()
+            for each in self.clones:
+                poll.register(each, POLLIN)
+            for each in busy:
+                poll.register(each, POLLOUT)
+            told = poll.poll(None if timeout is None else timeout * 1000)
+            by_number = {each.fileno(): each for each in self.clones}
+            return [by_number[number] for number, _ in told if number in by_number]
+        for each in busy:
+            self._selector.register(each, WRITE)
+        keys = [key for key, _ in self._selector.select(timeout)]
+        for each in busy:
+            self._selector.unregister(each)
+        return [key.fileobj for key in keys if key.fileobj in self.clones]
+
+    def accept(self, clone: Any) -> bool:
+        """Accept from *clone*; tell whether there was something."""
+        try:
+            conn, peer = clone.accept()
+        except BlockingIOError:
+            return False
+        conn.close()
+        assert peer not in self.found, "it was served twice"
+        self.found[peer] = self.clones.index(clone)
+        return True
+
+    def turn(
+        self, timeout: float | None, *, is_busy: bool = False, is_greedy: bool = False
+    ) -> None:
+        """Poll once, and accept what is told, until there is nothing more if *is_greedy*."""
+        for clone in self.poll(timeout, is_busy=is_busy):
+            assert self.accept(clone), "it was told for nothing"
+            while is_greedy and self.accept(clone):
+                pass
+
+    def serve(self, clients: list[Any], timeout: float, **how: bool) -> list[int]:
+        """Turn until all *clients* are accepted; return by which clones."""
+        peers = [client.getsockname() for client in clients]
+        for _ in range(10 * len(clients)):
+            if self.found.keys() >= {*peers}:
+                break
+            self.turn(timeout, **how)
+        close_all(clients)
+        return [self.found[peer] for peer in peers]
+
+
+LOOPS = ["select", "poll", "selector"]
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest, clones: list[Any]) -> Iterator[Loop]:
+    made = Loop(request.param, clones)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("is_greedy", [False, True], ids=["once", "until EAGAIN"])
+def test_a_loop_that_waits_now_and_then_takes_exact_turns(loop: Loop, is_greedy: bool) -> None:
+    """A poll without time takes the place in line of the polls with time before it."""
+    order = []
+    for _ in range(2 * COPIES + 1):
+        loop.turn(0.001, is_greedy=is_greedy)
+        client = queued(loop.clones[0])
+        loop.turn(0, is_greedy=is_greedy)
+        order += loop.serve([client], 0.01, is_greedy=is_greedy)
+    assert order == turns(COPIES, 2 * COPIES + 1)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001, 5])
+@pytest.mark.parametrize("is_busy", [False, True], ids=["alone", "beside a ready descriptor"])
+def test_a_loop_that_accepts_until_there_is_nothing_more_takes_one_each(
+    loop: Loop, timeout: float, is_busy: bool
+) -> None:
+    """A queue that is full of clients is dealt out exactly, in the order of their coming."""
+    loop.turn(0.001)
+    clients = [queued(loop.clones[0]) for _ in range(5 * COPIES + 1)]
+    order = loop.serve(clients, timeout, is_busy=is_busy, is_greedy=True)
+    assert order == turns(COPIES, 5 * COPIES + 1)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001, None])
+def test_a_clone_beside_a_ready_descriptor_is_told_of_at_once(
+    loop: Loop, timeout: float | None
+) -> None:
+    """By the first poll after the client has come, as gevent's tells; and never for nothing."""
+    for count in range(2 * COPIES):
+        assert loop.poll(timeout, is_busy=True) == []
+        with queued(loop.clones[0]):
+            (told,) = loop.poll(timeout, is_busy=True)
+            assert loop.accept(told)
+        assert told is loop.clones[count % COPIES]
+
+
+def test_a_loop_with_one_clone_left_finds_the_next_at_once(loop: Loop) -> None:
+    """A clone that is no longer polled, or closed, or shut down, is not waited for."""
+    loop.turn(0.001)
+    loop._way = "select"  # of those that are listed
+    *others, kept = loop.clones
+    others[0].close()
+    others[1].shutdown(socket.SHUT_RDWR)
+    loop.clones = [kept]
+    loop.turn(0.001)
+    clients = [queued(kept) for _ in range(3)]
+    assert loop.poll(0) == [kept]
+    assert [loop.accept(kept) for _ in range(4)] == [True] * 3 + [False]
+    close_all(clients)
+    loop.clones = [*others, kept]
+    for other in others:
+        with contextlib.suppress(OSError):
+            loop._selector.unregister(other)
+
+
+def test_a_clone_that_joins_a_loop_goes_before_those_that_had_turns(loop: Loop) -> None:
+    """One clone was polled alone and had a turn; then all are polled."""
+    loop._way = "select"  # of those that are listed
+    every = loop.clones
+    loop.clones = every[:1]
+    assert loop.serve([queued(every[0])], 5) == [0]
+    loop.clones = every
+    order = [loop.serve([queued(every[0])], 5)[0] for _ in range(COPIES)]
+    assert order == turns(COPIES, COPIES, first=1)
+
+
+def test_a_clone_whose_mates_are_closed_finds_the_next_at_once(loop: Loop) -> None:
+    """They were polled with it a moment ago, and stood before it."""
+    loop.turn(0.001)
+    *others, last = loop.clones
+    others[0].shutdown(socket.SHUT_RDWR)
+    close_all(others[1:])
+    with queued(last):
+        assert loop.accept(last)
+
+
+def test_a_clone_that_is_asked_and_no_longer_polled_is_given_what_comes(loop: Loop) -> None:
+    """At the third question: one between two polls is refused for the mates' sake."""
+    loop.turn(0.001)
+    last = loop.clones[-1]
+    with queued(last):
+        assert [loop.accept(last) for _ in range(3)] == [False, False, True]
+
+
+def test_a_clone_that_waits_after_a_poll_has_no_mates(loop: Loop) -> None:
+    """It is not polled any more, and the next connection goes to it."""
+    loop.turn(0.001)
+    last = loop.clones[-1]
+    last.settimeout(10)
+    greenlet = start(reply, last, b"mine")
+    assert ask(last.getsockname()) == b"mine"
+    greenlet.get()
+    assert last._sock.seats._mates == []
+
+
+def test_a_loop_that_is_away_is_passed_over(loop: Loop) -> None:
+    """While it works, another clone has all connections; then turns go on behind that one."""
+    other = glb.bind(loop.clones[0].getsockname(), reuse_port=True)
+    address = other.address
+    loop.turn(0.001)
+
+    def serve() -> None:
+        for _ in range(4):
+            reply(other, b"other")
+
+    greenlet = start(serve)
+    assert [ask(address) for _ in range(3)] == [b"other"] * 3
+    wait_until(lambda: ready() == 1)
+    clients = [queued(other) for _ in range(COPIES + 2)]
+    peers = [client.getsockname() for client in clients]
+    while len(loop.found) < COPIES + 1:
+        loop.turn(0.001, is_greedy=True)
+    assert [loop.found.get(peer) for peer in peers] == [None, *turns(COPIES, COPIES), 0]
+    greenlet.get()
+    close_all([*clients, other])
+
+
+def test_a_selector_does_not_tell_later_of_what_was_accepted_meanwhile(clones: list[Any]) -> None:
+    """A bell that rang between two polls is not heard any more."""
+    clone = clones[0]
+    with polling(clone) as selector:
+        for _ in range(3):  # from then on it stands in line between two polls
+            assert selector.select(0) == []
+        with queued(clone):
+            wait_until(lambda: len(clone._sock.seats._pocket) == 1)
+            let_hub_turn()
+            assert accept_now(clone)
+        for timeout in (0, 0.001):
+            assert selector.select(timeout) == []
+
+
+def test_a_selector_may_lose_a_clone_while_it_selects(clones: list[Any]) -> None:
+    """Unregistered by another greenlet: the clone is not told of, and the other is."""
+    with polling(*clones[:2]) as selector:
+        greenlet = start(selector.select, 5)
+        selector.unregister(clones[0])
+        clients = [queued(clones[0]) for _ in range(2)]
+        assert [key.fileobj for key, _ in greenlet.get()] == [clones[1]]
+        close_all(clients)
+
+
+STEPS: st.SearchStrategy[list[Any]] = st.lists(
+    st.one_of(
+        st.just("a client comes"),
+        st.builds(
+            dict,
+            timeout=st.sampled_from([0, 0.001, 0.002]),
+            is_busy=st.booleans(),
+            is_greedy=st.booleans(),
+        ),
+    ),
+    max_size=30,
+)
+
+
+@pytest.mark.parametrize("way", LOOPS)
+@given(steps=STEPS)
+@settings(max_examples=60, deadline=None, database=None, print_blob=True)
+def test_turns_of_one_loop_are_exact_in_any_program(way: str, steps: list[Any]) -> None:
+    """However it polls and accepts, the clients' clones are 0, 1, 2, 3, 0, ...; none is lost."""
+    loop = Loop(way, clones_of_a_program())
+    clients: list[Any] = []
+    try:
+        for step in steps:
+            if step == "a client comes":
+                clients.append(queued(loop.clones[0]))
+            else:
+                loop.turn(**step)
+        assert loop.serve(clients, 0.001) == turns(COPIES, len(clients))
+        assert REGISTRY.entries()[0].accepted == len(clients)
+    finally:
+        close_all([*clients, loop, *loop.clones])
+        let_hub_turn()
+
+
+LOOPED = st.lists(
+    st.tuples(
+        st.sampled_from(LOOPS),
+        st.sets(st.integers(0, COPIES - 1), min_size=1),
+        st.lists(st.tuples(st.sampled_from([0, 0.001, 0.002]), st.booleans()), min_size=1),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(looped=LOOPED, clients=st.integers(1, 12))
+@settings(max_examples=60, deadline=None, database=None, print_blob=True)
+def test_several_loops_lose_nothing(looped: list[Any], clients: int) -> None:
+    """Whichever clones each polls, and however: every client is served by one, and once."""
+    clones = clones_of_a_program()
+    loops = [Loop(way, [clones[each] for each in sorted(which)]) for way, which, _ in looped]
+
+    def run(loop: Loop, hows: list[tuple[float, bool]]) -> None:
+        for timeout, is_greedy in itertools.cycle(hows):
+            for clone in loop.poll(timeout, is_busy=not timeout):
+                # Another loop may have it already, that polls the clone too.
+                while loop.accept(clone) and is_greedy:
+                    pass
+            gevent.sleep(0)
+
+    greenlets = [
+        gevent.spawn(run, loop, how) for loop, (*_, how) in zip(loops, looped, strict=True)
+    ]
+    connected = [connect(clones[0].getsockname()) for _ in range(clients)]
+    peers = sorted(client.getsockname() for client in connected)
+    try:
+        wait_until(
+            lambda: (
+                sum(len(loop.found) for loop in loops) == clients
+                or any(greenlet.ready() for greenlet in greenlets)
+            )
+        )
+        assert sorted(peer for loop in loops for peer in loop.found) == peers
+    finally:
+        end(greenlets)
+        close_all([*connected, *loops, *clones])
+        let_hub_turn()
 
 
 # -- the end ----------------------------------------------------------------------------------

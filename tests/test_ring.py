@@ -581,6 +581,42 @@ def test_turns_are_those_of_a_plain_list(machine: type[RingMachine]) -> None:
     )
 
 
+def test_a_kept_place_is_first_if_it_is_before_all_that_are_ready() -> None:
+    """And in an empty line; a place that was passed over is none."""
+    ring: Ring[str] = Ring()
+    team: Team[str] = Team()
+    places = {}
+    for name in "abc":
+        ring.join(team, name)
+    for name in "ab":
+        places[name] = ring.leave(team, name)
+    assert [ring.is_first(place) for place in (places["a"], places["b"], None)] == [1, 1, 0]
+    ring.join(team, "a", places["a"])
+    assert not ring.is_first(places["b"])
+    ring.rotate(team, "a")
+    assert ring.is_first(places["b"])
+    ring.rotate(team, "c")
+    assert not ring.is_first(places["b"])
+    ring.leave(team, "a")
+    ring.leave(team, "c")
+    assert not ring.is_first(places["b"])
+
+
+def test_a_turn_outside_the_line_passes_over_the_places_before_it() -> None:
+    """It counts as a turn in line, and gives the place at the end."""
+    ring: Ring[str] = Ring()
+    team: Team[str] = Team()
+    places = []
+    for name in "abc":
+        ring.join(team, name)
+        places.append(ring.leave(team, name))
+    ring.join(team, "d")
+    end = ring.serve(places[1])
+    assert [ring.is_first(place) for place in (*places, end)] == [False, False, True, False]
+    assert ring.serve(None) > end
+    assert ring.is_first(places[2])
+
+
 def test_a_dropped_team_is_forgotten() -> None:
     """No turn, no place in the heap, and nobody else's order changed."""
     ring: Ring[str] = Ring()

@@ -225,6 +225,36 @@ def test_a_listener_asks_without_standing_in_line(clones: list[Listener]) -> Non
             assert [accept_now(asking), accept_now(clones[1])] == [True, False]
 
 
+def test_a_question_has_the_place_of_the_poll_before_it(
+    clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """It goes before a poller that came later, once: its turn sends it to the end of the line."""
+    first, second = clones[:2]
+    assert not poll(first, 0.001)
+    start(running, poll_and_serve, second, b"1")
+    with queued(first):
+        assert accept_now(first)
+    with queued(first) as client:
+        assert not accept_now(first)
+        wait_until(lambda: first.entry.turns.accepted == 2)
+        let_hub_turn()
+        assert client.recv(1) == b"1"
+
+
+def test_a_question_that_finds_a_connection_is_a_turn(clones: list[Listener]) -> None:
+    """Clones that were polled apart: the one that asks goes to the end, behind one passed over."""
+    assert [poll(clone, 0.001) for clone in clones] == [False] * 4
+    with queued(clones[0]):
+        assert accept_now(clones[1])
+    order = []
+    for _ in range(5):
+        with queued(clones[0]):
+            (told,) = polls.select(clones, [], [], 0)[0]
+            assert accept_now(told)
+        order.append(clones.index(told))
+    assert order == [2, 3, 0, 1, 2]
+
+
 def test_who_is_polled_with_time_is_ready_only_then(programs: list[Any]) -> None:
     """An accept that would block, as after each poll, isn't a wish for the next connection."""
     first, second = programs[:2]
@@ -324,9 +354,9 @@ def test_a_place_is_kept_unless_it_was_passed_over(
         way(clone, None)
 
     address, ring = clones[0].address, clones[0].entry.turns
-    start(running, serve, clones[0])
-    for index in (1, 2):
-        start(running, reply, clones[index], b"%d" % index)
+    running.append(gevent.spawn(serve, clones[0]))
+    # Its time may be over before these have come.
+    running += [gevent.spawn(reply, clones[index], b"%d" % index) for index in (1, 2)]
     is_away.wait()
     let_hub_turn()
     assert ring.ready == 2
@@ -514,7 +544,7 @@ def test_a_connection_stays_with_who_was_told_and_not_with_who_was_killed(
     start(running, reply, clones[1], b"1")
     with connect(clones[0].address) as client:
         wait_until(lambda: len(polled._pocket) == 1)
-        polled.end_poll(seat, is_told=is_told)
+        polled.end_poll(seat, is_waiting=True, is_told=is_told)
         if is_told:
             let_hub_turn()
             clones[0].accept()[0].close()
