@@ -263,7 +263,8 @@ def test_ipv4_and_ipv6_are_two_places(registry: Registry) -> None:
             break
         except OSError as error:  # the port is taken there, by another program
             registry.release(six)
-            assert error.errno == errno.EADDRINUSE
+            if error.errno != errno.EADDRINUSE:
+                raise
     assert len(registry.entries()) == 2
     registry.release(six)
     assert is_refused(bound(six))
