@@ -18,6 +18,9 @@ exact turn. From the kernel upwards, each floor importing only from those below 
     state      registry -> turns -> ring         the only process-wide state
     kernel     sockets  hubs -> signals          the only modules that open sockets, start threads
                reserve  leaks                    a descriptor for when there is none, and why
+               guard                             what takes up what an exception left undone
+               originals                         clocks, locks and calls that no patch reaches
+               crossings                         what of one hub was used on another
     words      errors  address  balance  stats  clones  states  limits
 
 `bind` gives a `Listener`; `glb.server.StreamServer` and `glb.pywsgi.WSGIServer` take the

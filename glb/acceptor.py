@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gevent import getcurrent
@@ -24,6 +23,7 @@ from gevent import getcurrent
 from .clones import CURRENT, Clone
 from .connection import Connection
 from .errors import Heap, classify
+from .originals import monotonic
 from .registry import REGISTRY
 from .ring import Team
 from .states import State, before, of_clone
@@ -350,6 +350,7 @@ class Acceptor:
             else:  # one that serves a connection and, within that, another
                 strangers[greenlet] = outer_args
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
+            del greenlet  # or an error's traceback keeps it, and it keeps the error
 
     def never_served(self, *, is_charged: bool) -> None:
         """A connection that was taken could not be given to a handler."""
@@ -357,6 +358,21 @@ class Acceptor:
         self.begun += 1
         self.failed += 1
         (self.server._turn.branch or self.branch).done += 1
+
+    @property
+    def has_miscounted(self) -> bool:
+        """Whether it counts handlers, where none runs nor is about to."""
+        is_idle = not self.promised and not self.spawned
+        return is_idle and (self.load != 0 or self.begun != self.completed + self.failed)
+
+    def lose_count(self) -> None:
+        """Nothing runs here, nor is about to: what is counted as active was lost, and failed."""
+        with REGISTRY.lock:
+            if self.has_miscounted:
+                self.begun = max(self.begun, self.completed + self.failed)
+                self.failed = self.begun - self.completed
+                self.charged = self.completed + self.failed + self.given_up
+        self._look_for_room()
 
     def kill_spawned(self, keys: set[int]) -> None:
         """End those of the `spawned` that have not begun. In their hub."""

@@ -8,6 +8,7 @@ and what runs handlers. The first is on the hub that starts the server, each oth
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,8 @@ from .dispatcher import Dispatcher
 from .ending import Ending, InUse, Watch
 from .handlers import Handlers, Job, handlers_here
 from .hubs import HubThread
-from .registry import Entry, native_ident
+from .originals import native_ident
+from .registry import Entry
 from .ring import Team
 from .standby import dispatcher_for
 from .stats import DrainReport
@@ -73,6 +75,10 @@ class Branch:
         #: How many of them have ended since they were closed, or their handlers killed.
         self.ended_otherwise = 0
         self._is_out_of_reach = False
+        # What was counted when the guard last looked, and what was wrong with it then: ``None`` if
+        # nothing was.
+        self._seen = (0, 0, 0)
+        self._astray: tuple[object, ...] | None = ()
         # Of the thread that runs its hub, also when it is closed: handlers may be there still.
         self._ident: int | None = None
         self._leave: Callable[[], object] = lambda: None
@@ -127,6 +133,7 @@ class Branch:
             self.place(acceptor)
         turn.branch = self
         self.is_closed = False
+        dispatcher.guarded[self] = self.look_over
 
     def place(self, acceptor: Acceptor) -> None:
         """Have *acceptor*, one of its own, stand with its team. It has no turns yet."""
@@ -178,6 +185,7 @@ class Branch:
         def leave() -> None:
             if left:
                 left.clear()
+                dispatcher.guarded.pop(self, None)
                 then()
                 if self.waiting is not None and not len(self.waiting):
                     self.waiting.close()
@@ -185,8 +193,49 @@ class Branch:
                 dispatcher.hold_loop(self, is_held=False)
                 dispatcher.detach()
 
-        self._leave = leave
+        self._leave = dispatcher.guarded[self] = leave
         dispatcher.run(leave)
+
+    # -- what an exception has left undone -------------------------------------------------------
+
+    def look_over(self) -> None:
+        """See to it that what is counted is there: see `glb.guard`. In a callback of its hub.
+
+        An exception may have struck between the end of a connection and its count. Connections
+        that are under way may be counted a moment late, so a difference that stays is one.
+        """
+        seen = (self.taken, self.done, self.given_up)
+        is_quiet, self._seen = seen == self._seen, seen
+        waiting = self.waiting
+        if waiting is not None:
+            waiting.look_over()
+        if not is_quiet or self.dispatcher is None:
+            self._astray = ()
+            return
+        if self._astray is None:
+            return  # nothing has changed since all was right
+        self._count_arrivals(self.dispatcher)
+        in_use = self.in_use()
+        busy = {each.acceptor for each in in_use}
+        missing = self.active - len(in_use)
+        wrong = [each for each in self.acceptors if each not in busy and each.has_miscounted]
+        before, self._astray = self._astray, (missing, *wrong)
+        if not missing and not wrong:
+            self._astray = None
+        elif before == self._astray:
+            self._astray = None
+            self.done += missing
+            for acceptor in wrong:
+                acceptor.lose_count()
+            self.handler_ended(None)
+
+    def _count_arrivals(self, dispatcher: Dispatcher) -> None:
+        with dispatcher.turns.lock:
+            coming = Counter(handed.member for handed in dispatcher.inbox)
+            for acceptor in self.acceptors:
+                if acceptor.branch is self:
+                    for _ in range(acceptor.promised - coming[acceptor]):
+                        acceptor.unexpect_locked()
 
     # -- its handlers ----------------------------------------------------------------------------
 

@@ -19,7 +19,16 @@ from gevent._socket3 import _closedsocket as ClosedSocket
 from gevent._socketcommon import GSENDAGAIN, cancel_wait_ex
 from gevent.socket import socket as GeventSocket
 
-__all__ = ["Connection", "LazySocket", "PlainSocket", "say_goodbye", "wait_for_data"]
+__all__ = [
+    "Connection",
+    "Kind",
+    "LazySocket",
+    "PlainSocket",
+    "accept_plain",
+    "kind_of",
+    "say_goodbye",
+    "wait_for_data",
+]
 
 #: gevent's own plain socket, which can be weakly referenced.
 PlainSocket: Final[Any] = GeventSocket._gevent_sock_class  # type: ignore[attr-defined]  # not in the stubs
@@ -27,6 +36,42 @@ PlainSocket: Final[Any] = GeventSocket._gevent_sock_class  # type: ignore[attr-d
 _BYTES: Final = frozenset((bytes, bytearray))  # whose length is what is sent
 _READ: Final = 1
 _WRITE: Final = 2
+
+
+#: What accepted sockets are, as `accept_plain` takes it: family, type, protocol.
+Kind = tuple[tuple[int], tuple[int], tuple[int]]
+
+
+def kind_of(listening: Any) -> Kind:
+    """Return what the connections of the plain socket *listening* are."""
+    return (listening.family,), (listening.type,), (listening.proto,)
+
+
+def accept_plain(listening: Any, kind: Kind) -> tuple[Any, Any]:
+    """Accept one connection; return its plain socket and the peer's address, in one step.
+
+    Whatever strikes here, say a signal handler that raises, the descriptor has one owner: it is
+    the returned socket's, or it is closed. So each call is made by a ``for``: between that call
+    and the assignment the interpreter looks for no signals.
+
+    Args:
+        listening: A plain socket, which doesn't block.
+        kind: Its `kind_of`.
+
+    Raises:
+        OSError: As accept(2); ``BlockingIOError`` if no connection waits.
+    """
+    number, plain = -1, None
+    try:
+        for number, address in iter(listening._accept, None):  # noqa: B007  # see above
+            break
+        for plain in map(PlainSocket, *kind, (number,)):  # noqa: B007
+            break
+    except BaseException:
+        if number >= 0 and plain is None:
+            _socket.close(number)
+        raise
+    return plain, address
 
 
 class LazySocket(GeventSocket):
@@ -115,6 +160,14 @@ class Connection(LazySocket):
         sock.setblocking(False)
         super().__init__(sock)
 
+    @classmethod
+    def on(cls, sock: Any) -> Connection:
+        """Return one on a plain socket, which it takes over."""
+        connection = cls.__new__(cls)
+        sock.setblocking(False)
+        LazySocket.__init__(connection, sock)
+        return connection
+
     def sendall(self, data: Any, flags: int = 0) -> None:
         # Mostly all goes at once. gevent first asks the kernel how big its buffer is.
         if type(data) in _BYTES and data and self.timeout != 0.0:
@@ -129,9 +182,11 @@ class Connection(LazySocket):
             data = memoryview(data)[sent:]
         super().sendall(data, flags)
 
-    def give_up(self) -> int:
-        """Return the descriptor, which is the caller's. Of one that nobody has used yet."""
-        return int(self._sock.detach())
+    def give_up(self) -> Any:
+        """Return the plain socket, which is the caller's. Of one that was not used yet."""
+        sock = self._sock
+        self._sock = ClosedSocket(sock.family, sock.type, sock.proto, sock.fileno(), "given up")
+        return sock
 
     def close(self) -> None:
         self._closed = True

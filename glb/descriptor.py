@@ -171,14 +171,16 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         if self.fileno() >= 0:
             # Before closing, as the standard library's: what comes after must not fail.
             address = self._share.entry.address
-            warnings.warn(
-                f"unclosed listener on {address!r}: {self!r}",
-                ResourceWarning,
-                stacklevel=2,
-                source=self,
-            )
-            with contextlib.suppress(OSError):  # EBADF, if it was closed by its number
-                self.close()
+            try:
+                warnings.warn(
+                    f"unclosed listener on {address!r}: {self!r}",
+                    ResourceWarning,
+                    stacklevel=2,
+                    source=self,
+                )
+            finally:  # it raises where warnings are errors, or go to a log that switches
+                with contextlib.suppress(OSError):  # EBADF, if it was closed by its number
+                    self.close()
 
 
 def find(number: int) -> Descriptor | None:

@@ -27,14 +27,16 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final, cast
 
+from .connection import accept_plain, kind_of
 from .errors import Heap, classify
+from .guard import Guard
 from .handlers import Job, handlers_here
-from .hubs import call_each
+from .hubs import call_each, call_where_it_may_switch
 from .leaks import describe
-from .registry import Entry, Registry, native_ident
+from .originals import monotonic, native_ident
+from .registry import Entry, Registry
 from .ring import Team
 from .turns import Handed, Member, Turn, Turns
 
@@ -72,9 +74,12 @@ class Dispatcher:
         self._users = 0
         self._is_giving_turns = False
         self._is_orphan = False
-        # Whether a callback is on its way to it, to give the next turn, or take up the next.
-        self._goes_on = False
-        self._goes_on_taking = False
+        # Callbacks that may be on their way: to give the next turn, to take up the next connection.
+        self._next_turn: Any = None
+        self._next_take: Any = None
+        self._kind: Final = kind_of(entry.pristine)
+        #: Called by the guard, in this hub: see `glb.guard`.
+        self.guarded: dict[object, Callable[[], object]] = {}
         #: What runs the handlers of this hub.
         self.handlers: Final = handlers_here()
         # Who keeps the hub alive: servers that have not stopped, listeners on which somebody
@@ -87,6 +92,7 @@ class Dispatcher:
         self._io: Any = hub.loop.io(entry.pristine.fileno(), _READ, ref=False)
         self._wake_up: Any = hub.loop.async_(ref=False)
         self._wake_up.start(self._answer)
+        self._guard: Final = Guard(hub, self._look_over)
         entry.keep_reserve()
 
     # -- who uses it -----------------------------------------------------------------------
@@ -149,7 +155,7 @@ class Dispatcher:
         self.moves += 1
         self._answer_calls()
         self.handlers.look()
-        if (self.inbox or not self.has_turns) and not self._goes_on_taking:
+        if (self.inbox or not self.has_turns) and not _is_pending(self._next_take):
             self._take_up_all()
         if self.turns.on_duty is self and self.turns.waiting:
             self._on_readable()
@@ -159,6 +165,20 @@ class Dispatcher:
     def _answer_calls(self) -> None:
         call_each(self._calls, self.hub)
 
+    def _look_over(self) -> None:
+        # The guard's. The loop is here, so nothing of this hub is in the middle of a callback.
+        if self._wake_up is None or not self.has_loop:
+            return
+        self._is_giving_turns = False
+        if not self._wake_up.active:
+            self._wake_up.start(self._answer)
+        if self._pause is not None and not self._pause.active:
+            self._resume()
+        self.handlers.look_over()
+        for look in [*self.guarded.values()]:
+            look()
+        self._answer()
+
     def close(self) -> None:
         """Leave nothing on the loop. Twice is harmless."""
         with self.turns.lock:
@@ -167,6 +187,7 @@ class Dispatcher:
             io, wake_up = self._io, self._wake_up
             self._io = self._wake_up = None
             self.turns.remove_locked(self)
+        self._guard.close()
         if self.has_loop:
             self._end_pause()
             for watcher in (io, wake_up):
@@ -224,7 +245,7 @@ class Dispatcher:
                 self._io.start(self._on_readable)
 
     def _on_readable(self) -> None:
-        if self._is_giving_turns or self._goes_on:
+        if self._is_giving_turns or _is_pending(self._next_turn):
             return
         self._taken = 0
         self._give_turns()
@@ -232,9 +253,8 @@ class Dispatcher:
     # -- turns ---------------------------------------------------------------------------------
 
     def _give_turns(self) -> None:
-        self._goes_on = False
-        self._is_giving_turns = True
         try:
+            self._is_giving_turns = True
             self._give_turns_while_ready()
         finally:
             self._is_giving_turns = False
@@ -267,7 +287,7 @@ class Dispatcher:
                 return
             if turn is Turn.TAKEN:
                 self._taken += 1
-                if self._goes_on:
+                if _is_pending(self._next_turn):
                     return
 
     def _deal(self, member: Member) -> Turn:
@@ -287,7 +307,7 @@ class Dispatcher:
         handed = turns.take_waiting()
         if handed is None:
             try:
-                handed = Handed(*self._entry.pristine._accept())  # type: ignore[attr-defined]  # not in the stubs
+                handed = Handed(*accept_plain(self._entry.pristine, self._kind))
             except BlockingIOError:
                 return Turn.EMPTY
             except OSError as error:
@@ -299,9 +319,8 @@ class Dispatcher:
         return Turn.TAKEN
 
     def _go_on_later(self) -> None:
-        if not self._goes_on:
-            self._goes_on = True
-            self.hub.loop.run_callback(self._give_turns)
+        if not _is_pending(self._next_turn):
+            self._next_turn = self.hub.loop.run_callback(self._give_turns)
 
     def _accept_failed(self, member: Member, error: OSError) -> Turn:
         heap = classify(error)
@@ -319,7 +338,6 @@ class Dispatcher:
 
     def _take_up_all(self) -> None:
         turns = self.turns
-        self._goes_on_taking = False
         while self.inbox:
             self.moves += 1
             with turns.lock:
@@ -332,8 +350,7 @@ class Dispatcher:
                 self.hub.loop.handle_error(self, type(error), error, error.__traceback__)
             # On probation a hub is ready again when the handler has begun, and not before.
             if handed.member.is_out_of_reach or self.stalled_at is not None:
-                self._goes_on_taking = True
-                self.hub.loop.run_callback(self._take_up_all)
+                self._next_take = self.hub.loop.run_callback(self._take_up_all)
                 return
         if not self.has_turns:
             with turns.lock:
@@ -353,8 +370,7 @@ class Dispatcher:
 
     def take_back_jobs(self) -> list[Handed]:
         """Take away connections whose handlers have not begun. From any thread."""
-        handlers = self.handlers
-        jobs = handlers.take_back(self._can_take_back) if handlers.is_probed else []
+        jobs = self.handlers.take_back(self._can_take_back)
         return [job[0].__self__.give_up(job) for job in jobs]  # type: ignore[attr-defined]  # a method
 
     def _can_take_back(self, job: Job) -> bool:
@@ -380,17 +396,23 @@ class Dispatcher:
         # connection that found room, since the next one often doesn't.
         now = monotonic()
         if now > self._entry.logged_until:
-            # A log handler may have a file to open.
-            with self._entry.registry.reserve.lend():
+            with self._entry.registry.reserve.lend():  # it reads a file
                 found = self._describe(context, error)
-                log.error(
-                    "%s can't accept: %s; clients wait in the accept queue, trying again in %g s%s",
-                    context,
-                    error,
-                    max(delay, 0),
-                    found and f"; {found}",
-                )
+            call_where_it_may_switch(
+                functools.partial(self._log, str(context), str(error), max(delay, 0), found)
+            )
         self._entry.logged_until = now + 2 * max(delay, 0) + EPISODE_GAP_SECONDS
+
+    def _log(self, context: str, error: str, delay: float, found: str) -> None:
+        # A log handler may have a file to open.
+        with self._entry.registry.reserve.lend():
+            log.error(
+                "%s can't accept: %s; clients wait in the accept queue, trying again in %g s%s",
+                context,
+                error,
+                delay,
+                found and f"; {found}",
+            )
 
     def _describe(self, context: object, error: BaseException) -> str:
         # Descriptor numbers are given lowest first: so many were open when it was bound.
@@ -410,6 +432,11 @@ class Dispatcher:
         if pause is not None:
             pause.stop()
             pause.close()
+
+
+def _is_pending(callback: Any) -> bool:
+    """Whether gevent is still to call what `run_callback` returned."""
+    return callback is not None and bool(callback.pending)
 
 
 def count_connections(registry: Registry) -> int | None:

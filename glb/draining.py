@@ -15,7 +15,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator
-from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import gevent
@@ -24,6 +23,7 @@ from gevent import getcurrent
 from .adopted import Adopted
 from .ending import KILL_SECONDS, Ending
 from .hubs import HubThread
+from .originals import monotonic
 from .registry import REGISTRY
 from .signals import Signal, ask
 from .sockets import is_loopback, is_readable

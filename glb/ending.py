@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gevent.event import Event
 
+from .originals import monotonic
 from .stats import DrainReport
 from .waiting import Wait, close_reading, connection_of
 

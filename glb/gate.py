@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .branch import SharedBound
 from .dispatcher import Dispatcher
+from .ending import FOREVER
+from .guard import GUARD_SECONDS
 from .limits import Bucket
+from .originals import monotonic
 from .registry import REGISTRY
 from .states import MOVES, PAUSES, State, before
 from .turns import Turns
@@ -50,6 +52,8 @@ class Gate:
         #: Whether those of some of its clones are.
         self.is_ending = False
         self._timer: Any = None
+        # When a pause is over, on the monotonic clock.
+        self._until = FOREVER
         # Counts the changes of state, so that a timer knows whether it still matters.
         self._episode = 0
         # Whether the pool tells when it has room, by its semaphore.
@@ -113,6 +117,7 @@ class Gate:
             if episode not in (None, self._episode):
                 return
             self._set_locked(state)
+            self._until = FOREVER if delay is None else monotonic() + delay
             episode = self._episode
             if state is State.ACCEPTING:
                 turns.seat(opened)
@@ -143,6 +148,13 @@ class Gate:
         if delay is not None and home.has_loop:
             self._timer = home.hub.loop.timer(delay)
             self._timer.start(self.accept_again, episode)
+
+    def look_over(self) -> None:
+        """Take up what an exception has left undone: see `glb.guard`. In the first hub."""
+        if self.state is State.FULL:
+            self.look_for_room()
+        elif self.state is State.BACKING_OFF and monotonic() > self._until + GUARD_SECONDS:
+            self.accept_again(self._episode)
 
     # -- pauses, by gevent's hooks -------------------------------------------------------------
 
@@ -185,7 +197,7 @@ class Gate:
 
     def has_promised_all(self) -> bool:
         """Whether all room in the pool is for connections that are on their way here."""
-        pool = self.server.pool
+        pool = self.server._bound
         return (
             self.expected > 0
             and pool is not None
@@ -218,26 +230,27 @@ class Gate:
         """A turn found no room for its handler: pass over all clones until there is some."""
         if self.state is not State.ACCEPTING:
             return  # `full` itself has stopped or closed the server
-        pool = self.server.pool
-        is_locked = pool is not None and pool._semaphore.locked()
+        bound = self.server._bound
+        is_shared = isinstance(bound, SharedBound)
+        is_locked = bound is not None and bound._semaphore.locked()
         self._is_told_of_room = is_locked
         self._has_reached_most = False
-        if is_locked or isinstance(pool, SharedBound):
+        if is_locked or is_shared:
             self.pause(State.FULL)
         else:
             # A `full` of the user's own: nobody tells when it changes its mind. The end of
             # each handler is a good moment to ask (see `handler_ended`), and so is this.
             self.pause(State.FULL, self.next_delay() if self.server.delay >= 0 else None)
         home = self.server._home
-        if is_locked and home is not None:
-            home.run(self._ask_for_room)
-        elif isinstance(pool, SharedBound):
+        locked = [each for each in self.server._semaphores if each.locked()]
+        if is_shared:
             self.look_for_room()  # the last handler may have ended a moment before
+        elif locked and home is not None:
+            home.run(functools.partial(self._ask_for_room, locked))
 
-    def _ask_for_room(self) -> None:
-        pool, tell = self.server.pool, self.server._start_accepting_if_started
-        semaphore: Any = None if pool is None else pool._semaphore
-        if semaphore is not None:
+    def _ask_for_room(self, semaphores: list[Any]) -> None:
+        tell = self.server._start_accepting_if_started
+        for semaphore in semaphores:
             semaphore.unlink(tell)
             semaphore.rawlink(tell)
 

@@ -4,18 +4,38 @@ A new greenlet for each connection costs more than its accept: the kernel maps m
 its frames, faults it in and unmaps it again. Here a greenlet whose handler has returned is
 parked, and runs the next one.
 
-**Nobody can tell.** A greenlet is used again only if nothing is left of the handler that it
-ran: no reference to it and no weak one, no link, no attribute, no context variable. So all
-that is kept by greenlet (`gevent.local`, `threading.local` and `current_thread()` under
-monkey patching, `Greenlet.link`, ``minimal_ident``, a `gevent.Timeout` that was never
-closed, a `kill` on its way, a program's own dict or set) finds its greenlet dead when the
-handler is done, and the next handler runs in a fresh one. Rather a greenlet too many than a
-leak: whatever raises, is killed or leaves a trace ends its greenlet, in gevent's own way and
-with gevent's own report.
+**The next handler can't tell.** A greenlet is used again only if nothing is left of the handler
+that it ran: no reference to it and no weak one, no link, no attribute, no context variable. So all
+that is kept by greenlet (`gevent.local`, `threading.local` and `current_thread()` under monkey
+patching, `Greenlet.link`, ``minimal_ident``, a `gevent.Timeout` that was never closed, a `kill` on
+its way, a program's own dict or set) finds its greenlet dead when the handler is done, and the
+next handler runs in a fresh one. Rather a greenlet too many than a leak: whatever raises, is
+killed or leaves a trace ends its greenlet, in gevent's own way and with gevent's own report.
 
-The proof is the count of references. A Python that has none gets fresh greenlets.
+**The proof** is a count of references, by these steps:
 
-State: one `Handlers` a thread, in ``_THREAD``.
+1. *Counted by C alone.* A parked greenlet is an element of a list, and `map` calls
+   `sys.getrefcount` with it. No bytecode has it in its hands, so it makes no difference that
+   CPython 3.14 and newer borrow references where older ones count them, nor how warm a function is.
+2. *Compared with the same greenlet.* Each parks once before its first job, and is counted there.
+   When it parks again, its stack is the same to the instruction, so one more in the count is one
+   reference more. Within a switch, where several jobs follow one another, the count before a job
+   is compared with the count after it.
+3. *Nothing refers to it at the first count.* Here a count is compared with another greenlet's:
+   one of `Proof`'s trials, which was seen to end, and to have no reference left but its list's.
+   A greenlet on which a tracer, a spawn callback or a profiler has laid its hand has another
+   count, and is never used again; nor is one whose stack differs for another reason.
+4. *Tried.* When a process first needs it, `Proof` runs jobs that keep their greenlet, and jobs that
+   keep nothing, by the very code that decides. If a kept one could be used again, or if one that
+   was not kept is not, no greenlet of this process is used again. `PROOF` says so, and the log.
+
+CPython 3.10 to 3.13 own each reference that a frame has; from 3.14 on a frame may borrow it from
+another, but something owns it, and owning counts. Debug builds and development mode count alike.
+Coverage has a weak reference to each greenlet that it sees (with ``concurrency = greenlet``), and
+some profilers add a reference to the stack: there each handler has a fresh greenlet. A Python that
+has no counts gets fresh greenlets.
+
+State: one `Handlers` a thread, in ``_THREAD``; `PROOF`, one a process.
 
 Source: ``gevent.Greenlet.spawn`` and ``gevent.pool.Pool``, for what a handler sees.
 """
@@ -23,18 +43,22 @@ Source: ``gevent.Greenlet.spawn`` and ``gevent.pool.Pool``, for what a handler s
 from __future__ import annotations
 
 import contextvars
-import math
+import functools
+import logging
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 from weakref import getweakrefcount
 
 from gevent import Greenlet, GreenletExit, get_hub, getcurrent
-from gevent.monkey import get_original
 from gevent.pool import Pool
 
-__all__ = ["HandlerGreenlet", "HandlerPool", "Handlers", "handlers_here"]
+from .originals import Local
+
+__all__ = ["PROOF", "HandlerGreenlet", "HandlerPool", "Handlers", "Proof", "handlers_here"]
+
+log: Final = logging.getLogger("glb")
 
 # Two full wake-ups of 100 connections, and some. A parked greenlet holds about 7 KiB
 # (250 of them, CPython 3.11 and 3.13).
@@ -44,15 +68,16 @@ MAX_PARKED: Final = 256
 # enough that a peak's memory is back before anybody asks where it is.
 TRIM_SECONDS: Final = 5.0
 
-# What a parked greenlet is told when there is a job for it. Any other word means that somebody
-# knows it, and it ends.
+# What a parked greenlet is sent when there is a job for it. Any other value comes from somewhere
+# else, and ends it.
 _GO: Final = object()
 _END: Final = object()
 
-# Where there are no counts, none is right: nan equals nothing, not even itself.
-_count_references: Final[Callable[[object], float]] = getattr(
-    sys, "getrefcount", lambda _: math.nan
-)
+_count_references: Final[Callable[[object], int] | None] = getattr(sys, "getrefcount", None)
+
+# So many trials of each kind. CPython replaces a call by a specialized one at its second to
+# sixteenth; the count of 3.14 and 3.15 is one less from the second on.
+WARM_UP: Final = 32
 
 #: ``run(handle, close, args)`` runs a connection's handler and closes it; then the pool.
 Job = tuple[
@@ -61,14 +86,16 @@ Job = tuple[
 
 
 class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stubs alone
-    """A greenlet that runs the jobs of its `Handlers`, until somebody could tell."""
+    """A greenlet that runs the jobs of its `Handlers`, until something refers to it."""
 
-    __slots__ = ("_handlers", "_has_ended", "_result", "_tree_locals", "job")
+    __slots__ = ("_handlers", "_has_ended", "_result", "_tree_locals", "is_provable", "job")
 
     def __init__(self, handlers: Handlers) -> None:
         super().__init__()
         self._handlers = handlers
         self._has_ended = False
+        #: Whether nothing referred to it when it parked before its first job.
+        self.is_provable = False
         #: What it runs.
         self.job: Job | None = None
         self._result: object = None
@@ -82,54 +109,62 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
         finally:
             handlers.all.discard(self)
             self.job = None
+            # gevent keeps an error with the greenlet, and the error keeps the frames that it went
+            # through and their callers, down to this one. Without the greenlet in them that is no
+            # cycle, and what the handler held is released as soon as the greenlet is.
+            del self
 
     def _run(self) -> object:
         handlers = self._handlers
-        jobs = handlers.jobs
+        jobs, started = handlers.jobs, handlers.started
         park = handlers.hub.switch
-        if not handlers.untouched_started:
-            handlers.untouched_started = _count_references(self)  # it is the probe
-        while True:
-            handlers.due -= 1
-            handlers.begun += 1
-            try:
-                self.job = run, handle, close, args, pool = jobs.popleft()
-            except IndexError:
-                # They were taken back, see `Handlers.take_back`. It has touched nothing.
-                handlers.begun -= 1
-                handlers.due = 0
-                return None
-            if pool is None:
-                self._result = run(handle, close, args)
-            else:
-                pool.begin(self)
+        try:
+            told = park()  # for its first count
+            while told is _GO:
+                handlers.due -= 1
+                handlers.begun += 1
                 try:
+                    self.job = run, handle, close, args, pool = jobs.popleft()
+                except IndexError:
+                    # They were taken back, see `Handlers.take_back`. It has touched nothing.
+                    handlers.begun -= 1
+                    handlers.due = 0
+                    break
+                untouched = count(started) if handlers.due > 0 else 0
+                if pool is None:
                     self._result = run(handle, close, args)
-                finally:
-                    pool.end(self)
-            del run, handle, close, args, pool
-            self.job = None
-            self.gr_context = None
-            if (
-                handlers.due > 0
-                and handlers.started is self
-                and _count_references(self) == handlers.untouched_started
-                and self._is_bare()
-            ):
-                continue
-            if self.has_links():
-                return self._result
-            self._has_ended = True
-            handlers.ended(self)
-            try:
-                told = park()
-            except BaseException:
-                if handlers.started is self:
-                    raise  # an interrupt, which struck as the next job came
-                told = _END  # a kill or a Timeout that comes too late: as nothing to the dead
-            self._has_ended = False
-            if told is not _GO:
-                return self._result
+                else:
+                    pool.begin(self)
+                    try:
+                        self._result = run(handle, close, args)
+                    finally:
+                        pool.end(self)
+                del run, handle, close, args, pool
+                self.job = None
+                self.gr_context = None
+                if (
+                    handlers.due > 0
+                    and handlers.is_started(self)
+                    and count(started) == untouched
+                    and self.is_provable
+                    and self._is_bare()
+                ):
+                    continue
+                if self.has_links():
+                    break
+                self._has_ended = True
+                handlers.ended(self)
+                try:
+                    told = park()
+                except BaseException:
+                    if handlers.is_started(self):
+                        raise  # an interrupt, which struck as the next job came
+                    told = _END  # a kill or a Timeout that comes too late: as nothing to the dead
+                self._has_ended = False
+        except BaseException:
+            del self  # as in `run`
+            raise
+        return self._result
 
     # Whoever asks knows it: then it ends at once, and not when the hub looks at it. (But for
     # who asks whether it is `dead`: gevent does, of one that it has just thrown something into.)
@@ -190,19 +225,19 @@ class Handlers:
         self.due = 0
         #: How many have begun, ever.
         self.begun = 0
-        #: Who runs within the switch that started it: it has not waited for anything yet.
-        self.started: HandlerGreenlet | None = None
-        #: How many references there are to it then, if nobody knows it.
-        self.untouched_started: float = 0
+        #: The greenlet that runs within the switch that started it, and has not waited for
+        #: anything yet. One or none, and no other reference to it.
+        self.started: list[HandlerGreenlet] = []
         self._is_starting = False
-        self._is_due = False
+        # What will start the jobs that wait, if it is pending.
+        self._callback: Any = None
         self._ended: list[HandlerGreenlet] = []
+        # The one of them that is being looked at.
+        self._judged: list[HandlerGreenlet] = []
         self._parked: list[HandlerGreenlet] = []
         self._least_parked = 0
         self._trimmer: Any = None
         self._users = 0
-        # How many references there are to a greenlet that has ended, if nobody knows it.
-        self._untouched_ended: float = 0
 
     def __len__(self) -> int:
         """How many are parked."""
@@ -213,10 +248,8 @@ class Handlers:
     def acquire(self) -> None:
         """Count one more server; while there is one, greenlets are parked."""
         self._users += 1
-        if not self._untouched_ended:
-            # To probe, before the first job comes.
-            self._is_due = True
-            self.hub.loop.run_callback(self._start)
+        if PROOF.is_given is None:
+            self._start_soon()  # tries whether it can be given, before the first job comes
 
     def release(self) -> None:
         """Count a server out. With the last one the parked greenlets end."""
@@ -241,20 +274,34 @@ class Handlers:
     ) -> None:
         """Call ``run(handle, close, args)`` in a handler greenlet, soon."""
         self.jobs.append((run, handle, close, args, pool))
-        if not self._is_due:
-            self._is_due = True
-            self.hub.loop.run_callback(self._start)
-
-    @property
-    def is_probed(self) -> bool:
-        """Whether it has begun. Before, no other thread may take anything back."""
-        return bool(self._untouched_ended)
+        callback = self._callback
+        if callback is None or not callback.pending:
+            self._callback = self.hub.loop.run_callback(self._start)
 
     def look(self) -> None:
-        """See to it that what waits is started."""
-        if self.jobs and not self._is_due:
-            self._is_due = True
-            self.hub.loop.run_callback(self._start)
+        """Start what waits, soon, unless that is about to happen."""
+        if self.jobs:
+            self._start_soon()
+
+    def look_over(self) -> None:
+        """Take up what an exception has left undone: see `glb.guard`. In a callback of the hub."""
+        self._is_starting = False
+        self.started.clear()
+        self.look()
+        if self._ended or self._judged:
+            self._park_untouched()
+        if self._trimmer is not None and not self._trimmer.active:
+            self._trimmer.start(self._trim)
+
+    def _start_soon(self) -> None:
+        # An exception may strike `_start` before its first line. gevent's callback knows that it
+        # was called, where a flag of ours would stay.
+        if self._callback is None or not self._callback.pending:
+            self._callback = self.hub.loop.run_callback(self._start)
+
+    def is_started(self, greenlet: HandlerGreenlet) -> bool:
+        """Whether *greenlet* runs within the switch that started it."""
+        return bool(self.started) and self.started[0] is greenlet
 
     def take_back(self, is_wanted: Callable[[Job], bool]) -> list[Job]:
         """Take away what waits and *is_wanted*, oldest first. From any thread.
@@ -284,30 +331,40 @@ class Handlers:
         return [each for each in self.all if each.job is not None and is_wanted(each.job)]
 
     def _start(self) -> None:
-        jobs, parked = self.jobs, self._parked
+        parked, started = self._parked, self.started
         self._is_starting = True
         try:
-            if not self._untouched_ended:
-                self._untouched_ended = self._probe()
-            self.due = len(jobs)
+            if PROOF.is_given is None:
+                PROOF.give(self.hub)
+            self.due = len(self.jobs)
             while self.due > 0:
-                # No other name for it: each reference counts.
-                if parked:
-                    self.started = parked.pop()
-                    self.started.switch(_GO)
-                else:
-                    self.started = self._new()
-                    self.started.switch()
-                self.started = None
+                self._take_greenlet()
+                started[0].switch(_GO)
+                started.clear()
                 if self._ended:
                     self._park_untouched()
         finally:
-            self.started = None
+            started.clear()
             self._is_starting = False
-            self._is_due = bool(jobs)
-            if jobs:
-                self.hub.loop.run_callback(self._start)
+            if self.jobs:
+                self._start_soon()
             self._least_parked = min(self._least_parked, len(parked))
+
+    def _take_greenlet(self) -> None:
+        """Have a parked greenlet in `started`."""
+        parked, started = self._parked, self.started
+        while parked:
+            started.append(parked.pop())
+            # What looks at all objects, as the garbage collector's lists do, may have found it.
+            if PROOF.holds(started):
+                return
+            started[0].end()
+            started.clear()
+        started.append(self._new())
+        started[0].switch()
+        started[0].is_provable = PROOF.holds(started)
+        if not started[0].is_provable:
+            PROOF.found_traced()
 
     def _new(self) -> HandlerGreenlet:
         try:
@@ -333,18 +390,6 @@ class Handlers:
         except BaseException as error:  # as if in its greenlet, where closing failed
             self.hub.handle_error(run, type(error), error, error.__traceback__)
 
-    def _probe(self) -> float:
-        def run(*_: object) -> None:
-            self.started = None  # or it would go on to the next job
-
-        self.jobs.appendleft((run, run, run, (), None))
-        self.started = HandlerGreenlet(self)
-        self.started.switch()
-        greenlet = self._ended.pop()
-        count = _count_references(greenlet)
-        greenlet.switch(_END)
-        return count
-
     # -- parking ---------------------------------------------------------------------------
 
     def ended(self, greenlet: HandlerGreenlet) -> None:
@@ -355,23 +400,26 @@ class Handlers:
             self.hub.loop.run_callback(self._park_untouched)
 
     def _park_untouched(self) -> None:
-        ended = self._ended
+        ended, judged = self._ended, self._judged
+        ended += judged  # an exception struck here the last time
+        judged.clear()
         while ended:
-            greenlet = ended.pop()
+            judged.append(ended.pop())
             if (
-                _count_references(greenlet) == self._untouched_ended
-                and greenlet._is_bare()
+                judged[0].is_provable
+                and PROOF.holds(judged)
+                and judged[0]._is_bare()
                 and len(self._parked) < MAX_PARKED
                 and self._users
             ):
-                greenlet._has_ended = False
-                greenlet._result = None
-                self._parked.append(greenlet)
+                judged[0]._has_ended = False
+                judged[0]._result = None
+                self._parked.append(judged.pop())
                 if self._trimmer is None:
                     self._trimmer = self.hub.loop.timer(TRIM_SECONDS, TRIM_SECONDS, ref=False)
                     self._trimmer.start(self._trim)
             else:
-                greenlet.switch(_END)
+                judged.pop().switch(_END)
 
     def _trim(self) -> None:
         # The last one parked runs first, so the first ones were not needed.
@@ -385,6 +433,170 @@ class Handlers:
                 self._trimmer.stop()
                 self._trimmer.close()
             self._trimmer = None
+
+
+def count(one: list[HandlerGreenlet]) -> int:
+    """Return how many references there are to the greenlet that *one* has; 0 if it has none.
+
+    No frame has it in its hands meanwhile: see the module's docstring.
+    """
+    return next(map(_count_references, one), 0) if _count_references is not None else 0
+
+
+class Proof:
+    """Whether handler greenlets are used again in this process, and why not."""
+
+    def __init__(self) -> None:
+        #: Whether they are; ``None`` before the first server of this process starts, and after a
+        #: trial that could not tell.
+        self.is_given: bool | None = None
+        #: Why they are not, if they aren't.
+        self.reason = ""
+        # How many references there are to a parked greenlet that nothing refers to.
+        self._untouched = 0
+        self._is_told = False
+
+    def __repr__(self) -> str:
+        return f"<Proof is_given={self.is_given} reason={self.reason!r}>"
+
+    def holds(self, one: list[HandlerGreenlet]) -> bool:
+        """Whether nothing refers to the parked greenlet that *one* has, but for *one*."""
+        return (
+            self.is_given is True and count(one) == self._untouched and not getweakrefcount(one[0])
+        )
+
+    def found_traced(self) -> None:
+        """Say once that a greenlet was referred to before its first job."""
+        if self.is_given is not False and not self._is_told:
+            self._is_told = True
+            log.info(
+                "handlers run in fresh greenlets, as a tracer, profiler or spawn callback "
+                "refers to each new one"
+            )
+
+    def give(self, hub: Any) -> None:
+        """Try, in *hub* and within its callback, and set `is_given`.
+
+        It takes about a millisecond, once a process.
+        """
+        if _count_references is None:
+            self.is_given, self.reason = False, "this Python has no reference counts"
+            log.info("handlers run in fresh greenlets, as %s", self.reason)
+            return
+        trial = _Trial(hub)
+        counts = [trial.count_unused() for _ in range(WARM_UP)]
+        if None in counts:
+            # A tracer may refer to them, and may be gone when the next server starts.
+            self.reason = "a tracer or profiler refers to them"
+            self.found_traced()
+            return
+        if len({*counts[WARM_UP // 2 :]}) > 1:
+            self._refuse(f"the number of references to an unused one varies: {counts}")
+            return
+        self._untouched = cast("int", counts[-1])
+        self.is_given, self.reason = True, ""
+        fault = trial.find_fault()
+        trial.end_parked()
+        if fault:
+            self._refuse(fault)
+
+    def _refuse(self, reason: str) -> None:
+        self.is_given, self.reason = False, reason
+        log.warning("handlers run in fresh greenlets, as using them again is not safe: %s", reason)
+
+
+class _Trial(Handlers):
+    """Handlers that keep their greenlet, or don't, and are known to."""
+
+    def __init__(self, hub: Any) -> None:
+        super().__init__(hub)
+        self._users = 1
+        self._made = 0
+
+    def _new(self) -> HandlerGreenlet:
+        self._made += 1
+        return HandlerGreenlet(self)  # of which spawn callbacks are not to know
+
+    def count_unused(self) -> int | None:
+        """Return how many references there are to a parked greenlet that nothing refers to.
+
+        ``None``, if something does.
+        """
+        started = self.started
+        started.append(self._new())
+        started[0].switch()
+        parked = count(started)
+        started[0].switch(_END)
+        has_ended, left = started[0].dead, count(started)
+        started.clear()
+        # Once it has ended, the list alone refers to it.
+        return parked if has_ended and left == next(map(sys.getrefcount, [object()])) else None
+
+    def find_fault(self) -> str:
+        """Return what goes wrong when greenlets are used again, or ``""``."""
+        for waits in (False, True):
+            made = self._made
+            self._run_jobs(lambda: None, waits=waits)
+            if self._made - made > (WARM_UP if waits else 1):
+                return "one that was not kept is not used again"
+            for keep in (_keep, _keep_its_switch, _keep_in_frame):
+                made = self._made
+                kept: list[object] = []
+                self._run_jobs(functools.partial(keep, kept), waits=waits)
+                # Parked before, so nothing referred to it: the first may be the last one of those.
+                if len(self) or len(kept) != 2 * WARM_UP:
+                    return "one that was kept is used again"
+                greenlets = {*map(_greenlet_of, kept)}
+                if len(greenlets) != len(kept):
+                    return "one that was kept is used again"
+        return ""
+
+    def _run_jobs(self, run: Callable[[], object], *, waits: bool) -> None:
+        waiting: list[Any] = []
+
+        def wait_and_run(*_: object) -> None:
+            if waits:
+                waiting.append(getcurrent())
+                self.hub.switch()
+            run()
+
+        # One after the other, and then in one go.
+        for each in (*(1 for _ in range(WARM_UP)), WARM_UP):
+            for _ in range(each):
+                self.jobs.append((wait_and_run, run, run, (), None))
+            self._start()
+            while waiting:
+                waiting.pop(0).switch()
+            self._park_untouched()
+
+
+def _keep(kept: list[object]) -> None:
+    kept.append(getcurrent())
+
+
+def _keep_its_switch(kept: list[object]) -> None:
+    kept.append(getcurrent().switch)
+
+
+def _keep_in_frame(kept: list[object]) -> None:
+    def hold() -> Iterator[object]:
+        greenlet = getcurrent()
+        yield None
+        yield greenlet
+
+    frame = hold()
+    next(frame)
+    kept.append(frame)
+
+
+def _greenlet_of(kept: Any) -> object:
+    if isinstance(kept, Greenlet):
+        return kept
+    return next(kept) if hasattr(kept, "gi_frame") else kept.__self__
+
+
+#: Of this process. A child that is forked has its parent's.
+PROOF: Final = Proof()
 
 
 class HandlerPool(Pool):
@@ -448,7 +660,7 @@ class HandlerPool(Pool):
         self._semaphore.release()
 
 
-class _Thread(get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+class _Thread(Local):
     handlers: Handlers | None = None
 
 

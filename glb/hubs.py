@@ -19,23 +19,19 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final, TypeVar
 
 import gevent
-from gevent import get_hub
+from gevent import get_hub, getcurrent
+from gevent._hub_local import get_hub_if_exists
 from gevent.exceptions import HubDestroyed, LoopExit
-from gevent.monkey import get_original, is_module_patched
+from gevent.monkey import is_module_patched
 from greenlet import greenlet
 
+from .originals import Lock, RLock, monotonic, native_ident, start_new_thread
 from .signals import Signal
 
-__all__ = ["HubThread", "call_each"]
-
-_Lock: Final[Callable[[], Any]] = get_original("_thread", "allocate_lock")
-_RLock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
-_start_new_thread: Final[Callable[..., int]] = get_original("_thread", "start_new_thread")
-native_ident: Final[Callable[[], int]] = get_original("_thread", "get_ident")
+__all__ = ["HubThread", "call_each", "call_where_it_may_switch"]
 
 # At the end of the interpreter, so long for all together. A thread that is in a call into C
 # for longer is left where it is: then the process ends before it comes back, as a rule.
@@ -71,7 +67,7 @@ class HubThread:
         #: Called in a greenlet of the hub when the interpreter ends. It ends the thread.
         self.at_exit: Callable[[], object] = self.end
         self._on_system_error = on_system_error
-        self._lock = _RLock() if lock is None else lock
+        self._lock = RLock() if lock is None else lock
         self._calls: deque[Callable[[], object]] = deque()
         self._wake_up: Any = None
         self._main: Any = None
@@ -79,7 +75,7 @@ class HubThread:
         # What a loop counts on which nothing is going on.
         self._idle_count = 0
         self._thread: threading.Thread | None = None
-        self._over = _Lock()
+        self._over = Lock()
         self._ended = Signal(self._lock)
         self._failed: BaseException | None = None
 
@@ -93,7 +89,7 @@ class HubThread:
         Switches:
             Never: the calling thread waits, for a millisecond.
         """
-        started = _Lock()
+        started = Lock()
         started.acquire()
         self._over.acquire()
         try:
@@ -135,7 +131,7 @@ class HubThread:
             Never: the calling thread waits. For a hub that is known to turn, and not while
             holding the registry's lock, for which the thread may ask.
         """
-        done = _Lock()
+        done = Lock()
         done.acquire()
         found: list[Any] = [None, None]
 
@@ -187,10 +183,10 @@ class HubThread:
     def forget(self) -> None:
         """There is no such thread in this process: it was forked, perhaps with a lock held."""
         self._wake_up = None
-        self._lock = _RLock()
+        self._lock = RLock()
         self._ended.forget()
         self._ended.set()
-        self._over = _Lock()
+        self._over = Lock()
         self._thread = None
         self._calls.clear()
 
@@ -266,6 +262,18 @@ class HubThread:
                 watcher.stop()
 
 
+def call_where_it_may_switch(function: Callable[[], object]) -> None:
+    """Call *function*, in a greenlet of its own if this is the hub.
+
+    For the log: under monkey patching its handlers' locks switch greenlets, and so may what they
+    write to. In the hub that raises, and whatever logs there is left half done.
+    """
+    if getcurrent() is get_hub():
+        gevent.spawn(function)
+    else:
+        function()
+
+
 def call_each(calls: deque[Callable[[], object]], hub: Any) -> None:
     """Call all of *calls*, oldest first, and take them out; *hub* reports what one raises."""
     while calls:
@@ -296,7 +304,7 @@ def _count_watchers(loop: Any) -> int:
 
 def _start_native(name: str, run: Callable[[], None]) -> threading.Thread | None:
     if is_module_patched("threading") or is_module_patched("_thread"):
-        _start_new_thread(run, ())
+        start_new_thread(run, ())
         return None
     # So that `threading` knows it by its name, and not as a dummy that stays for ever.
     thread = threading.Thread(target=run, name=name, daemon=True)
@@ -318,6 +326,21 @@ def _end_all() -> None:
         thread.join(max(0.0, until - monotonic()))
 
 
+def _after_fork_in_child() -> None:
+    _renew_loop()
+    _forget_all()
+
+
+def _renew_loop() -> None:
+    # On libuv the child has the parent's epoll set until its loop is renewed: what it closes
+    # would be watched no more in the parent, which is deaf from then on. libev looks for a fork
+    # by itself. `gevent.os.fork` does the same, after this; twice is harmless.
+    hub: Any = get_hub_if_exists()
+    loop = None if hub is None else hub.loop
+    if loop is not None and hasattr(loop, "_keepaliveset"):  # libuv's
+        loop.reinit()
+
+
 def _forget_all() -> None:
     threads = [*_running]
     _running.clear()
@@ -327,4 +350,4 @@ def _forget_all() -> None:
 
 atexit.register(_end_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -18,6 +18,7 @@ Source: getrlimit(2), proc(5) for ``/proc/self/fd`` and ``/proc/sys/fs/file-nr``
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import logging
 import os
@@ -27,10 +28,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, Final
 
-from gevent.monkey import get_original
+from .hubs import call_where_it_may_switch
+from .originals import Lock, monotonic
 
 __all__ = ["Census", "Watermark", "describe"]
 
@@ -38,8 +39,6 @@ log: Final = logging.getLogger("glb")
 
 # Here, since without a descriptor nothing can be imported. Windows has none.
 _resource: Final[Any] = None if sys.platform == "win32" else importlib.import_module("resource")
-
-_Lock: Final[Callable[[], Any]] = get_original("_thread", "allocate_lock")
 
 # So many descriptors are looked at, 5 to 10 us each, and where there are more, as many at random:
 # an error of 3 % at most, as a rule, and no hub waits much longer for it than 10 ms. As many as
@@ -178,7 +177,7 @@ class Watermark:
         self.level = _share(self._limit(), HIGH_SHARE)
         # Whoever comes second has nothing to add, so it is never waited for. (A child that is
         # forked meanwhile has no more warnings.)
-        self._lock: Any = _Lock()
+        self._lock: Any = Lock()
         # Within an episode: the number with which it is judged again, if nobody was warned.
         self._next = 0
         self._looks_at = 0.0
@@ -226,12 +225,20 @@ class Watermark:
         census = Census(opened, limit, connections, self.before)
         if census.is_suspect:
             self._next = sys.maxsize  # once an episode
-            log.warning(
-                "%s: handlers seem to leak descriptors: %s; the others are mostly %s",
-                server,
-                census,
-                _most_of(look(opened)[1], connections),
-            )
+            others = _most_of(look(opened)[1], connections)
+            call_where_it_may_switch(functools.partial(_warn, str(server), census, others))
+
+
+def _warn(server: str, census: Census, others: str) -> None:
+    try:
+        log.warning(
+            "%s: handlers seem to leak descriptors: %s; the others are mostly %s",
+            server,
+            census,
+            others,
+        )
+    except Exception:
+        log.debug("can't warn of a leak", exc_info=True)
 
 
 def _share(limit: int | None, share: float) -> int:

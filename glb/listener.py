@@ -20,7 +20,8 @@ from . import errors, sockets
 from .address import parse
 from .connection import Connection, LazySocket
 from .descriptor import Descriptor
-from .registry import REGISTRY, Entry, Share, native_ident
+from .originals import native_ident
+from .registry import REGISTRY, Entry, Share
 
 __all__ = ["Listener", "bind", "bind_direct", "bind_load_balanced"]
 

@@ -18,13 +18,14 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
+import gevent.pywsgi
 from gevent import getcurrent
 from gevent.baseserver import BaseServer
 from gevent.pywsgi import (  # type: ignore[attr-defined]  # some are not in the stubs
-    MAX_REQUEST_LINE,
     Environ,
     LoggingLogAdapter,
     OldMessage,
@@ -77,6 +78,22 @@ _FORMAT_REQUEST: Final = GeventWSGIHandler.format_request
 _TIMED_OUT: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
+
+
+class _Module(ModuleType):
+    """A module in which a program may set gevent's limit as in ``gevent.pywsgi``."""
+
+    @property
+    def MAX_REQUEST_LINE(self) -> int:  # noqa: N802  # gevent's name
+        limit: int = gevent.pywsgi.MAX_REQUEST_LINE  # type: ignore[attr-defined]  # not in the stubs
+        return limit
+
+    @MAX_REQUEST_LINE.setter
+    def MAX_REQUEST_LINE(self, limit: int) -> None:  # noqa: N802  # as above
+        gevent.pywsgi.MAX_REQUEST_LINE = limit  # type: ignore[attr-defined]  # as above
+
+
+sys.modules[__name__].__class__ = _Module
 
 
 class SilentClientError(ValueError):
@@ -133,6 +150,7 @@ class WSGIHandler(GeventWSGIHandler):
             if waiting is not None:
                 self.__dict__.pop("read_requestline", None)
                 waiting.leave(self._greenlet)
+                self._greenlet = None  # or an error's traceback keeps it, and it keeps the error
                 if self._is_timed:
                     del self.__dict__["read_request"]
                     waiting.leave_head()
@@ -168,7 +186,8 @@ class WSGIHandler(GeventWSGIHandler):
     def read_requestline(self) -> str:
         if self._waits is not None and not self._is_in_line and not self._wait_for_request():
             return ""
-        line: bytes = self.rfile.readline(MAX_REQUEST_LINE)
+        # Read now, as gevent does: a program may set it.
+        line: bytes = self.rfile.readline(gevent.pywsgi.MAX_REQUEST_LINE)  # type: ignore[attr-defined]  # not in the stubs
         return line.decode("latin-1")
 
     def _read_programs_requestline(self) -> Any:
@@ -193,8 +212,11 @@ class WSGIHandler(GeventWSGIHandler):
             waiting.enter(self.socket, greenlet, has_served=self._has_served)
         try:
             first = self.rfile.peek(1)  # which waits, if nothing is there
-        finally:
+        except BaseException:
             del waits[greenlet]
+            del greenlet  # or the error's traceback keeps it, and it keeps the error
+            raise
+        del waits[greenlet]
         if not first or greenlet in waiting.told:
             return False  # perhaps with a part of a request, which it won't get the rest of
         self._has_served = True
@@ -388,7 +410,7 @@ class WSGIServer(_Both):
             environ,
             **ssl_args,
         )
-        self._gevents_wrap = getattr(self, "wrap_socket", None)
+        self._gevents_wrap = self.__dict__.get("wrap_socket")  # a subclass may have its own
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:
         # Here the handler is the one that speaks HTTP, and the clones' are its applications.
@@ -397,10 +419,13 @@ class WSGIServer(_Both):
     def set_environ(self, environ: dict[str, Any] | None = None) -> None:
         super().set_environ(environ)
         self._is_threads_told = "wsgi.multithread" in (environ or {})
+        self._is_threads_ours = False
 
     def update_environ(self) -> None:
         super().update_environ()
-        if not self._is_threads_told:
+        # With one hub it is what a program has set, which may be after `set_environ`.
+        if not self._is_threads_told and (self.hubs > 1 or self._is_threads_ours):
+            self._is_threads_ours = self.hubs > 1
             self.environ["wsgi.multithread"] = self.hubs > 1
 
     def handle_by_clone(self) -> bool:

@@ -28,22 +28,17 @@ from __future__ import annotations
 import _socket
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
-
-from gevent.monkey import get_original
 
 from . import errors, sockets
 from .address import AF_UNIX, Address, Key, unmap
+from .originals import RLock, native_ident
 from .reserve import Reserve
 from .stats import EntryStats
 from .turns import Turns
 
 __all__ = ["Entry", "Registry", "Share", "entries"]
-
-# gevent replaces both names under monkey patching; these are always the native ones.
-native_ident: Final[Callable[[], int]] = get_original("_thread", "get_ident")
-_native_rlock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
 
 
 class Closable(Protocol):
@@ -215,7 +210,7 @@ class Registry:
     """Open addresses, and who shares them."""
 
     def __init__(self) -> None:
-        self.lock: Any = _native_rlock()
+        self.lock: Any = RLock()
         #: A descriptor for when there is no other. Dispatchers acquire it.
         self.reserve: Final = Reserve(self.lock)
         self._by_key: dict[Key, Entry] = {}

@@ -21,17 +21,14 @@ manual, "The special problem of accept()ing when you can't", describes this one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from gevent.monkey import get_original
-
+from .originals import close, native_ident
 from .sockets import file_of
 
 __all__ = ["Reserve"]
-
-_native_ident: Final[Callable[[], int]] = get_original("_thread", "get_ident")
 
 
 class Reserve:
@@ -80,7 +77,7 @@ class Reserve:
         It is free for whoever opens something first, so it is for what follows at once. What is
         left open within keeps it. Within another `lend` there is nothing more to be had.
         """
-        borrower = _native_ident()
+        borrower = native_ident()
         try:
             with self._lock:
                 self._borrowers.append(borrower)
@@ -109,4 +106,4 @@ class Reserve:
     def _empty_locked(self) -> None:
         number, self._number = self._number, None
         if number is not None and file_of(number) == self._file:
-            os.close(number)
+            close(number)

@@ -10,7 +10,6 @@ may come back later, with its counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -20,6 +19,7 @@ from .clones import Clone
 from .ending import FOREVER, KILL_SECONDS, Ending, InUse, Watch
 from .limits import check_count, check_places, check_seconds
 from .listener import Listener
+from .originals import monotonic
 from .signals import Answer, FairLock, ask
 from .states import State
 from .stats import DrainReport, RollReport

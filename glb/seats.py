@@ -29,16 +29,17 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final, Protocol
 
 from gevent import Timeout, get_hub, getcurrent
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import Waiter
 
+from .connection import PlainSocket
 from .dispatcher import Dispatcher
 from .errors import Heap, classify
-from .registry import Entry, native_ident
+from .originals import monotonic, native_ident
+from .registry import Entry
 from .ring import Team
 from .standby import dispatcher_for
 from .turns import Handed, Turn
@@ -246,7 +247,7 @@ class Seats:
                     turns.accepted_before += 1
                     if seat is not None:
                         turns.rotate(seat.team, seat)
-                    return handed.number, handed.address
+                    return handed.sock.detach(), handed.address
                 assert seat is not None, "or it was for this one"
                 seat.give(handed)
             self._refusals += 1
@@ -258,8 +259,12 @@ class Seats:
             holder = self.holder
             if holder is None:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            handed = Handed(*holder.take())
+            handed = self._handed(*holder.take())
         return handed
+
+    def _handed(self, number: int, address: Any) -> Handed:
+        like = self.entry.pristine
+        return Handed(PlainSocket(like.family, like.type, like.proto, number), address)
 
     def _note_question(self) -> None:
         now = monotonic()
@@ -353,7 +358,7 @@ class Seats:
     def _empty_pocket(self) -> None:
         turns = self.entry.turns
         with turns.lock:
-            back = [Handed(*accepted) for accepted in self.take_pocket()]
+            back = [self._handed(*accepted) for accepted in self.take_pocket()]
             turns.put_back_locked(back)
         self._ring()
 
@@ -584,14 +589,14 @@ class _Seat:
             if self._is_closed or not self.is_used:
                 return False
             self._expected -= 1
-        self._wake(handed.number, handed.address)
+        self._wake(handed.sock.detach(), handed.address)
         return True
 
     def give(self, handed: Handed) -> None:
         """Put the connection of its turn into its pocket. With the lock held, in any thread."""
         self.dispatcher.turns.accepted_before += 1
         self.dispatcher.turns.rotate(self.team, self)
-        self.seats._put_into_pocket((handed.number, handed.address))
+        self.seats._put_into_pocket((handed.sock.detach(), handed.address))
         self.settle()
         self.dispatcher.run(self.seats.look_after_pocket)
 

@@ -32,7 +32,6 @@ import gevent
 import gevent.server
 from gevent import GreenletExit, Timeout, get_hub, getcurrent
 from gevent.baseserver import BaseServer
-from gevent.monkey import get_original
 from gevent.server import DatagramServer
 
 from .acceptor import Acceptor
@@ -41,16 +40,26 @@ from .adopted import Adopted, is_excluded
 from .balance import Policy
 from .branch import Branch, SharedBound
 from .clones import Clone, current_clone
-from .connection import Connection, say_goodbye, wait_for_data
+from .connection import (
+    Connection,
+    Kind,
+    accept_plain,
+    kind_of,
+    say_goodbye,
+    wait_for_data,
+)
+from .crossings import Crossings
 from .dispatcher import Dispatcher, count_connections
 from .draining import LINGER_SECONDS, Draining
 from .ending import Ending
 from .gate import Gate
 from .handlers import HandlerPool, handlers_here
+from .hubs import call_where_it_may_switch
 from .leaks import Watermark
 from .limits import check_count, check_places, check_rate, check_seconds
 from .listener import Listener
-from .registry import REGISTRY, native_ident
+from .originals import Local, native_ident
+from .registry import REGISTRY
 from .rolling import Rolling, make_handlers
 from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
 from .states import PAUSES, State
@@ -78,8 +87,15 @@ class _Turn:
     resumed: int | None = None
 
 
-class _TurnOfThread(_Turn, get_original("threading", "local")):  # type: ignore[misc]  # found at run time
+class _TurnOfThread(_Turn, Local):
     """What a server of several hubs does in this thread."""
+
+
+def _is_of_a_context(wrap: Any) -> bool:
+    # Of another context, that is, which a program has set since: it may have a new certificate.
+    from ssl import SSLContext  # noqa: PLC0415  # only servers that speak TLS need it
+
+    return isinstance(getattr(wrap, "__self__", None), SSLContext)
 
 
 class StreamServer(gevent.server.StreamServer):
@@ -184,7 +200,8 @@ class StreamServer(gevent.server.StreamServer):
     # gevent's, which the stubs leave out.
     _stop_event: Any
     _spawn: Any
-    pool: Any
+    #: Set by ``spawn``. A program may set or delete it, as in gevent: see `_bound`.
+    pool: Any = None
 
     _policy: Policy | None = None
     _acceptors: Sequence[Acceptor] = ()
@@ -196,12 +213,18 @@ class StreamServer(gevent.server.StreamServer):
     _draining: Draining
     _turn: _Turn
     _loop: Any = None
+    #: Whether a program has set `loop`: the first to set it is gevent's constructor.
+    _is_loop_set: bool = False
     _replaced_spawn: Any = None
+    #: The pool that ``spawn`` gave. It bounds the handlers. `pool` is the same until a program sets
+    #: another one: gevent's servers wait for that one in `stop`, and run no handler in it.
+    _bound: Any = None
     _watermark: Watermark
+    #: Only while it has several hubs.
+    _crossings: Crossings | None = None
     #: Whether its clones or hubs were given to its constructor.
     _is_told_places: bool = False
-    #: What a connection's socket is: family, type, protocol.
-    _kind: tuple[int, int, int] = (-1, -1, -1)
+    _kind: Kind
     #: What it wished of its address: policy and patience.
     _wishes: tuple[Policy | None, float | None] = (None, None)
     # gevent forgets it when the server closes, while another hub may be about to use it.
@@ -242,7 +265,7 @@ class StreamServer(gevent.server.StreamServer):
         )
         self._take_places(spawn, clones, hubs, patience, reuse_port)
         super().__init__(listener, handle, backlog, spawn, **ssl_args)
-        self._gevents_wrap = getattr(self, "wrap_socket", None)
+        self._gevents_wrap = self.__dict__.get("wrap_socket")  # a subclass may have its own
 
     def _take_arguments(
         self,
@@ -380,15 +403,17 @@ class StreamServer(gevent.server.StreamServer):
     def set_spawn(self, spawn: Any) -> None:
         is_default = spawn == "default" and self._spawn == BaseServer._spawn  # type: ignore[attr-defined]  # not in the stubs
         self._check_pool(spawn)
-        self.__dict__.pop("full", None)  # the last pool's
+        if self.__dict__.get("full") == getattr(self._bound, "full", None):
+            self.__dict__.pop("full", None)  # the last pool's
         if isinstance(spawn, int) and self.hubs > 1:
             spawn = SharedBound(spawn, lambda: self._branches)
         elif isinstance(spawn, int):
             spawn = HandlerPool(spawn)
         super().set_spawn(spawn)
+        self._bound = spawn if hasattr(spawn, "spawn") else None
         # Handler greenlets stand for what makes one of gevent's for each connection, unless
         # a subclass, or somebody who sets `_spawn` later, has another way.
-        is_replaced = is_default or isinstance(self.pool, (HandlerPool, SharedBound))
+        is_replaced = is_default or isinstance(self._bound, (HandlerPool, SharedBound))
         self._replaced_spawn = self._spawn if is_replaced else None
 
     def choose_handle(self) -> None:
@@ -439,8 +464,9 @@ class StreamServer(gevent.server.StreamServer):
         # drain, finds a socket that can be closed. A program's own wrapper does what it does.
         wrap = cast("Any", self).wrap_socket
         options = {**self.ssl_args}
-        shakes_hands = wrap == self._gevents_wrap and options.pop("do_handshake_on_connect", True)
-        if wrap == self._gevents_wrap:
+        is_known = wrap == self._gevents_wrap or _is_of_a_context(wrap)
+        shakes_hands = is_known and options.pop("do_handshake_on_connect", True)
+        if is_known:
             options["do_handshake_on_connect"] = False
         with wrap(client_socket, **options) as ssl_socket:
             if isinstance(client_socket, Connection):
@@ -472,7 +498,9 @@ class StreamServer(gevent.server.StreamServer):
         try:
             wait()
         finally:
-            if waiting.leave(greenlet):
+            is_over = waiting.leave(greenlet)
+            del greenlet  # or an error's traceback keeps it, and it keeps the error
+            if is_over:
                 raise GreenletExit("the client was silent")
 
     # -- opening and closing ------------------------------------------------------------------
@@ -502,21 +530,30 @@ class StreamServer(gevent.server.StreamServer):
             self._closed_handle is not None or not hasattr(self, "handle")
         ):
             self.set_handle(self._closed_handle)
-        if "_spawn" not in self.__dict__:
-            self.set_spawn(self._closed_spawn)
-        self._fit_pool()
+        self._fit_spawn()
         self._check_limits()  # they may have been set since
+        check_count("max_accept", self.max_accept)
         if not self._listeners:
             self._open_listeners()
         self.choose_handle()
 
-    def _fit_pool(self) -> None:
+    def _fit_spawn(self) -> None:
+        is_forgotten = "_spawn" not in self.__dict__  # since it was closed
+        spawn = self._closed_spawn if is_forgotten else self._bound
         # `hubs` may have been set since the number was given.
-        pool = self.pool
-        if isinstance(pool, SharedBound if self.hubs == 1 else HandlerPool):
-            self.set_spawn("default" if pool.size is None else pool.size)
-        else:
-            self._check_pool(pool)
+        is_other = isinstance(spawn, SharedBound if self.hubs == 1 else HandlerPool)
+        if is_other:
+            spawn = "default" if spawn.size is None else spawn.size
+        if not is_forgotten and not is_other:
+            self._check_pool(spawn)
+            return
+        # What a program has set since, as gevent lets it, stays.
+        bound, pool, full = self._bound, self.pool, self.__dict__.get("full")
+        self.set_spawn(spawn)
+        if pool is not bound:
+            self.pool = pool
+        if full is not None and full != getattr(bound, "full", None):
+            self.__dict__["full"] = full
 
     def _open_listeners(self) -> None:
         if (len(self._acceptors), len(self._branches)) != (self.clones, self.hubs):
@@ -542,13 +579,14 @@ class StreamServer(gevent.server.StreamServer):
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
         self.socket = sock = listeners[0]._sock
         self.address = listeners[0].address
-        self._kind = (sock.family, sock.type, sock.proto)
+        self._kind = kind_of(sock)
         self._wishes = (self._policy, self.patience)
         self._watermark = Watermark(sock.fileno(), functools.partial(count_connections, REGISTRY))
 
     def _first_listener(self) -> Listener:
-        if self._handed_in is None and hasattr(self, "socket"):
-            self._handed_in = self.socket  # an `init_socket` of the user's own made it
+        if hasattr(self, "socket"):
+            # What was given, or what a program, or its own `init_socket`, has set since.
+            self._handed_in = self.socket
         listener = self._handed_in
         if listener is None and self.reuse_port:
             where = Address(self.family, self.address)
@@ -582,6 +620,8 @@ class StreamServer(gevent.server.StreamServer):
     def leave(self, state: State) -> None:
         """Leave its turns and its address, for *state*. What its handlers do goes on."""
         self._gate.close(state)
+        if self._crossings is not None:
+            self._crossings.end()
         listeners, self._listeners = self._listeners, ()
         handed_in, self._handed_in = self._handed_in, None
         home = self._home
@@ -604,6 +644,7 @@ class StreamServer(gevent.server.StreamServer):
             if state is State.STOPPED:
                 self._stop_event.set()
             self._gate.end_timer(home)
+            home.guarded.pop(self._gate, None)
 
     def _forget_as_gevent(self) -> None:
         # What is left of gevent's `close`, which would tell of the end in this thread.
@@ -614,8 +655,14 @@ class StreamServer(gevent.server.StreamServer):
                 self.socket.close()
             for name in ("socket", "handle", "_handle", "_spawn", "full"):
                 self.__dict__.pop(name, None)
-            if self.pool is not None:
-                self.pool._semaphore.unlink(self._start_accepting_if_started)
+            for semaphore in self._semaphores:
+                semaphore.unlink(self._start_accepting_if_started)
+
+    @property
+    def _semaphores(self) -> list[Any]:
+        # Those of the pool that bounds the handlers, and of one that a program has set.
+        pools = [self._bound] if self.pool is self._bound else [self._bound, self.pool]
+        return [each._semaphore for each in pools if hasattr(each, "_semaphore")]
 
     @property
     def _home(self) -> Dispatcher | None:
@@ -650,6 +697,9 @@ class StreamServer(gevent.server.StreamServer):
             return self.drain(timeout, spread=spread, linger=linger)
         if len(self._branches) > 1 or self._draining.is_under_way:
             self._draining.stop(timeout)
+            if self.pool is not self._bound and self.pool:  # as gevent
+                self.pool.join(timeout=timeout)
+                self.pool.kill(block=True, timeout=1)
         else:
             super().stop(timeout)
         return None
@@ -708,8 +758,8 @@ class StreamServer(gevent.server.StreamServer):
         if "handle" in self.__dict__:
             self._closed_handle = self.handle
         if "_spawn" in self.__dict__:
-            if self.pool is not None:
-                self._closed_spawn = self.pool
+            if self._bound is not None:
+                self._closed_spawn = self._bound
             elif self._spawn is not None and self._spawn is self._replaced_spawn:
                 self._closed_spawn = "default"
             else:
@@ -774,12 +824,25 @@ class StreamServer(gevent.server.StreamServer):
                 branch.close(lambda: None)
                 branch.finish(Ending(0, kill=True))
             raise
-        self.loop = get_hub().loop
+        if not self._is_loop_set:
+            self._loop = get_hub().loop
         self._gate.open(turns)
+        home = self._home
+        assert home is not None, "the first branch was opened"
+        home.guarded[self._gate] = self._gate.look_over
         if self.hubs > 1:
             _forked.add(self)
+            self._watch_hubs()
         for acceptor in self._acceptors:
             acceptor.join(turns)
+
+    def _watch_hubs(self) -> None:
+        self._crossings = crossings = Crossings(str(self))
+        for branch in self._branches:
+            thread = branch.thread
+            hub = get_hub() if thread is None else thread.hub
+            where = "which started the server" if thread is None else f"in thread {thread.name!r}"
+            crossings.watch(hub, f"hub {branch.index} (<Hub at {id(hub):#x}>, {where})")
 
     def _renew_branches(self) -> None:
         # Their threads may be about to end still, since it was closed.
@@ -830,6 +893,7 @@ class StreamServer(gevent.server.StreamServer):
 
     @loop.setter
     def loop(self, loop: Any) -> None:
+        self._is_loop_set = self._loop is not None
         self._loop = loop
 
     def stop_accepting(self) -> None:
@@ -880,7 +944,9 @@ class StreamServer(gevent.server.StreamServer):
         self.loop.handle_error(self, type(error), error, error.__traceback__)
         name = str(self)
         self.close()
-        log.error("%s failed with %s", name, str(error) or repr(error))
+        call_where_it_may_switch(
+            functools.partial(log.error, "%s failed with %s", name, str(error) or repr(error))
+        )
 
     def do_read(self) -> Any:  # a subclass may return what it likes, gevent's stubs don't know
         """Accept a connection, if one waits; or take the one that another hub has accepted."""
@@ -888,25 +954,25 @@ class StreamServer(gevent.server.StreamServer):
             return self.read_handed()
         sock: Any = self.socket
         try:
-            number, address = sock._accept()
+            plain, address = accept_plain(sock, self._kind)
         except BlockingIOError:
             if sock.timeout:
                 raise
             return None
+        number = plain.fileno()
         if number >= self._watermark.level:
             self._watermark.reached(self, number)
-        family, kind, protocol = self._kind
-        return Connection(family, kind, protocol, number), address
+        return Connection.on(plain), address
 
     def read_handed(self) -> tuple[Connection, Any]:
         """Take the connection that was accepted for the clone whose turn it is."""
         turn = self._turn
         handed = turn.handed
         assert handed is not None, "only in a turn"
-        if handed.number >= self._watermark.level:
-            self._watermark.reached(self, handed.number)
-        family, kind, protocol = self._kind
-        connection = Connection(family, kind, protocol, handed.number)
+        number = handed.sock.fileno()
+        if number >= self._watermark.level:
+            self._watermark.reached(self, number)
+        connection = Connection.on(handed.sock)
         if handed.moves:
             connection.moves = handed.moves
         turn.handed = None
@@ -938,9 +1004,9 @@ class StreamServer(gevent.server.StreamServer):
                 except BaseException:
                     acceptor.spawned.pop(id(args), None)
                     raise
-            elif self.pool is not None and self.hubs == 1:
+            elif isinstance(self._bound, HandlerPool):
                 acceptor.charged += turn.acceptor is not None
-                self.pool.handle(serve, handle, close, args)
+                self._bound.handle(serve, handle, close, args)
             else:
                 acceptor.charged += turn.acceptor is not None
                 handlers = branch.handlers if turn.acceptor is not None else None

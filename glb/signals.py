@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
 import gevent
 from gevent import GreenletExit, Timeout, get_hub
 from gevent.hub import Waiter
-from gevent.monkey import get_original
+
+from .originals import RLock, monotonic
 
 __all__ = ["Answer", "FairLock", "Signal", "ask"]
-
-_RLock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
 
 # How often who waits for another hub looks whether that is still there: only what was under way
 # to it in the moment of its end is found so.
@@ -37,7 +35,7 @@ class Signal:
     """
 
     def __init__(self, lock: Any = None) -> None:
-        self._lock = _RLock() if lock is None else lock
+        self._lock = RLock() if lock is None else lock
         self._is_set = False
         self._watchers: list[Any] = []
 
@@ -83,7 +81,7 @@ class Signal:
 
     def forget(self) -> None:
         """Be of a process that was forked: perhaps with the lock held, and without who waits."""
-        self._lock = _RLock()
+        self._lock = RLock()
         self._watchers = []
 
 
@@ -151,7 +149,7 @@ class FairLock:
     """A lock that greenlets of any thread get in the order in which they came."""
 
     def __init__(self) -> None:
-        self._lock = _RLock()
+        self._lock = RLock()
         self._is_held = False
         self._waiting: deque[Signal] = deque()
 

@@ -8,7 +8,11 @@ library, with the whole process waiting. Give numeric addresses where that matte
 Where platforms differ, the differences are the fields of `Platform`, which comes in as an
 argument.
 
-Source: socket(7), ip(7), unix(7), listen(2), dup(2).
+A Unix socket's file outlives its process. Where one is in the way and no process has its socket
+open, it is removed, and the address bound. Everything else in the way stays there, and the error
+tells what it is.
+
+Source: socket(7), ip(7), unix(7), listen(2), dup(2), flock(2).
 """
 
 from __future__ import annotations
@@ -24,12 +28,15 @@ import select
 import stat
 import struct
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gevent.monkey import get_original
+if sys.platform != "win32":
+    import fcntl
 
 from . import address as addresses
+from . import originals
 from .address import AF_INET6, AF_UNIX, Address, Key
 
 __all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolve"]
@@ -58,12 +65,13 @@ _NO_NEWCOMERS: Final = b"".join(
     )
 )
 
+# How long a Unix bind waits for another process that holds the lock of the folder. glb holds it for
+# some 20 us. A process that holds it for longer has another use for it, as flock(1) has.
+FOLDER_LOCK_SECONDS: Final = 1.0
+FOLDER_LOCK_LOOK_SECONDS: Final = 0.001
+
 # Of a socket that is nothing yet, or no more: see <netinet/tcp.h>.
 TCP_CLOSE: Final = 7
-
-# gevent's, under monkey patching, switch greenlets. Windows has no poll.
-_select: Final[Any] = get_original("select", "select")
-_poll: Final[Any] = get_original("select", "poll") if hasattr(select, "poll") else None
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,11 @@ def open_listening(
 
     Raises:
         OSError: The kernel said no. ``errno`` is the kernel's and the text has the
-            address. Nothing stays open, and no socket file is left behind.
+            address, and for a Unix socket what is in the way. Nothing stays open, and no
+            socket file is left behind.
+
+    Switches:
+        Never. A Unix bind where a file is in the way may wait a second for the folder's lock.
     """
     is_unix = address.family == AF_UNIX
     if is_unix and not platform.unix_sockets:
@@ -175,7 +187,7 @@ def open_listening(
                 sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
             if reuse_port and platform.reuse_port_balances:
                 sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
-        sock.bind(address.sockaddr)
+        _bind(sock, address)
         bound = True
         sock.listen(backlog)
         sock.setblocking(False)
@@ -191,6 +203,102 @@ def open_listening(
             raise OSError(number, _cannot_bind(address, error)) from error
         raise
     return sock
+
+
+def _bind(sock: _socket.socket, address: Address) -> None:
+    path = address.sockaddr
+    try:
+        sock.bind(path)
+    except OSError as error:
+        if address.family != AF_UNIX or error.errno != errno.EADDRINUSE or _is_abstract(path):
+            raise
+        _remove_stale(path)
+        # If this fails, another server has bound the path since: the address is that one's.
+        sock.bind(path)
+
+
+def _remove_stale(path: Any) -> None:
+    """Remove the file of a Unix socket that no process has open any more.
+
+    Raises:
+        OSError: EADDRINUSE: the file is in use, or isn't ours to remove. The text has the reason.
+    """
+    # To look and to remove are two steps. Two processes that have both seen the stale file would
+    # remove it in turn, and the second one the new socket of the first. So each locks the folder
+    # for the two steps. The lock needs no file, and a process that is killed lets go of it. The
+    # way without a lock, to rename the file and look at it then, takes a server's path away for
+    # a moment. bind(2) needs no lock: one process gets the path, the other one EADDRINUSE.
+    with _locked_folder(path):
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return  # its server has removed it, or another one that starts
+        if not stat.S_ISSOCK(found.st_mode):
+            raise _in_use(f"{_KINDS.get(stat.S_IFMT(found.st_mode), 'no socket')} is there")
+        if found.st_uid != os.geteuid():
+            raise _in_use(f"the socket there is of the user with id {found.st_uid}")
+        _check_is_stale(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+_KINDS: Final = {
+    stat.S_IFREG: "a plain file",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def _check_is_stale(path: Any) -> None:
+    # Linux and BSD find the socket by its file first, and look at its type then. So a datagram
+    # socket learns from EPROTOTYPE that a process has it open, and the server sees nothing of it;
+    # also if it has been bound, and doesn't listen yet. (Linux 6.18; FreeBSD's and macOS's
+    # uipc_usrreq.c.) A kernel that looks at the type first, as gVisor, refuses both: so the
+    # stream socket asks, too. Neither waits; where the accept queue is full it is EAGAIN.
+    for kind in (_socket.SOCK_DGRAM, _socket.SOCK_STREAM):
+        with contextlib.closing(_socket.socket(AF_UNIX, kind)) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(path)
+            except (ConnectionRefusedError, FileNotFoundError):
+                continue
+            except PermissionError as error:
+                raise _in_use("a server may have it open, and we may not ask it") from error
+            except OSError as error:
+                raise _in_use("a server has it open") from error
+            raise _in_use("a server has it open")
+
+
+@contextlib.contextmanager
+def _locked_folder(path: Any) -> Iterator[None]:
+    # Whatever has no flock(2), Windows, has no Unix sockets of ours either.
+    try:
+        folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY)
+    except PermissionError as error:
+        raise _in_use("we may not read its folder to see whether it is stale") from error
+    try:
+        until = originals.monotonic() + FOLDER_LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if originals.monotonic() >= until:
+                    raise _in_use("another process has locked its folder") from error
+                originals.sleep(FOLDER_LOCK_LOOK_SECONDS)
+            except OSError as error:  # the file system has no locks
+                raise _in_use("its folder can't be locked") from error
+        yield
+    finally:
+        originals.close(folder)
+
+
+def _in_use(reason: str) -> OSError:
+    return OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}: {reason}")
+
+
+def _is_abstract(path: Any) -> bool:
+    return path[:1] in ("\0", b"\0")
 
 
 def _cannot_bind(address: Address, error: BaseException) -> str:
@@ -249,9 +357,9 @@ def set_nodelay(sock: _socket.socket) -> None:
 
 def is_readable(sock: _socket.socket) -> bool:
     """Whether something can be read from *sock* now, or a connection be accepted."""
-    if _poll is None:
-        return bool(_select([sock], [], [], 0)[0])
-    poll = _poll()
+    if originals.poll is None:
+        return bool(originals.select([sock], [], [], 0)[0])
+    poll = originals.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 
@@ -290,7 +398,7 @@ def find_key(address: Address) -> Key | None:
     if address.family != AF_UNIX:
         return addresses.key_of(address)
     path = address.sockaddr
-    if path[:1] in ("\0", b"\0"):
+    if _is_abstract(path):
         return (AF_UNIX, os.fsencode(path))
     try:
         found = os.stat(path)
@@ -302,18 +410,17 @@ def find_key(address: Address) -> Key | None:
 def unlink(sock: _socket.socket, key: Key | None = None) -> None:
     """Remove the file of the bound Unix socket *sock*, if it still has the *key* it had.
 
-    A bound path outlives its socket, and nobody else could bind it again. Only a file that
-    is still this socket's is removed. Failing is no error: then it wasn't ours to remove.
+    A bound path outlives its socket. Only a file that is still this socket's is removed, and
+    not a symbolic link that leads there. Failing is no error: then it wasn't ours to remove.
     """
-    address = bound_address(sock)
-    path = address.sockaddr
-    if not path or path[:1] in ("\0", b"\0"):
+    path: Any = sock.getsockname()
+    if not path or _is_abstract(path):
         return
-    if key is None or find_key(address) == key:
-        try:
+    with contextlib.suppress(OSError):
+        found = os.lstat(path)
+        is_ours = key in (None, (AF_UNIX, found.st_dev, found.st_ino))
+        if is_ours and stat.S_ISSOCK(found.st_mode):
             os.unlink(path)
-        except OSError:
-            pass
 
 
 def park(sock: _socket.socket) -> None:

@@ -20,7 +20,6 @@ last. (nginx and Envoy leave a connection to the worker that is stuck.)
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
@@ -28,6 +27,7 @@ from . import sockets
 from .dispatcher import Dispatcher
 from .errors import listener_closed
 from .hubs import HubThread
+from .originals import monotonic
 from .registry import Entry
 
 __all__ = ["CALM_SECONDS", "Standby", "dispatcher_for"]

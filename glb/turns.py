@@ -24,14 +24,13 @@ the queue a thread.
 
 from __future__ import annotations
 
-import _socket
 import enum
 from collections import deque
 from collections.abc import Iterable, Sequence
-from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from .balance import Policy, least_loaded
+from .originals import monotonic
 from .ring import Ring, Team
 
 __all__ = ["PATIENCE_SECONDS", "Handed", "Member", "Turn", "Turns"]
@@ -176,13 +175,17 @@ class Standby(Dispatcher, Protocol):
 
 
 class Handed:
-    """A connection between the accept queue and its handler."""
+    """A connection between the accept queue and its handler.
 
-    __slots__ = ("address", "clock", "member", "moves", "number")
+    It has the plain socket, and not the number of its descriptor: the socket object is its only
+    owner, whatever refers to it and whatever is raised while it goes from hand to hand.
+    """
 
-    def __init__(self, number: int, address: Any, moves: int = 0) -> None:
-        #: Its descriptor, and its peer.
-        self.number = number
+    __slots__ = ("address", "clock", "member", "moves", "sock")
+
+    def __init__(self, sock: Any, address: Any, moves: int = 0) -> None:
+        #: Its plain socket, and its peer.
+        self.sock = sock
         self.address = address
         #: Whom it was handed to, and when: see `Turns.clock`.
         self.member: Any = None
@@ -546,7 +549,7 @@ class Turns:
 
     def _close_waiting_locked(self) -> None:
         while self.waiting:
-            _socket.close(self.waiting.popleft().number)
+            self.waiting.popleft().sock.close()
 
     def keep_thread_locked(self, thread: int) -> None:
         """Keep the dispatchers of *thread* alone, in a forked child.

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import Any, Final
 from weakref import WeakSet
 
 from gevent import getcurrent
 
 from .clones import current_clone
+from .hubs import call_where_it_may_switch
+from .originals import monotonic
 
 __all__ = ["Waiting", "idle"]
 
@@ -130,6 +132,11 @@ class Waiting:
             timer.stop()
             timer.close()
 
+    def look_over(self) -> None:
+        """Take up what an exception has left undone: see `glb.guard`. In a callback of the hub."""
+        if self._timer is not None and not self._timer.active and self.timeout is not None:
+            self._timer.start(self._look, self.timeout)
+
     # -- silent clients ------------------------------------------------------------------------
 
     def _start(self, timeout: float) -> None:
@@ -164,8 +171,10 @@ def close_reading(sock: Any) -> bool:
     """
     try:
         return _close_reading(sock)
-    except Exception:
-        log.exception("can't end the connection %r", sock)
+    except Exception as error:
+        call_where_it_may_switch(
+            functools.partial(log.error, "can't end the connection %r", sock, exc_info=error)
+        )
         return False
 
 
@@ -260,5 +269,6 @@ def idle() -> Iterator[None]:
         yield
     finally:
         waiting.leave(greenlet)
+        del greenlet  # or an error's traceback keeps it, and it keeps the error
         with contextlib.suppress(TypeError):  # see `Waiting.has_served`
             waiting.served.add(sock)

@@ -6,6 +6,7 @@ import _socket
 import errno
 import gc
 import os
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import closing
@@ -222,3 +223,17 @@ def test_letting_go_of_a_socket_that_others_have_leaves_it_open(tmp_path: Path) 
         assert sockets.file_of(made.fileno()) == sockets.file_of(sock.fileno())
         assert not is_refused(sock.getsockname())
         made.close()
+
+
+def test_a_warning_that_is_an_error_keeps_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unclosed clone is closed also where warnings raise, as they do in these tests."""
+    raised: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: raised.append(found.exc_value))
+    share = REGISTRY.open(parse("127.0.0.1:0"), None, shared=True)
+    address = share.entry.address
+    made = Descriptor.of(share)
+    del made, share
+    gc.collect()
+    assert [type(each) for each in raised] == [ResourceWarning]
+    assert glb.registry.entries() == []
+    assert is_refused(address)

@@ -684,6 +684,37 @@ def test_out_of_room_pauses_once_says_so_once_and_loses_nobody(
         assert repr(listeners[0].address) in record.getMessage()
 
 
+class SwitchingHandler(logging.Handler):
+    """As one of a patched program that writes to a socket, or whose lock a greenlet has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = Event()
+        self.written: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.may_go_on.wait()
+        self.written.append(record.getMessage())
+
+
+def test_a_log_that_switches_greenlets_stops_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub doesn't write to it, so the pause begins, and ends, while the log waits."""
+    handler = SwitchingHandler()
+    log = logging.getLogger("glb")
+    log.addHandler(handler)
+    try:
+        with clones(1) as (listener,):
+            failing_accept(monkeypatch, listener, [errno.EMFILE])
+            start_loops([listener], Inline())
+            assert ask(listener.address) == b"0"
+            assert handler.written == []
+            handler.may_go_on.set()
+            wait_until(lambda: bool(handler.written))
+            assert "can't accept" in handler.written[0]
+    finally:
+        log.removeHandler(handler)
+
+
 def test_a_second_episode_is_told_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

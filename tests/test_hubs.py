@@ -15,7 +15,7 @@ from gevent.event import Event
 
 from glb import hubs
 from glb.hubs import HubThread
-from glb.registry import native_ident
+from glb.originals import native_ident
 
 from .conftest import open_descriptors
 from .helpers import wait_until
@@ -352,7 +352,8 @@ def test_they_are_native_under_monkey_patching() -> None:
     """A patched `threading` doesn't turn them into greenlets, and their end is heard of."""
     printed = run_python(
         "from gevent import monkey; monkey.patch_all()\n"
-        "from glb.hubs import HubThread, native_ident\n"
+        "from glb.hubs import HubThread\n"
+        "from glb.originals import native_ident\n"
         "thread = HubThread('one').start()\n"
         "print(thread.call(native_ident) != native_ident())\n"
         "thread.end()\n"
@@ -393,3 +394,20 @@ def test_a_thread_takes_no_part_in_another_ones_lock() -> None:
     lock.release()
     end(thread)
     assert seen == [0, 1, 2]
+
+
+def test_what_may_switch_is_called_in_a_greenlet_of_its_own_in_the_hub_alone() -> None:
+    """A greenlet calls it itself, and has it done when it goes on."""
+    callers: list[object] = []
+    hub = gevent.get_hub()
+
+    def call() -> None:
+        gevent.sleep(0)  # as a log handler under monkey patching may
+        callers.append(gevent.getcurrent())
+
+    hubs.call_where_it_may_switch(call)
+    assert callers == [gevent.getcurrent()]
+    hub.loop.run_callback(hubs.call_where_it_may_switch, call)
+    while len(callers) < 2:
+        gevent.sleep(0)
+    assert callers[1] not in (hub, callers[0])

@@ -25,7 +25,16 @@ FLOORS = [
         "states",
         "stats",
     },
-    {"hubs", "leaks", "reserve", "signals", "sockets"},  # kernel
+    {  # kernel
+        "crossings",
+        "guard",
+        "hubs",
+        "leaks",
+        "originals",
+        "reserve",
+        "signals",
+        "sockets",
+    },
     {"registry", "ring", "turns"},  # state
     {  # handles
         "acceptor",
@@ -122,7 +131,15 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 def test_the_test_sees_imports() -> None:
     """The two tests above would pass as well if nothing was found."""
-    assert imports_of("registry") == {"address", "errors", "reserve", "sockets", "stats", "turns"}
+    assert imports_of("registry") == {
+        "address",
+        "errors",
+        "originals",
+        "reserve",
+        "sockets",
+        "stats",
+        "turns",
+    }
     assert imports_of("clones") == set()
     assert "cli" in imports_of("__main__")
 
@@ -155,6 +172,19 @@ def modules_after(statement: str) -> set[str]:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
     )
     return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if floor_of(name) < len(FLOORS) - 1])
+def test_one_module_binds_the_originals(module: str) -> None:
+    """Below the doors, clocks and what gevent patches come from one file."""
+    tree = ast.parse((HOME / f"{module}.py").read_text(encoding="utf-8"))
+    names: set[str | None] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(alias.name for alias in node.names)}
+    assert bool(names & {"time", "_thread", "get_original"}) is (module == "originals")
 
 
 def test_import_glb_is_light() -> None:

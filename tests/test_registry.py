@@ -706,13 +706,35 @@ def test_a_unix_path_is_freed_with_the_last_share(unix: str) -> None:
 
 
 def test_a_unix_path_that_is_taken_is_not_touched(unix: str) -> None:
-    """Another socket's file, even a stale one, stays: EADDRINUSE."""
+    """The file of a socket that is open stays: EADDRINUSE."""
     with closing(bind_direct(unix)):
         for reuse_port in (True, False):
             with nothing_changes(), pytest.raises(OSError, match=r"app\.sock") as caught:
                 bind(unix, reuse_port=reuse_port)
             assert caught.value.errno == errno.EADDRINUSE
         assert not is_refused("app.sock")
+
+
+@pytest.mark.parametrize("reuse_port", [True, False])
+def test_a_unix_path_that_a_killed_process_left_is_bound(unix: str, reuse_port: bool) -> None:
+    """Clones join what replaced it, and the file goes with the last."""
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind("app.sock")
+    with closing(bind(unix, reuse_port=reuse_port)) as listener, closing(listener.dup()):
+        assert not is_refused("app.sock")
+        with pytest.raises(OSError, match="Address already in use: a server has it open"):
+            bind(unix)
+    assert not os.path.exists("app.sock")
+
+
+def test_a_unix_listener_leaves_a_link_that_took_its_place(unix: str) -> None:
+    """Its file was moved, and is found by a symbolic link: that isn't the listener's to remove."""
+    with closing(bind_load_balanced(unix)) as listener, closing(listener.dup()):
+        os.rename("app.sock", "moved.sock")
+        os.symlink("moved.sock", "app.sock")
+        with closing(bind_load_balanced(unix)) as joined:  # by the link it is the same place
+            assert joined.entry.clones == 3
+    assert os.readlink("app.sock") == "moved.sock"
 
 
 def test_a_unix_file_that_was_replaced_is_another_address(unix: str) -> None:
@@ -1363,6 +1385,13 @@ class RegistryMachine(RuleBasedStateMachine):
     def is_taken(self, place: int) -> bool:
         return any(kernel.place == place and self.is_named(kernel) for kernel in self.kernels)
 
+    def is_in_use(self, place: int) -> bool:
+        # A path that nothing holds any more is stale, and can be bound again.
+        return any(
+            kernel.place == place and self.is_named(kernel) and kernel.holders
+            for kernel in self.kernels
+        )
+
     def is_named(self, kernel: Kernel) -> bool:
         # A Unix socket lives on without its path; a port is a socket's as long as it lives.
         return kernel.has_name if kernel.place == 2 else kernel.holders > 0
@@ -1384,6 +1413,9 @@ class RegistryMachine(RuleBasedStateMachine):
                 entry.kernel.has_name = False
 
     def open_new(self, place: int, listener: Listener, *, shared: bool) -> Any:
+        for stale in self.kernels:
+            if stale.place == place:
+                stale.has_name = False
         kernel = Kernel(place)
         self.kernels.append(kernel)
         entry = Opened(kernel, shared=shared, owner=True)
@@ -1401,7 +1433,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if joined:
             (entry,) = joined
             return self.count_in(bind_load_balanced(address), entry)
-        if self.is_taken(place):
+        if self.is_in_use(place):
             self.refuse(lambda: bind_load_balanced(address))
             return multiple()
         return self.open_new(place, bind_load_balanced(address), shared=True)
@@ -1409,7 +1441,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(target=clones, place=PLACES, spelling=SPELLINGS)
     def bind_direct(self, place: int, spelling: int) -> Any:
         address = self.places[place][spelling]
-        if self.is_taken(place):
+        if self.is_in_use(place):
             self.refuse(lambda: bind_direct(address))
             return multiple()
         return self.open_new(place, bind_direct(address), shared=False)
@@ -1488,10 +1520,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @invariant()
     def every_place_is_as_free_as_the_model_says(self) -> None:
         for place in range(3):
-            listening = any(
-                kernel.place == place and self.is_named(kernel) and kernel.holders
-                for kernel in self.kernels
-            )
+            listening = self.is_in_use(place)
             address: Any = self.places[place][0]
             if place == 2:
                 assert os.path.exists(address.removeprefix("unix:")) is self.is_taken(place)

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import gevent
+import gevent.os
 import pytest
 
 from glb.registry import REGISTRY
@@ -54,6 +56,20 @@ def test_the_last_release_closes_the_spare() -> None:
     assert has_spare(made) and spare[0] in open_descriptors()
     made.release()
     assert not has_spare(made) and open_descriptors() == before
+
+
+def test_monkey_patching_does_not_put_its_close_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gevent's `os.close` closes a turn of the loop later, and holds the loop until then."""
+    monkeypatch.setattr(os, "close", gevent.os.close)
+    loop = gevent.get_hub().loop
+    before, watchers = open_descriptors(), loop.activecnt
+    made = Reserve(threading.RLock())
+    made.acquire()
+    with made.lend():
+        assert open_descriptors() == before
+    made.release()
+    assert open_descriptors() == before
+    assert loop.activecnt == watchers
 
 
 def test_one_can_be_opened_while_it_is_lent(reserve: Reserve) -> None:

@@ -29,8 +29,9 @@ from gevent.pool import Pool
 
 import glb
 from glb import hubs as hubs_module
+from glb.originals import native_ident
 from glb.pywsgi import WSGIServer
-from glb.registry import entries, native_ident
+from glb.registry import entries
 from glb.server import StreamServer
 from glb.states import State
 from glb.turns import PATIENCE_SECONDS

@@ -13,7 +13,7 @@ from gevent import GreenletExit, get_hub
 from gevent.event import Event
 
 from glb.hubs import HubThread
-from glb.registry import native_ident
+from glb.originals import native_ident
 from glb.signals import ask
 
 from .helpers import let_hub_turn, wait_until

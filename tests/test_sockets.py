@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import _socket
+import contextlib
 import errno
+import fcntl
 import os
 import re
 import resource
@@ -12,11 +14,13 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gevent.os
 import pytest
 
 from glb import sockets
@@ -210,21 +214,292 @@ def test_a_path_that_is_too_long_is_refused() -> None:
         sockets.open_listening(address, 1)
 
 
-def test_a_file_in_the_way_is_not_removed(path: str) -> None:
-    """Whatever stands at the path of a Unix socket stays there, a stale socket too."""
-    for make in (lambda: Path(path).write_text("mine"), lambda: bind_and_leave(path)):
-        make()
-        before = os.stat(path)
-        with pytest.raises(OSError, match=r"app\.sock") as caught:
-            sockets.open_listening(parse(f"unix:{path}"), 1)
-        assert caught.value.errno == errno.EADDRINUSE
-        assert os.path.samestat(os.stat(path), before)
+def refused(path: str) -> str:
+    """Return why *path* can't be bound; it and the folder stay as they were."""
+    before, descriptors = os.lstat(path), open_descriptors()
+    with pytest.raises(OSError, match=re.escape(f"can't bind '{path}'")) as caught:
+        sockets.open_listening(parse(f"unix:{path}"), 1)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert isinstance(caught.value.__cause__, OSError)
+    assert os.path.samestat(os.lstat(path), before)
+    assert open_descriptors() == descriptors
+    return str(caught.value).partition("Address already in use: ")[2]
+
+
+def bind_and_leave(path: str, kind: int = socket.SOCK_STREAM) -> None:
+    with socket.socket(socket.AF_UNIX, kind) as stale:
+        stale.bind(path)
+
+
+def test_a_stale_unix_socket_is_replaced(path: str) -> None:
+    """A killed process leaves its file, and the next one binds the path; nothing else is left."""
+    for spelling in (path, f"./{path}", os.path.abspath(path)):
+        bind_and_leave(path)
+        with closing(sockets.open_listening(parse(f"unix:{spelling}"), 1)) as sock:
+            socket_of(path).close()
+            sockets.unlink(sock)
+        assert os.listdir() == []
+
+
+def socket_of(path: str) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(path)
+    return client
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: Path(path).write_text("mine"), "a plain file is there"),
+        (os.mkdir, "a folder is there"),
+        (lambda path: os.symlink("nowhere", path), "a symbolic link is there"),
+        (
+            lambda path: [bind_and_leave("stale.sock"), os.symlink("stale.sock", path)],  # type: ignore[func-returns-value]  # one after the other
+            "a symbolic link is there",
+        ),
+        (os.mkfifo, "no socket is there"),
+    ],
+)
+def test_what_is_no_socket_stays_in_the_way(
+    make: Callable[[str], object], reason: str, path: str
+) -> None:
+    """Whatever else has the path is kept, and the error says what it is."""
+    make(path)
+    assert refused(path) == reason
+
+
+@pytest.mark.parametrize("state", ["bound", "listening", "full", "datagrams"])
+def test_a_live_unix_socket_stays(path: str, state: str) -> None:
+    """A server is not disturbed, from its bind on: no connection comes to it."""
+    kind = socket.SOCK_DGRAM if state == "datagrams" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_UNIX, kind) as server, contextlib.ExitStack() as clients:
+        server.bind(path)
+        server.setblocking(False)
+        if state in ("listening", "full"):
+            server.listen(0)
+        if state == "full":
+            clients.enter_context(socket_of(path))
+        assert refused(path) == "a server has it open"
+        if state == "listening":
+            with pytest.raises(BlockingIOError):
+                server.accept()
+
+
+def test_a_kernel_that_looks_at_the_type_first_is_asked_twice(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a datagram socket is refused by a live server, too, a stream socket finds it."""
+
+    class OtherKernel(_socket.socket):
+        def connect(self, address: Any, /) -> None:
+            if self.type == socket.SOCK_DGRAM:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+            super().connect(address)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        monkeypatch.setattr(_socket, "socket", OtherKernel)
+        assert refused(path) == "a server has it open"
+
+
+def test_another_users_unix_socket_stays(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a stale one, and whatever we may do there: root may."""
+    bind_and_leave(path)
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    assert refused(path) == f"the socket there is of the user with id {mine}"
+
+
+def test_a_socket_that_may_not_be_asked_stays(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the right to write to its file nothing is known of its server."""
+
+    class Forbidden(_socket.socket):
+        def connect(self, address: Any, /) -> None:
+            raise PermissionError(errno.EACCES, "no")
+
+    bind_and_leave(path)
+    monkeypatch.setattr(_socket, "socket", Forbidden)
+    assert refused(path) == "a server may have it open, and we may not ask it"
+
+
+def test_a_folder_that_may_not_be_read_is_said(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can't be locked then, so nothing is removed."""
+    bind_and_leave(path)
+
+    def forbid(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", forbid)
+        assert refused(path) == "we may not read its folder to see whether it is stale"
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", failing_with(errno.ENOLCK))
+        assert refused(path) == "its folder can't be locked"
+
+
+def failing_with(number: int) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_folder_that_stays_locked_is_not_waited_for_for_ever(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some other use of the lock holds no server up."""
+    monkeypatch.setattr(sockets, "FOLDER_LOCK_SECONDS", 0.01)
+    bind_and_leave(path)
+    folder = os.open(".", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        assert refused(path) == "another process has locked its folder"
+    finally:
+        os.close(folder)
+    sockets.open_listening(parse(f"unix:{path}"), 1).close()
+
+
+def test_monkey_patching_does_not_keep_the_folder_locked(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gevent's `os.close` would close it, and so give the lock back, a turn of the loop later."""
+    monkeypatch.setattr(os, "close", gevent.os.close)
+    monkeypatch.setattr(sockets, "FOLDER_LOCK_SECONDS", 0)
+    for _ in range(2):
+        bind_and_leave(path)
+        sockets.open_listening(parse(f"unix:{path}"), 1).close()
         os.unlink(path)
 
 
-def bind_and_leave(path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(path)
+def test_a_stale_file_that_is_gone_meanwhile_is_no_error(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has removed it before we had the lock, and hasn't bound the path yet."""
+    bind_and_leave(path)
+    flock = fcntl.flock
+
+    def lock_late(*args: Any) -> None:
+        os.unlink(path)
+        flock(*args)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    sockets.open_listening(parse(f"unix:{path}"), 1).close()
+
+
+def test_a_server_that_is_quicker_wins(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It binds after we have removed the stale file: the address is its own."""
+    bind_and_leave(path)
+    unlink = os.unlink
+    with socket.socket(socket.AF_UNIX) as quicker:
+
+        def unlink_and_lose(where: str) -> None:
+            unlink(where)
+            quicker.bind(path)
+            quicker.listen()
+
+        monkeypatch.setattr(os, "unlink", unlink_and_lose)
+        with pytest.raises(OSError, match=r"app\.sock") as caught:
+            sockets.open_listening(parse(f"unix:{path}"), 1)
+        assert caught.value.errno == errno.EADDRINUSE
+        socket_of(path).close()
+
+
+def test_of_two_that_found_a_stale_file_one_wins(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first one's look at the file and its removal the second one has to wait."""
+    bind_and_leave(path)
+    has_looked, has_to_wait = threading.Event(), threading.Event()
+    check_is_stale, flock = sockets._check_is_stale, fcntl.flock
+
+    def look_slowly(where: str) -> None:
+        check_is_stale(where)
+        if not has_looked.is_set():
+            has_looked.set()
+            assert has_to_wait.wait(20)
+
+    def lock(*args: Any) -> None:
+        try:
+            flock(*args)
+        except BlockingIOError:
+            has_to_wait.set()
+            raise
+
+    def start() -> None:
+        first.append(sockets.open_listening(parse(f"unix:{path}"), 9))
+
+    monkeypatch.setattr(sockets, "_check_is_stale", look_slowly)
+    monkeypatch.setattr(fcntl, "flock", lock)
+    monkeypatch.setattr(sockets, "FOLDER_LOCK_SECONDS", 20)
+    first: list[_socket.socket] = []
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert has_looked.wait(20)
+    with pytest.raises(OSError, match="Address already in use") as caught:
+        sockets.open_listening(parse(f"unix:{path}"), 9)
+    assert caught.value.errno == errno.EADDRINUSE
+    thread.join()
+    socket_of(path).close()
+    first[0].close()
+
+
+# Binds when it is told to, and keeps what it has until it is told to go.
+BIND_AT_ONCE = """
+import sys
+import threading
+from glb import sockets
+from glb.address import parse
+
+print("ready", flush=True)
+for line in sys.stdin:
+    sock = None
+    try:
+        sock = sockets.open_listening(parse("unix:app.sock"), 9)
+    except OSError as error:
+        assert "Address already in use" in str(error), error
+    print("lost" if sock is None else "won", flush=True)
+    sys.stdin.readline()
+    if sock is not None:
+        sock.close()  # and leaves its file, as if it was killed
+    print("over", flush=True)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("path")
+def test_of_processes_that_start_at_once_one_wins() -> None:
+    """Round after round a stale file is left, and the processes bind all at once."""
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", BIND_AT_ONCE],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(4)
+        ]
+        pipes = [(each.stdin, each.stdout) for each in running]
+
+        def tell() -> list[str]:
+            for stdin, _ in pipes:
+                assert stdin is not None
+                stdin.write("go\n")
+                stdin.flush()
+            return answers()
+
+        def answers() -> list[str]:
+            return sorted(stdout.readline().strip() for _, stdout in pipes if stdout is not None)
+
+        assert answers() == ["ready"] * 4
+        bind_and_leave("app.sock")
+        for _ in range(50):
+            assert tell() == ["lost", "lost", "lost", "won"]
+            socket_of("app.sock").close()
+            assert tell() == ["over"] * 4
 
 
 def test_out_of_descriptors_nothing_is_opened() -> None:
@@ -569,6 +844,18 @@ def test_unlink_leaves_the_file_that_took_the_place(path: str) -> None:
         Path(path).write_text("mine")
         sockets.unlink(sock, key)
         assert Path(path).read_text() == "mine"
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_unlink_leaves_a_link_that_took_the_place(path: str, with_key: bool) -> None:
+    """A symbolic link isn't the socket's file, although it leads to that."""
+    with closing(sockets.open_listening(parse(f"unix:{path}"), 1)) as sock:
+        key = sockets.find_key(parse(f"unix:{path}")) if with_key else None
+        os.rename(path, "moved.sock")
+        os.symlink("moved.sock", path)
+        sockets.unlink(sock, key)
+        assert os.readlink(path) == "moved.sock"
+        socket_of("moved.sock").close()
 
 
 @pytest.mark.usefixtures("path")
