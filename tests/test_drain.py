@@ -715,7 +715,7 @@ def test_drains_of_two_threads_are_one() -> None:
     client = start_with_client(server)
     threads = [HubThread("glb test").start() for _ in range(2)]
     answers = [run_there(thread.send, lambda: server.drain(10)) for thread in threads]
-    wait_until(lambda: server.is_draining)
+    wait_until(lambda: len(server._draining.callers) == 2)  # the second, too, before it is over
     holder.release()
     reports = [answer(None) for answer in answers]
     assert reports[0] == reports[1] and counts(reports[0]) == (1, 0, 0)
