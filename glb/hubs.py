@@ -268,7 +268,8 @@ def call_where_it_may_switch(function: Callable[[], object]) -> None:
     For the log: under monkey patching its handlers' locks switch greenlets, and so may what they
     write to. In the hub that raises, and whatever logs there is left half done.
     """
-    if getcurrent() is get_hub():
+    # A thread without a hub gets none by this: its loop's descriptors would stay.
+    if getcurrent() is get_hub_if_exists():
         gevent.spawn(function)
     else:
         function()

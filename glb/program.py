@@ -126,10 +126,12 @@ class Program:
 
 def _run(code: CodeType, file: str | None, loader: Any, spec: Any) -> None:
     main = ModuleType(MAIN)
+    if sys.version_info < (3, 14):  # a later one makes them when they are asked for
+        main.__annotations__ = {}
+    if sys.version_info < (3, 15):
+        vars(main)["__cached__"] = None if spec is None else spec.cached
     vars(main).update(
-        __annotations__={},
         __builtins__=sys.modules["builtins"],
-        __cached__=None if spec is None else spec.cached,
         __file__=file,
         __loader__=loader,
         __package__=None if spec is None else spec.parent,

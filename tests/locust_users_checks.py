@@ -611,7 +611,8 @@ def test_no_reply(kind: str, tmp_path: pathlib.Path, trusting: ssl.SSLContext) -
         wait_until(lambda: served.open == 0)
     ((name, error),) = log.failures
     assert (name, type(error), str(error)) == ("request", TimeoutError, "no reply within 0.1 s")
-    assert log.events[-1]["response_time"] >= SHORT_SECONDS * 1000 * 0.9  # libev's clock is coarse
+    # Half: a timer runs from when the hub's loop last looked at the clock, before TLS was read.
+    assert log.events[-1]["response_time"] >= SHORT_SECONDS * 1000 * 0.5
 
 
 def test_a_reply_in_drops_takes_no_longer() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent._hub_local import get_hub_if_exists
 from gevent.event import Event
 
 from glb import hubs
@@ -411,3 +412,15 @@ def test_what_may_switch_is_called_in_a_greenlet_of_its_own_in_the_hub_alone() -
     while len(callers) < 2:
         gevent.sleep(0)
     assert callers[1] not in (hub, callers[0])
+
+
+def test_a_thread_without_a_hub_gets_none_by_logging() -> None:
+    """There it is called at once, and nothing of a loop is left open."""
+    before, hubs_there = open_descriptors(), list[object]()
+    thread = threading.Thread(
+        target=hubs.call_where_it_may_switch,
+        args=[lambda: hubs_there.append(get_hub_if_exists())],
+    )
+    thread.start()
+    thread.join()
+    assert (hubs_there, open_descriptors()) == ([None], before)

@@ -139,7 +139,7 @@ def test_nobody_is_suspected_where_nobody_counts_connections() -> None:
     with scarcity(taken=100):
         words = describe(EMFILE, lambda: None, 10)
     assert re.search(r"^\d+ of \d+ descriptors are open, mostly /dev/null \(\d{3}\), ", words)
-    assert "leak" not in words and "handlers" not in words
+    assert not re.search("handlers (have|may leak)", words)  # a log file may be named for either
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no /proc/sys")

@@ -28,9 +28,11 @@ pytestmark = pytest.mark.process
 TELL = """\
 import __main__, sys
 print(__name__, sys.argv, sys.path[0], __main__ is sys.modules["__main__"])
-print(__main__.__dict__ is globals(), sorted(set(globals()) - {"__cached__", "__main__", "sys"}))
+print(__main__.__dict__ is globals(), sorted(set(globals()) - {"__main__", "sys"}))
 print(__file__, __package__, getattr(__spec__, "name", None), type(__loader__).__name__)
-print(__builtins__ is __import__("builtins"), __doc__, __annotations__ == {})
+print(__builtins__ is __import__("builtins"), __doc__, __main__.__annotations__)
+size: int = 5
+print(globals().get("__cached__"), __main__.__annotations__)
 import beside
 print(beside.__file__)
 if "--fail" in sys.argv:

@@ -37,4 +37,4 @@ def test_code_in_the_readme_runs(number: int) -> None:
 
 def test_ci_runs_the_readmes_test_command() -> None:
     """It is found by the marker that `.ci/run` looks for."""
-    assert re.search(r"<!-- test command -->\n```sh\n[^\n]*tox run\n```", README)
+    assert re.search(r"<!-- test command -->\n```sh\n[^\n]*tox run-parallel\n```", README)

@@ -913,7 +913,9 @@ def test_without_a_goodbye_tls_is_cut(tls_pair: tuple[Any, Any]) -> None:
     serving.sendall(b"reply")
     serving.close()
     assert speaking.recv(10) == b"reply"
-    with pytest.raises(ssl.SSLEOFError):
+    # OpenSSL 3.6 answers a cut with an alert. A Unix socket refuses that at once, and Python
+    # raises the refusal in the place of the cut.
+    with pytest.raises((ssl.SSLEOFError, BrokenPipeError)):
         speaking.recv(10)
 
 
