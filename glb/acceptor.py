@@ -337,20 +337,19 @@ class Acceptor:
     def _serve_charged(
         self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
     ) -> object:
+        # No local name for the greenlet: an error's traceback would keep it, and it the error.
         outer = CURRENT.get()
-        greenlet = getcurrent()
         strangers = (self.server._turn.branch or self.branch).strangers
-        outer_args = strangers.get(greenlet)
-        strangers[greenlet] = (self, args)
+        outer_args = strangers.get(getcurrent())
+        strangers[getcurrent()] = (self, args)
         try:
             return self.serve(handle, close, args)
         finally:
             if outer_args is None:
-                strangers.pop(greenlet, None)
+                strangers.pop(getcurrent(), None)
             else:  # one that serves a connection and, within that, another
-                strangers[greenlet] = outer_args
+                strangers[getcurrent()] = outer_args
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
-            del greenlet  # or an error's traceback keeps it, and it keeps the error
 
     def never_served(self, *, is_charged: bool) -> None:
         """A connection that was taken could not be given to a handler."""

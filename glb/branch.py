@@ -220,6 +220,8 @@ class Branch:
             return
         if self._astray is None:
             return  # nothing has changed since all was right
+        for greenlet in [each for each in self.strangers if each.dead]:
+            del self.strangers[greenlet]
         self._count_arrivals(self.dispatcher)
         for acceptor in self.acceptors:
             if acceptor.branch is self:

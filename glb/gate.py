@@ -177,6 +177,9 @@ class Gate:
             opened = [(each.dispatcher, each.team) for each in branches if each.dispatcher]
             if any(team in dispatcher.seated for dispatcher, team in opened):
                 self.turns.unseat(opened)
+        with REGISTRY.lock:
+            acceptors = [*self.server._acceptors, *self.server._rolling.gone.values()]
+            self.expected = sum(each.promised for each in acceptors)
         bound = self.server._bound
         if isinstance(bound, HandlerPool):
             bound.look_over(handlers_here())

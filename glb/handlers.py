@@ -135,7 +135,7 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
                 if pool is None:
                     self._result = run(handle, close, args)
                 else:
-                    pool.begin(self)
+                    pool.begin()
                     try:
                         self._result = run(handle, close, args)
                     finally:
@@ -636,20 +636,26 @@ class HandlerPool(Pool):
         Switches:
             While the pool is full.
         """
+        handlers = handlers_here()
+        if self._semaphore.locked() and not self.full():
+            self.look_over(handlers)  # an exception has struck as one was discarded
         self._semaphore.acquire()
         self._waiting += 1
         self._empty_event.clear()
-        handlers_here().spawn(run, handle, close, args, self)
+        handlers.spawn(run, handle, close, args, self)
 
     def kill(self, *args: Any, **kwargs: Any) -> None:
         """Kill all handlers, and who waits for one. The arguments are gevent's."""
-        handlers_here().drop(lambda job: job[-1] is self)
+        handlers = handlers_here()
+        handlers.drop(lambda job: job[-1] is self)
+        self.look_over(handlers)  # gevent's waits without a switch for one that is dead
         super().kill(*args, **kwargs)
 
-    def begin(self, greenlet: HandlerGreenlet) -> None:
-        """*greenlet* runs one that waited."""
+    def begin(self) -> None:
+        """Count one that waited as one that runs, in this greenlet."""
         self._waiting -= 1
-        self.greenlets.add(greenlet)
+        # No local name for it: an error that strikes here would keep it, and it the error.
+        self.greenlets.add(getcurrent())  # type: ignore[arg-type]  # it is a Greenlet
 
     def end(self, greenlet: HandlerGreenlet) -> None:
         """*greenlet* is done with it."""
