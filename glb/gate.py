@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .branch import SharedBound
 from .dispatcher import Dispatcher
+from .errors import Episode
 from .limits import Bucket
 from .registry import REGISTRY
 from .states import MOVES, PAUSES, State, before
@@ -49,6 +50,8 @@ class Gate:
         self.is_drained = False
         #: Whether those of some of its clones are.
         self.is_ending = False
+        #: What was reported already of accepts that failed.
+        self.failures = Episode()
         self._timer: Any = None
         # Counts the changes of state, so that a timer knows whether it still matters.
         self._episode = 0
@@ -291,9 +294,17 @@ class Gate:
         server.delay = min(server.max_delay, delay * 2)
         return delay
 
-    def back_off(self, context: object, error: BaseException) -> None:
+    def accept_failed(self, error: BaseException) -> None:
+        """Report *error*, but once an episode, and pause all clones, once."""
+        server = self.server
+        with REGISTRY.lock:  # hubs may fail at the same time
+            is_news = self.failures.is_news(error, server.delay, monotonic())
+        self.back_off(server, error, is_news=is_news)
+
+    def back_off(self, context: object, error: BaseException, *, is_news: bool = True) -> None:
         """Report *error* as gevent does, and pause all clones, once."""
         server = self.server
-        server.loop.handle_error(context, type(error), error, error.__traceback__)
+        if is_news:
+            server.loop.handle_error(context, type(error), error, error.__traceback__)
         if server.delay >= 0 and self.state is State.ACCEPTING:
             self.pause(State.BACKING_OFF, self.next_delay())

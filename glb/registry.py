@@ -93,8 +93,8 @@ class Entry:
         self.backlog = 0
         #: Who is next, on whichever hub.
         self.turns: Final = Turns(registry.lock)
-        #: Until when, on `time.monotonic`'s clock, lack of room is in the log already.
-        self.logged_until = 0.0
+        #: What is in the log already of accepts that fail.
+        self.failures: Final = errors.Episode()
         self.is_closed = False
         #: Whether the kernel's socket is open elsewhere too: handed in by somebody, detached,
         #: or copied by a fork. Then letting go of it here doesn't free the address.
