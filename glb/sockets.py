@@ -182,7 +182,7 @@ def open_listening(
     except BaseException as error:
         if sock is not None:
             if is_unix and bound:
-                unlink(sock)
+                unlink(bound_address(sock))
             sock.close()
         if isinstance(error, OSError):
             # Made from the errno, so that it is the PermissionError, say, which it was. What
@@ -299,13 +299,12 @@ def find_key(address: Address) -> Key | None:
     return (AF_UNIX, found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
 
 
-def unlink(sock: _socket.socket, key: Key | None = None) -> None:
-    """Remove the file of the bound Unix socket *sock*, if it still has the *key* it had.
+def unlink(address: Address, key: Key | None = None) -> None:
+    """Remove the file of a bound Unix socket's *address*, if it still has the *key* it had.
 
     A bound path outlives its socket, and nobody else could bind it again. Only a file that
     is still this socket's is removed. Failing is no error: then it wasn't ours to remove.
     """
-    address = bound_address(sock)
     path = address.sockaddr
     if not path or path[:1] in ("\0", b"\0"):
         return

@@ -25,6 +25,7 @@ the queue a thread.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import enum
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -558,7 +559,8 @@ class Turns:
 
     def _close_waiting_locked(self) -> None:
         while self.waiting:
-            _socket.close(self.waiting.popleft().number)
+            with contextlib.suppress(OSError):  # EBADF: its number was closed elsewhere
+                _socket.close(self.waiting.popleft().number)
 
     def keep_thread_locked(self, thread: int) -> None:
         """Keep the dispatchers of *thread* alone, in a forked child.

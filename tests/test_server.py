@@ -1284,6 +1284,48 @@ def test_close_refuses_at_once_and_has_closed_every_clone(where: str) -> None:
     assert open_descriptors() == before
 
 
+@pytest.mark.parametrize("hubs", [1, 2])
+@pytest.mark.parametrize("index", [0, 1, 3])
+@pytest.mark.parametrize("way", ["number", "socket"])
+def test_stop_closes_all_when_a_clone_was_closed_behind_its_back(
+    way: str, index: int, hubs: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The address is free, nothing stays open, and one line tells of it."""
+    before = open_descriptors()
+    server = StreamServer(LOCAL, reply_ok, clones=4, hubs=hubs)
+    server.start()
+    clone = server._listeners[index]._sock
+    if way == "number":
+        os.close(clone.fileno())
+    else:
+        clone.close()
+    server.stop()
+    assert (server.closed, server.started, entries()) == (True, False, [])
+    assert is_refused(server.address)
+    glb.bind(server.address).close()
+    wait_until(lambda: open_descriptors().keys() <= before.keys())
+    expected = ["Bad file descriptor"] if way == "number" else []
+    assert [record.name for record in caplog.records] == ["glb"] * len(expected)
+    assert all(text in caplog.text for text in expected)
+    server.start()
+    assert ask(server.address) == b"ok"
+    server.stop()
+
+
+def test_resize_closes_all_that_go_when_one_was_closed_behind_its_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others that go are closed as well, and those that stay serve."""
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, clones=4) as server:
+        server.start()
+        os.close(server._listeners[2]._sock.fileno())
+        server.resize(2)
+        assert server._listeners[0].entry.clones == 2
+        assert [ask(server.address) for _ in range(4)] == [b"0", b"1"] * 2
+    assert len(caplog.records) == 1
+
+
 def native_connect_is_refused(address: Any) -> bool:
     with native_socket.socket() as client:
         return client.connect_ex(address) == errno.ECONNREFUSED
