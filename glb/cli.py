@@ -248,8 +248,8 @@ def serve(
             try:
                 handle, is_wsgi = loaded.load(), loaded.is_wsgi
             except gevent.GreenletExit as error:  # not KeyboardInterrupt: it may be a Ctrl-C
-                reason = loaded.reason(error)
-                raise TargetError(f"can't import {target!r}: {reason}") from error
+                module, reason = target.partition(":")[0], loaded.reason(error)
+                raise TargetError(f"can't import {module!r}: {reason}") from error
     elif is_wsgi is False or is_watched:
         raise click.UsageError(f"{'--reload' if is_watched else '--stream'} needs a TARGET")
     else:

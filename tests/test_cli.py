@@ -85,6 +85,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
         "program": PROGRAM,
         "raises": "def fail():\n    raise RuntimeError('no\\nluck')\nfail()",
         "leaves": "raise SystemExit(3)",
+        "killed": "import gevent\nraise gevent.GreenletExit",
         "needs": "import no_such_module",
         "malformed": "x = (",
     }.items():
@@ -822,6 +823,7 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
         (("raises",), "can't import 'raises': RuntimeError: no luck (at "),
         (("raises:app",), "raises.py:2)"),
         (("leaves:app",), "can't import 'leaves': SystemExit: 3 (at "),
+        (("killed:app",), "can't import 'killed': GreenletExit: (at "),
         (("needs:app",), "can't import 'needs': ModuleNotFoundError: No module named 'no_such"),
         (("malformed:app",), "can't import 'malformed': SyntaxError: "),
         (("json",), "target must be module:callable; 'json' has no application or app"),
