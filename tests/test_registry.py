@@ -1196,6 +1196,7 @@ def test_a_child_closes_all_clones_of_other_threads_when_one_was_closed_by_its_n
         os.close(opened[0]._sock.fileno())
         for number in lower:
             os.close(number)
+        get_hub().destroy(destroy_loop=True)
 
     thread = threading.Thread(target=open_some)
     thread.start()
