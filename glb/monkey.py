@@ -251,6 +251,10 @@ def _select(_self: Any, *args: Any, **options: Any) -> Any:
     return polls.select(*args, **options)
 
 
+# gevent's mark, by which a program can tell that selectors wait for greenlets.
+_select._gevent_monkey = True  # type: ignore[attr-defined]  # a function's own attribute
+
+
 def _patch_sockets() -> None:
     _put("sockets", GeventSocket, "bind", _bind)
     _put("sockets", GeventSocket, "listen", _listen)
