@@ -22,7 +22,7 @@ from gevent import getcurrent
 
 from .clones import CURRENT, Clone
 from .connection import Connection
-from .errors import Heap, classify
+from .errors import Episode, Heap, classify
 from .originals import monotonic
 from .registry import REGISTRY
 from .ring import Team
@@ -130,6 +130,13 @@ class Acceptor:
         return self.gate.next_delay()
 
     @property
+    def failures(self) -> Episode:
+        return self.gate.failures
+
+    def wants(self, error: OSError) -> bool:
+        return self.server.is_fatal_error(error)
+
+    @property
     def context(self) -> StreamServer:
         return self.server
 
@@ -217,7 +224,7 @@ class Acceptor:
             self._handle(args)
         except BaseException as error:
             # Nothing was accepted here, so it is nothing that the kernel says.
-            self.gate.back_off(server, error)
+            self.gate.accept_failed(error)
             if turn.handed is not None:
                 return False
         finally:
@@ -256,6 +263,8 @@ class Acceptor:
 
     def broken(self, error: OSError) -> None:
         self._read_failed(error)
+        if self.gate.turns is not None:  # not every broken socket is fatal to gevent
+            self.join(self.gate.turns)
 
     def _handle(self, args: Any) -> None:
         server = self.server
@@ -278,12 +287,9 @@ class Acceptor:
         if server.is_fatal_error(error):
             server.fail(error)
             return Turn.PASSED
-        heap = classify(error)
-        if heap is Heap.PEER_LEFT:
-            return Turn.TAKEN
-        if heap is Heap.OUT_OF_ROOM:
+        if classify(error) in (Heap.PEER_LEFT, Heap.OUT_OF_ROOM):
             raise error
-        self.gate.back_off(server, error)
+        self.gate.accept_failed(error)
         # With a negative delay the server goes on, at the next wake-up: as gevent.
         return Turn.EMPTY
 

@@ -105,7 +105,8 @@ class _Left:
     def drop(self) -> None:
         """Nobody will have it."""
         while self.pocket:
-            _socket.close(self.pocket.pop()[0])
+            with contextlib.suppress(OSError):  # EBADF: its number was closed elsewhere
+                _socket.close(self.pocket.pop()[0])
 
 
 # -- Global state ---------------------------------------------------------------------------------

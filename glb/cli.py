@@ -245,7 +245,11 @@ def serve(
         # Before ssl and what needs it: a program that patches modules is to come first.
         with _refusing():
             loaded = Target(target, is_wsgi)
-            handle, is_wsgi = loaded.load(), loaded.is_wsgi
+            try:
+                handle, is_wsgi = loaded.load(), loaded.is_wsgi
+            except gevent.GreenletExit as error:  # not KeyboardInterrupt: it may be a Ctrl-C
+                module, reason = target.partition(":")[0], loaded.reason(error)
+                raise TargetError(f"can't import {module!r}: {reason}") from error
     elif is_wsgi is False or is_watched:
         raise click.UsageError(f"{'--reload' if is_watched else '--stream'} needs a TARGET")
     else:
@@ -372,6 +376,7 @@ class _Reloads:
         self._watcher.note()  # a change is one of what was just loaded
         self._is_watched = is_watched
         self._asked = Event()
+        self._is_over = False
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def ask(self) -> None:
@@ -384,6 +389,7 @@ class _Reloads:
             self._watcher.start()
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
         self._watcher.stop()
         if self._greenlet is not None:
             self._greenlet.kill()
@@ -405,9 +411,13 @@ class _Reloads:
             # Nobody is waited for, and nobody's connection is ended: an old handler may go on
             # as long as its client stays, and must not hold up the next reload.
             report = self._server.roll(handle, wait=False)
-        except (KeyboardInterrupt, gevent.GreenletExit):
-            raise
         except BaseException as error:  # whatever it is, the old one serves, and is asked again
+            if self._is_over:  # it is the kill
+                raise
+            # A Ctrl-C is a signal that is handled elsewhere, and this greenlet is killed at the
+            # end alone: so these are of the module's making, as any other error is.
+            if isinstance(error, (KeyboardInterrupt, gevent.GreenletExit)):
+                error = TargetError(self._target.reason(error))
             reason = error if isinstance(error, TargetError) else f"{type(error).__name__}: {error}"
             line = _one_line(f"can't reload {name!r}: {reason}")
             console.tell("%s; the old one goes on serving", line)

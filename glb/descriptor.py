@@ -140,7 +140,8 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         """Close it in a forked child in which its thread, and so its hub, isn't there."""
         if self._seats is not None:
             self._seats.abandon()
-        self.close()
+        with contextlib.suppress(OSError):  # as below: the others are to be closed as well
+            self.close()
 
     def _leave(self) -> None:
         number = self.fileno()

@@ -10,9 +10,9 @@ to the clone by the inbox of that one's dispatcher. Whatever a handler that bloc
 its start is in the accept queue, in an inbox, or among the jobs of its hub's handler greenlets,
 where the standby finds it. Servers that start handlers in another way get one at a time.
 
-When the kernel is out of room for another connection, the dispatcher pauses for all of its
-clones at once, says so in the log once, and tries again by itself. Nobody is lost: the
-accept queue keeps who waits.
+When the kernel is out of room for another connection, or gives nothing but errors for another
+reason, the dispatcher pauses for all of its clones at once, says so in the log once, and tries
+again by itself. Nobody is lost: the accept queue keeps who waits.
 
 What a turn is, the clones know: `glb.listener` and `glb.acceptor`. A dispatcher belongs to
 its hub's thread. From others only `send`, `run`, and what ends in ``_locked`` may be called.
@@ -46,8 +46,10 @@ log: Final = logging.getLogger("glb")
 
 _READ: Final = 1
 
-# So long without a failure and the next one is news. Longer than the longest pause, 1 s.
-EPISODE_GAP_SECONDS: Final = 1.0
+# As many clients as Linux lets wait in one accept queue, by default, may all have left. When more
+# have done so in a row, with neither a connection nor the end of the queue between them, the
+# kernel doesn't take them out of it: then each wake-up of nothing else is followed by a pause.
+MOST_LEFT_IN_A_ROW: Final = 4096
 
 
 class Dispatcher:
@@ -88,6 +90,8 @@ class Dispatcher:
         # waits. Their clones may all be paused, and no descriptor be watched here.
         self._holders: set[object] = set()
         self._taken = 0
+        # How many peers had left since the last connection, or the end of the queue.
+        self._left_in_a_row = 0
         self._calls: deque[Callable[[], object]] = deque()
         self._pause: Any = None
         # Neither keeps the hub alive by itself: that is for who holds it.
@@ -288,8 +292,12 @@ class Dispatcher:
                 is_plain = turns.standby is None and not turns.waiting
                 turn = member.take_turn() if is_plain else self._deal(member)
             except BaseException as error:
+                if self._may_go_on(member, error):
+                    continue
                 self._pause_for(member, error)
                 return
+            if turn is not Turn.PASSED:
+                self._left_in_a_row = 0
             if turn is Turn.EMPTY:
                 return
             if turn is Turn.TAKEN:
@@ -334,12 +342,9 @@ class Dispatcher:
             self._next_turn = self.hub.loop.run_callback(self._give_turns)
 
     def _accept_failed(self, member: Member, error: OSError) -> Turn:
-        heap = classify(error)
         if self._entry.is_closed:
             return Turn.EMPTY
-        if heap is Heap.PEER_LEFT:
-            return Turn.TAKEN
-        if heap is Heap.BROKEN:
+        if classify(error) is Heap.BROKEN or member.wants(error):
             self.turns.leave(member)
             member.dispatcher.run(lambda: member.broken(error))
             return Turn.PASSED
@@ -390,31 +395,41 @@ class Dispatcher:
 
     # -- pauses --------------------------------------------------------------------------------
 
+    def _may_go_on(self, member: Member, error: BaseException) -> bool:
+        """Whether *error* is of a peer that left, and there may be somebody behind it."""
+        if classify(error) is not Heap.PEER_LEFT:
+            return False
+        self._taken += 1
+        self._left_in_a_row += 1
+        if self._left_in_a_row <= MOST_LEFT_IN_A_ROW:
+            return True
+        self._left_in_a_row -= member.max_accept
+        return False
+
     def _pause_for(self, member: Member, error: BaseException) -> None:
         delay = member.next_delay()
-        if classify(error) is Heap.OUT_OF_ROOM:
-            self._log_once(member.context, error, delay)
-        else:
-            # Clones let nothing else through, unless it strikes from outside: an interrupt,
-            # or the end of this hub, which goes on from here. gevent would stop the watcher.
+        is_kernels = classify(error) in (Heap.OUT_OF_ROOM, Heap.PEER_LEFT)
+        failures = self._entry.failures if is_kernels else member.failures
+        with self.turns.lock:
+            is_news = failures.is_news(error, delay, monotonic())
+        if is_kernels and is_news:
+            self._log(member.context, error, delay)
+        elif is_news:
+            # It may have struck from outside: an interrupt, or the end of this hub, which goes
+            # on from here. gevent would stop the watcher.
             self.hub.loop.handle_error(member.context, type(error), error, error.__traceback__)
         if delay >= 0 and self._io is not None:
             self._pause = self.hub.loop.timer(delay)
             self._pause.start(self._resume)
 
-    def _log_once(self, context: object, error: BaseException, delay: float) -> None:
-        # An episode ends when nothing has failed for longer than the pauses were: not with a
-        # connection that found room, since the next one often doesn't.
-        now = monotonic()
-        if now > self._entry.logged_until:
-            with self._entry.registry.reserve.lend():  # it reads a file
-                found = self._describe(context, error)
-            call_where_it_may_switch(
-                functools.partial(self._log, str(context), str(error), max(delay, 0), found)
-            )
-        self._entry.logged_until = now + 2 * max(delay, 0) + EPISODE_GAP_SECONDS
+    def _log(self, context: object, error: BaseException, delay: float) -> None:
+        with self._entry.registry.reserve.lend():  # it reads a file
+            found = self._describe(context, error)
+        call_where_it_may_switch(
+            functools.partial(self._write, str(context), str(error), max(delay, 0), found)
+        )
 
-    def _log(self, context: str, error: str, delay: float, found: str) -> None:
+    def _write(self, context: str, error: str, delay: float, found: str) -> None:
         # A log handler may have a file to open.
         with self._entry.registry.reserve.lend():
             log.error(

@@ -10,6 +10,8 @@ accept(2) fails for three kinds of reason, and each asks for another answer:
 An errno stands in one heap only. One that stands in none is a surprise: servers
 report it in full and back off, as gevent does.
 
+A failure that lasts comes again with each try. An `Episode` tells which of them is news.
+
 This module is plain data; it waits for nothing and closes nothing.
 
 Source: accept(2), "Error handling"; trio's and HAProxy's accept loops.
@@ -21,7 +23,7 @@ import enum
 import errno
 from typing import Final
 
-__all__ = ["Heap", "classify"]
+__all__ = ["Episode", "Heap", "classify"]
 
 
 class Heap(enum.Enum):
@@ -81,6 +83,45 @@ def classify(error: BaseException) -> Heap:
         if error.errno in BROKEN_ERRNOS:
             return Heap.BROKEN
     return Heap.UNKNOWN
+
+
+# So long without a failure and the next one is news. Longer than the longest pause, 1 s.
+EPISODE_GAP_SECONDS: Final = 1.0
+
+
+class Episode:
+    """A time in which accepting fails again and again, of which one report is enough.
+
+    It ends when nothing has failed for longer than the pauses were: not with a connection that
+    found room, since the next one often doesn't. Used in one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        # On `time.monotonic`'s clock.
+        self._until = 0.0
+        self._known: set[object] = set()
+
+    def is_news(self, error: BaseException, delay: float, now: float) -> bool:
+        """Note *error*; tell whether it is the first of its kind in this episode.
+
+        A lack of room is one kind, and so are all peers that left. Of the rest each type and
+        errno is its own. What ends a greenlet or a program, such as `KeyboardInterrupt`, isn't
+        a failure to accept: it is always news.
+
+        Args:
+            delay: How long the pause is that follows, in seconds; negative is none.
+            now: By `time.monotonic`.
+        """
+        if not isinstance(error, Exception):
+            return True
+        if now > self._until:
+            self._known.clear()
+        self._until = now + 2 * max(delay, 0) + EPISODE_GAP_SECONDS
+        heap = classify(error)
+        kind = (type(error), getattr(error, "errno", None)) if heap is Heap.UNKNOWN else heap
+        is_news = kind not in self._known
+        self._known.add(kind)
+        return is_news
 
 
 def listener_closed(address: object) -> OSError:

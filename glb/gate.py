@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .branch import SharedBound
 from .dispatcher import Dispatcher
 from .ending import FOREVER
+from .errors import Episode
 from .guard import GUARD_SECONDS
 from .handlers import HandlerPool, handlers_here
 from .limits import Bucket
@@ -55,6 +56,8 @@ class Gate:
         #: Whether a drain has begun, and clones have their turns still: what waits in the accept
         #: queue is served first. Its `state` tells what it does about that, as ever.
         self.lingers = False
+        #: What was reported already of accepts that failed.
+        self.failures = Episode()
         self._timer: Any = None
         # When a pause is over, on the monotonic clock.
         self._until = FOREVER
@@ -336,9 +339,17 @@ class Gate:
         server.delay = min(server.max_delay, delay * 2)
         return delay
 
-    def back_off(self, context: object, error: BaseException) -> None:
+    def accept_failed(self, error: BaseException) -> None:
+        """Report *error*, but once an episode, and pause all clones, once."""
+        server = self.server
+        with REGISTRY.lock:  # hubs may fail at the same time
+            is_news = self.failures.is_news(error, server.delay, monotonic())
+        self.back_off(server, error, is_news=is_news)
+
+    def back_off(self, context: object, error: BaseException, *, is_news: bool = True) -> None:
         """Report *error* as gevent does, and pause all clones, once."""
         server = self.server
-        server.loop.handle_error(context, type(error), error, error.__traceback__)
+        if is_news:
+            server.loop.handle_error(context, type(error), error, error.__traceback__)
         if server.delay >= 0 and self.state is State.ACCEPTING:
             self.pause(State.BACKING_OFF, self.next_delay())

@@ -88,8 +88,8 @@ class Entry:
         self.backlog = 0
         #: Who is next, on whichever hub.
         self.turns: Final = Turns(registry.lock)
-        #: Until when, on `time.monotonic`'s clock, lack of room is in the log already.
-        self.logged_until = 0.0
+        #: What is in the log already of accepts that fail.
+        self.failures: Final = errors.Episode()
         self.is_closed = False
         #: Whether the kernel's socket is open elsewhere too: handed in by somebody, detached,
         #: or copied by a fork. Then letting go of it here doesn't free the address.
@@ -157,7 +157,7 @@ class Entry:
         """Free the address. Dispatchers of other threads look away when they come to it."""
         self.is_closed = True
         if self.pristine.family == AF_UNIX and self._file_owner == os.getpid():
-            sockets.unlink(self.pristine, self.key)
+            sockets.unlink(Address(AF_UNIX, self.address), self.key)
         foreign = []
         self.turns.close_locked()
         for dispatcher in [*self.turns.dispatchers.values()]:
@@ -177,11 +177,11 @@ class Entry:
                     sockets.park(self.pristine)
             for dispatcher in foreign:
                 dispatcher.send(dispatcher.close)
-        else:
-            self.pristine.close()
         if self._keeps_reserve:
             self._keeps_reserve = False
             self.registry.reserve.release()
+        if not foreign:
+            self.pristine.close()  # last: EBADF, if its number was closed elsewhere
 
     def disown(self) -> None:
         """Leave the kernel's socket, and its file, to somebody who has a descriptor too."""
@@ -371,7 +371,7 @@ class Registry:
             assert share is not None, "it was made here, and nobody else has it"
         except BaseException:
             if owns_file and pristine.family == AF_UNIX:
-                sockets.unlink(pristine)
+                sockets.unlink(sockets.bound_address(pristine))
             pristine.close()
             raise
         self._entries[entry] = None
@@ -418,8 +418,10 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    REGISTRY.keep_thread_locked(native_ident())
-    REGISTRY.lock.release()
+    try:
+        REGISTRY.keep_thread_locked(native_ident())
+    finally:
+        REGISTRY.lock.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -192,8 +192,7 @@ class Rolling:
             for _ in handlers:
                 added.append(listeners[0].dup())
         except BaseException:
-            for listener in added:
-                listener.close()
+            server.close_each(added)
             raise
         new = [self._come(first + place, handle) for place, handle in enumerate(handlers)]
         for acceptor, listener in zip(new, added, strict=True):
@@ -219,8 +218,7 @@ class Rolling:
         server._acceptors = server._acceptors[:clones]
         server._listeners = server._listeners[:clones]
         server.clones = clones
-        for listener in left:
-            listener.close()
+        server.close_each(left)
         branches = [*dict.fromkeys(acceptor.branch for acceptor in going)]
         ending = Ending(timeout, kill=True, closes_idle=True)
         try:

@@ -44,7 +44,7 @@ from gevent.hub import Waiter
 
 from .connection import PlainSocket
 from .dispatcher import Dispatcher
-from .errors import Heap, classify
+from .errors import Episode, Heap, classify
 from .originals import monotonic, native_ident
 from .registry import Entry
 from .ring import Team
@@ -506,7 +506,8 @@ class Seats:
     def forget(self) -> None:
         """In a forked child: what lies in the pocket is the parent's to serve."""
         for number, _ in self.take_pocket():
-            _socket.close(number)
+            with contextlib.suppress(OSError):  # EBADF: its number was closed elsewhere
+                _socket.close(number)
         self._ring()
 
     def abandon(self) -> None:
@@ -696,9 +697,6 @@ class _Seat:
         self.settle()
         self.dispatcher.run(self.seats.look_after_pocket)
 
-    def broken(self, error: OSError) -> None:
-        self._cancel([*self.waiters], error)
-
     def take_turn(self) -> Turn:
         holder = self.seats.holder
         if holder is None or not self.has_room():
@@ -709,25 +707,36 @@ class _Seat:
         except BlockingIOError:
             return Turn.EMPTY
         except OSError as error:
-            heap = classify(error)
-            if heap is Heap.OUT_OF_ROOM:
+            if classify(error) is not Heap.BROKEN and not self.wants(error):
                 raise
-            if heap is not Heap.PEER_LEFT:
-                self._fail(error)
+            self.broken(error)
             return Turn.TAKEN
         self.dispatcher.accepted += 1
         self.dispatcher.turns.rotate(self.team, self)
         self._wake(number, address)
         return Turn.TAKEN
 
-    def _fail(self, error: OSError) -> None:
+    @property
+    def failures(self) -> Episode:
+        return self.seats.entry.failures
+
+    def wants(self, error: OSError) -> bool:
+        # A poller can't be given an error that may be over by the time it accepts: it goes on
+        # waiting, while the dispatcher pauses. What is broken stays so.
+        return bool(self.waiters) and classify(error) is Heap.UNKNOWN
+
+    def broken(self, error: OSError) -> None:
+        if not self.dispatcher.has_loop:
+            return  # and its greenlets with it
         if self.waiters:
             self.dispatcher.turns.rotate(self.team, self)
             self._next_waiter().throw(error)
-        else:
+        elif classify(error) is Heap.BROKEN:
             number, text = error.errno, error.strerror
             # An accept will tell.
             self.seats.cancel(lambda: OSError(number, text))
+        else:
+            self.settle()
 
     def _wake(self, number: int, address: Any) -> None:
         # The greenlet runs now, in this switch: there is no moment in which it could be

@@ -24,7 +24,7 @@ import functools
 import logging
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 from weakref import WeakSet
 
@@ -568,12 +568,9 @@ class StreamServer(gevent.server.StreamServer):
             entry = listeners[0].entry
             entry.turns.join_wishes(self._policy, self.patience, entry.address)
         except BaseException:
-            for listener in listeners:
-                if listener is not given:
-                    listener.close()
-            if self._handed_in is not given:
-                self._handed_in.close()
-                self._handed_in = given
+            opened = [*listeners, self._handed_in]
+            self._handed_in = given
+            self.close_each(each for each in opened if each is not given)
             raise
         self._listeners = listeners
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
@@ -633,10 +630,18 @@ class StreamServer(gevent.server.StreamServer):
         finally:
             if listeners:
                 listeners[0].entry.turns.leave_wishes(*self._wishes)
-            for listener in listeners:
-                listener.close()
-            if handed_in is not None:
-                handed_in.close()
+            self.close_each([*listeners, handed_in])
+
+    def close_each(self, listeners: Iterable[Any]) -> None:
+        """Close all of *listeners* but ``None``. What one raises is in the log, and stops none."""
+        try:
+            with contextlib.ExitStack() as rest:
+                for each in reversed([*listeners]):
+                    if each is not None:
+                        rest.callback(each.close)
+        except Exception as error:  # EBADF, of a number that the program has closed
+            with REGISTRY.reserve.lend():  # for the log's file
+                log.error("%s can't close a clone: %s; all the rest is closed", self, error)
 
     def _left(self, home: Dispatcher | None, state: State) -> None:
         # Called in each hub that it leaves. Who waits for the end waits in the first.

@@ -194,7 +194,7 @@ def open_listening(
     except BaseException as error:
         if sock is not None:
             if is_unix and bound:
-                unlink(sock)
+                unlink(bound_address(sock))
             sock.close()
         if isinstance(error, OSError):
             # Made from the errno, so that it is the PermissionError, say, which it was. What
@@ -407,13 +407,13 @@ def find_key(address: Address) -> Key | None:
     return (AF_UNIX, found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
 
 
-def unlink(sock: _socket.socket, key: Key | None = None) -> None:
-    """Remove the file of the bound Unix socket *sock*, if it still has the *key* it had.
+def unlink(address: Address, key: Key | None = None) -> None:
+    """Remove the file of a bound Unix socket's *address*, if it still has the *key* it had.
 
     A bound path outlives its socket. Only a file that is still this socket's is removed, and
     not a symbolic link that leads there. Failing is no error: then it wasn't ours to remove.
     """
-    path: Any = sock.getsockname()
+    path: Any = address.sockaddr
     if not path or _is_abstract(path):
         return
     with contextlib.suppress(OSError):

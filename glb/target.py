@@ -111,6 +111,8 @@ class Target:
         Raises:
             TargetError: The module can't be imported or has no such callable, or what that is
                 can't be told. The project's modules are gone again.
+            KeyboardInterrupt, GreenletExit: As they are, since they may come from outside. The
+                modules are gone, too.
         """
         folder = os.getcwd()
         self._project = _Project(folder)
@@ -123,7 +125,7 @@ class Target:
                 raise
             except BaseException as error:  # a Timeout, say, of a database that doesn't answer
                 raise TargetError(
-                    f"can't import {self._module_name!r}: {self._reason(error)}"
+                    f"can't import {self._module_name!r}: {self.reason(error)}"
                 ) from error
             handle = self._find(found)
             if not self._is_told:
@@ -141,6 +143,7 @@ class Target:
             TargetError: Anything that `load` tells so, or the new one is of the other kind. All
                 of the project's modules are the old ones. Libraries that came meanwhile stay:
                 somebody else may have them by now, and some can't be loaded twice.
+            KeyboardInterrupt, GreenletExit: As they are. All modules are the old ones, too.
 
         *Switches* if the modules do so as they are imported. A greenlet that is killed here
         leaves the old modules.
@@ -156,7 +159,7 @@ class Target:
             except (KeyboardInterrupt, GreenletExit):
                 raise
             except BaseException as error:  # a Timeout, say, of a database that doesn't answer
-                raise TargetError(self._reason(error)) from error
+                raise TargetError(self.reason(error)) from error
             handle = self._find(found)
             if not self._is_told and is_wsgi_by_arguments(handle, self.name) != self._is_wsgi:
                 kind = "a WSGI application" if self._is_wsgi else "a handler of connections"
@@ -234,7 +237,7 @@ class Target:
         path = [*(_get(module, "__path__") or ())]
         return bool(path) and all(map(self._project.has, path))
 
-    def _reason(self, error: BaseException) -> str:
+    def reason(self, error: BaseException) -> str:
         """Return the last line of *error*'s traceback, and where in the project it was raised."""
         kind = type(error).__name__
         if isinstance(error, SyntaxError) and error.filename and error.lineno:

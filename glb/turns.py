@@ -24,12 +24,14 @@ the queue a thread.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from .balance import Policy, least_loaded
+from .errors import Episode
 from .originals import monotonic
 from .ring import Ring, Team
 
@@ -80,6 +82,13 @@ class Member(Protocol):
     def max_accept(self) -> int:
         """How many connections a wake-up may take, counting those before this turn."""
 
+    @property
+    def failures(self) -> Episode:
+        """What was reported already, of errors that are no lack of room."""
+
+    def wants(self, error: OSError) -> bool:
+        """Whether `broken` is to have *error*, of whatever kind, rather than a pause follow."""
+
     def next_delay(self) -> float:
         """How long to pause now, in seconds, growing with each call; negative: don't."""
 
@@ -98,13 +107,17 @@ class Member(Protocol):
     # In its own hub:
 
     def take_turn(self) -> Turn:
-        """Accept one connection and hand it on. Raises only what is out of room."""
+        """Accept one connection and hand it on.
+
+        Raises errors of peers that left and of a lack of room, and of the rest those that it
+        can tell no greenlet, and has not reported.
+        """
 
     def take(self, handed: Handed) -> bool:
         """Handle what was accepted for it, and expect it no more; ``False`` if it can't."""
 
     def broken(self, error: OSError) -> None:
-        """Its socket is not what it should be."""
+        """An accept for it has failed. It has left the ring, and joins again if it goes on."""
 
 
 class Dispatcher(Protocol):
@@ -555,7 +568,8 @@ class Turns:
 
     def _close_waiting_locked(self) -> None:
         while self.waiting:
-            self.waiting.popleft().sock.close()
+            with contextlib.suppress(OSError):  # EBADF: its number was closed elsewhere
+                self.waiting.popleft().sock.close()
 
     def keep_thread_locked(self, thread: int) -> None:
         """Keep the dispatchers of *thread* alone, in a forked child.

@@ -85,6 +85,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
         "program": PROGRAM,
         "raises": "def fail():\n    raise RuntimeError('no\\nluck')\nfail()",
         "leaves": "raise SystemExit(3)",
+        "killed": "import gevent\nraise gevent.GreenletExit",
         "needs": "import no_such_module",
         "malformed": "x = (",
     }.items():
@@ -520,6 +521,8 @@ def test_reload_that_fails_leaves_the_old_one_serving(folder: pathlib.Path) -> N
             ("fail(", "SyntaxError: "),
             ("raise RuntimeError('no\\nluck')", "RuntimeError: no luck (at "),
             ("raise SystemExit", "SystemExit: "),
+            ("raise KeyboardInterrupt('x')", "KeyboardInterrupt: x (at "),
+            ("import gevent; raise gevent.GreenletExit", "GreenletExit: (at "),
             ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ):
             write_version(folder, "bad", before=broken)
@@ -599,6 +602,9 @@ class Reloaded:
     def files(self) -> set[str]:
         return set()
 
+    def reason(self, error: BaseException) -> str:
+        return f"{type(error).__name__}: {error}"
+
     def reload(self) -> object:
         answer = self.answers.pop(0)
         self.seen.append(answer)
@@ -640,6 +646,36 @@ def test_reloads_come_one_after_another(told: list[str]) -> None:
         gevent.sleep(0)
     assert both.seen == ["first", "first rolled", "second", "second rolled"]
     assert told == ["reloaded 'app:handle' (2 clones)"] * 2
+
+
+@pytest.mark.parametrize("kind", [gevent.GreenletExit, KeyboardInterrupt, SystemExit])
+def test_reload_that_its_module_ends_is_told_and_not_the_last(
+    kind: type[BaseException], told: list[str]
+) -> None:
+    """What would end a greenlet, or the program, is an import that failed."""
+    both = Reloaded()
+    both.answers = [kind("no"), "lucky"]
+    with both.reloads:
+        for count in (1, 2):
+            both.reloads.ask()
+            assert comes_true(lambda expected=count: len(told) == expected)  # type: ignore[misc]  # bound now
+    assert told == [
+        f"can't reload 'app:handle': {kind.__name__}: no; the old one goes on serving",
+        "reloaded 'app:handle' (2 clones)",
+    ]
+
+
+def test_the_end_of_the_server_ends_a_reload_in_its_middle(told: list[str]) -> None:
+    """A kill at the end is no import that failed."""
+    both = Reloaded()
+    both.answers = ["first"]
+    both.may_roll.clear()
+    with both.reloads:
+        both.reloads.ask()
+        assert comes_true(lambda: both.seen == ["first"])
+    greenlet = both.reloads._greenlet
+    assert greenlet is not None and greenlet.ready()
+    assert told == []
 
 
 def test_reload_that_fails_is_told_and_not_the_last(told: list[str]) -> None:
@@ -787,6 +823,7 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
         (("raises",), "can't import 'raises': RuntimeError: no luck (at "),
         (("raises:app",), "raises.py:2)"),
         (("leaves:app",), "can't import 'leaves': SystemExit: 3 (at "),
+        (("killed:app",), "can't import 'killed': GreenletExit: (at "),
         (("needs:app",), "can't import 'needs': ModuleNotFoundError: No module named 'no_such"),
         (("malformed:app",), "can't import 'malformed': SyntaxError: "),
         (("json",), "target must be module:callable; 'json' has no application or app"),

@@ -23,15 +23,18 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 from gevent.exceptions import LoopExit
+from gevent.hub import Hub
 
 import glb
+from glb import polls
 from glb.descriptor import Descriptor
-from glb.dispatcher import count_connections
+from glb.dispatcher import MOST_LEFT_IN_A_ROW, Dispatcher, count_connections
 from glb.listener import Listener
 from glb.registry import REGISTRY
 from glb.server import StreamServer
 from glb.sockets import address_of
 
+from .failing import REFUSALS, failing_accepts
 from .helpers import (
     ask,
     close_all,
@@ -664,6 +667,129 @@ def test_an_accept_that_breaks_for_ever_does_not_starve_the_hub(
         stop.set()
         greenlet.kill()
         client.close()
+
+
+@pytest.mark.parametrize("hubs", [1, 2])
+@pytest.mark.parametrize("code", REFUSALS, ids=errno.errorcode.get)
+def test_a_refused_accept_is_raised_where_a_greenlet_waits(
+    code: int, hubs: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One greenlet gets the error, on whichever hub, and accepts when the fault is over."""
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(Hub, "handle_error", lambda _self, _, kind, *__: reported.append(kind))
+    caught: list[OSError] = []
+    with clones(2) as listeners, failing_accepts(listeners[0].entry, code) as fault:
+
+        def serve() -> None:
+            try:
+                listeners[1].accept()
+            except OSError as error:
+                caught.append(error)
+            fault.code = None
+            listeners[1].accept()[0].close()
+
+        if hubs == 2:
+            # Its seat stays on this hub, so that there are two.
+            listeners[0].settimeout(0.001)
+            with pytest.raises(TimeoutError):
+                listeners[0].accept()
+        with connect(listeners[0].address) as client:
+            if hubs == 1:
+                gevent.spawn(serve).get()
+            else:
+                HubThread(serve).join()
+            assert client.recv(1) == b""
+    assert [error.errno for error in caught] == [code]
+    assert (fault.calls, caplog.records) == (1, [])
+    assert not any(issubclass(kind, OSError) for kind in reported)  # a hub's end may be
+
+
+@pytest.mark.parametrize("code", REFUSALS, ids=errno.errorcode.get)
+def test_a_refused_accept_is_reported_once_to_pollers_and_loses_nothing(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poller goes on waiting meanwhile, and is told when the fault is over."""
+    reported: list[object] = []
+    monkeypatch.setattr(
+        gevent.get_hub(), "handle_error", lambda context, *_: reported.append(context)
+    )
+    with clones(2) as listeners, failing_accepts(listeners[0].entry, code) as fault:
+
+        def serve() -> None:
+            assert polls.select([listeners[0]], [], []) == ([listeners[0]], [], [])
+            listeners[0].accept()[0].close()
+
+        poller = gevent.spawn(serve)
+        let_hub_turn()
+        with connect(listeners[0].address) as client:
+            wait_until(lambda: fault.calls == 4)
+            assert not poller.ready()
+            fault.code = None
+            assert client.recv(1) == b""
+        poller.get()
+    assert reported == [f"the listener on {listeners[0].address!r}"]
+
+
+@pytest.mark.parametrize("hubs", [1, 2])
+@pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPROTO], ids=errno.errorcode.get)
+def test_peers_that_leave_for_ever_are_paused_for_and_told_once(
+    code: int, hubs: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel gives nothing else: no core is burnt, and it ends by itself."""
+    server = StreamServer(ANY, lambda sock, _: sock.sendall(b"ok"), hubs=hubs, clones=4)
+    server.min_delay = server.delay = 0.001
+    server.max_delay = 0.004
+    with server:
+        server.start()
+        entry = server._listeners[0].entry
+        with failing_accepts(entry, code) as fault, connect(server.address) as client:
+            wait_until(lambda: len(caplog.records) > 0)
+            before = fault.calls
+            assert before > MOST_LEFT_IN_A_ROW
+            wait_until(lambda: fault.calls >= before + 3 * server.max_accept)
+            fault.code = None
+            assert client.recv(10) == b"ok"
+    (record,) = caplog.records
+    assert os.strerror(code) in record.getMessage()
+    assert "trying again in 0.001 s" in record.getMessage()
+
+
+def test_peers_that_leave_for_ever_have_one_wake_up_between_pauses(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By plain listeners, whose pauses grow: so many accepts, and not one more."""
+    calls: list[int] = []
+    real = Dispatcher._resume
+
+    def resume(self: Dispatcher) -> None:
+        calls.append(fault.calls)
+        if len(calls) == 3:
+            fault.code = None
+        real(self)
+
+    monkeypatch.setattr(Dispatcher, "_resume", resume)
+    handle = Inline()
+    with clones(3) as listeners, failing_accepts(listeners[0].entry, errno.EPROTO) as fault:
+        start_loops(listeners, handle)
+        assert ask(listeners[0].address) == b"0"
+    assert calls == [MOST_LEFT_IN_A_ROW + 1 + 100 * count for count in range(3)]
+    assert len(caplog.records) == 1
+
+
+def test_a_queue_of_peers_that_left_is_no_reason_to_pause(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client behind them is served at once, and the next queue may be as long."""
+    monkeypatch.setattr(Dispatcher, "_pause_for", lambda *_: pytest.fail("it pauses"))
+    left = MOST_LEFT_IN_A_ROW
+    code = errno.ECONNABORTED
+    with clones(1) as (listener,), failing_accepts(listener.entry, code, left) as fault:
+        start_loops([listener], Inline())
+        for _ in range(2):
+            assert ask(listener.address) == b"0"
+            assert fault.left == 0
+            fault.left = left
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("code", OUT_OF_ROOM, ids=errno.errorcode.get)

@@ -9,7 +9,7 @@ import gevent.server
 import pytest
 
 from glb import errors
-from glb.errors import Heap, classify
+from glb.errors import Episode, Heap, classify
 
 HEAPS = {
     Heap.PEER_LEFT: errors.PEER_LEFT_ERRNOS,
@@ -92,3 +92,33 @@ def test_our_own_errors_are_os_errors_with_the_address(error: OSError, number: i
     assert type(error) is OSError
     assert error.errno == number
     assert "('127.0.0.1', 80)" in str(error)
+
+
+# -- episodes -----------------------------------------------------------------------------------
+
+
+def test_an_episode_lasts_while_failures_come_sooner_than_its_gap() -> None:
+    """After each pause, and a second more, the next one is news."""
+    episode, error = Episode(), OSError(errno.EIO, "x")
+    assert episode.is_news(error, 1.0, 100.0)
+    assert not episode.is_news(error, 1.0, 103.0)
+    assert not episode.is_news(error, -1, 106.0)
+    assert episode.is_news(error, 1.0, 107.1)
+
+
+def test_each_kind_of_failure_is_news_once() -> None:
+    """Errnos and types are kinds; so is a lack of room, and peers that left, whatever errno."""
+    episode = Episode()
+    errnos = [errno.EMFILE, errno.ENFILE, errno.EPROTO, errno.ECONNABORTED, errno.EIO, errno.EPERM]
+    failures: list[Exception] = [OSError(number, "x") for number in errnos]
+    failures += [ValueError("x"), ValueError("y"), OSError("x")]
+    found = [episode.is_news(error, 0.1, 100.0) for error in failures]
+    assert found == [True, False, True, False, True, True, True, False, True]
+    assert not any(episode.is_news(error, 0.1, 100.0) for error in failures)
+
+
+def test_what_ends_a_program_is_always_news() -> None:
+    """An interrupt that strikes in an accept is no failure of it."""
+    episode = Episode()
+    for _ in range(2):
+        assert episode.is_news(KeyboardInterrupt(), 0.1, 100.0)

@@ -405,7 +405,7 @@ for _ in range(12):
         assert client.recv(1) == b""
 assert order == [0, 1, 2, 3] * 3, order
 
-assert selectors.SelectSelector._select._gevent_monkey
+assert selectors.SelectSelector._select._gevent_monkey  # gevent's mark
 before = select.select
 glb.monkey.patch_all()
 assert select.select is before

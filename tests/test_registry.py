@@ -596,6 +596,24 @@ def test_an_error_while_raising_the_backlog_counts_the_share_out(
     registry.release(share)
 
 
+@pytest.mark.parametrize("way", ["clone", "pristine"])
+@pytest.mark.parametrize("address", ["unix", "tcp"])
+def test_a_close_that_fails_frees_the_address(way: str, address: str, unix: str) -> None:
+    """Its number was closed by somebody else: EBADF, and nothing is left."""
+    before = open_descriptors()
+    listener = bind(unix if address == "unix" else LOCAL)
+    listener.entry.keep_reserve()
+    bound = listener.address
+    sock = listener._sock if way == "clone" else listener.entry.pristine
+    os.close(sock.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        listener.close()
+    assert glb.registry.entries() == []
+    assert open_descriptors().keys() == before.keys()
+    assert not REGISTRY.reserve.is_there
+    bind(unix if address == "unix" else bound).close()
+
+
 # -- adopting ---------------------------------------------------------------------------------
 
 
@@ -1194,6 +1212,36 @@ def test_a_child_keeps_the_clones_of_the_thread_that_forked() -> None:
         assert child.told() == str([EntryStats(first.address, 2, 0, 1, shared=True)])
         assert glb.registry.entries() == [EntryStats(first.address, 2, 0, 0, shared=True)]
         accept_from(first)
+
+
+def test_a_child_closes_all_clones_of_other_threads_when_one_was_closed_by_its_number() -> None:
+    """What can't be closed stops nothing, and the lock is free there."""
+    opened: list[Listener] = []
+
+    def open_some() -> None:
+        # The number must not be the next file's, which the child would close in its place.
+        lower = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+        opened.extend(bind(LOCAL) for _ in range(3))
+        os.close(opened[0]._sock.fileno())
+        for number in lower:
+            os.close(number)
+        get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=open_some)
+    thread.start()
+    thread.join(THREAD_SECONDS)
+
+    def look() -> tuple[object, ...]:
+        other = threading.Thread(target=REGISTRY.check, daemon=True)
+        other.start()
+        other.join(THREAD_SECONDS)
+        return [each._sock.fileno() for each in opened], other.is_alive(), glb.registry.entries()
+
+    assert Child(look).told() == str(([-1, -1, -1], False, []))
+    for listener in opened[1:]:
+        listener.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        opened[0].close()
 
 
 def test_what_a_child_closes_stays_open_in_the_parent() -> None:

@@ -31,6 +31,7 @@ from glb.registry import entries
 from glb.server import StreamServer
 
 from .conftest import open_descriptors
+from .failing import REFUSALS, failing_accepts
 from .helpers import (
     Holder,
     Recorder,
@@ -1168,23 +1169,49 @@ def test_a_fatal_accept_error_closes_the_whole_server_once(
     client.close()
 
 
-def test_an_accept_that_is_not_permitted_does_not_spin(
-    reported: list[tuple[Any, type[BaseException]]],
+@pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
+def test_an_accept_that_is_refused_is_reported_once_and_paused_for(
+    number: int, reported: list[tuple[Any, type[BaseException]]]
 ) -> None:
-    """EPERM, which leaves the connection in the queue, is reported and paused for."""
+    """The connection stays in the queue, pauses grow, and when the fault ends it is served."""
+    delays: list[float] = []
 
     class Refused(StreamServer):
-        calls = 0
+        min_delay = 0.001
+        max_delay = 0.004
 
         def do_read(self) -> Any:
-            self.calls += 1
-            raise PermissionError(errno.EPERM, "a security module says no")
+            if len(delays) < 5:
+                delays.append(self.delay)
+                raise OSError(number, os.strerror(number))
+            return super().do_read()
 
     with Refused(LOCAL, reply_ok) as server:
         server.start()
-        with native_socket.create_connection(("127.0.0.1", server.server_port or 0)):
-            wait_until(lambda: server.calls >= 3)
-            assert server.calls == len(reported) == 3
+        assert ask(server.address) == b"ok"
+        assert delays == [0.001, 0.002, 0.004, 0.004, 0.004]
+        assert [context for context, _ in reported] == [server]
+
+
+def test_a_second_episode_of_refusals_is_reported_again(
+    reported: list[tuple[Any, type[BaseException]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One ends when nothing has failed for a while; another errno is news within it."""
+    now = [100.0]
+    monkeypatch.setattr("glb.gate.monotonic", lambda: now[0])
+    with StreamServer(LOCAL, reply_ok) as server:
+        server.start()
+        with failing_accepts(server._listeners[0].entry, None) as fault:
+            for seconds, code, expected in (
+                (0, errno.EIO, 1),
+                (0, errno.EIO, 1),
+                (0, errno.EPERM, 2),
+                (10, errno.EPERM, 3),
+            ):
+                now[0] += seconds
+                fault.code, fault.left = code, 2
+                assert ask(server.address) == b"ok"
+                assert len(reported) == expected
 
 
 def test_what_do_read_returns_by_mistake_stops_nobody_else(
@@ -1255,6 +1282,48 @@ def test_close_refuses_at_once_and_has_closed_every_clone(where: str) -> None:
     assert server.closed
     let_hub_turn()
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("hubs", [1, 2])
+@pytest.mark.parametrize("index", [0, 1, 3])
+@pytest.mark.parametrize("way", ["number", "socket"])
+def test_stop_closes_all_when_a_clone_was_closed_behind_its_back(
+    way: str, index: int, hubs: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The address is free, nothing stays open, and one line tells of it."""
+    before = open_descriptors()
+    server = StreamServer(LOCAL, reply_ok, clones=4, hubs=hubs)
+    server.start()
+    clone = server._listeners[index]._sock
+    if way == "number":
+        os.close(clone.fileno())
+    else:
+        clone.close()
+    server.stop()
+    assert (server.closed, server.started, entries()) == (True, False, [])
+    assert is_refused(server.address)
+    glb.bind(server.address).close()
+    wait_until(lambda: open_descriptors().keys() <= before.keys())
+    expected = ["Bad file descriptor"] if way == "number" else []
+    assert [record.name for record in caplog.records] == ["glb"] * len(expected)
+    assert all(text in caplog.text for text in expected)
+    server.start()
+    assert ask(server.address) == b"ok"
+    server.stop()
+
+
+def test_resize_closes_all_that_go_when_one_was_closed_behind_its_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others that go are closed as well, and those that stay serve."""
+    recorder = Recorder()
+    with StreamServer(LOCAL, recorder, clones=4) as server:
+        server.start()
+        os.close(server._listeners[2]._sock.fileno())
+        server.resize(2)
+        assert server._listeners[0].entry.clones == 2
+        assert [ask(server.address) for _ in range(4)] == [b"0", b"1"] * 2
+    assert len(caplog.records) == 1
 
 
 def native_connect_is_refused(address: Any) -> bool:

@@ -25,6 +25,7 @@ import gevent.ssl
 import gevent.tests
 import pytest
 from gevent import socket
+from gevent.hub import Hub
 from gevent.pool import Pool
 
 import glb
@@ -37,6 +38,7 @@ from glb.states import State
 from glb.turns import PATIENCE_SECONDS
 
 from .conftest import hub_threads, open_descriptors
+from .failing import REFUSALS, failing_accepts
 from .helpers import (
     ask,
     close_all,
@@ -1323,6 +1325,65 @@ def test_a_broken_listener_closes_the_server_once(
         wait_until(lambda: server.closed)
     wait_until(lambda: threads_have_ended(before))
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
+def test_an_accept_that_is_refused_on_several_hubs_is_one_report(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever hub accepts pauses, and all are served in turn when the fault is over."""
+    reported: list[tuple[object, type[BaseException]]] = []
+    monkeypatch.setattr(
+        Hub, "handle_error", lambda _self, context, kind, *_: reported.append((context, kind))
+    )
+    with serve(hubs=2, clones=4) as server:
+        server.min_delay = server.delay = 0.001
+        server.max_delay = 0.004
+        server.start()
+        assert ask(server.address) == b"0"
+        with failing_accepts(server._listeners[0].entry, number) as fault:
+            clients = [connect(server.address) for _ in range(4)]
+            wait_until(lambda: fault.calls >= 5)
+            fault.code = None
+            assert [receive_all(client) for client in clients] == [b"1", b"2", b"3", b"0"]
+            close_all(clients)
+        assert reported == [(server, type(OSError(number, "x")))]
+
+
+def test_a_refusal_that_is_fatal_to_the_program_closes_the_server_of_several_hubs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``fatal_errors`` is gevent's, and means the same on each hub."""
+    monkeypatch.setattr(Hub, "handle_error", lambda *_: None)
+
+    class Strict(StreamServer):
+        fatal_errors = (errno.EIO,)
+
+    server = Strict(LOCAL, Recorder(), hubs=2, clones=4, patience=NEVER)
+    server.start()
+    assert ask(server.address) == b"0"
+    with failing_accepts(server._listeners[0].entry, errno.EIO), socket.socket() as client:
+        client.connect_ex(server.address)
+        wait_until(lambda: server.closed)
+    assert len(caplog.records) == 1
+
+
+def test_what_is_broken_but_not_fatal_ends_no_clone_of_several_hubs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """EOPNOTSUPP, for which gevent pauses: each clone has its turns again afterwards."""
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(Hub, "handle_error", lambda _self, _, kind, *__: reported.append(kind))
+    with serve(hubs=2, clones=4) as server:
+        server.min_delay = server.delay = 0.001
+        server.start()
+        entry = server._listeners[0].entry
+        with failing_accepts(entry, errno.EOPNOTSUPP) as fault, connect(server.address) as client:
+            wait_until(lambda: fault.calls >= 8)
+            fault.code = None
+            assert receive_all(client)
+        assert sorted(ask(server.address) for _ in range(4)) == [b"0", b"1", b"2", b"3"]
+        assert reported == [OSError]
 
 
 def test_out_of_descriptors_on_several_hubs_is_one_pause_and_one_line(

@@ -819,17 +819,20 @@ def test_an_abstract_name_is_its_own_key() -> None:
     with closing(sockets.open_listening(address, 1)) as sock:
         bound = sockets.bound_address(sock)
         assert sockets.find_key(bound) == sockets.find_key(address)
-        sockets.unlink(sock)  # nothing to remove, and no error
-        sockets.unlink(sock, sockets.find_key(bound))
+        sockets.unlink(sockets.bound_address(sock))  # nothing to remove, and no error
+        sockets.unlink(sockets.bound_address(sock), sockets.find_key(bound))
 
 
 def test_unlink_removes_the_sockets_own_file(path: str) -> None:
     """With its key, or without one in hand."""
     for with_key in (True, False):
         with closing(sockets.open_listening(parse(f"unix:{path}"), 1)) as sock:
-            sockets.unlink(sock, sockets.find_key(parse(f"unix:{path}")) if with_key else None)
+            sockets.unlink(
+                sockets.bound_address(sock),
+                sockets.find_key(parse(f"unix:{path}")) if with_key else None,
+            )
             assert not os.path.exists(path)
-            sockets.unlink(sock)  # it is gone: no error
+            sockets.unlink(sockets.bound_address(sock))  # it is gone: no error
 
 
 def test_unlink_leaves_the_file_that_took_the_place(path: str) -> None:
@@ -838,11 +841,11 @@ def test_unlink_leaves_the_file_that_took_the_place(path: str) -> None:
         key = sockets.find_key(parse(f"unix:{path}"))
         os.unlink(path)
         with closing(sockets.open_listening(parse(f"unix:{path}"), 1)):
-            sockets.unlink(sock, key)
+            sockets.unlink(sockets.bound_address(sock), key)
             assert os.path.exists(path)
         os.unlink(path)
         Path(path).write_text("mine")
-        sockets.unlink(sock, key)
+        sockets.unlink(sockets.bound_address(sock), key)
         assert Path(path).read_text() == "mine"
 
 
@@ -864,7 +867,7 @@ def test_unlink_that_fails_is_no_error() -> None:
     os.mkdir("sub")
     with closing(sockets.open_listening(parse("unix:sub/app.sock"), 1)) as sock:
         os.rename("sub", "moved")
-        sockets.unlink(sock)
+        sockets.unlink(sockets.bound_address(sock))
         assert os.path.exists("moved/app.sock")
 
 

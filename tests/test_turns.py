@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from glb.balance import Policy
+from glb.errors import Episode
 from glb.ring import Team
 from glb.turns import PATIENCE_SECONDS, QUICK_TAKES, Handed, Turn, Turns
 
@@ -28,6 +29,7 @@ class FakeMember:
     """A clone that counts what is on its way to it."""
 
     context = "a test"
+    failures = Episode()
     is_out_of_reach = False
     max_accept = 100
 
@@ -48,6 +50,9 @@ class FakeMember:
         raise NotImplementedError
 
     def take(self, handed: Handed) -> bool:
+        raise NotImplementedError
+
+    def wants(self, error: OSError) -> bool:
         raise NotImplementedError
 
     def broken(self, error: OSError) -> None:
