@@ -72,8 +72,6 @@ class Dispatcher:
         self.moves = 0
         self.turns: Turns = entry.turns
         self.hub: Final = hub
-        # The hub lets go of it before it is destroyed.
-        self._loop: Final = hub.loop
         self._entry = entry
         self._users = 0
         self._is_giving_turns = False
@@ -128,14 +126,21 @@ class Dispatcher:
         try:
             self._wake_up.send()
         except Exception:
-            if self._loop.ptr:
-                raise  # an exception that strikes here
+            if self._can_wake():
+                raise  # it struck from outside, and does not come again
             # Its thread is destroying the loop this moment, and the watchers with it.
             self._io = self._wake_up = self._pause = None
             self._is_orphan = True
             self.turns.remove_locked(self)
             self._entry.dispatcher_closed(self)
             self._answer_calls()
+
+    def _can_wake(self) -> bool:
+        try:
+            self._wake_up.send()
+        except Exception:
+            return False
+        return True
 
     def run(self, call: Callable[[], object]) -> None:
         """Call *call*: now, if this thread may touch the dispatcher, else in its hub."""

@@ -1536,6 +1536,8 @@ def test_a_close_while_another_thread_destroys_its_hub_frees_the_address() -> No
     watchers = [dispatcher._io, dispatcher._wake_up]
 
     class Destroyed:
+        active = True
+
         def send(self) -> None:
             raise Exception("Closing handle")  # libuv's loop says it so
 

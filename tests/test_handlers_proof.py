@@ -192,6 +192,7 @@ def give(proof: Proof) -> None:
     hub: Any = gevent.get_hub()
     hub.loop.run_callback(proof.give, hub)
     gevent.sleep(0)
+    gevent.sleep(0)  # the log is written in a greenlet
 
 
 @pytest.fixture

@@ -1364,7 +1364,7 @@ def test_a_refusal_that_is_fatal_to_the_program_closes_the_server_of_several_hub
     assert ask(server.address) == b"0"
     with failing_accepts(server._listeners[0].entry, errno.EIO), socket.socket() as client:
         client.connect_ex(server.address)
-        wait_until(lambda: server.closed)
+        wait_until(lambda: server.closed and bool(caplog.records))
     assert len(caplog.records) == 1
 
 

@@ -237,7 +237,7 @@ def test_a_stale_unix_socket_is_replaced(path: str) -> None:
         bind_and_leave(path)
         with closing(sockets.open_listening(parse(f"unix:{spelling}"), 1)) as sock:
             socket_of(path).close()
-            sockets.unlink(sock)
+            sockets.unlink(sockets.bound_address(sock))
         assert os.listdir() == []
 
 
@@ -856,7 +856,7 @@ def test_unlink_leaves_a_link_that_took_the_place(path: str, with_key: bool) -> 
         key = sockets.find_key(parse(f"unix:{path}")) if with_key else None
         os.rename(path, "moved.sock")
         os.symlink("moved.sock", path)
-        sockets.unlink(sock, key)
+        sockets.unlink(sockets.bound_address(sock), key)
         assert os.readlink(path) == "moved.sock"
         socket_of("moved.sock").close()
 
