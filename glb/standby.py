@@ -11,8 +11,9 @@ runs no handlers. As long as all goes well it sleeps, or looks around once a tic
 It keeps the duty where only plain listeners of several hubs share an address: a thread that
 loops over ``accept`` turns its hub while it waits there, and no longer.
 
-**Sleeping.** An idle process has no ticks. They begin with a connection that one hub hands to
-another, or when one waits in the accept queue: until then the standby watches it too.
+**Sleeping.** An idle process has no ticks but the guard's (`glb.guard`). They begin with a
+connection that one hub hands to another, or when one waits in the accept queue: until then the
+standby watches it too.
 
 Source: Node's cluster, where a worker gets the next connection when it has acknowledged the
 last. (nginx and Envoy leave a connection to the worker that is stuck.)
