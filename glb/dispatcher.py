@@ -166,6 +166,9 @@ class Dispatcher:
 
     def _answer(self) -> None:
         self.moves += 1
+        self._do_what_is_due()
+
+    def _do_what_is_due(self) -> None:
         self._answer_calls()
         self.handlers.look()
         if (self.inbox or not self.has_turns) and not _is_pending(self._next_take):
@@ -192,7 +195,7 @@ class Dispatcher:
             look()
         with self.turns.lock:
             self.turns.look_over_locked(self)
-        self._answer()
+        self._do_what_is_due()
 
     def close(self) -> None:
         """Leave nothing on the loop. Twice is harmless."""

@@ -455,7 +455,6 @@ class Proof:
         self.reason = ""
         # How many references there are to a parked greenlet that nothing refers to.
         self._untouched = 0
-        self._is_told = False
 
     def __repr__(self) -> str:
         return f"<Proof is_given={self.is_given} reason={self.reason!r}>"
@@ -467,14 +466,10 @@ class Proof:
         )
 
     def found_traced(self) -> None:
-        """Say once that a greenlet was referred to before its first job."""
-        if self.is_given is not False and not self._is_told:
-            self._is_told = True
-            self._log(
-                log.info,
-                "handlers run in fresh greenlets, as a tracer, profiler or spawn callback "
-                "refers to each new one",
-            )
+        """Note that something refers to a greenlet before its first job."""
+        if self.is_given is not False and not self.reason:
+            self.reason = "a tracer, profiler or spawn callback refers to each new greenlet"
+            self._log(log.debug, "handlers run in fresh greenlets, as %s", self.reason)
 
     def give(self, hub: Any) -> None:
         """Try, in *hub* and within its callback, and set `is_given`.
@@ -486,16 +481,17 @@ class Proof:
             self._log(log.info, "handlers run in fresh greenlets, as %s", self.reason)
             return
         trial = _Trial(hub)
-        counts = [trial.count_unused() for _ in range(WARM_UP)]
-        if None in counts:
-            # A tracer may refer to them, and may be gone when the next server starts.
-            self.reason = "a tracer or profiler refers to them"
-            self.found_traced()
-            return
+        counts: list[int] = []
+        for _ in range(WARM_UP):
+            found = trial.count_unused()
+            if found is None:  # what refers to it may be gone when the next server starts
+                self.found_traced()
+                return
+            counts.append(found)
         if len({*counts[WARM_UP // 2 :]}) > 1:
             self._refuse(f"the number of references to an unused one varies: {counts}")
             return
-        self._untouched = cast("int", counts[-1])
+        self._untouched = counts[-1]
         self.is_given, self.reason = True, ""
         fault = trial.find_fault()
         trial.end_parked()
@@ -535,12 +531,13 @@ class _Trial(Handlers):
         started = self.started
         started.append(self._new())
         started[0].switch()
-        parked = count(started)
+        parked, is_seen = count(started), bool(getweakrefcount(started[0]))
         started[0].switch(_END)
         has_ended, left = started[0].dead, count(started)
         started.clear()
         # Once it has ended, the list alone refers to it.
-        return parked if has_ended and left == next(map(sys.getrefcount, [object()])) else None
+        is_alone = has_ended and left == next(map(sys.getrefcount, [object()]))
+        return parked if is_alone and not is_seen else None
 
     def find_fault(self) -> str:
         """Return what goes wrong when greenlets are used again, or ``""``."""
