@@ -10,9 +10,10 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
-from gevent.queue import Channel, Queue
+from gevent.queue import Channel, Empty, Queue, ShutDown
 
 import glb
+from glb.originals import Lock
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
@@ -60,42 +61,237 @@ def check_warning(caplog: pytest.LogCaptureFixture, function: str) -> None:
     assert f"in {function}\n" in text
 
 
-def test_a_queue_that_is_waited_for_on_another_hub_is_named(
+@contextmanager
+def reports() -> Iterator[list[object]]:
+    """Give what is reported on this thread's hub, as a program's own handler has it."""
+    hub: Any = gevent.get_hub()
+    seen: list[object] = []
+    hub.handle_error = lambda _context, _kind, error, _trace: seen.append(error)
+    try:
+        yield seen
+    finally:
+        del hub.handle_error
+
+
+class Poll:
+    """Gets from *queue* on hub 1, where nothing else happens from `hold` to `let_go`."""
+
+    def __init__(self, queue: Queue[int], count: int = 1) -> None:
+        self.queue = queue
+        self.count = count
+        self.got: list[object] = []
+        self.greenlet: Any = None
+        self.is_to_end = False
+        self._asks = Event()
+        self._held, self._gate = Lock(), Lock()
+        self._held.acquire()
+        self._gate.acquire()
+
+    def __call__(self) -> None:
+        self.greenlet = gevent.spawn(self.poll_for_message)
+        while not self.greenlet.dead:
+            if self._asks.wait(0.01) and not self.greenlet.dead:
+                self._asks.clear()
+                self._held.release()
+                self._gate.acquire()
+                if self.is_to_end:
+                    self.greenlet.throw(gevent.GreenletExit())
+
+    def poll_for_message(self) -> None:
+        try:
+            for _ in range(self.count):
+                self.got.append(self.queue.get())
+        except Exception as error:
+            self.got.append(error)
+
+    def hold(self) -> None:
+        """Return when hub 1 stands still, with the greenlet waiting."""
+        wait_until(lambda: "getters[1]" in repr(self.queue))
+        self._asks.set()
+        self._held.acquire()
+
+    def let_go(self) -> None:
+        """Let hub 1 turn again."""
+        self._gate.release()
+
+
+def test_a_queue_that_is_waited_for_on_another_hub_has_its_item(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As Flask-SocketIO's long polling does; the stack is that of the greenlet that waits."""
+    """As Flask-SocketIO's long polling does; one warning, with the stack of what waits."""
     queue: Queue[int] = Queue()
+    poll = Poll(queue, 3)
 
-    def poll_for_message() -> None:
-        queue.get()
-
-    with serving(poll_for_message) as server:
+    def give(item: int) -> None:
         wait_until(lambda: "getters[1]" in repr(queue))
-        queue.put(1)
+        queue.put(item)
+        wait_until(lambda: poll.got[-1:] == [item])
+
+    with reports() as seen, serving(poll):
+        for item in range(3):
+            give(item)
         check_warning(caplog, "poll_for_message")
-        # A second time is not told.
-        assert queue.get() == 1
-        with connect(server.address), connect(server.address):
-            wait_until(lambda: "getters[1]" in repr(queue))
-            queue.put(2)
-            gevent.idle()
-            assert len(warnings_in(caplog)) == 1
+        assert "was woken all the same" in warnings_in(caplog)[0]
+    assert poll.got == [0, 1, 2]
+    assert seen == []
 
 
-def test_a_full_queue_that_is_put_to_on_another_hub_is_named(
+def test_a_full_queue_that_is_put_to_on_another_hub_is_put_to_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A greenlet that waits for room is found as well."""
+    """A greenlet that waits for room goes on, and its item is there once."""
     queue: Queue[int] = Queue(1)
     queue.put(1)
+    done = []
 
     def put_more() -> None:
         queue.put(2)
+        done.append(2)
 
-    with serving(put_more):
+    with reports() as seen, serving(put_more):
         wait_until(lambda: "putters[1]" in repr(queue))
-        queue.get()
+        assert queue.get() == 1
+        wait_until(lambda: bool(done))
         check_warning(caplog, "put_more")
+        assert queue.get() == 2
+        assert queue.empty()
+    assert seen == []
+
+
+def test_an_item_that_is_put_on_another_hub_wakes_a_hub_that_has_nothing_else_to_do() -> None:
+    """A put() there wakes no other loop; the guard's turns do, four times a second."""
+    queue: Queue[int] = Queue()
+
+    def put() -> None:
+        queue.put(1)
+        queue.join()
+        queue.put(2)
+
+    with serving(put):
+        assert queue.get(timeout=5) == 1
+        queue.task_done()
+        assert queue.get(timeout=5) == 2
+
+
+def test_an_item_that_another_greenlet_took_first_is_waited_for_again() -> None:
+    """The get() of gevent doesn't look again: woken for nothing, it would raise IndexError."""
+    queue: Queue[int] = Queue()
+    poll = Poll(queue)
+    with serving(poll):
+        poll.hold()
+        queue.put(1)
+        wait_until(lambda: "getters" not in repr(queue))
+        assert queue.get() == 1
+        poll.let_go()
+        wait_until(lambda: "getters[1]" in repr(queue))
+        assert poll.got == []
+        queue.put(2)
+        wait_until(lambda: poll.got == [2])
+
+
+def test_a_queue_that_is_shut_down_lets_such_a_greenlet_go() -> None:
+    """It raises what it would have raised in the queue."""
+    queue: Queue[int] = Queue()
+    poll = Poll(queue)
+    with serving(poll):
+        poll.hold()
+        queue.put(1)
+        wait_until(lambda: "getters" not in repr(queue))
+        queue.shutdown(immediate=True)
+        poll.let_go()
+        wait_until(lambda: bool(poll.got))
+    assert isinstance(poll.got[0], ShutDown)
+
+
+def test_an_item_whose_greenlet_has_ended_in_the_meantime_is_not_lost() -> None:
+    """By a timeout or a kill; the item is in the queue, for the next one."""
+    queue: Queue[int] = Queue()
+    poll = Poll(queue)
+    with serving(poll):
+        poll.hold()
+        queue.put(1)
+        wait_until(lambda: "getters" not in repr(queue))
+        poll.is_to_end = True
+        poll.let_go()
+        wait_until(lambda: bool(poll.greenlet.dead))
+        assert poll.got == []
+        assert queue.get() == 1
+
+
+def test_those_behind_the_one_that_failed_have_their_items() -> None:
+    """The error ends gevent's round, in which they were to be woken."""
+    queue: Queue[int] = Queue()
+    poll = Poll(queue)
+    with serving(poll):
+        poll.hold()
+        others = [gevent.spawn(queue.get) for _ in range(2)]
+        wait_until(lambda: "getters[3]" in repr(queue))
+        for item in range(3):
+            queue.put(item)
+        gevent.joinall(others, timeout=5, raise_error=True)
+        poll.let_go()
+        wait_until(lambda: bool(poll.got))
+        assert [each.value for each in others] + poll.got == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_many_items_in_both_directions_are_had_once_each(size: int | None) -> None:
+    """Each hub has a queue that is filled by the other, and one that it fills itself."""
+    count = 50
+    there: Queue[int] = Queue(size)
+    made: list[Queue[int]] = []
+
+    def answer() -> None:
+        back: Queue[int] = Queue(size)
+        made.append(back)
+        for _ in range(count):
+            back.put(there.get())
+
+    def send() -> None:
+        for item in range(count):
+            there.put(item)
+
+    with reports() as seen, serving(answer):
+        wait_until(lambda: bool(made))
+        sender = gevent.spawn(send)
+        got = [made[0].get(timeout=10) for _ in range(count)]
+        sender.join()
+        assert got == [*range(count)]
+        assert there.empty()
+        assert made[0].empty()
+    assert seen == []
+
+
+def test_where_two_greenlets_could_be_meant_none_is_woken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A greenlet that is woken by mistake would go on with what it hasn't got."""
+    channel: Channel[int] = Channel()
+    queue: Queue[int] = Queue()
+    got: list[object] = []
+
+    def wait_for_channel() -> None:
+        got.append(channel.get())
+
+    def poll_for_message() -> None:
+        gevent.spawn(wait_for_channel)
+        try:
+            queue.get(timeout=1)
+        except Empty as error:
+            got.append(error)
+
+    with reports() as seen, serving(poll_for_message):
+        wait_until(lambda: "getters[1]" in repr(queue) and "getters[1]" in repr(channel))
+        put = gevent.spawn(channel.put, 1)
+        wait_until(lambda: len(seen) == 1)
+        queue.put(1)
+        wait_until(lambda: bool(got))
+        assert [type(each) for each in got] == [Empty]
+        assert [type(each) for each in seen] == [AssertionError, AssertionError]
+        assert queue.get() == 1
+        check_warning(caplog, "wait_for_channel")
+        assert "may wait for ever" in warnings_in(caplog)[0]
+        put.kill()
 
 
 def test_a_channel_across_hubs_is_named(caplog: pytest.LogCaptureFixture) -> None:
