@@ -51,7 +51,8 @@ class Adopted(Descriptor):
 
     def _accept(self) -> tuple[int, Any]:
         # For who goes under the cooperative socket, as gevent's servers do: never waits.
-        return self.seats.ask(is_in_line=True)
+        sock, address = self.seats.ask(is_in_line=True)
+        return sock.detach(), address
 
     def listen(self, *args: Any) -> None:
         """Take connections, again if need be. The accept queue is never shortened."""
@@ -95,7 +96,7 @@ class _Left:
         #: Of the entry to which it belonged.
         self.backlog = backlog
         #: What it was given, and hadn't accepted.
-        self.pocket: list[tuple[int, Any]] = []
+        self.pocket: list[tuple[Any, Any]] = []
 
     @property
     def is_there(self) -> bool:
@@ -106,7 +107,7 @@ class _Left:
         """Nobody will have it."""
         while self.pocket:
             with contextlib.suppress(OSError):  # EBADF: its number was closed elsewhere
-                _socket.close(self.pocket.pop()[0])
+                self.pocket.pop()[0].close()
 
 
 # -- Global state ---------------------------------------------------------------------------------
@@ -211,7 +212,8 @@ def listen(sock: Any, *args: Any) -> bool:
 
 def accept(sock: Any, clone: Descriptor) -> tuple[GeventSocket, Any]:
     """Wait for the turn of *clone*, which *sock* stands on, as `gevent.socket.socket.accept`."""
-    number, address = clone.seats.accept(sock.timeout, clone)
+    plain, address = clone.seats.accept(sock.timeout, clone)
+    number = plain.detach()
     try:
         connection = GeventSocket(sock.family, sock.type, sock.proto, fileno=number)
     except BaseException:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+from collections.abc import Callable
 from typing import Any, Final
 
 from gevent import get_hub
@@ -47,7 +48,7 @@ def kind_of(listening: Any) -> Kind:
     return (listening.family,), (listening.type,), (listening.proto,)
 
 
-def accept_plain(listening: Any, kind: Kind) -> tuple[Any, Any]:
+def accept_plain(accept: Callable[[], tuple[int, Any]], kind: Kind) -> tuple[Any, Any]:
     """Accept one connection; return its plain socket and the peer's address, in one step.
 
     Whatever strikes here, say a signal handler that raises, the descriptor has one owner: it is
@@ -55,7 +56,7 @@ def accept_plain(listening: Any, kind: Kind) -> tuple[Any, Any]:
     and the assignment the interpreter looks for no signals.
 
     Args:
-        listening: A plain socket, which doesn't block.
+        accept: ``_accept`` of a plain socket, which doesn't block.
         kind: Its `kind_of`.
 
     Raises:
@@ -63,7 +64,7 @@ def accept_plain(listening: Any, kind: Kind) -> tuple[Any, Any]:
     """
     number, plain = -1, None
     try:
-        for number, address in iter(listening._accept, None):  # noqa: B007  # see above
+        for number, address in iter(accept, None):  # noqa: B007  # see above
             break
         for plain in map(PlainSocket, *kind, (number,)):  # noqa: B007
             break

@@ -20,7 +20,7 @@ from gevent import get_hub
 from gevent._socketcommon import cancel_wait_ex
 
 from . import errors, sockets
-from .connection import PlainSocket
+from .connection import PlainSocket, accept_plain, kind_of
 from .registry import REGISTRY, Entry, Share
 from .seats import Seats
 
@@ -102,10 +102,9 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         """A fork keeps it if *thread* forks, by its native ident: it was the maker's."""
         self._share.thread = thread
 
-    def take(self) -> tuple[int, Any]:
-        """Accept from the kernel, whoever's turn it is."""
-        accepted: tuple[int, Any] = super()._accept()
-        return accepted
+    def take(self) -> tuple[Any, Any]:
+        """Accept from the kernel, whoever's turn it is: see `glb.connection.accept_plain`."""
+        return accept_plain(super()._accept, kind_of(self))
 
     def close(self) -> None:
         self._leave()

@@ -334,7 +334,8 @@ class Dispatcher:
         handed = turns.take_waiting()
         if handed is None:
             try:
-                handed = Handed(*accept_plain(self._entry.pristine, self._kind))
+                accept: Any = self._entry.pristine._accept  # type: ignore[attr-defined]  # not in the stubs
+                handed = Handed(*accept_plain(accept, self._kind))
             except BlockingIOError:
                 return Turn.EMPTY
             except OSError as error:

@@ -94,9 +94,8 @@ class Listener(LazySocket):
         self._check_open()
         return self._connection(*self._sock.seats.accept(self.timeout, self._sock))
 
-    def _connection(self, descriptor: int, address: Any) -> tuple[Connection, Any]:
-        sock = self._sock
-        connection = Connection(sock.family, sock.type, sock.proto, fileno=descriptor)
+    def _connection(self, plain: Any, address: Any) -> tuple[Connection, Any]:
+        connection = Connection.on(plain)
         if _socket.getdefaulttimeout() is None and self.timeout:
             connection.setblocking(True)  # as gevent: see Python issue 7995
         return connection, address

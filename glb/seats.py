@@ -29,7 +29,6 @@ each hub; all may be used from any thread's.
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import errno
 import os
@@ -42,7 +41,6 @@ from gevent import Timeout, get_hub, getcurrent
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import Waiter
 
-from .connection import PlainSocket
 from .dispatcher import Dispatcher
 from .errors import Episode, Heap, classify
 from .originals import monotonic, native_ident
@@ -73,7 +71,8 @@ REFUSALS_OF_POLLERS: Final = 2
 
 _READ: Final = 1
 
-Accepted = tuple[int, Any]
+#: The plain socket of a connection, and its peer.
+Accepted = tuple[Any, Any]
 
 
 class Holder(Protocol):
@@ -84,7 +83,7 @@ class Holder(Protocol):
         """Whether it is ready from the time it asks until it asks again."""
 
     def take(self) -> Accepted:
-        """Accept from the kernel, as ``_socket.socket._accept`` does."""
+        """Accept from the kernel: see `glb.connection.accept_plain`."""
 
 
 class Seats:
@@ -269,7 +268,7 @@ class Seats:
                     kept = self._place if self._keeps_place else None
                     self._place = turns.ring.serve(kept)
                     self._keeps_place = bool(self._mates)
-                return handed.sock.detach(), handed.address
+                return handed.sock, handed.address
             self._refusals += 1
             self._refusals_since_poll += 1
             if self._refusals_since_poll >= REFUSALS_OF_POLLERS:
@@ -335,12 +334,8 @@ class Seats:
             holder = self.holder
             if holder is None:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            handed = self._handed(*holder.take())
+            handed = Handed(*holder.take())
         return handed
-
-    def _handed(self, number: int, address: Any) -> Handed:
-        like = self.entry.pristine
-        return Handed(PlainSocket(like.family, like.type, like.proto, number), address)
 
     def _note_question(self) -> None:
         now = monotonic()
@@ -439,7 +434,7 @@ class Seats:
     def _empty_pocket(self) -> None:
         turns = self.entry.turns
         with turns.lock:
-            back = [self._handed(*accepted) for accepted in self.take_pocket()]
+            back = [Handed(*accepted) for accepted in self.take_pocket()]
             turns.put_back_locked(back)
         self._ring()
 
@@ -505,9 +500,9 @@ class Seats:
 
     def forget(self) -> None:
         """In a forked child: what lies in the pocket is the parent's to serve."""
-        for number, _ in self.take_pocket():
+        for sock, _ in self.take_pocket():
             with contextlib.suppress(OSError):  # EBADF: its number was closed elsewhere
-                _socket.close(number)
+                sock.close()
         self._ring()
 
     def abandon(self) -> None:
@@ -554,7 +549,7 @@ def in_order(polled: Iterable[Seats]) -> Iterator[tuple[Seats, list[Seats]]]:
 
 
 class _Greenlet(Waiter):  # type: ignore[type-arg]  # generic in the stubs alone
-    """A greenlet that waits for a connection, and what it gets: descriptor and peer."""
+    """A greenlet that waits for a connection, and what it gets: plain socket and peer."""
 
     accepted: Accepted | None = None
     #: By which descriptor it waits.
@@ -686,14 +681,14 @@ class _Seat:
             if self._is_closed or not self.is_used:
                 return False
             self._expected -= 1
-        self._wake(handed.sock.detach(), handed.address)
+        self._wake(handed.sock, handed.address)
         return True
 
     def give(self, handed: Handed) -> None:
         """Put the connection of its turn into its pocket. With the lock held, in any thread."""
         self.dispatcher.turns.accepted_before += 1
         self.dispatcher.turns.rotate(self.team, self)
-        self.seats._put_into_pocket((handed.sock.detach(), handed.address))
+        self.seats._put_into_pocket((handed.sock, handed.address))
         self.settle()
         self.dispatcher.run(self.seats.look_after_pocket)
 
@@ -703,7 +698,7 @@ class _Seat:
             self.dispatcher.turns.leave(self)
             return Turn.PASSED
         try:
-            number, address = holder.take()
+            sock, address = holder.take()
         except BlockingIOError:
             return Turn.EMPTY
         except OSError as error:
@@ -713,7 +708,7 @@ class _Seat:
             return Turn.TAKEN
         self.dispatcher.accepted += 1
         self.dispatcher.turns.rotate(self.team, self)
-        self._wake(number, address)
+        self._wake(sock, address)
         return Turn.TAKEN
 
     @property
@@ -738,16 +733,16 @@ class _Seat:
         else:
             self.settle()
 
-    def _wake(self, number: int, address: Any) -> None:
+    def _wake(self, sock: Any, address: Any) -> None:
         # The greenlet runs now, in this switch: there is no moment in which it could be
         # killed, or its timeout end, with a connection on the way to it.
         self._delay = PAUSE_MIN_SECONDS
         if self.waiters:
             waiter = self._next_waiter()
-            waiter.accepted = (number, address)
+            waiter.accepted = (sock, address)
             waiter.switch(waiter)
         else:
-            self.seats._put_into_pocket((number, address))
+            self.seats._put_into_pocket((sock, address))
             self.settle()
             self.seats.look_after_pocket()
 

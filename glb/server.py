@@ -961,7 +961,7 @@ class StreamServer(gevent.server.StreamServer):
             return self.read_handed()
         sock: Any = self.socket
         try:
-            plain, address = accept_plain(sock, self._kind)
+            plain, address = accept_plain(sock._accept, self._kind)
         except BlockingIOError:
             if sock.timeout:
                 raise
