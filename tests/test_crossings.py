@@ -93,7 +93,7 @@ class Poll:
             if self._asks.wait(0.01) and not self.greenlet.dead:
                 self._asks.clear()
                 self._held.release()
-                self._gate.acquire()
+                self._gate.acquire(True, 20)  # a bound, for a test that fails
                 if self.is_to_end:
                     self.greenlet.throw(gevent.GreenletExit())
 
