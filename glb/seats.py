@@ -725,7 +725,7 @@ class _Seat:
             return  # and its greenlets with it
         if self.waiters:
             self.dispatcher.turns.rotate(self.team, self)
-            self._next_waiter().throw(error)
+            self.waiters[0].throw(error)  # it takes itself out
         elif classify(error) is Heap.BROKEN:
             number, text = error.errno, error.strerror
             # An accept will tell.
@@ -738,18 +738,23 @@ class _Seat:
         # killed, or its timeout end, with a connection on the way to it.
         self._delay = PAUSE_MIN_SECONDS
         if self.waiters:
-            waiter = self._next_waiter()
-            waiter.accepted = (sock, address)
-            waiter.switch(waiter)
+            waiter = self.waiters[0]
+            try:
+                waiter.accepted = (sock, address)
+                self.waiters.popleft()
+                self.settle()
+                waiter.switch(waiter)
+            except BaseException:
+                if waiter.accepted is not None and waiter.greenlet is not None:
+                    # It struck from outside, before the switch: the connection is the greenlet's.
+                    if waiter in self.waiters:
+                        self.waiters.remove(waiter)
+                    self.hub.loop.run_callback(waiter.switch, waiter)
+                raise
         else:
             self.seats._put_into_pocket((sock, address))
             self.settle()
             self.seats.look_after_pocket()
-
-    def _next_waiter(self) -> _Greenlet:
-        waiter = self.waiters.popleft()
-        self.settle()
-        return waiter
 
     def next_delay(self) -> float:
         delay = self._delay
