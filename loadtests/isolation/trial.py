@@ -175,7 +175,7 @@ class Trial:
             self._fault(f"{count} connections: {accepted=}, {begun=}, {over=}")
         for fuzz in handle.fuzzes.values():
             self._look_at(fuzz)
-        if PROOF.is_given is True and len(self._created) >= count and count > 10 * AT_ONCE:
+        if PROOF.is_given is True and len(self._created) >= count > 10 * AT_ONCE:
             self._fault(f"round {number}: nothing was used again")
         handle.fuzzes.clear()
         self._look_for_alive()
