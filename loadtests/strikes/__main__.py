@@ -11,6 +11,7 @@ Printed is what was found; the exit status is 1 if anything was not so.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import select
@@ -28,7 +29,7 @@ from .server import LAST_SIGNAL
 from .words import Kind
 
 #: So many faults are printed in full.
-SHOWN = 10
+SHOWN = int(os.environ.get("SHOWN", "10"))
 
 #: A server that was deaf so often is not asked again. One that is deaf once stays so, as a rule.
 DEAF = {"glb": 3, "gevent": 1}
@@ -45,25 +46,35 @@ NOTHING = '{"faults": [], "lines": []}'
 @click.option("--hubs", type=click.IntRange(1, 8), default=1, show_default=True)
 @click.option("--seed", type=int, help="Of all that is chosen. Printed if not given.")
 @click.option("--server", type=click.Choice([*DEAF]), default="glb", show_default=True)
+@click.option(
+    "--anywhere", is_flag=True, help="Strike gevent's loop as well where it is Python: on libuv."
+)
 @click.option("--lines", is_flag=True, help="Print each line that was struck.")
-def main(signals: int, hubs: int, seed: int | None, server: str, lines: bool) -> None:
+def main(
+    signals: int, hubs: int, seed: int | None, server: str, anywhere: bool, lines: bool
+) -> None:
     if not sys.platform.startswith("linux"):
         raise click.ClickException(f"needs Linux (epoll, /proc), this is {sys.platform}")
     if seed is None:
         seed = random.SystemRandom().randrange(10_000)
-    print(f"Python {platform.python_version()}, {server}; {hubs} hubs, seed {seed}", flush=True)
-    faults = run(signals, hubs, seed, server, lines)
+    loop = os.environ.get("GEVENT_LOOP", "gevent's default loop")
+    print(
+        f"Python {platform.python_version()}, {loop}, {server}; {hubs} hubs, seed {seed}",
+        flush=True,
+    )
+    where = "anywhere" if anywhere else "not in the loop"
+    faults = run(signals, seed, (server, str(hubs), where), lines)
     print(f"{len(faults)} faults")
     for fault in faults[:SHOWN]:
-        print(fault)
+        print(fault[:200])
     sys.exit(1 if faults else 0)
 
 
-def run(signals: int, hubs: int, seed: int, server: str, lines: bool) -> list[str]:
-    """Print what was seen, and return the faults."""
+def run(signals: int, seed: int, plan: tuple[str, str, str], lines: bool) -> list[str]:
+    """Print what was seen, and return the faults. *plan* is for the server's process."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "loadtests.strikes.server", server, str(hubs)],
+            [sys.executable, "-m", "loadtests.strikes.server", *plan],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -71,7 +82,7 @@ def run(signals: int, hubs: int, seed: int, server: str, lines: bool) -> list[st
             text=True,
         )
         try:
-            clients, found = _strike(process, signals, seed, DEAF[server])
+            clients, found = _strike(process, signals, seed, DEAF[plan[0]])
         finally:
             if process.poll() is None:
                 process.kill()
@@ -83,7 +94,7 @@ def run(signals: int, hubs: int, seed: int, server: str, lines: bool) -> list[st
         for number, line in enumerate(found["lines"], 1):
             print(f"struck {number}: {line}")
     if process.returncode:
-        clients.faults.append(f"the server has ended with status {process.returncode}: {said}")
+        clients.faults.append(f"the server has ended with status {process.returncode}")
     return clients.faults + found["faults"] + _strange(said)
 
 
@@ -134,7 +145,8 @@ def _strange(errors: str) -> list[str]:
 
 def _tell(clients: Clients, found: dict[str, Any]) -> None:
     where = ", ".join(f"{count} in {place}" for place, count in found.get("where", {}).items())
-    print(f"{clients.signals} signals struck: {where}")
+    spared = f"; gevent's loop was spared {found['spared']} times" if found.get("spared") else ""
+    print(f"{clients.signals} signals struck: {where}{spared}")
     if where:
         caught = ", ".join(f"{count} {kind}" for kind, count in found["caught"].items()) or "none"
         print(f"reached the main greenlet: {caught}; {found['reported']} were reported")
