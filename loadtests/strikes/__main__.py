@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any
@@ -139,8 +140,12 @@ def _say(asks: IO[str], word: str) -> None:
 
 def _strange(errors: str) -> list[str]:
     # What was said beside tracebacks of what struck.
-    said = (line for line in errors.splitlines() if not line.startswith((" ", "Traceback")))
-    return [f"said: {line}" for line in dict.fromkeys(said) if line and "StruckError" not in line]
+    said = Counter(line for line in errors.splitlines() if not line.startswith((" ", "Traceback")))
+    return [
+        f"said {times} times: {line}"
+        for line, times in said.items()
+        if line and "StruckError" not in line
+    ]
 
 
 def _tell(clients: Clients, found: dict[str, Any]) -> None:
