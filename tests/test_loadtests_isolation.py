@@ -73,7 +73,8 @@ def test_greenlets_that_are_used_again_too_soon_are_found() -> None:
     status, printed = run("-c", BLIND)
     assert status == 1, printed
     assert "assert" in printed  # a handler that was not fresh, and what it looked at
-    assert "60 connections, 60 kept, " in printed
+    assert "60 connections that keep their greenlet: " in printed
+    assert "60 connections that keep their greenlet: 60 greenlets" not in printed
 
 
 def test_greenlets_that_are_never_used_again_are_found() -> None:
