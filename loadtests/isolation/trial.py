@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -90,6 +91,11 @@ class _PerHub:
 
     def total(self, count: Callable[[Fuzz], int]) -> int:
         return sum(map(count, [*self.fuzzes.values()]))
+
+
+def _end(fuzz: Fuzz) -> bool:
+    fuzz.end()
+    return True  # `None` is no answer
 
 
 class Trial:
@@ -202,7 +208,7 @@ class Trial:
             if hub is get_hub():
                 fuzz.end()
             else:
-                answers.append(ask(threads[hub].send, lambda fuzz=fuzz: fuzz.end() or True))
+                answers.append(ask(threads[hub].send, partial(_end, fuzz)))
         for answer in answers:
             if answer(PATIENCE_SECONDS) is None:
                 self._fault("what was kept doesn't end")

@@ -105,7 +105,7 @@ def run(signals: int, seed: int, plan: tuple[str, str, str], lines: bool) -> lis
             print(f"struck {number}: {line}")
     if process.returncode:
         clients.faults.append(f"the server has ended with status {process.returncode}")
-    return clients.faults + found["faults"] + _strange(said)
+    return [*clients.faults, *found["faults"], *_strange(said)]
 
 
 def _strike(

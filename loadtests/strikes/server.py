@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import gevent
@@ -142,7 +143,8 @@ class Reports:
         self.counts: Counter[str] = Counter()
 
     def install(self) -> None:
-        Hub.print_exception = lambda _, _context, *error: self._add(*error[:2])
+        hub: Any = Hub
+        hub.print_exception = lambda _, _context, *error: self._add(*error[:2])
         sys.unraisablehook = lambda found: self._add(found.exc_type, found.exc_value)
         threading.excepthook = lambda found: self._add(found.exc_type, found.exc_value)
 
@@ -281,6 +283,10 @@ def what_is_left(servers: list[Any], before: int) -> dict[str, object]:
     return {what: count for what, count in found.items() if count}
 
 
+def what_has_not_ended(greenlet: Any) -> dict[str, object]:
+    return {} if greenlet.ready() else {"running": greenlet}
+
+
 def pause() -> None:
     try:
         gevent.sleep(0.05)
@@ -317,7 +323,7 @@ def main(server: str, hubs: int, is_anywhere: bool) -> None:
     faults += wait_for_nothing(lambda: what_is_left(servers, before))
     for each in servers:
         stopping = gevent.spawn(each.stop, 1)
-        wait_for_nothing(lambda stopping=stopping: {} if stopping.ready() else {"": 1})
+        wait_for_nothing(partial(what_has_not_ended, stopping))
         if not stopping.successful():
             faults.append(f"stop() of {type(each).__name__}: {stopping!r}")
     faults += [f"open: {each}" for each in REGISTRY.entries()]
