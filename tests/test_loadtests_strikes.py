@@ -51,7 +51,7 @@ import os, sys, time
 import glb.guard
 from loadtests.strikes import server
 {fault}
-server.main(sys.argv[1], int(sys.argv[2]), False)
+server.main(*sys.argv[1:])
 sys.stdout.flush()
 os._exit(0)
 """

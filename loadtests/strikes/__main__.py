@@ -82,17 +82,19 @@ def main(
 
 def run(signals: int, seed: int, plan: tuple[str, str, str], lines: bool) -> list[str]:
     """Print what was seen, and return the faults. *plan* is for the server's process."""
-    with tempfile.TemporaryFile("w+") as errors:
+    told, tells = os.pipe()
+    with tempfile.TemporaryFile("w+") as errors, open(told, "rb"), open(tells, "wb"):
         process = subprocess.Popen(
-            [*SERVER, *plan],
+            [*SERVER, *plan, str(tells)],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
+            pass_fds=[tells],
             text=True,
         )
         try:
-            clients, found = _strike(process, signals, seed, DEAF[plan[0]])
+            clients, found = _strike(process, told, signals, seed, DEAF[plan[0]])
         finally:
             if process.poll() is None:
                 process.kill()
@@ -109,13 +111,13 @@ def run(signals: int, seed: int, plan: tuple[str, str, str], lines: bool) -> lis
 
 
 def _strike(
-    process: subprocess.Popen[str], signals: int, seed: int, deaf: int
+    process: subprocess.Popen[str], told: int, signals: int, seed: int, deaf: int
 ) -> tuple[Clients, dict[str, Any]]:
     # What the clients have seen, and what the server has found in the end.
     asks, answers = process.stdin, process.stdout
     assert asks is not None and answers is not None, "they are pipes"
     ports = {Kind(kind): port for kind, port in json.loads(answers.readline()).items()}
-    clients = Clients(ports, process.pid, seed)
+    clients = Clients(ports, process.pid, told, seed)
     clients.warm_up(WARM_UP_SECONDS)
     _say(asks, "strike")
     answers.readline()

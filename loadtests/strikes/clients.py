@@ -49,14 +49,19 @@ class Client:
 
 @dataclass
 class Clients:
-    """They come and go, and the process *pid* gets signals."""
+    """They come and go, and the process *pid* gets signals.
+
+    The descriptor *told* has a byte of each that has struck: one that comes while the loop runs
+    strikes a moment later.
+    """
 
     ports: dict[Kind, int]
     pid: int
+    told: int
     seed: int
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    #: How many signals were sent.
+    #: How many signals have struck.
     signals: int = 0
     #: The longest that a client waited for its reply, in seconds, and the longest from a signal
     #: until those that came after it were served.
@@ -69,6 +74,7 @@ class Clients:
         self._choose = random.Random(self.seed)
         self._poll = select.epoll()
         self._clients: dict[int, Client] = {}
+        self._poll.register(self.told, select.EPOLLIN)
         self._made = 0
         # Of each kind: those who came after the last signal and were served.
         self._after: Counter[Kind] = Counter()
@@ -87,14 +93,19 @@ class Clients:
 
         It ends early when they weren't for *deaf* times.
         """
-        while self.signals < signals and len(self.deaf_after) < deaf:
+        for _ in range(2 * signals):
+            if self.signals >= signals or len(self.deaf_after) >= deaf:
+                return
             pause = self._choose.uniform(0, PAUSE_SECONDS)
             until = monotonic() + pause
             while (left := until - monotonic()) > 0:
                 self._turn(left)
-            self._after.clear()
-            self.signals += 1
+            before = self.signals
             os.kill(self.pid, self._choose.choice(SIGNALS))
+            began = monotonic()
+            while self.signals == before and monotonic() - began < SERVED_SECONDS:
+                self._turn(0.01)
+            self._after.clear()
             began = monotonic()
             while any(self._after[kind] < SERVED_AFTER for kind in Kind):
                 self._turn(0.01)
@@ -105,6 +116,7 @@ class Clients:
                     break
             else:
                 self.longest_after = max(self.longest_after, monotonic() - began)
+        self.faults.append(f"only {self.signals} of {2 * signals} signals struck")
 
     def leave(self) -> None:
         """Let all come to their end, and have no new ones."""
@@ -139,7 +151,11 @@ class Clients:
 
     def _read(self, seconds: float) -> None:
         for number, _ in self._poll.poll(seconds):
-            self._read_one(self._clients[number])
+            if number == self.told:
+                self.signals += len(os.read(number, 100))
+                self._after.clear()
+            else:
+                self._read_one(self._clients[number])
         now = monotonic()
         for client in [*self._clients.values()]:
             if now - client.began > SERVED_SECONDS:

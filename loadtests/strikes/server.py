@@ -1,7 +1,8 @@
-"""The servers' process: ``python -m loadtests.strikes.server SERVER HUBS WHERE``.
+"""The servers' process: ``python -m loadtests.strikes.server SERVER HUBS WHERE TOLD``.
 
 It prints the ports, by kind, as JSON. After a line it prints another one, and signals may strike,
-until the last one. Then it stops, and prints what was found.
+until the last one; each writes a byte to the descriptor *TOLD*. Then it stops, and prints what was
+found.
 """
 
 from __future__ import annotations
@@ -75,10 +76,12 @@ class Strikes:
     """Raises in signal handlers, and counts where.
 
     Args:
+        told: A descriptor that gets a byte with each.
         is_anywhere: Also in the Python code of gevent's loop.
     """
 
-    def __init__(self, is_anywhere: bool) -> None:
+    def __init__(self, told: int, is_anywhere: bool) -> None:
+        self._told: Final = told
         self._is_anywhere: Final = is_anywhere
         #: How often it was the loop's turn, and it was spared.
         self.spared = 0
@@ -111,6 +114,7 @@ class Strikes:
             place = "the loop"
         self.where[place] += 1
         self.lines.append(" < ".join(_lines(frame)))
+        os.write(self._told, b"!")
         raise StruckError
 
 
@@ -301,9 +305,9 @@ def wait_for_nothing(look: Callable[[], dict[str, object]]) -> list[str]:
     return [f"{what} left: {count}" for what, count in found.items()]
 
 
-def main(server: str, hubs: int, is_anywhere: bool) -> None:
-    reports, strikes, sentinels = Reports(), Strikes(is_anywhere), Sentinels()
-    servers = [make(kind, server, hubs) for kind in Kind]
+def main(server: str, hubs: str, where: str, told: str) -> None:
+    reports, strikes, sentinels = Reports(), Strikes(int(told), where == "anywhere"), Sentinels()
+    servers = [make(kind, server, int(hubs)) for kind in Kind]
     for each in servers:
         each.start()
     ports = {kind: each.server_port for kind, each in zip(Kind, servers, strict=True)}
@@ -342,6 +346,6 @@ def main(server: str, hubs: int, is_anywhere: bool) -> None:
 
 if __name__ == "__main__":
     get_hub()
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "anywhere")
+    main(*sys.argv[1:])
     sys.stdout.flush()
     os._exit(0)  # what a fault has left must not hang this
