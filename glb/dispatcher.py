@@ -186,11 +186,10 @@ class Dispatcher:
         if self._wake_up is None or not self.has_loop:
             return
         self._is_giving_turns = False
-        if not self._wake_up.active:
-            self._wake_up.start(self._answer)
-        if self._io.active:
-            # On libuv one watcher of the loop stands behind all of a descriptor: it may have been
-            # stopped while this one says that it is active.
+        # Where gevent has stopped them on libuv, both say that they are active; to start what is
+        # started changes nothing.
+        self._wake_up.start(self._answer)
+        if self.is_watching:
             self._io.start(self._on_readable)
         if self._pause is not None and not self._pause.active:
             self._resume()

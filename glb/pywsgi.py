@@ -118,7 +118,10 @@ class WSGIHandler(GeventWSGIHandler):
     response_headers: Any
     code: Any
     close_connection: Any
+    headers_sent: bool
 
+    # Whether some of the reply may have left: before a send, as an error may strike after it.
+    _has_left: bool = False
     _collected: bytearray | None = None
     _has_served: bool = False
     _is_timed: bool = False
@@ -287,6 +290,7 @@ class WSGIHandler(GeventWSGIHandler):
         return headers_factory(io.BytesIO(data), *args)
 
     def _write_with_headers(self, data: bytes) -> None:
+        self._has_left = False
         gate = self._gate
         if gate is None:
             pass
@@ -309,9 +313,17 @@ class WSGIHandler(GeventWSGIHandler):
 
     def _sendall(self, data: bytes | bytearray) -> None:
         if self._collected is None:
+            self._has_left = True
             super()._sendall(data)  # type: ignore[misc]  # as above
         else:
             self._collected += data
+
+    def _send_error_response_if_possible(self, error_code: int) -> None:
+        # gevent looks at how much has left, and counts that when it has.
+        if self.headers_sent and self._has_left:
+            self.close_connection = True
+        else:
+            super()._send_error_response_if_possible(error_code)  # type: ignore[misc]  # as above
 
     def log_request(self) -> None:
         # gevent makes the line, and throws it away. Another `format_request` may keep it.

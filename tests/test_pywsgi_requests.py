@@ -669,6 +669,29 @@ def test_a_body_of_text_is_an_error_but_still_http(
     assert [kind for kind, _ in ours.errors] == [kind for kind, _ in expected.errors]
 
 
+@pytest.mark.parametrize("size", [2, SMALL_BODY_BYTES + 1])
+def test_no_second_reply_follows_one_that_has_left(size: int) -> None:
+    """An error may strike after the send and before the count: the connection is closed."""
+
+    class Struck(WSGIHandler):
+        def _sendall(self, data: Any) -> None:
+            super()._sendall(data)
+            if self._collected is None and data.endswith(b"x"):
+                self.response_length = 0
+                raise LookupError("on purpose")
+
+    def application(_environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", str(size))])
+        return [b"x" * size]
+
+    class Server(WSGIServer):
+        handler_class = Struck
+
+    served = serve(Server, application, GET)
+    assert served.reply.endswith(b"\r\n\r\n" + b"x" * size)
+    assert [kind for kind, _ in served.errors] == [LookupError]
+
+
 def test_an_error_page_leaves_in_one_send() -> None:
     """Head and body of the 500."""
     served = serve(WSGIServer, fails_at_once, GET)

@@ -1,0 +1,125 @@
+"""What `loadtests.strikes` finds, and that it finds anything: short runs, and planted faults."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtests.strikes.words import Kind, Mixed, is_whole, request, tokens
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.thorough,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs epoll and /proc"),
+]
+
+MINE, ANOTHERS = b"<0000000000000001>", b"<0000000000000002>"
+
+# The servers' process with faults, before its `main`: the guard sees nothing, a descriptor is
+# closed that is another's, a client gets another's words.
+NO_GUARD = "glb.guard.Guard._tick = lambda self: None"
+CLOSES_ANOTHERS = """
+def echo(sock, peer):
+    while data := sock.recv(18):
+        sock.sendall(data)
+        if data[-2] == ord("7"):
+            number = os.dup(0)
+            os.close(number)
+            time.sleep(0.002)  # the number is somebody's by now
+            try:
+                os.close(number)
+            except OSError:
+                pass
+server.echo = echo
+"""
+MIXES = """
+def echo(sock, peer):
+    while data := sock.recv(18):
+        last.append(data)
+        sock.sendall(last[-2] if data[-2] == ord("7") else data)
+last = [b"<0000000000000000>"]
+server.echo = echo
+"""
+
+
+SERVER = """
+import os, sys, time
+import glb.guard
+from loadtests.strikes import server
+{fault}
+server.main(*sys.argv[1:])
+sys.stdout.flush()
+os._exit(0)
+"""
+
+PROGRAM = """
+import sys
+from loadtests.strikes import __main__ as command
+command.SERVER = (sys.executable, "-c", {server!r})
+command.main()
+"""
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_reply_is_known_as_ones_own(kind: Kind) -> None:
+    """A part may become the whole; what is another's, or too much, is mixed up."""
+    head = b"" if kind is Kind.STREAM else b"HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n"
+    assert tokens(request(kind, MINE)) == [MINE]
+    assert is_whole(kind, MINE, head + MINE)
+    assert not any(is_whole(kind, MINE, (head + MINE)[:length]) for length in range(1, 18))
+    for wrong in (head + ANOTHERS, head + ANOTHERS[:17], head + MINE + b"Internal Server Error"):
+        with pytest.raises(Mixed):
+            is_whole(kind, MINE, wrong)
+    if kind is Kind.HTTP:
+        with pytest.raises(ConnectionError):
+            is_whole(kind, MINE, b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+
+
+def run(*options: str, fault: str = "", loop: str = "libev-cext") -> tuple[int, str]:
+    """Return the exit status of a run, of servers with a *fault*, and what it printed."""
+    root = Path(__file__).parent.parent
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    program = ["-m", "loadtests.strikes"]
+    if fault:
+        program = ["-c", PROGRAM.format(server=SERVER.format(fault=fault))]
+    done = subprocess.run(
+        [sys.executable, *program, "--seed", "1", *options],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": path, "GEVENT_LOOP": loop},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
+@pytest.mark.parametrize("hubs", [1, 2])
+def test_a_short_run_finds_nothing(hubs: int, loop: str) -> None:
+    """Struck 30 times, both servers go on, and in the end nothing is left."""
+    status, printed = run("--signals", "30", "--hubs", str(hubs), loop=loop)
+    assert (status, "\n0 faults" in printed) == (0, True), printed
+    assert "30 signals struck: " in printed
+
+
+def test_a_server_that_stays_deaf_is_found() -> None:
+    """It is struck until no client is served."""
+    status, printed = run("--signals", "3000", fault=NO_GUARD)
+    assert status == 1, printed
+    assert "deaf after so many signals: " in printed
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"), [(CLOSES_ANOTHERS, "descriptor "), (MIXES, "was read for ")]
+)
+def test_what_is_anothers_is_found(fault: str, found: str) -> None:
+    """A descriptor that is closed twice, and words of another client."""
+    status, printed = run("--signals", "100", fault=fault)
+    assert status == 1, printed
+    assert found in printed
