@@ -19,8 +19,9 @@ from gevent import getcurrent
 import glb
 from glb import handlers
 from glb.handlers import PROOF, HandlerGreenlet, Handlers, Proof
+from loadtests.isolation.traces import BY_TRACER
 
-from .test_handlers import BY_TRACER, tracer_is_nobody  # noqa: F401  # a fixture
+from .test_handlers import tracer_is_nobody  # noqa: F401  # a fixture
 
 #: What a program may have in it that sees each greenlet, each frame or each object.
 WATCHERS: dict[str, str] = {
