@@ -217,6 +217,7 @@ class Handlers:
 
     def __init__(self, hub: Any) -> None:
         self.hub = hub
+        self.proof = PROOF
         #: Its greenlets, from their start to their end.
         self.all: set[HandlerGreenlet] = set()
         #: What waits for a greenlet.
@@ -249,7 +250,7 @@ class Handlers:
     def acquire(self) -> None:
         """Count one more server; while there is one, greenlets are parked."""
         self._users += 1
-        if PROOF.is_given is None:
+        if self.proof.is_given is None:
             self._start_soon()  # tries whether it can be given, before the first job comes
 
     def release(self) -> None:
@@ -335,8 +336,8 @@ class Handlers:
         parked, started = self._parked, self.started
         self._is_starting = True
         try:
-            if PROOF.is_given is None:
-                PROOF.give(self.hub)
+            if self.proof.is_given is None:
+                self.proof.give(self.hub)
             self.due = len(self.jobs)
             while self.due > 0:
                 self._take_greenlet()
@@ -357,15 +358,15 @@ class Handlers:
         while parked:
             started.append(parked.pop())
             # What looks at all objects, as the garbage collector's lists do, may have found it.
-            if PROOF.holds(started):
+            if self.proof.holds(started):
                 return
             started[0].end()
             started.clear()
         started.append(self._new())
         started[0].switch()
-        started[0].is_provable = PROOF.holds(started)
+        started[0].is_provable = self.proof.holds(started)
         if not started[0].is_provable:
-            PROOF.found_traced()
+            self.proof.found_traced()
 
     def _new(self) -> HandlerGreenlet:
         try:
@@ -408,7 +409,7 @@ class Handlers:
             judged.append(ended.pop())
             if (
                 judged[0].is_provable
-                and PROOF.holds(judged)
+                and self.proof.holds(judged)
                 and judged[0]._is_bare()
                 and len(self._parked) < MAX_PARKED
                 and self._users
@@ -491,12 +492,16 @@ class Proof:
         if len({*counts[WARM_UP // 2 :]}) > 1:
             self._refuse(f"the number of references to an unused one varies: {counts}")
             return
-        self._untouched = counts[-1]
-        self.is_given, self.reason = True, ""
+        # Other hubs go on without a proof until the trial is over.
+        trial.proof = Proof()
+        trial.proof.is_given, trial.proof._untouched = True, counts[-1]
         fault = trial.find_fault()
         trial.end_parked()
         if fault:
             self._refuse(fault)
+        else:
+            self._untouched = counts[-1]
+            self.is_given, self.reason = True, ""
 
     def _refuse(self, reason: str) -> None:
         self.is_given, self.reason = False, reason
