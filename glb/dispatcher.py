@@ -182,7 +182,12 @@ class Dispatcher:
         call_each(self._calls, self.hub)
 
     def _look_over(self) -> None:
-        # The guard's. The loop is here, so nothing of this hub is in the middle of a callback.
+        # The guard's. The loop is here, so nothing of this hub is in the middle of a callback, and
+        # no greenlet holds the registry's lock. From CPython 3.14 on a signal handler may raise
+        # after a `with` has acquired it, and before anything would release it.
+        lock = self.turns.lock
+        while lock._is_owned():
+            lock.release()
         if self._wake_up is None or not self.has_loop:
             return
         self._is_giving_turns = False
