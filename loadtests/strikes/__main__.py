@@ -124,8 +124,7 @@ def _strike(
     try:
         clients.strike(signals, deaf)
         clients.leave()
-        _end(process)
-        return clients, json.loads(answers.readline() or NOTHING)
+        return clients, json.loads(_end(process))
     except (ConnectionRefusedError, BrokenPipeError):
         clients.faults.append(f"it doesn't listen after {clients.signals} signals")
     except subprocess.TimeoutExpired:
@@ -133,15 +132,21 @@ def _strike(
     return clients, json.loads(NOTHING)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str]) -> str:
     # A signal that strikes anything but the main greenlet is lost.
-    assert process.stdout is not None, "it is a pipe"
+    answers = process.stdout
+    assert answers is not None, "it is a pipe"
     until = monotonic() + END_SECONDS
-    while not select.select([process.stdout], [], [], 0.2)[0] and monotonic() < until:
+    while not select.select([answers], [], [], 0.2)[0] and monotonic() < until:
         process.send_signal(LAST_SIGNAL)
-    if process.stdout.readline() != "over\n":
+    if answers.readline() != "over\n":
         raise BrokenPipeError
+    # Read before it is waited for: it is more than a pipe holds.
+    if not select.select([answers], [], [], END_SECONDS)[0]:
+        raise subprocess.TimeoutExpired(process.args, END_SECONDS)
+    said = answers.readline()
     process.wait(END_SECONDS)
+    return said or NOTHING
 
 
 def _say(asks: IO[str], word: str) -> None:
