@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from pathlib import Path
 from time import monotonic
@@ -127,8 +128,6 @@ def _strike(
         return clients, json.loads(_end(process))
     except (ConnectionRefusedError, BrokenPipeError):
         clients.faults.append(f"it doesn't listen after {clients.signals} signals")
-    except subprocess.TimeoutExpired:
-        clients.faults.append(f"the server doesn't end within {END_SECONDS:g} s")
     return clients, json.loads(NOTHING)
 
 
@@ -142,10 +141,11 @@ def _end(process: subprocess.Popen[str]) -> str:
     if answers.readline() != "over\n":
         raise BrokenPipeError
     # Read before it is waited for: it is more than a pipe holds.
-    if not select.select([answers], [], [], END_SECONDS)[0]:
-        raise subprocess.TimeoutExpired(process.args, END_SECONDS)
+    watchdog = threading.Timer(END_SECONDS, process.kill)
+    watchdog.start()
     said = answers.readline()
-    process.wait(END_SECONDS)
+    process.wait()
+    watchdog.cancel()
     return said or NOTHING
 
 
