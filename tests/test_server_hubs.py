@@ -1415,3 +1415,22 @@ def test_out_of_descriptors_on_several_hubs_is_one_pause_and_one_line(
             close_all([*hoard, *clients])
     assert replies == turns(8, 20)
     assert len(caplog.records) == 1
+
+
+def test_a_promise_that_was_lost_is_taken_back_though_nothing_else_has_changed() -> None:
+    """An exception strikes a hub at rest between an inbox and its count: the guard finds that."""
+    with StreamServer(("127.0.0.1", 0), close_at_once, clones=4, hubs=2) as server:
+        server.start()
+        branch, acceptor = server._branches[0], server._acceptors[0]
+        for _ in range(3):
+            branch.look_over()  # all is right
+        with acceptor.dispatcher.turns.lock:
+            acceptor.expect_locked()
+        assert (acceptor.promised, server._gate.expected) == (1, 1)
+        for _ in range(3):
+            branch.look_over()
+        assert (acceptor.promised, server._gate.expected) == (0, 0)
+
+
+def close_at_once(_sock: Any, _peer: Any) -> None:
+    pass
