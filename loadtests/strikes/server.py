@@ -61,6 +61,9 @@ _LOOPS: Final = (f"{_GEVENT}_ffi{os.sep}", f"{_GEVENT}libuv{os.sep}")
 #: Where a signal is seen while nothing runs, on libev and on libuv.
 _IN_LOOP: Final = (("hub.py", "run"), ("loop.py", "python_check_callback"))
 
+#: Of ours what a signal handler runs, which the next signal may strike.
+_HANDLERS: Final = ("_strike", "_strike_the_last_time", "_is_in_loop", "_lines")
+
 #: When what would have struck the loop tries again.
 AGAIN_SECONDS: Final = 0.0002
 
@@ -126,7 +129,8 @@ def _is_in_loop(frame: Any) -> bool:
         name = frame.f_code.co_filename
         if name.startswith(_LOOPS):
             return True
-        if name == __file__ or name.startswith(_HOME):
+        is_ours = name == __file__ and frame.f_code.co_name not in _HANDLERS
+        if is_ours or name.startswith(_HOME):
             return False
         frame = frame.f_back
     return False
