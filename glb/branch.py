@@ -83,7 +83,7 @@ class Branch:
         self._is_out_of_reach = False
         # What was counted when the guard last looked, and what was wrong with it then: ``None`` if
         # nothing was.
-        self._seen = (0, 0, 0)
+        self._seen = (0, 0, 0, 0)
         self._astray: tuple[object, ...] | None = ()
         # Of the thread that runs its hub, also when it is closed: handlers may be there still.
         self._ident: int | None = None
@@ -210,7 +210,9 @@ class Branch:
         An exception may have struck between the end of a connection and its count. Connections
         that are under way may be counted a moment late, so a difference that stays is one.
         """
-        seen = (self.taken, self.done, self.given_up)
+        # A connection that was lost between its inbox and its count has changed the last one alone.
+        promised = sum(each.promised for each in self.acceptors if each.branch is self)
+        seen = (self.taken, self.done, self.given_up, promised)
         is_quiet, self._seen = seen == self._seen, seen
         waiting = self.waiting
         if waiting is not None:

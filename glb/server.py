@@ -1019,6 +1019,9 @@ class StreamServer(gevent.server.StreamServer):
                 handlers = branch.handlers if turn.acceptor is not None else None
                 (handlers or handlers_here()).spawn(serve, handle, close, args)
         except BaseException:
+            # What struck may have done so when it waited already. It is not to run on what is
+            # closed here.
+            handlers_here().drop(lambda job: job[-2] is args)
             if acceptor.begun == begun:
                 acceptor.never_served(is_charged=acceptor.charged != charged)
             close(*args)

@@ -30,6 +30,7 @@ from gevent.pool import Pool
 
 import glb
 from glb import hubs as hubs_module
+from glb.handlers import Handlers
 from glb.originals import native_ident
 from glb.pywsgi import WSGIServer
 from glb.registry import entries
@@ -1415,3 +1416,49 @@ def test_out_of_descriptors_on_several_hubs_is_one_pause_and_one_line(
             close_all([*hoard, *clients])
     assert replies == turns(8, 20)
     assert len(caplog.records) == 1
+
+
+def test_a_promise_that_was_lost_is_taken_back_though_nothing_else_has_changed() -> None:
+    """An exception strikes a hub at rest between an inbox and its count: the guard finds that."""
+    with StreamServer(("127.0.0.1", 0), close_at_once, clones=4, hubs=2) as server:
+        server.start()
+        branch, acceptor = server._branches[0], server._acceptors[0]
+        for _ in range(3):
+            branch.look_over()  # all is right
+        with acceptor.dispatcher.turns.lock:
+            acceptor.expect_locked()
+        assert (acceptor.promised, server._gate.expected) == (1, 1)
+        for _ in range(3):
+            branch.look_over()
+        assert (acceptor.promised, server._gate.expected) == (0, 0)
+
+
+@pytest.mark.parametrize("spawn", ["default", 5])
+def test_what_is_closed_as_an_exception_strikes_is_not_handled(
+    spawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection whose handler waits has one owner: it is closed, counted as failed, and over."""
+    hub: Any = gevent.get_hub()
+    handled: list[object] = []
+    original = Handlers.spawn
+
+    def strike_after_it(self: Handlers, *args: Any) -> None:
+        monkeypatch.setattr(Handlers, "spawn", original)
+        self.spawn(*args)
+        raise LookupError("on purpose")
+
+    monkeypatch.setattr(hub, "handle_error", lambda *_: None)
+    monkeypatch.setattr(Handlers, "spawn", strike_after_it)
+    handle = lambda sock, _peer: handled.append(sock.recv(1))  # noqa: E731  # shorter than a function
+    with StreamServer(("127.0.0.1", 0), handle, clones=2, spawn=spawn) as server:
+        server.min_delay = server.delay = 0.001
+        server.start()
+        assert ask(server.address) == b""
+        assert ask(server.address, b"b") == b""
+        assert handled == [b"b"]
+        stats = server.clone_stats()
+        assert [sum(each.failed for each in stats), server.active] == [1, 0]
+
+
+def close_at_once(_sock: Any, _peer: Any) -> None:
+    pass

@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from pathlib import Path
 from time import monotonic
@@ -124,24 +125,28 @@ def _strike(
     try:
         clients.strike(signals, deaf)
         clients.leave()
-        _end(process)
-        return clients, json.loads(answers.readline() or NOTHING)
+        return clients, json.loads(_end(process))
     except (ConnectionRefusedError, BrokenPipeError):
         clients.faults.append(f"it doesn't listen after {clients.signals} signals")
-    except subprocess.TimeoutExpired:
-        clients.faults.append(f"the server doesn't end within {END_SECONDS:g} s")
     return clients, json.loads(NOTHING)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str]) -> str:
     # A signal that strikes anything but the main greenlet is lost.
-    assert process.stdout is not None, "it is a pipe"
+    answers = process.stdout
+    assert answers is not None, "it is a pipe"
     until = monotonic() + END_SECONDS
-    while not select.select([process.stdout], [], [], 0.2)[0] and monotonic() < until:
+    while not select.select([answers], [], [], 0.2)[0] and monotonic() < until:
         process.send_signal(LAST_SIGNAL)
-    if process.stdout.readline() != "over\n":
+    if answers.readline() != "over\n":
         raise BrokenPipeError
-    process.wait(END_SECONDS)
+    # Read before it is waited for: it is more than a pipe holds.
+    watchdog = threading.Timer(END_SECONDS, process.kill)
+    watchdog.start()
+    said = answers.readline()
+    process.wait()
+    watchdog.cancel()
+    return said or NOTHING
 
 
 def _say(asks: IO[str], word: str) -> None:

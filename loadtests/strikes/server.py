@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -59,6 +60,9 @@ _LOOPS: Final = (f"{_GEVENT}_ffi{os.sep}", f"{_GEVENT}libuv{os.sep}")
 
 #: Where a signal is seen while nothing runs, on libev and on libuv.
 _IN_LOOP: Final = (("hub.py", "run"), ("loop.py", "python_check_callback"))
+
+#: Of ours what a signal handler runs, which the next signal may strike.
+_HANDLERS: Final = ("_strike", "_strike_the_last_time", "_is_in_loop", "_lines")
 
 #: When what would have struck the loop tries again.
 AGAIN_SECONDS: Final = 0.0002
@@ -125,7 +129,8 @@ def _is_in_loop(frame: Any) -> bool:
         name = frame.f_code.co_filename
         if name.startswith(_LOOPS):
             return True
-        if name == __file__ or name.startswith(_HOME):
+        is_ours = name == __file__ and frame.f_code.co_name not in _HANDLERS
+        if is_ours or name.startswith(_HOME):
             return False
         frame = frame.f_back
     return False
@@ -143,7 +148,8 @@ def _lines(frame: Any) -> Iterator[str]:
 class Reports:
     """What gevent and Python report in place of raising it."""
 
-    def __init__(self) -> None:
+    def __init__(self, strikes: Strikes) -> None:
+        self._strikes: Final = strikes
         self.counts: Counter[str] = Counter()
 
     def install(self) -> None:
@@ -153,8 +159,13 @@ class Reports:
         threading.excepthook = lambda found: self._add(found.exc_type, found.exc_value)
 
     def _add(self, kind: Any, value: Any) -> None:
-        is_struck = kind is not None and issubclass(kind, (StruckError, OverError))
-        self.counts["struck" if is_struck else f"{getattr(kind, '__name__', kind)}: {value}"] += 1
+        if kind is not None and issubclass(kind, (StruckError, OverError)):
+            self.counts["struck"] += 1
+            return
+        lines = traceback.extract_tb(getattr(value, "__traceback__", None))[-4:]
+        where = [f"{os.path.basename(each.filename)}:{each.lineno}" for each in lines]
+        after = len(self._strikes.lines)
+        self.counts[f"{kind!r}: {value} at {' > '.join(where)}, after {after} signals"] += 1
 
 
 class Sentinels:
@@ -306,7 +317,8 @@ def wait_for_nothing(look: Callable[[], dict[str, object]]) -> list[str]:
 
 
 def main(server: str, hubs: str, where: str, told: str) -> None:
-    reports, strikes, sentinels = Reports(), Strikes(int(told), where == "anywhere"), Sentinels()
+    strikes, sentinels = Strikes(int(told), where == "anywhere"), Sentinels()
+    reports = Reports(strikes)
     servers = [make(kind, server, int(hubs)) for kind in Kind]
     for each in servers:
         each.start()
