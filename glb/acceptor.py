@@ -366,9 +366,10 @@ class Acceptor:
 
     def look_over(self) -> None:
         """Take up what an exception has left undone: see `glb.guard`."""
-        turns = self.gate.turns
-        if turns is not None and self.own is State.ACCEPTING and self not in self.team.line:
-            turns.join(self)
+        with REGISTRY.lock:  # or another thread could pause it in between
+            turns = self.gate.turns
+            if turns is not None and self.own is State.ACCEPTING and self not in self.team.line:
+                turns.join(self)
         self._look_for_room()
 
     @property

@@ -25,6 +25,7 @@ from .handlers import HandlerPool, handlers_here
 from .limits import Bucket
 from .originals import monotonic
 from .registry import REGISTRY
+from .ring import Team
 from .states import MOVES, PAUSES, State, before
 from .turns import Turns
 
@@ -129,7 +130,7 @@ class Gate:
         branches = self.server._branches
         with REGISTRY.lock:
             turns = self.turns
-            opened = [(each.dispatcher, each.team) for each in branches if each.dispatcher]
+            opened = self._opened()
             if turns is None or not opened:
                 return  # there is no timer, and no place in a ring
             if self.state not in after or self.state not in before(state):
@@ -169,18 +170,21 @@ class Gate:
             self._timer = home.hub.loop.timer(delay)
             self._timer.start(self.accept_again, episode)
 
+    def _opened(self) -> list[tuple[Dispatcher, Team[Any]]]:
+        """Return the dispatchers of its hubs, while it is open, each with its clones there."""
+        branches = self.server._branches
+        return [(each.dispatcher, each.team) for each in branches if each.dispatcher]
+
     def look_over(self) -> None:
         """Take up what an exception has left undone: see `glb.guard`. In the first hub."""
-        branches = self.server._branches
-        if self.state is State.ACCEPTING and self.turns is not None:
-            opened = [(each.dispatcher, each.team) for each in branches if each.dispatcher]
-            if any(team not in dispatcher.seated for dispatcher, team in opened):
-                self.turns.seat(opened)
-        elif self.turns is not None:
-            opened = [(each.dispatcher, each.team) for each in branches if each.dispatcher]
-            if any(team in dispatcher.seated for dispatcher, team in opened):
-                self.turns.unseat(opened)
-        with REGISTRY.lock:
+        with REGISTRY.lock:  # or another thread could change the state in between
+            turns, opened = self.turns, self._opened()
+            is_accepting = self.state is State.ACCEPTING
+            is_wrong = any((team in each.seated) is not is_accepting for each, team in opened)
+            if turns is not None and is_wrong and is_accepting:
+                turns.seat(opened)
+            elif turns is not None and is_wrong:
+                turns.unseat(opened)
             acceptors = [*self.server._acceptors, *self.server._rolling.gone.values()]
             self.expected = sum(each.promised for each in acceptors)
         bound = self.server._bound
