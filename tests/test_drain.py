@@ -677,7 +677,7 @@ def test_the_deadline_holds_while_a_full_server_waits_for_room(hubs: int) -> Non
     )
     server.start()
     busy = [connect(server.address) for _ in range(2)]
-    wait_until(lambda: server.state is State.FULL)
+    wait_until(lambda: server.state is State.FULL and server.active == 2)
     waiting = connect(server.address)
     assert counts(server.drain(0.05, linger=1000)) == (0, 0, 2)
     assert server.active == 0
@@ -702,7 +702,8 @@ def test_a_full_server_that_waits_for_room_can_be_ended(
     server = StreamServer(LOCAL, handle, clones=2, hubs=hubs, patience=NEVER, spawn=2)
     server.start()
     busy = [connect(server.address) for _ in range(2)]
-    wait_until(lambda: server.state is State.FULL)
+    # It is full, too, while one is on its way to the other hub.
+    wait_until(lambda: server.state is State.FULL and server.active == 2)
     waiting = connect(server.address)
     draining = begin_lingering(server, 500)
     if how == "stop":

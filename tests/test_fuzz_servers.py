@@ -145,6 +145,17 @@ MARK: ContextVar[object] = ContextVar("mark")
 LOCAL = gevent.local.local()
 
 
+# libuv has each until it is closed, and doesn't notice that its memory was freed.
+LATE: list[gevent.Timeout] = []
+
+
+def close_those_that_came() -> None:
+    for each in [*LATE]:
+        if not each.pending:
+            LATE.remove(each)
+            each.close()
+
+
 def check_mark(mark: object, *, is_local: bool) -> None:
     """Leave *mark* for the next connection to find, which it mustn't."""
     assert MARK.get(mark) == mark
@@ -203,7 +214,8 @@ def by_line(sock: Any, peer: Any) -> None:
                 check_mark(peer, is_local=True)
             if line == b"late":
                 # Comes when this handler is done, perhaps, and is nobody else's.
-                gevent.Timeout.start_new(0.002, Planned)
+                close_those_that_came()
+                LATE.append(gevent.Timeout.start_new(0.002, Planned))
             if line == b"kill":
                 gevent.spawn(gevent.kill, gevent.getcurrent())
                 if not rest:

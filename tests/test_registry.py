@@ -5,6 +5,7 @@ What runs in native threads holds no `gevent.Timeout`, so each join has a bound 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -1180,7 +1181,9 @@ class Child:
                 parts.append(data)
         finally:
             os.close(self._reader)
-            os.waitpid(self.pid, 0)
+            # gevent's loop on libuv reaps whatever ends, once anybody has waited for a child there.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
         return b"".join(parts).decode()
 
 
