@@ -161,10 +161,11 @@ class Rolling:
     def _come(self, index: int, handle: Handler | None) -> Acceptor:
         server = self.server
         acceptor = self.gone.pop(index, None)
-        if acceptor is None or acceptor.own is State.DRAINING:
+        if acceptor is None:
             acceptor = Acceptor(server, index, server._branches[index % len(server._branches)])
         if handle is not None:
             acceptor.handle = handle
+        acceptor.enter(State.STOPPED, after=(State.DRAINING,))  # its handlers may be ending still
         acceptor.enter(State.ACCEPTING)
         self._settle(acceptor)
         return acceptor
@@ -225,7 +226,8 @@ class Rolling:
             return _watch(branches, ending, lambda each: each.acceptor in going)
         finally:
             for acceptor in going:
-                acceptor.enter(State.STOPPED)
+                # A server that was ended and started meanwhile may have it back.
+                acceptor.enter(State.STOPPED, after=(State.DRAINING,))
 
 
 def check_handle(handle: object) -> None:

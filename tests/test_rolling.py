@@ -534,6 +534,28 @@ def test_a_resized_server_starts_again_as_large() -> None:
         assert [int(ask(server.address)) for _ in range(2)] == [0, 0]
 
 
+@on_one_and_two_hubs
+def test_a_clone_that_is_back_while_its_handlers_end_keeps_its_counts(hubs: int) -> None:
+    """The server was closed and started; who waited for the clone's end doesn't send it away."""
+    slow = Slow()
+    with StreamServer(LOCAL, slow, clones=4, hubs=hubs, patience=NEVER) as server:
+        server.start()
+        clients = [connect(server.address) for _ in range(4)]
+        wait_until(lambda: slow.begun == 4)
+        shrinking = gevent.spawn(server.resize, 2)
+        wait_until(lambda: all(branch.watched for branch in server._branches))
+        server.close()
+        server.clones = 4
+        server.start()
+        slow.may_end.set()
+        assert [receive_all(client) for client in clients] == [b"slow"] * 4
+        shrinking.get()
+        assert [ask(server.address) for _ in range(4)] == [b"slow"] * 4
+        wait_until(lambda: server.active == 0)
+        assert [clone.completed for clone in server.clone_stats()] == [2] * 4
+        close_all(clients)
+
+
 @pytest.mark.parametrize("clones", [0, -1, 1, "4", None, 2.0, True])
 def test_bad_sizes_are_refused(clones: Any) -> None:
     """There is at least one clone a hub."""

@@ -133,9 +133,10 @@ class Service:
 
     def _restart(self, server: Any) -> Any:
         self._versions.resizing(server.soak_number)  # the clones may be others by now
+        accepted = _count_accepted(server)  # while its threads start, it has clients already
         server.start()
         self._ended = None
-        self._accepted_before -= _count_accepted(server)
+        self._accepted_before -= accepted
         self.servers.append(server)
         self._tally.act("server started again")
         return server
