@@ -146,14 +146,15 @@ LOCAL = gevent.local.local()
 
 
 # libuv has each until it is closed, and doesn't notice that its memory was freed.
-LATE: list[gevent.Timeout] = []
+LATE: list[tuple[Any, gevent.Timeout]] = []
 
 
 def close_those_that_came() -> None:
-    for each in [*LATE]:
-        if not each.pending:
-            LATE.remove(each)
-            each.close()
+    hub: Any = gevent.get_hub()
+    for late in [*LATE]:
+        if late[0] is hub and not late[1].pending:
+            LATE.remove(late)
+            late[1].close()
 
 
 def check_mark(mark: object, *, is_local: bool) -> None:
@@ -215,7 +216,7 @@ def by_line(sock: Any, peer: Any) -> None:
             if line == b"late":
                 # Comes when this handler is done, perhaps, and is nobody else's.
                 close_those_that_came()
-                LATE.append(gevent.Timeout.start_new(0.002, Planned))
+                LATE.append((gevent.get_hub(), gevent.Timeout.start_new(0.002, Planned)))
             if line == b"kill":
                 gevent.spawn(gevent.kill, gevent.getcurrent())
                 if not rest:
