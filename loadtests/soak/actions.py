@@ -11,9 +11,11 @@ import functools
 import os
 import random
 import resource
+import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import gevent
 from gevent.event import Event
@@ -33,6 +35,10 @@ RESIZE_EVERY: Final = 1.0
 STOP_EVERY: Final = 1.5
 TAKE_OVER_EVERY: Final = 2.0
 STARVE_EVERY: Final = 3.0
+FORK_EVERY: Final = 3.0
+
+#: So long a child has to end its copies of the servers, in seconds.
+CHILD_SECONDS: Final = 20
 
 #: How often a server that is to end is told before to stop accepting.
 STOPPED_FIRST: Final = 0.2
@@ -74,9 +80,10 @@ class Actions:
                 self._greenlets.append(
                     gevent.spawn(self._repeat, one, every, random.Random(dice.random()))
                 )
-        self._greenlets.append(
-            gevent.spawn(self._repeat, self._starve, STARVE_EVERY, random.Random(dice.random()))
-        )
+        for whole, every in {self._starve: STARVE_EVERY, self._fork: FORK_EVERY}.items():
+            self._greenlets.append(
+                gevent.spawn(self._repeat, whole, every, random.Random(dice.random()))
+            )
 
     def end(self) -> None:
         """Let what goes on come to its end, and leave the servers as they are meant to be."""
@@ -195,3 +202,42 @@ class Actions:
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         self._tally.act("out of descriptors", began)
+
+    def _fork(self, dice: random.Random) -> None:
+        """Have a child end its copies of the servers; the parent's are to notice nothing."""
+        with self.steady():
+            began = self._tally.seconds
+            closes = dice.random() < 0.7
+            with warnings.catch_warnings():
+                # From 3.12 on: that other threads run is what this is about.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+            if pid == 0:
+                self._end_child(closes=closes)
+            status = _wait_for_child(pid)
+        self._tally.hold("a forked child ends its servers", status == 0, status)
+        self._tally.act("fork, close in the child" if closes else "fork", began)
+
+    def _end_child(self, *, closes: bool) -> NoReturn:
+        # It lets no other greenlet run: they would reply to the parent's clients.
+        status = 1
+        try:
+            signal.alarm(CHILD_SECONDS)
+            for server in [each for service in self._services for each in service.servers]:
+                if closes:
+                    server.close()
+            status = 0
+        finally:
+            os._exit(status)
+
+
+def _wait_for_child(pid: int) -> int:
+    """Return the child's status; 0 if gevent's loop, on libuv, has reaped it before."""
+    while True:
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return 0
+        if ended:
+            return status
+        gevent.sleep(0.01)
