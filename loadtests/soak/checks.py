@@ -183,14 +183,21 @@ class Checks:
             dispatcher._users >= 0 and dispatcher.accepted >= 0 and dispatcher.quick >= 0,
             f"{dispatcher._users} users, {dispatcher.accepted} accepted, {dispatcher.quick} quick",
         )
-        self._hold(
+        # The thread of its hub counts the last one out before it waits for the lock.
+        self._stays(
             "a dispatcher is somebody's",
             dispatcher.is_standby or dispatcher._users > 0,
+            id(dispatcher),
             f"{dispatcher._users} users",
         )
         handlers = dispatcher.handlers
         self._hold("no more parked than may be", len(handlers) <= MAX_PARKED, len(handlers))
-        self._hold("handlers have a server", dispatcher.is_standby or handlers._users > 0)
+        self._stays(
+            "handlers have a server",
+            dispatcher.is_standby or handlers._users > 0,
+            id(handlers),
+            f"{handlers._users} users",
+        )
         self._stays(
             "a hub that was withdrawn comes back",
             dispatcher.has_turns,
