@@ -1,0 +1,157 @@
+"""The streams below a request and a reply: the socket as a raw file, and files that go out whole.
+
+A `RawStream` is what a buffered reader of a connection reads from. A `FileWrapper` is PEP 3333's
+``wsgi.file_wrapper``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any, Final
+
+from .body import READ_BYTES, BodyError
+
+__all__ = ["FileWrapper", "RawStream", "send_file"]
+
+# At once: so that a client with a fast line leaves the hub to others in between.
+SEND_FILE_BYTES: Final = 1 << 20
+
+
+class RawStream(io.RawIOBase):
+    """The reading side of a connection, as a raw file for `io.BufferedReader`.
+
+    Args:
+        sock: The connection. The stream doesn't own it.
+        rest: What was read from it already.
+
+    Attributes:
+        timeout: How long a read may take, in seconds; ``None`` is for ever.
+        is_touched: Whether anything was read from it.
+    """
+
+    def __init__(self, sock: Any, rest: bytes = b"") -> None:
+        super().__init__()
+        #: Programs look here for the socket of a websocket.
+        self._sock = sock
+        self._rest = rest
+        self._is_dry = False
+        self.timeout: float | None = None
+        self.is_touched = False
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        number: int = self._sock.fileno()
+        return number
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read at most as much as *buffer* holds, and return how much.
+
+        Raises:
+            BodyError: The client was silent for `timeout` seconds.
+        """
+        self.is_touched = True
+        if self._rest:
+            data = self._rest[: len(buffer)]
+            self._rest = self._rest[len(buffer) :]
+            buffer[: len(data)] = data
+            return len(data)
+        if self._is_dry:
+            return None
+        sock = self._sock
+        if self.timeout is None:
+            size: int = sock.recv_into(buffer)
+            return size
+        timeout = sock.gettimeout()
+        sock.settimeout(self.timeout)
+        try:
+            size = sock.recv_into(buffer)
+        except TimeoutError:
+            raise BodyError(
+                f"the client was silent for {self.timeout} s within the body of a request",
+                "408 Request Timeout",
+            ) from None
+        finally:
+            sock.settimeout(timeout)
+        return size
+
+    def count_buffered(self, reader: io.BufferedReader) -> int:
+        """Return how many bytes *reader* has read ahead."""
+        is_touched, self.is_touched = self.is_touched, False
+        rest, self._rest, self._is_dry = self._rest, b"", True
+        try:
+            return len(rest) + len(reader.peek(1))
+        finally:
+            self._rest, self._is_dry, self.is_touched = rest, False, is_touched
+
+    def take_rest(self, reader: io.BufferedReader) -> bytes:
+        """Return what was read from the connection and not from *reader*, which is done with."""
+        self._is_dry = True
+        rest = reader.peek(1) + self._rest
+        self._rest = b""
+        return rest
+
+
+class FileWrapper:
+    """An open file as the body of a reply: ``wsgi.file_wrapper``.
+
+    Where it can, the kernel sends it.
+
+    Args:
+        file: It has `read`, and is closed with the reply if it has `close`.
+        block_size: How much is read at once, in bytes.
+    """
+
+    def __init__(self, file: Any, block_size: int = READ_BYTES) -> None:
+        self.file: Final = file
+        self.block_size: Final = block_size
+        if hasattr(file, "close"):
+            self.close = file.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        while data := self.file.read(self.block_size):
+            yield data
+
+    def size(self) -> int | None:
+        """Return how many bytes are left of a file that the kernel can send; ``None`` if not."""
+        try:
+            number = self.file.fileno()
+            place = self.file.tell()
+            found = os.fstat(number)
+        except (AttributeError, OSError, ValueError):
+            return None
+        # One that was opened as text says `tell()` in something else than bytes.
+        if not stat.S_ISREG(found.st_mode) or isinstance(self.file, io.TextIOBase):
+            return None
+        return max(0, found.st_size - int(place))
+
+
+def send_file(sock: Any, wrapper: FileWrapper, size: int, timeout: float | None) -> int:
+    """Have the kernel send *size* bytes of a file, and return how many there were.
+
+    Raises:
+        OSError: The client left, or took nothing for *timeout* seconds.
+    """
+    number, place, sent = wrapper.file.fileno(), wrapper.file.tell(), 0
+    before = sock.gettimeout()
+    sock.settimeout(timeout)
+    try:
+        while sent < size:
+            try:
+                count = os.sendfile(
+                    sock.fileno(), number, place + sent, min(size - sent, SEND_FILE_BYTES)
+                )
+            except BlockingIOError:
+                sock._wait(sock._write_event)
+                continue
+            if not count:
+                break
+            sent += count
+    finally:
+        if sock.fileno() >= 0:
+            sock.settimeout(before)
+    return sent
