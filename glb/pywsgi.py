@@ -15,12 +15,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import gevent.pywsgi
 from gevent.baseserver import BaseServer
-from gevent.pywsgi import (  # type: ignore[attr-defined]  # some are not in the stubs
+from gevent.pywsgi import (
     Environ,
     LoggingLogAdapter,
     SecureEnviron,

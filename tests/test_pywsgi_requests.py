@@ -26,7 +26,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import glb.pywsgi
-from glb.pywsgi import SMALL_BODY_BYTES, WSGIHandler, WSGIServer
+from glb.http.replies import SMALL_BODY_BYTES
+from glb.pywsgi import WSGIHandler, WSGIServer
 
 from .helpers import connect, receive_all
 

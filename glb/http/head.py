@@ -55,6 +55,7 @@ _hosts: Final[set[str]] = set()
 _options: Final[dict[str, frozenset[str]]] = {}
 
 _NO_OPTIONS: Final[frozenset[str]] = frozenset()
+_KEEP_ALIVE: Final = frozenset({"keep-alive"})
 
 
 class BadRequest(ValueError):  # noqa: N818  # the field's name for it
@@ -80,7 +81,7 @@ class Limits:
         fields: How many field lines.
     """
 
-    # nginx has 8 KiB for the line and 32 KiB for the head, Apache 8,190 bytes a line and 100 fields.
+    # nginx has 8 KiB for the line and 32 KiB for the head, Apache 8,190 bytes a line, 100 fields.
     line: int = 8190
     field: int = 65536
     head: int = 65536
@@ -239,7 +240,8 @@ def _frame(head: Head, fields: dict[str, str]) -> None:
     if is_11:
         head.is_persistent = "close" not in head.options
     else:
-        head.is_persistent = "keep-alive" in head.options and "close" not in head.options
+        # As gevent: of what a client of HTTP/1.0 says beside it, nothing is known.
+        head.is_persistent = head.options == _KEEP_ALIVE
     head.length = None
     head.is_chunked = False
     length = fields.get("CONTENT_LENGTH")
