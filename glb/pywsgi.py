@@ -12,10 +12,12 @@ other public names of `gevent.pywsgi` are here too, so that its import can be ch
 
 from __future__ import annotations
 
+import _socket
+import contextlib
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 import gevent.pywsgi
@@ -30,9 +32,13 @@ from gevent.pywsgi import (
 # By name, and now: programs may put ours in the place of gevent's later.
 from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
+from ._version import VERSION
 from .balance import Policy
 from .clones import current_clone
 from .http.handler import WSGIHandler
+from .http.settings import Settings
+from .http.stream import FileWrapper
+from .limits import check_count, check_seconds
 from .server import StreamServer
 
 __all__ = [
@@ -43,6 +49,12 @@ __all__ = [
     "WSGISecureEnviron",
     "WSGIServer",
 ]
+
+
+_SPEAKS_TLS: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 37\r\n\r\nThis port speaks TLS: use https://.\r\n"
+)
 
 
 class _Module(ModuleType):
@@ -72,7 +84,7 @@ else:
     _Both = GeventWSGIServer
 
 
-class WSGIServer(_Both):
+class WSGIServer(Settings, _Both):
     """A WSGI server whose connections go round its clones in exact turn.
 
     The arguments are gevent's, and those of `glb.server.StreamServer`; *handler_factory*
@@ -81,9 +93,19 @@ class WSGIServer(_Both):
 
     ``environ["glb.clone"]`` is the `glb.Clone` that serves the request: its index, a number
     that knows its server.
+
+    *max_body*, *body_timeout* and *send_timeout* are the attributes of those names: see
+    `glb.http.settings.Settings`, which has more of them. They are read when they are used.
     """
 
     handler_class: Any = WSGIHandler
+
+    # Programs ask whether it begins with gevent's name (simple-websocket does).
+    base_env: Any = {  # noqa: RUF012  # as gevent's
+        **GeventWSGIServer.base_env,
+        "SERVER_SOFTWARE": f"gevent/{gevent.__version__} glb/{VERSION}",
+        "wsgi.file_wrapper": FileWrapper,
+    }
 
     has_streams: bool = False
 
@@ -113,6 +135,9 @@ class WSGIServer(_Both):
         accept_rate: float | None = None,
         handshake_timeout: float | None = None,
         first_byte_timeout: float | None = None,
+        max_body: int | None = None,
+        body_timeout: float | None = None,
+        send_timeout: float | None = None,
         **ssl_args: Any,
     ) -> None:
         self._take_arguments(application, backlog, spawn, handler_factory, policy, nodelay)
@@ -122,6 +147,9 @@ class WSGIServer(_Both):
             accept_rate=accept_rate,
             handshake_timeout=handshake_timeout,
             first_byte_timeout=first_byte_timeout,
+            max_body=max_body,
+            body_timeout=body_timeout,
+            send_timeout=send_timeout,
         )
         self._upgraded = WeakSet()
         self._take_places(spawn, clones, hubs, patience, reuse_port)
@@ -141,6 +169,13 @@ class WSGIServer(_Both):
         )
         self._gevents_wrap = self.__dict__.get("wrap_socket")  # a subclass may have its own
 
+    def _check_limits(self) -> None:
+        super()._check_limits()
+        if self.max_body is not None:
+            check_count("max_body", self.max_body)
+        for name in ("body_timeout", "send_timeout"):
+            check_seconds(name, getattr(self, name))
+
     def set_handle(self, handle: Callable[..., object] | None) -> None:
         # Here the handler is the one that speaks HTTP, and the clones' are its applications.
         BaseServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
@@ -152,10 +187,27 @@ class WSGIServer(_Both):
 
     def update_environ(self) -> None:
         super().update_environ()
+        # PEP 3333 wants both. gevent leaves them empty on a Unix socket.
+        if not self.environ["SERVER_NAME"]:
+            self.environ["SERVER_NAME"] = "localhost"
+        if not self.environ["SERVER_PORT"]:
+            self.environ["SERVER_PORT"] = "443" if self.ssl_enabled else "80"
         # With one hub it is what a program has set, which may be after `set_environ`.
         if not self._is_threads_told and (self.hubs > 1 or self._is_threads_ours):
             self._is_threads_ours = self.hubs > 1
             self.environ["wsgi.multithread"] = self.hubs > 1
+
+    def handshake_failed(self, sock: Any, peer: Any, error: OSError) -> bool:
+        # Most are port scans, or browsers that were told "http:" of this port.
+        reason = getattr(error, "reason", None) or error
+        self.error_log.write(f"TLS handshake with {peer!a} failed: {reason}\n")
+        if getattr(error, "reason", None) == "HTTP_REQUEST":
+            plain = sock._sock
+            with contextlib.suppress(OSError):
+                plain.send(_SPEAKS_TLS)
+                plain.shutdown(_socket.SHUT_WR)
+                plain.recv(16384)  # what nobody has read would reset the connection
+        return True
 
     def handle_by_clone(self) -> bool:
         if self.application != self._apply_by_clone:

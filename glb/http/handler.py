@@ -38,6 +38,7 @@ from .environ import as_fields, tls_variables
 from .head import BadRequest, Head, Limits, find_end, parse
 from .replies import DISCARD_MAX_BYTES, DISCARD_SECONDS, Replier
 from .reply import ReplyHead
+from .settings import Settings
 from .stream import RawStream
 
 __all__ = ["WSGIHandler"]
@@ -63,24 +64,8 @@ class WSGIHandler(Replier):
     by a server that drains, or when the client is silent for longer than ``first_byte_timeout``.
     A request that is under way when its server drains gets ``Connection: close`` with its reply.
 
-    Attributes:
-        limits: How large a head may be. gevent's ``MAX_REQUEST_LINE`` holds as well.
-        needs_host: Whether a request of HTTP/1.1 without Host is refused, as RFC 9112 asks for.
-        max_body: How long a body may be, in bytes; ``None`` is no limit. Longer ones get a 413.
-        body_timeout: How long a client may be silent within a body, in seconds; ``None`` is for
-            ever. Then it gets a 408.
-        send_timeout: How long a client may take nothing of a reply, in seconds; ``None`` is for
-            ever. Then the connection is closed.
-
-    The server's attributes of the same names come first, if it has them.
+    Its limits and timeouts are its server's: see `glb.http.settings`.
     """
-
-    limits: Limits = Limits()
-    needs_host: bool = False
-    # waitress has the same.
-    max_body: int | None = 1 << 30
-    body_timeout: float | None = None
-    send_timeout: float | None = None
 
     #: Whether it overrides none of gevent's methods.
     _is_lean: ClassVar[bool] = True
@@ -122,10 +107,8 @@ class WSGIHandler(Replier):
 
     def handle(self) -> None:
         server = self.server
-        for name in ("limits", "needs_host", "max_body", "body_timeout", "send_timeout"):
-            given = getattr(server, name, None)
-            if given is not None:
-                setattr(self, name, given)
+        if isinstance(server, Settings):
+            self._settings = server
         self._gate = getattr(server, "_gate", None)
         waiting = getattr(server, "waiting_here", None)
         if waiting is not None and (self._is_lean or type(self.rfile) is io.BufferedReader):
@@ -154,7 +137,7 @@ class WSGIHandler(Replier):
                 data = self._receive_head(limits)
                 if data is None:
                     break
-                head = parse(data, limits, needs_host=self.needs_host)
+                head = parse(data, limits, needs_host=self._settings.needs_host)
                 self._take(head)
                 self.environ = self._make_environ(head)
                 del head, data  # an idle connection is to be small
@@ -254,7 +237,7 @@ class WSGIHandler(Replier):
     def _limits_now(self) -> Limits:
         # Read now, as gevent does: a program may set it.
         most = gevent.pywsgi.MAX_REQUEST_LINE  # type: ignore[attr-defined]  # not in the stubs
-        limits = self.limits
+        limits = self._settings.limits
         if most - 2 >= limits.line:
             return limits
         return Limits(most - 2, limits.field, limits.head, limits.fields)
@@ -488,15 +471,16 @@ class WSGIHandler(Replier):
         end = find_end(data, 0, limits)
         if end + 4 != len(data):
             raise BadRequest("half a line end in the head")
-        head = parse(data[: end + 2], limits, needs_host=self.needs_host)
+        head = parse(data[: end + 2], limits, needs_host=self._settings.needs_host)
         self._take(head)
         return True
 
     def _take(self, head: Head) -> None:
         """Have gevent's attributes say what *head* does."""
-        if self.max_body is not None and head.length is not None and head.length > self.max_body:
+        most = self._settings.max_body
+        if head.length is not None and most is not None and head.length > most:
             raise BadRequest(
-                f"a body of {head.length} bytes is longer than {self.max_body}",
+                f"a body of {head.length} bytes is longer than {most}",
                 "413 Content Too Large",
             )
         if head.expects and head.expects != "100-continue":
@@ -597,11 +581,11 @@ class WSGIHandler(Replier):
                 self._open(),
                 head.length,
                 is_chunked=head.is_chunked,
-                limit=self.max_body,
+                limit=self._settings.max_body,
                 before=before,
             )
             if self._raw is not None:
-                self._raw.timeout = self.body_timeout
+                self._raw.timeout = self._settings.body_timeout
         self._body = self.wsgi_input = env["wsgi.input"] = body
 
     def _open(self) -> Any:

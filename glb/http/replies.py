@@ -28,6 +28,7 @@ from ..connection import Connection
 from .body import Body, BodyError, ClientLeft
 from .head import BadRequest, Head
 from .reply import ReplyHead, date
+from .settings import Settings
 from .stream import FileWrapper, RawStream, send_file
 
 __all__ = ["Replier"]
@@ -79,10 +80,10 @@ class Replier(GeventWSGIHandler):
     time_finish: float
     wsgi_input: Any
     ignored_socket_errors: tuple[int, ...]
-    send_timeout: float | None
 
     # Of the connection.
     _is_lean: ClassVar[bool]
+    _settings: Settings | type[Settings] = Settings
     _rest: bytes = b""  # what was read behind the last request
     _may_have_more = False  # whether what the client sends still is nobody's
     _gate: Any = None
@@ -348,10 +349,11 @@ class Replier(GeventWSGIHandler):
     def _send_raw(self, data: Any) -> None:
         sock = self.socket
         try:
-            if self.send_timeout is None:
+            seconds = self._settings.send_timeout
+            if seconds is None:
                 sock.sendall(data)
             else:
-                self._send_in_time(sock, data, self.send_timeout)
+                self._send_in_time(sock, data, seconds)
         except OSError as error:
             self._has_failed = True
             self.status = f"socket error: {error}"
@@ -386,7 +388,9 @@ class Replier(GeventWSGIHandler):
         if self.command != "HEAD" and length:
             self._has_left = True
             try:
-                sent = send_file(self.socket, wrapper, min(length, size), self.send_timeout)
+                sent = send_file(
+                    self.socket, wrapper, min(length, size), self._settings.send_timeout
+                )
             except OSError:
                 self._has_failed = True
                 raise
