@@ -22,6 +22,23 @@ runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
 """
 
 
+# Our handler has two loops: see `glb.http.handler`. This one is for handlers that override
+# something of gevent's.
+RUN_BY_HOOKS = """
+import runpy, sys
+import gevent.pywsgi, gevent.server, glb.pywsgi, glb.server
+class Handler(glb.pywsgi.WSGIHandler):
+    def get_environ(self):
+        return super().get_environ()
+assert not Handler._is_lean
+gevent.server.StreamServer = glb.server.StreamServer
+gevent.pywsgi.WSGIServer = glb.pywsgi.WSGIServer
+gevent.pywsgi.WSGIHandler = glb.pywsgi.WSGIServer.handler_class = Handler
+module, sys.argv = sys.argv[1], sys.argv[1:]
+runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
+"""
+
+
 # Every socket that is made or accepted in the child is a `Connection`, also under monkey
 # patching. gevent's SSLSocket stays what it is: it takes a connection over, and is none.
 RUN_WITH_CONNECTIONS = """
@@ -208,6 +225,16 @@ def test_gevents_own_tests_pass_with_our_servers(module: str) -> None:
     ran = re.search(r"Ran (\d+) tests", result.stderr)
     assert ran is not None
     assert int(ran[1]) >= 10
+
+
+@pytest.mark.parametrize("module", ["test__server_pywsgi", "test__pywsgi"])
+def test_gevents_own_tests_pass_where_a_handler_overrides_a_hook(module: str) -> None:
+    """Whole modules, unchanged, by the loop that calls each of gevent's methods."""
+    result = run(RUN_BY_HOOKS, module)
+    assert_only_stricter(result, module)
+    ran = re.search(r"Ran (\d+) tests", result.stderr)
+    assert ran is not None
+    assert int(ran[1]) >= 30
 
 
 @pytest.mark.thorough
