@@ -39,6 +39,8 @@ _CHUNK: Final = re.compile(
     % (_TOKEN, _TOKEN, _QUOTED)
 )
 
+_HEXDIGITS: Final = b"0123456789abcdefABCDEF"
+
 # Fields that say how a message is framed or where it goes can't come behind it.
 _NOT_IN_TRAILERS: Final = {
     "authorization",
@@ -250,6 +252,10 @@ class Body:
             self._break("a chunk is longer than its size")
 
     def _begin_chunk(self) -> None:
+        first = self._peek()
+        if first and first not in _HEXDIGITS:
+            # At once: a client that has sent something else may not send the end of a line.
+            self._break(f"a chunk must begin with its size, got {first!r}")
         line = self._line(OVERHEAD_MAX_BYTES)
         match = _CHUNK.fullmatch(line)
         if match is None:
@@ -269,6 +275,18 @@ class Body:
             is_sound = line.endswith(b"\r\n") and colon and is_token(name) and is_field_value(value)
             if not is_sound or name.lower() in _NOT_IN_TRAILERS:
                 self._break(f"no trailer: {line[:100]!r}")
+
+    def _peek(self) -> bytes:
+        """Return the next byte, which stays there; ``b""`` at the end, or if that can't be."""
+        peek = getattr(self.rfile, "peek", None)
+        if peek is None:
+            return b""
+        try:
+            data: bytes = peek(1)[:1]
+        except BaseException:
+            self.is_broken = True
+            raise
+        return data
 
     def _line(self, limit: int) -> bytes:
         try:

@@ -457,6 +457,7 @@ class WSGIHandler(Replier):
         data = raw_requestline.encode("latin-1")
         most = len(data) + limits.head + 2
         line = data
+        find_end(data, 0, limits)  # what can't become a request is refused at its first line
         while line not in {b"\r\n", b"\n"}:
             if not line.endswith(b"\n"):
                 raise BadRequest("the client left within the head of a request")

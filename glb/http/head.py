@@ -169,10 +169,16 @@ def find_end(data: bytes, seen: int, limits: Limits) -> int:
         raise BadRequest(
             f"more than {limits.head} bytes of header fields", "431 Request Header Fields Too Large"
         )
-    if end < 0 and _NOT_IN_HEAD.search(data, max(0, seen - 1)):
-        raise BadRequest(
-            f"a control character or half a line end: {_excerpt(data.decode('latin-1'))}"
-        )
+    if end < 0:
+        if _NOT_IN_HEAD.search(data, max(0, seen - 1)):
+            raise BadRequest(
+                f"a control character or half a line end: {_excerpt(data.decode('latin-1'))}"
+            )
+        if line >= 0 and seen < line + 2:
+            # What speaks another protocol, HTTP/0.9 for one, may wait for a reply to it.
+            text = data[:line].decode("latin-1")
+            if not _REQUEST_LINE.fullmatch(text):
+                _refuse_line(text)
     return end
 
 

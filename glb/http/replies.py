@@ -266,12 +266,16 @@ class Replier(GeventWSGIHandler):
         body = self._body
         if body is None or body.is_over:
             return True
-        if body.is_broken or body.is_awaited:
+        if body.is_broken:
             return False
-        if body.left is not None:
+        if body.left is not None and not body.is_awaited:
             return body.left <= DISCARD_MAX_BYTES
-        # Of a chunked one the client alone knows how long it is.
-        return body.ends_in(self._peek_buffered())
+        # Of a chunked one the client alone knows how long it is; and one that waits for a word
+        # before it sends a body may never send it.
+        return self._is_all_here(body)
+
+    def _is_all_here(self, body: Body) -> bool:
+        return body.rfile is not self.rfile or body.ends_in(self._peek_buffered())
 
     @property
     def _is_touched(self) -> bool:
@@ -294,6 +298,8 @@ class Replier(GeventWSGIHandler):
 
     def _write_with_headers(self, data: Any) -> None:
         self.headers_sent = True
+        if isinstance(data, str) or (self._left is not None and len(data) > self._left):
+            self.close_connection = True  # see `_frame`; its head is to say so
         self.finalize_headers()
         head = b"HTTP/1.1 %b\r\n%b\r\n" % (
             self.status,
@@ -421,7 +427,7 @@ class Replier(GeventWSGIHandler):
             self._raw = self.rfile = None
 
     def _discard(self, body: Body) -> bool:
-        if body.is_broken or body.is_awaited:
+        if body.is_broken or (body.is_awaited and not self._is_all_here(body)):
             return False
         try:
             with Timeout(DISCARD_SECONDS, False):  # type: ignore[arg-type]  # not in the stubs
