@@ -565,15 +565,15 @@ class WSGIHandler(Replier):
             env["wsgi.input"] = self.wsgi_input = self._open()
             self._buffered = len(self._peek_buffered())
             return
-        before = self._send_continue if head.expects else None
         if not head.length and not head.is_chunked:
-            if before is None and self._is_lean:
+            if self._is_lean:
                 env["wsgi.input"] = self.wsgi_input = io.BytesIO()
                 return
-            body = Body(io.BytesIO(), head.length, is_chunked=False, before=before)
-            if not self._is_lean:
-                body = Body(self.rfile, head.length, is_chunked=False, before=before)
-        elif self._is_lean and head.length is not None and head.length <= len(self._rest):
+            body = Body(self.rfile, head.length, is_chunked=False)
+            self._body = self.wsgi_input = env["wsgi.input"] = body
+            return
+        before = self._send_continue if head.expects else None
+        if self._is_lean and head.length is not None and head.length <= len(self._rest):
             file = io.BytesIO(self._rest[: head.length])
             self._rest = self._rest[head.length :]
             body = Body(file, head.length, is_chunked=False, before=before)
