@@ -393,6 +393,8 @@ class WSGIHandler(Replier):
         try:
             if not self._read_request_in_time(line):
                 return self._handle_client_error(BadRequest("the request was refused"))
+        except OSError:
+            return None  # as in the lean loop
         except Exception as error:
             return self._handle_client_error(error)
         self.environ = self.get_environ()
@@ -564,6 +566,8 @@ class WSGIHandler(Replier):
         if is_raw:
             env["wsgi.input"] = self.wsgi_input = self._open()
             self._buffered = len(self._peek_buffered())
+            if self._raw is not None:
+                self._raw.is_touched = False  # the head may have come by it
             return
         if not head.length and not head.is_chunked:
             if self._is_lean:

@@ -141,8 +141,11 @@ class Head:
 
         A request with a body is read as HTTP, whatever it asks for: the protocol could only begin
         behind the body, and what reads both would disagree with a proxy about where that is.
+        HTTP/1.0 has no upgrades (RFC 9110, 7.8).
         """
         if self.method != "GET" or self.is_chunked or self.length or "upgrade" not in self.options:
+            return ""
+        if self.version != "HTTP/1.1":
             return ""
         return self.fields.get("HTTP_UPGRADE", "").lower()
 

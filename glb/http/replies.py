@@ -169,6 +169,10 @@ class Replier(GeventWSGIHandler):
             if data:
                 self.write(data)
         if not self.headers_sent:
+            if self.status is None and self._is_raw:
+                # It has replied itself, as simple-websocket does, and the connection was its own.
+                self.close_connection = True
+                return
             self.write(b"")
         if self.response_use_chunked and self.command != "HEAD":
             self._sendall(b"0\r\n\r\n")
@@ -298,7 +302,7 @@ class Replier(GeventWSGIHandler):
 
     def _write_with_headers(self, data: Any) -> None:
         self.headers_sent = True
-        if isinstance(data, str) or (self._left is not None and len(data) > self._left):
+        if (data and isinstance(data, str)) or (self._left is not None and len(data) > self._left):
             self.close_connection = True  # see `_frame`; its head is to say so
         self.finalize_headers()
         head = b"HTTP/1.1 %b\r\n%b\r\n" % (

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .body import READ_BYTES, BodyError
+from .body import READ_BYTES, BodyError, ClientLeft
 
 __all__ = ["FileWrapper", "RawStream", "send_file"]
 
@@ -53,6 +53,8 @@ class RawStream(io.RawIOBase):
 
         Raises:
             BodyError: The client was silent for `timeout` seconds.
+            ClientLeft: It has reset the connection. An application's own connections raise the
+                same errors, but not this one.
         """
         self.is_touched = True
         if self._rest:
@@ -62,6 +64,12 @@ class RawStream(io.RawIOBase):
             return len(data)
         if self._is_dry:
             return None
+        try:
+            return self._receive_into(buffer)
+        except ConnectionError as error:
+            raise ClientLeft(*error.args) from error
+
+    def _receive_into(self, buffer: Any) -> int:
         sock = self._sock
         if self.timeout is None:
             size: int = sock.recv_into(buffer)
