@@ -71,8 +71,8 @@ class WSGIHandler(Replier):
     _is_lean: ClassVar[bool] = True
 
     # Of the connection.
-    _plain: Any = None  # the plain socket of a `Connection`
     _rest: bytes = b""  # what was read behind the last request
+    _is_secured = False  # whether it speaks TLS
     _has_served = False
     _is_timed = False
     _is_in_head = False
@@ -81,6 +81,7 @@ class WSGIHandler(Replier):
     _waits: dict[object, Wait] | None = None
     _greenlet: Any = None
     _tls: dict[str, str] | None = None
+    _peer: Any = None  # address and port, as the environ has them; empty on a Unix socket
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,8 +101,10 @@ class WSGIHandler(Replier):
         elif not self._is_lean:
             self._raw = RawStream(sock)
             self.rfile = io.BufferedReader(self._raw)
-        elif type(sock) is Connection:
+        if type(sock) is Connection:
             self._plain = sock._sock
+        else:
+            self._is_secured = hasattr(sock, "_sslobj")
 
     # -- the connection ------------------------------------------------------------------------
 
@@ -129,24 +132,28 @@ class WSGIHandler(Replier):
             self._close()
 
     def _serve_lean(self) -> None:
+        server, settings = self.server, self._settings
         while True:
             self.time_start = time.time()
             self.time_finish = 0
-            try:
+            limits = settings.limits
+            # Read now, as gevent does: a program may set it.
+            if limits.line > gevent.pywsgi.MAX_REQUEST_LINE - 2:  # type: ignore[attr-defined]  # not in the stubs
                 limits = self._limits_now
+            try:
                 data = self._receive_head(limits)
                 if data is None:
                     break
-                head = parse(data, limits, needs_host=self._settings.needs_host)
+                head = parse(data, limits, needs_host=settings.needs_host)
                 self._take(head)
                 self.environ = self._make_environ(head)
-                del head, data  # an idle connection is to be small
             except BadRequest as error:
                 self._refuse(self._handle_client_error(error))
                 break
             except OSError:
                 break  # a reset, say, isn't interesting here
-            self.application = self.server.application
+            del head, data  # an idle connection is to be small
+            self.application = server.application
             self.handle_one_response()
             self.environ = self.application = self._head = None
             if self.close_connection:
@@ -223,10 +230,6 @@ class WSGIHandler(Replier):
                 if not data:
                     return
                 left -= len(data)
-
-    @property
-    def _is_secured(self) -> bool:
-        return self._plain is None and hasattr(self.socket, "_sslobj")
 
     def _say_goodbye(self) -> None:
         sock = self.socket
@@ -311,14 +314,16 @@ class WSGIHandler(Replier):
         Returns:
             ``b""`` if there will be none.
         """
-        has_served, plain = self._has_served, self._plain
-        if not has_served and plain is not None:
+        waiting, plain = self._waiting, self._plain
+        if not self._has_served and plain is not None:
             # The first one mostly is there already.
-            with contextlib.suppress(BlockingIOError):
+            try:
                 data: bytes = plain.recv(READ_BYTES)
+            except BlockingIOError:
+                pass
+            else:
                 return data
-        waits = self._waits
-        if waits is None:
+        if waiting is None:
             return self._receive()
         if not self._enter_wait():
             return b""
@@ -331,9 +336,8 @@ class WSGIHandler(Replier):
                 sock._wait(sock._read_event)
             data = self._receive()
         finally:
-            del waits[self._greenlet]
-        assert self._waiting is not None, "it has both or neither"
-        if self._waiting.told and self._greenlet in self._waiting.told:
+            del waiting.waits[self._greenlet]
+        if waiting.told and self._greenlet in waiting.told:
             return b""  # perhaps with a part of a request, which it won't get the rest of
         return data
 
@@ -341,13 +345,14 @@ class WSGIHandler(Replier):
         """Say that this handler waits; ``False`` if it is not to."""
         waiting, waits = self._waiting, self._waits
         assert waiting is not None and waits is not None, "it has both or neither"
-        has_served = self._has_served
-        if has_served and self._is_ending and not self._has_come():
-            return False  # the reply before had not said so; what has come is served
-        if has_served and waiting.timeout is None and not waiting.watchers:
-            waits[self._greenlet] = (self.socket, 0.0, True)
-        else:
-            waiting.enter(self.socket, self._greenlet, has_served=has_served)
+        if self._has_served:
+            gate = self._gate
+            if gate is not None and gate.is_ending and self._is_ending and not self._has_come():
+                return False  # the reply before had not said so; what has come is served
+            if waiting.timeout is None and not waiting.watchers:
+                waits[self._greenlet] = (self.socket, 0.0, True)
+                return True
+        waiting.enter(self.socket, self._greenlet, has_served=self._has_served)
         return True
 
     def _has_come(self) -> bool:
@@ -528,10 +533,13 @@ class WSGIHandler(Replier):
         env["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
         env["QUERY_STRING"] = head.query
         env["SERVER_PROTOCOL"] = head.version
-        address = self.client_address
-        if isinstance(address, tuple):
-            env["REMOTE_ADDR"] = str(address[0])
-            env["REMOTE_PORT"] = str(address[1])
+        peer = self._peer
+        if peer is None:
+            address = self.client_address
+            is_known = isinstance(address, tuple)
+            peer = self._peer = (str(address[0]), str(address[1])) if is_known else ()
+        if peer:
+            env["REMOTE_ADDR"], env["REMOTE_PORT"] = peer
         fields = head.fields
         if env.keys().isdisjoint(fields):
             env.update(fields)
@@ -541,7 +549,13 @@ class WSGIHandler(Replier):
                 comma = "; " if "COOKIE" in key else ","
                 env[key] = f"{env[key]}{comma}{value}" if key in env else value
         self._add_to(env, head)
-        self._add_input(env, head)
+        if head.length or head.is_chunked or head.expects or "upgrade" in head.options:
+            self._add_input(env, head)
+        else:
+            self._body = None
+            self._is_raw = False
+            env["wsgi.input"] = self.wsgi_input = io.BytesIO()
+            env["wsgi.input_terminated"] = True
         return env
 
     def _add_to(self, env: dict[str, Any], head: Head) -> None:
