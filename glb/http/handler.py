@@ -73,6 +73,7 @@ class WSGIHandler(Replier):
     # Of the connection.
     _rest: bytes = b""  # what was read behind the last request
     _is_secured = False  # whether it speaks TLS
+    _has_read_body = False  # some clients send a line end behind one
     _has_served = False
     _is_timed = False
     _is_in_head = False
@@ -187,33 +188,33 @@ class WSGIHandler(Replier):
             if sock is not None:
                 self._close_socket(sock)
         finally:
-            for name in ("socket", "rfile", "wsgi_input", "environ", "_plain", "_raw", "_body"):
-                self.__dict__.pop(name, None)
+            # What it has of the connection, as gevent. An error may keep the handler.
+            self.socket = self.rfile = self.wsgi_input = self.environ = None
+            self._plain = self._raw = self._body = None
             # Its descriptor is closed. What is left in a cycle would be closed by whatever thread
             # collects it, which must not touch this one's watchers.
-            for each in (rfile, raw):
-                try:
-                    if each is not None:
-                        each.close()
-                except Exception:
-                    log.debug("can't close what requests were read from", exc_info=True)
+            if rfile is not None:
+                for each in (rfile, raw):
+                    try:
+                        if each is not None:
+                            each.close()
+                    except Exception:
+                        log.debug("can't close what requests were read from", exc_info=True)
 
     def _close_socket(self, sock: Any) -> None:
         # What a client has sent and nobody has read makes the kernel reset the connection, and
         # the client may lose the reply. So it is read away, for a while.
         plain = getattr(sock, "_sock", None)
-        try:
+        with contextlib.suppress(OSError):
             if plain is not None:
                 try:
                     if self._may_have_more:
                         self._linger(sock, plain)
-                    else:
+                    elif not self._is_lean or self._has_read_body:
                         plain.recv(16384)  # it doesn't block
                 finally:
                     plain.close()
             sock.close()
-        except OSError:
-            pass
 
     def _linger(self, sock: Any, plain: Any) -> None:
         if getattr(sock, "_sslobj", None) is not None:
@@ -569,6 +570,7 @@ class WSGIHandler(Replier):
 
     def _add_input(self, env: dict[str, Any], head: Head) -> None:
         self._body = None
+        self._has_read_body = True
         upgrade = head.upgrade
         # gevent's own test for it, and one for the protocol that nearly everybody means.
         is_raw = bool(upgrade) and (upgrade == "websocket" or len(head.options) == 1)
