@@ -147,8 +147,7 @@ class Replier(GeventWSGIHandler):
             self.time_finish = time.time()
             if self._body is not None or self._raw is not None:
                 self._end_input()
-            if self._is_logged or type(self.server.log) is not _NoopLog:
-                self.log_request()
+            self.log_request()
 
     def _report(self) -> None:
         self.handle_error(*sys.exc_info())
@@ -517,10 +516,6 @@ class Replier(GeventWSGIHandler):
         is_read = type(self.server.log) is not _NoopLog
         if is_read or type(self).format_request is not _FORMAT_REQUEST:
             super().log_request()
-
-    @property
-    def _is_logged(self) -> bool:
-        return not self._is_lean or type(self).format_request is not _FORMAT_REQUEST
 
 
 def refusal(status: str) -> bytes:
