@@ -71,8 +71,9 @@ class WSGIHandler(Replier):
     _is_lean: ClassVar[bool] = True
 
     # Of the connection.
-    _plain: Any = None  # the plain socket of a `Connection`
     _rest: bytes = b""  # what was read behind the last request
+    _is_secured = False  # whether it speaks TLS
+    _has_read_body = False  # some clients send a line end behind one
     _has_served = False
     _is_timed = False
     _is_in_head = False
@@ -81,6 +82,7 @@ class WSGIHandler(Replier):
     _waits: dict[object, Wait] | None = None
     _greenlet: Any = None
     _tls: dict[str, str] | None = None
+    _peer: Any = None  # address and port, as the environ has them; empty on a Unix socket
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,8 +102,10 @@ class WSGIHandler(Replier):
         elif not self._is_lean:
             self._raw = RawStream(sock)
             self.rfile = io.BufferedReader(self._raw)
-        elif type(sock) is Connection:
+        if type(sock) is Connection:
             self._plain = sock._sock
+        else:
+            self._is_secured = hasattr(sock, "_sslobj")
 
     # -- the connection ------------------------------------------------------------------------
 
@@ -129,24 +133,28 @@ class WSGIHandler(Replier):
             self._close()
 
     def _serve_lean(self) -> None:
+        server, settings = self.server, self._settings
         while True:
             self.time_start = time.time()
             self.time_finish = 0
-            try:
+            limits = settings.limits
+            # Read now, as gevent does: a program may set it.
+            if limits.line > gevent.pywsgi.MAX_REQUEST_LINE - 2:  # type: ignore[attr-defined]  # not in the stubs
                 limits = self._limits_now
+            try:
                 data = self._receive_head(limits)
                 if data is None:
                     break
-                head = parse(data, limits, needs_host=self._settings.needs_host)
+                head = parse(data, limits, needs_host=settings.needs_host)
                 self._take(head)
                 self.environ = self._make_environ(head)
-                del head, data  # an idle connection is to be small
             except BadRequest as error:
                 self._refuse(self._handle_client_error(error))
                 break
             except OSError:
                 break  # a reset, say, isn't interesting here
-            self.application = self.server.application
+            del head, data  # an idle connection is to be small
+            self.application = server.application
             self.handle_one_response()
             self.environ = self.application = self._head = None
             if self.close_connection:
@@ -180,33 +188,33 @@ class WSGIHandler(Replier):
             if sock is not None:
                 self._close_socket(sock)
         finally:
-            for name in ("socket", "rfile", "wsgi_input", "environ", "_plain", "_raw", "_body"):
-                self.__dict__.pop(name, None)
+            # What it has of the connection, as gevent. An error may keep the handler.
+            self.socket = self.rfile = self.wsgi_input = self.environ = None
+            self._plain = self._raw = self._body = None
             # Its descriptor is closed. What is left in a cycle would be closed by whatever thread
             # collects it, which must not touch this one's watchers.
-            for each in (rfile, raw):
-                try:
-                    if each is not None:
-                        each.close()
-                except Exception:
-                    log.debug("can't close what requests were read from", exc_info=True)
+            if rfile is not None:
+                for each in (rfile, raw):
+                    try:
+                        if each is not None:
+                            each.close()
+                    except Exception:
+                        log.debug("can't close what requests were read from", exc_info=True)
 
     def _close_socket(self, sock: Any) -> None:
         # What a client has sent and nobody has read makes the kernel reset the connection, and
         # the client may lose the reply. So it is read away, for a while.
         plain = getattr(sock, "_sock", None)
-        try:
+        with contextlib.suppress(OSError):
             if plain is not None:
                 try:
                     if self._may_have_more:
                         self._linger(sock, plain)
-                    else:
+                    elif not self._is_lean or self._has_read_body:
                         plain.recv(16384)  # it doesn't block
                 finally:
                     plain.close()
             sock.close()
-        except OSError:
-            pass
 
     def _linger(self, sock: Any, plain: Any) -> None:
         if getattr(sock, "_sslobj", None) is not None:
@@ -223,10 +231,6 @@ class WSGIHandler(Replier):
                 if not data:
                     return
                 left -= len(data)
-
-    @property
-    def _is_secured(self) -> bool:
-        return self._plain is None and hasattr(self.socket, "_sslobj")
 
     def _say_goodbye(self) -> None:
         sock = self.socket
@@ -311,14 +315,16 @@ class WSGIHandler(Replier):
         Returns:
             ``b""`` if there will be none.
         """
-        has_served, plain = self._has_served, self._plain
-        if not has_served and plain is not None:
+        waiting, plain = self._waiting, self._plain
+        if not self._has_served and plain is not None:
             # The first one mostly is there already.
-            with contextlib.suppress(BlockingIOError):
+            try:
                 data: bytes = plain.recv(READ_BYTES)
+            except BlockingIOError:
+                pass
+            else:
                 return data
-        waits = self._waits
-        if waits is None:
+        if waiting is None:
             return self._receive()
         if not self._enter_wait():
             return b""
@@ -331,9 +337,8 @@ class WSGIHandler(Replier):
                 sock._wait(sock._read_event)
             data = self._receive()
         finally:
-            del waits[self._greenlet]
-        assert self._waiting is not None, "it has both or neither"
-        if self._waiting.told and self._greenlet in self._waiting.told:
+            del waiting.waits[self._greenlet]
+        if waiting.told and self._greenlet in waiting.told:
             return b""  # perhaps with a part of a request, which it won't get the rest of
         return data
 
@@ -341,13 +346,14 @@ class WSGIHandler(Replier):
         """Say that this handler waits; ``False`` if it is not to."""
         waiting, waits = self._waiting, self._waits
         assert waiting is not None and waits is not None, "it has both or neither"
-        has_served = self._has_served
-        if has_served and self._is_ending and not self._has_come():
-            return False  # the reply before had not said so; what has come is served
-        if has_served and waiting.timeout is None and not waiting.watchers:
-            waits[self._greenlet] = (self.socket, 0.0, True)
-        else:
-            waiting.enter(self.socket, self._greenlet, has_served=has_served)
+        if self._has_served:
+            gate = self._gate
+            if gate is not None and gate.is_ending and self._is_ending and not self._has_come():
+                return False  # the reply before had not said so; what has come is served
+            if waiting.timeout is None and not waiting.watchers:
+                waits[self._greenlet] = (self.socket, 0.0, True)
+                return True
+        waiting.enter(self.socket, self._greenlet, has_served=self._has_served)
         return True
 
     def _has_come(self) -> bool:
@@ -531,10 +537,13 @@ class WSGIHandler(Replier):
         env["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
         env["QUERY_STRING"] = head.query
         env["SERVER_PROTOCOL"] = head.version
-        address = self.client_address
-        if isinstance(address, tuple):
-            env["REMOTE_ADDR"] = str(address[0])
-            env["REMOTE_PORT"] = str(address[1])
+        peer = self._peer
+        if peer is None:
+            address = self.client_address
+            is_known = isinstance(address, tuple)
+            peer = self._peer = (str(address[0]), str(address[1])) if is_known else ()
+        if peer:
+            env["REMOTE_ADDR"], env["REMOTE_PORT"] = peer
         fields = head.fields
         if env.keys().isdisjoint(fields):
             env.update(fields)
@@ -544,7 +553,13 @@ class WSGIHandler(Replier):
                 comma = "; " if "COOKIE" in key else ","
                 env[key] = f"{env[key]}{comma}{value}" if key in env else value
         self._add_to(env, head)
-        self._add_input(env, head)
+        if head.length or head.is_chunked or head.expects or "upgrade" in head.options:
+            self._add_input(env, head)
+        else:
+            self._body = None
+            self._is_raw = False
+            env["wsgi.input"] = self.wsgi_input = io.BytesIO()
+            env["wsgi.input_terminated"] = True
         return env
 
     def _add_to(self, env: dict[str, Any], head: Head) -> None:
@@ -558,6 +573,7 @@ class WSGIHandler(Replier):
 
     def _add_input(self, env: dict[str, Any], head: Head) -> None:
         self._body = None
+        self._has_read_body = True
         upgrade = head.upgrade
         # gevent's own test for it, and one for the protocol that nearly everybody means.
         is_raw = bool(upgrade) and (upgrade == "websocket" or len(head.options) == 1)

@@ -45,6 +45,9 @@ DISCARD_SECONDS: Final = 1.0
 # As it was made: a program may put its own there, to see each request.
 _FORMAT_REQUEST: Final = GeventWSGIHandler.format_request
 
+# Those statuses are of no reply with a body, or of none that is HTTP's.
+_WITHOUT_BODY: Final = frozenset({101, 204, 304})
+
 _EMPTY_REFUSAL: Final = (("Connection", "close"), ("Content-Length", "0"))
 
 
@@ -83,6 +86,7 @@ class Replier(GeventWSGIHandler):
 
     # Of the connection.
     _is_lean: ClassVar[bool]
+    _plain: Any = None  # the plain socket of a `Connection`
     _settings: Settings | type[Settings] = Settings
     _rest: bytes = b""  # what was read behind the last request
     _may_have_more = False  # whether what the client sends still is nobody's
@@ -119,7 +123,10 @@ class Replier(GeventWSGIHandler):
         self._has_left = self._has_failed = self._has_told = False
         self._left = None
         try:
-            self.run_application()
+            if self._is_lean:
+                self._run_lean()
+            else:
+                self.run_application()
         except ClientLeft:
             self.close_connection = True
         except _InvalidClientInput as error:
@@ -138,7 +145,8 @@ class Replier(GeventWSGIHandler):
             self._report()
         finally:
             self.time_finish = time.time()
-            self._end_input()
+            if self._body is not None or self._raw is not None:
+                self._end_input()
             self.log_request()
 
     def _report(self) -> None:
@@ -157,6 +165,48 @@ class Replier(GeventWSGIHandler):
             finally:
                 # What a generator's frame keeps is free now.
                 close = None
+                self.result = None
+
+    def _run_lean(self) -> None:
+        # What the methods do that a subclass may override, in one go, for a reply that is whole.
+        result = self.application(self.environ, self.start_response)
+        if type(result) is list and len(result) == 1:
+            data, left, gate = result[0], self._left, self._gate
+            if (
+                type(data) is bytes
+                and 0 < len(data) <= SMALL_BODY_BYTES
+                and (left is None or left == len(data))
+                and self.status is not None
+                and not self.headers_sent
+                and self.code not in _WITHOUT_BODY
+                and self.command != "HEAD"
+                and self.request_version == "HTTP/1.1"
+                and not self._options
+                and self._body is None
+                and self._raw is None
+                and (gate is None or not gate.is_ending)
+            ):
+                fields = self.response_headers
+                if self.provided_date is None:
+                    fields.append((b"Date", date()))
+                if left is None:
+                    fields.append((b"Content-Length", b"%d" % len(data)))
+                if self.close_connection:
+                    fields.append((b"Connection", b"close"))
+                self.headers_sent = True
+                self._sendall(
+                    b"HTTP/1.1 %b\r\n%b\r\n%b"
+                    % (self.status, b"".join([b"%b: %b\r\n" % each for each in fields]), data)
+                )
+                return
+        self.result = result
+        try:
+            self.process_result()
+        finally:
+            try:
+                if hasattr(result, "close"):
+                    result.close()
+            finally:
                 self.result = None
 
     def process_result(self) -> None:
@@ -217,7 +267,7 @@ class Replier(GeventWSGIHandler):
             headers.append((b"Date", date()))
         code = self.code
         self.connection_upgraded = code == 101
-        if code in {101, 204, 304}:
+        if code in _WITHOUT_BODY:
             self._left = None
             if code == 204 and self.provided_content_length is not None:
                 headers = [each for each in headers if each[0].lower() != b"content-length"]
@@ -360,9 +410,18 @@ class Replier(GeventWSGIHandler):
         self.response_length += len(data)
 
     def _send_raw(self, data: Any) -> None:
-        sock = self.socket
+        plain = self._plain
+        seconds = self._settings.send_timeout
         try:
-            seconds = self._settings.send_timeout
+            if plain is not None:  # mostly all goes at once
+                try:
+                    sent = plain.send(data)
+                except BlockingIOError:
+                    sent = 0
+                if sent == len(data):
+                    return
+                data = memoryview(data)[sent:]
+            sock = self.socket
             if seconds is None:
                 sock.sendall(data)
             else:
@@ -390,7 +449,7 @@ class Replier(GeventWSGIHandler):
         """Have the kernel send a file's rest; ``False`` if it must be read."""
         is_plain = type(self.socket) is Connection
         size = wrapper.size() if is_plain and not self.headers_sent else None
-        if size is None or self.status is None or self.code in {101, 204, 304}:
+        if size is None or self.status is None or self.code in _WITHOUT_BODY:
             return False
         length = self._left
         if length is None:

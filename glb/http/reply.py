@@ -78,7 +78,8 @@ class ReplyHead:
             if not isinstance(value, str):
                 raise UnicodeError("The value must be a native string", name, value)
             lower, data = _names.get(name) or _learn_name(name)
-            if not is_field_value(value):
+            # What can be printed has no control characters, and this is much faster to ask.
+            if not value.isprintable() and not is_field_value(value):
                 raise ValueError(
                     "carriage return or newline in header value, or another control character",
                     value,
