@@ -219,10 +219,6 @@ class Replier(GeventWSGIHandler):
             if data:
                 self.write(data)
         if not self.headers_sent:
-            if self.status is None and self._is_raw:
-                # It has replied itself, as simple-websocket does, and the connection was its own.
-                self.close_connection = True
-                return
             self.write(b"")
         if self.response_use_chunked and self.command != "HEAD":
             self._sendall(b"0\r\n\r\n")
