@@ -13,6 +13,7 @@ Where we depart from the grammar on purpose:
 - CONNECT needs no port.
 - A field whose name has an underscore is left out.
 - Transfer-Encoding may be ``chunked`` once, and nothing else.
+- The size of a chunk has 16 digits or less.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ AUTHORITY_FORM: Final = re.compile(AUTHORITY)
 TARGET: Final = re.compile(rb"[\x21\x22\x24-\x7e]+")
 
 # RFC 9112, 7.1.
-CHUNK_SIZE: Final = rb"[0-9A-Fa-f]+"
+CHUNK_SIZE: Final = rb"[0-9A-Fa-f]{1,16}"
 CHUNK_EXT: Final = (
     rb"(?:" + BWS + rb";" + BWS + TOKEN
     + rb"(?:" + BWS + rb"=" + BWS + rb"(?:" + TOKEN + rb"|" + QUOTED_STRING + rb"))?)*"

@@ -239,7 +239,9 @@ class Body:
             self._break("a chunk is longer than its size")
 
     def _begin_chunk(self) -> None:
-        line = self._line(OVERHEAD_MAX_BYTES)
+        line = self._line(OVERHEAD_MAX_BYTES + 1)
+        if len(line) > OVERHEAD_MAX_BYTES:
+            self._count_overhead(len(line))
         match = _CHUNK.fullmatch(line)
         if match is None:
             self._break(f"a chunk must begin with its size, got {line[:100]!r}")
@@ -252,7 +254,7 @@ class Body:
             self._break(f"the body is longer than {self._limit} bytes", "413 Content Too Large")
 
     def _read_trailers(self) -> None:
-        while (line := self._line(OVERHEAD_MAX_BYTES)) != b"\r\n":
+        while (line := self._line(OVERHEAD_MAX_BYTES + 1)) != b"\r\n":
             self._count_overhead(len(line))
             name, colon, value = line[:-2].decode("latin-1").partition(":")
             is_sound = line.endswith(b"\r\n") and colon and is_token(name) and is_field_value(value)
@@ -265,7 +267,7 @@ class Body:
         except BaseException:
             self.is_broken = True
             raise
-        if not line:
+        if len(line) < limit and not line.endswith(b"\n"):
             self.is_broken = True
             raise ClientLeft(
                 f"unexpected end of file while reading request at position {self._position}"
