@@ -256,7 +256,9 @@ class Body:
         if first and first not in _HEXDIGITS:
             # At once: a client that has sent something else may not send the end of a line.
             self._break(f"a chunk must begin with its size, got {first!r}")
-        line = self._line(OVERHEAD_MAX_BYTES)
+        line = self._line(OVERHEAD_MAX_BYTES + 1)
+        if len(line) > OVERHEAD_MAX_BYTES:
+            self._count_overhead(len(line))
         match = _CHUNK.fullmatch(line)
         if match is None:
             self._break(f"a chunk must begin with its size, got {line[:100]!r}")
@@ -269,7 +271,7 @@ class Body:
             self._break(f"the body is longer than {self._limit} bytes", "413 Content Too Large")
 
     def _read_trailers(self) -> None:
-        while (line := self._line(OVERHEAD_MAX_BYTES)) != b"\r\n":
+        while (line := self._line(OVERHEAD_MAX_BYTES + 1)) != b"\r\n":
             self._count_overhead(len(line))
             name, colon, value = line[:-2].decode("latin-1").partition(":")
             is_sound = line.endswith(b"\r\n") and colon and is_token(name) and is_field_value(value)
@@ -294,7 +296,7 @@ class Body:
         except BaseException:
             self.is_broken = True
             raise
-        if not line:
+        if len(line) < limit and not line.endswith(b"\n"):
             self.is_broken = True
             raise ClientLeft(
                 f"unexpected end of file while reading request at position {self._position}"

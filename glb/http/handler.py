@@ -494,7 +494,7 @@ class WSGIHandler(Replier):
             )
         if head.expects and head.expects != "100-continue":
             raise BadRequest(
-                f"can't do what is expected: {head.expects!a}", "417 Expectation Failed"
+                f"can't do what is expected: {head.expects[:100]!a}", "417 Expectation Failed"
             )
         self._head = head
         self.requestline = head.line

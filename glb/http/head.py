@@ -18,9 +18,18 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
-__all__ = ["BadRequest", "Head", "Limits", "find_end", "is_field_value", "is_token", "parse"]
+__all__ = [
+    "BadRequest",
+    "Head",
+    "Limits",
+    "find_end",
+    "is_field_value",
+    "is_token",
+    "parse",
+    "remember",
+]
 
 CRLF: Final = b"\r\n"
 END: Final = b"\r\n\r\n"
@@ -33,8 +42,9 @@ _NOT_IN_HEAD: Final = re.compile(
 )
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# CONNECT has no path: RFC 9112, 3.2.3.
 _REQUEST_LINE: Final = re.compile(
-    r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!\"$-~][!-\"$-~]*) (HTTP/1\.[01])"
+    r"(?!CONNECT /)([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!\"$-~][!-\"$-~]*) (HTTP/1\.[01])"
 )
 _OTHER_VERSION: Final = re.compile(r"[^ ]+ [^ ]+ HTTP/([0-9])(\.[0-9])?")
 # A host and a port, as far as it tells where one ends and the other begins.
@@ -51,11 +61,13 @@ _SINGLE_KEYS: Final = {"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"}
 _KNOWN_MOST: Final = 1024
 _KNOWN_MAX_LENGTH: Final = 64
 _keys: Final[dict[str, str]] = {}
-_hosts: Final[set[str]] = set()
+_hosts: Final[dict[str, bool]] = {}
 _options: Final[dict[str, frozenset[str]]] = {}
 
 _NO_OPTIONS: Final[frozenset[str]] = frozenset()
 _KEEP_ALIVE: Final = frozenset({"keep-alive"})
+
+_T = TypeVar("_T")
 
 
 class BadRequest(ValueError):  # noqa: N818  # the field's name for it
@@ -257,14 +269,22 @@ def _frame(head: Head, fields: dict[str, str]) -> None:
     if length is not None:
         # Latin-1 has no decimal digits but ASCII's.
         if not length.isdecimal():
-            raise BadRequest(f"Content-Length must be digits, got {length!r}")
-        if len(length) > 18 and int(length) > sys.maxsize:
-            raise BadRequest(f"Content-Length must be {sys.maxsize} or less, got {length}")
+            raise BadRequest(f"Content-Length must be digits, got {_excerpt(length)}")
+        if len(length) > 18:
+            # `int` takes no more than 4,300 digits, an application's too.
+            fields["CONTENT_LENGTH"] = length = length.lstrip("0") or "0"
+            if len(length) > 19 or int(length) > sys.maxsize:
+                raise BadRequest(
+                    f"Content-Length must be {sys.maxsize} or less, got {_excerpt(length)}"
+                )
         head.length = int(length)
     encoding = fields.get("HTTP_TRANSFER_ENCODING")
     if encoding is not None:
         if encoding.lower() != "chunked":
-            raise BadRequest(f"Transfer-Encoding {encoding!r}", "501 Not Implemented")
+            raise BadRequest(
+                f"Transfer-Encoding must be chunked, got {_excerpt(encoding)}",
+                "501 Not Implemented",
+            )
         if not is_11:
             raise BadRequest("Transfer-Encoding in HTTP/1.0")
         head.is_chunked = True
@@ -286,7 +306,7 @@ def _read_target(head: Head) -> None:
             raise BadRequest(f"CONNECT needs host and port, got {_excerpt(target)}")
     elif target == "*":
         if head.method != "OPTIONS":
-            raise BadRequest(f"{head.method} of *")
+            raise BadRequest(f"* is for OPTIONS, got {_excerpt(head.line)}")
     else:
         match = _ABSOLUTE.fullmatch(target)
         if match is None or not _AUTHORITY.fullmatch(match[1]) or match[1][0] == ":":
@@ -311,8 +331,7 @@ def _check_sizes(lines: list[str], limits: Limits) -> None:
 def _check_host(host: str) -> None:
     if not _AUTHORITY.fullmatch(host):
         raise BadRequest(f"Host must be a name or an address, and a port, got {_excerpt(host)}")
-    if len(_hosts) < _KNOWN_MOST and len(host) <= _KNOWN_MAX_LENGTH:
-        _hosts.add(host)
+    remember(_hosts, host, True)
 
 
 def _learn(name: str, line: str) -> str:
@@ -324,16 +343,22 @@ def _learn(name: str, line: str) -> str:
         key = ""
     elif key not in _PLAIN_KEYS:
         key = "HTTP_" + key
-    if len(_keys) < _KNOWN_MOST and len(name) <= _KNOWN_MAX_LENGTH:
-        _keys[name] = key
-    return key
+    return remember(_keys, name, key)
 
 
 def _split(options: str) -> frozenset[str]:
-    found = frozenset(each.strip(" \t").lower() for each in options.split(","))
-    if len(_options) < _KNOWN_MOST and len(options) <= _KNOWN_MAX_LENGTH:
-        _options[options] = found
-    return found
+    names = [each.strip(" \t").lower() for each in options.split(",")]
+    return remember(_options, options, frozenset(filter(None, names)))
+
+
+def remember(known: dict[str, _T], name: str, value: _T) -> _T:
+    """Return *value*, and keep it in *known*, which stays small."""
+    if len(name) <= _KNOWN_MAX_LENGTH:
+        if len(known) >= _KNOWN_MOST:
+            # A client may have filled it with names that won't come again.
+            known.clear()
+        known[name] = value
+    return value
 
 
 def _refuse_line(line: str) -> NoReturn:

@@ -16,7 +16,7 @@ import re
 import time
 from typing import Any, Final
 
-from .head import is_field_value, is_token
+from .head import is_field_value, is_token, remember
 
 __all__ = ["ReplyHead", "date"]
 
@@ -34,8 +34,6 @@ _HOP_BY_HOP: Final = {
 }
 
 # Programs send the same few statuses and names again and again.
-_KNOWN_MOST: Final = 1024
-_KNOWN_MAX_LENGTH: Final = 64
 _statuses: Final[dict[str, tuple[int, bytes]]] = {}
 _names: Final[dict[str, tuple[str, bytes]]] = {}
 
@@ -112,15 +110,6 @@ class ReplyHead:
             return frozenset()
         return frozenset(each.strip(" \t").lower() for each in self.connection.split(","))
 
-    @property
-    def is_bodiless(self) -> bool:
-        """Whether it has no body, whatever the request was."""
-        return self.code in {204, 304} or self.code < 200
-
-    def without_connection(self) -> list[tuple[bytes, bytes]]:
-        """Return the fields but for Connection."""
-        return [each for each in self.fields if each[0].lower() != b"connection"]
-
 
 def _learn_status(status: Any) -> tuple[int, bytes]:
     if not isinstance(status, str):
@@ -132,10 +121,9 @@ def _learn_status(status: Any) -> tuple[int, bytes]:
     code = int(status[:3])
     if code < 200 and code != 101:
         raise ValueError(f"a status must be 101 or 200 and above, got {status!r}")
-    known = (code, status.encode("latin-1"))
-    if len(_statuses) < _KNOWN_MOST and len(status) <= _KNOWN_MAX_LENGTH:
-        _statuses[status] = known
-    return known
+    # Without a reason the space before it stays: RFC 9112, 4.
+    line = status if len(status) > 3 else f"{status} "
+    return remember(_statuses, status, (code, line.encode("latin-1")))
 
 
 def _learn_name(name: str) -> tuple[str, bytes]:
@@ -148,10 +136,7 @@ def _learn_name(name: str) -> tuple[str, bytes]:
         raise ValueError(
             f"{name} is about one connection, and not the application's (PEP 3333, hop-by-hop)"
         )
-    known = (lower, name.encode("latin-1"))
-    if len(_names) < _KNOWN_MOST and len(name) <= _KNOWN_MAX_LENGTH:
-        _names[name] = known
-    return known
+    return remember(_names, name, (lower, name.encode("latin-1")))
 
 
 _date: tuple[int, bytes] = (-1, b"")
