@@ -578,7 +578,7 @@ class WSGIHandler(Replier):
         env["wsgi.input_terminated"] = not is_raw
         if is_raw:
             env["wsgi.input"] = self.wsgi_input = self._open()
-            self._buffered = self._count_buffered()
+            self._buffered = len(self._peek_buffered())
             return
         before = self._send_continue if head.expects else None
         if not head.length and not head.is_chunked:
