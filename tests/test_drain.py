@@ -374,9 +374,7 @@ def test_spread_closes_upgraded_connections_of_http() -> None:
     server = WSGIServer(LOCAL, application, clones=2, log=None)
     server.start()
     upgraded, streams = connect(server.address), connect(server.address)
-    upgraded.sendall(
-        b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
-    )
+    upgraded.sendall(b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
     assert b"101 Switching" in upgraded.recv(1000)
     streams.sendall(GET)
     busy.wait()

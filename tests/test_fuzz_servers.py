@@ -702,8 +702,12 @@ class Pair:
 _sound_headers = st.sampled_from(
     [
         *(b"Host: x", b"A_B: 1", b"A-B: 2", b"A-B:3 \t", b"Cookie: a=1", b"Cookie: b=2"),
-        *(b"Content-Type: multipart/form-data; boundary=x", b"A: \xe4\xff", b"Expect: 100-continue"),
-        *(b"B: " + b"b" * 60000, b"Upgrade-Insecure-Requests: 1"),
+        *(
+            b"Content-Type: multipart/form-data; boundary=x",
+            b"A: \xe4\xff",
+            b"Expect: 100-continue",
+        ),
+        *(b"B: " + b"b" * 9000, b"Upgrade-Insecure-Requests: 1"),
     ]
 )
 
@@ -715,25 +719,26 @@ def sound(draw: Any) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         method = draw(st.sampled_from([b"GET", b"POST", b"PUT", b"DELETE"]))
         path = draw(
-            st.sampled_from([b"/", b"/some", b"/none", b"/line", b"/raise", b"/parts", b"/%e4?x=%2f"])
+            st.sampled_from(
+                [b"/", b"/some", b"/none", b"/line", b"/raise", b"/parts", b"/%e4?x=%2f"]
+            )
         )
         lines = [b"%b %b HTTP/1.1" % (method, path)]
         lines += draw(st.lists(_sound_headers, max_size=4, unique=True))
-        body = draw(st.sampled_from([b"", b"hello", b"a\nb\r\nc", b"x" * 20000]))
+        body = draw(st.sampled_from([b"", b"hello", b"a\nb\r\nc", b"x" * 9000]))
         framing = draw(st.sampled_from(["length", "chunked", "none"]))
+        if framing == "chunked" and path in {b"/some", b"/none"}:
+            framing = "length"  # the connection ends if the end of such a body has not come
         if framing == "length":
             lines.append(b"Content-Length: %d" % len(body))
         elif framing == "chunked":
             lines.append(b"Transfer-Encoding: chunked")
-            size = draw(st.integers(1, 9000))
+            size = max(draw(st.integers(1, 9000)), len(body) // 20)  # gevent's reader is slow
             chunks = [body[at : at + size] for at in range(0, len(body), size)]
             body = b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in chunks)
             body += b"0\r\n\r\n"
         else:
             body = b""
-        if framing == "none" or not body:
-            # gevent tells the client to go on with it, if its length is 0.
-            lines = [each for each in lines if not each.startswith(b"Expect")]
         data += b"\r\n".join([*lines, b"", b""]) + body
     return data
 

@@ -116,14 +116,15 @@ def test_imports_go_down_the_floors_only(module: str) -> None:
 
 def http_imports(module: str) -> tuple[set[str], set[str]]:
     """Return what a module of the package http imports of it, and of the rest of glb."""
-    inside, outside = set(), set()
+    inside: set[str] = set()
+    outside: set[str] = set()
     tree = ast.parse((HOME / "http" / f"{module}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):  # imports for types alone as well
         if isinstance(node, ast.ImportFrom) and node.level:
             name = (node.module or "__init__").partition(".")[0]
             (inside if node.level == 1 else outside).add(name)
         elif isinstance(node, ast.ImportFrom):
-            outside |= {node.module} if (node.module or "").split(".")[0] == "glb" else set()
+            outside |= {name for name in [node.module or ""] if name.split(".")[0] == "glb"}
         elif isinstance(node, ast.Import):
             outside |= {each.name for each in node.names if each.name.split(".")[0] == "glb"}
     return inside, outside

@@ -698,9 +698,7 @@ def test_an_application_that_never_starts_a_reply_gets_a_500() -> None:
     """PEP 3333 has it call start_response before its body ends. gevent sends nothing."""
     served = serve(WSGIServer, never_starts_and_has_none, GET)
     assert served.reply.startswith(b"HTTP/1.1 500 ")
-    assert [text for _, text in served.errors] == [
-        "The application did not call start_response()"
-    ]
+    assert [text for _, text in served.errors] == ["The application did not call start_response()"]
 
 
 @pytest.mark.parametrize("request_", [GET_1_0, GET], ids=["HTTP/1.0", "HTTP/1.1"])
@@ -780,8 +778,7 @@ def send_and_half_close(client: Any) -> bytes:
         b"GET / HTTP/1.1\r\nA: \xe4\xff\r\nConnection: close\r\n\r\n",
         b"GET / HTTP/1.1\r\nCookie: a=1\r\nCookie: b=2\r\nConnection: close\r\n\r\n",
         b"GET / HTTP/1.1\r\nA:1\r\nB:\r\nC: \t x \t \r\nConnection: close\r\n\r\n",
-        b"GET / HTTP/1.1\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n"
-        b"Connection: close\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Type: a/b\r\nContent-Type: c/d\r\nConnection: close\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: 3\r\nConnection: close\r\n\r\n--x",
         b"POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\nConnection: close\r\n\r\n"
@@ -955,7 +952,7 @@ def test_an_upgraded_connection_is_the_applications() -> None:
         served = serve(Server, application, request)
         results.append(served.told())
     assert results[0] == results[1]
-    assert results[1][0].endswith(b"\r\n\r\nraw:framewritten")  # type: ignore[index]  # a tuple
+    assert results[1][0].endswith(b"\r\n\r\nraw:framewritten")
 
 
 def test_each_part_leaves_when_it_is_yielded() -> None:

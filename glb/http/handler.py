@@ -585,14 +585,12 @@ class WSGIHandler(Replier):
             if self._raw is not None:
                 self._raw.is_touched = False  # the head may have come by it
             return
-        if not head.length and not head.is_chunked:
-            if self._is_lean:
-                env["wsgi.input"] = self.wsgi_input = io.BytesIO()
-                return
-            body = Body(self.rfile, head.length, is_chunked=False)
-            self._body = self.wsgi_input = env["wsgi.input"] = body
+        before = None
+        if head.expects and (head.is_chunked or head.length is not None):
+            before = self._send_continue
+        if before is None and self._is_lean and not head.length and not head.is_chunked:
+            env["wsgi.input"] = self.wsgi_input = io.BytesIO()
             return
-        before = self._send_continue if head.expects else None
         if self._is_lean and head.length is not None and head.length <= len(self._rest):
             file = io.BytesIO(self._rest[: head.length])
             self._rest = self._rest[head.length :]
