@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import os
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from glb.http.stream import SEND_FILE_BYTES, FileWrapper, RawStream, send_file
 from glb.pywsgi import WSGIHandler, WSGIServer
 
 from .helpers import ask, receive_all
-from .test_http_environ import needs_certificates, ssl, tls_pair
+from .test_http_environ import needs_certificates, tls_pair
 
 
 @pytest.fixture
@@ -70,12 +71,10 @@ def test_a_touch_is_a_read(pair: tuple[Any, Any]) -> None:
     ours, _ = pair
     raw = RawStream(ours, b"rest")
     with io.BufferedReader(raw) as reader:
-        assert raw.count_buffered(reader) == 4
-        assert not raw.is_touched
+        told = [(raw.count_buffered(reader), raw.is_touched)]
         assert reader.read(1) == b"r"
-        assert raw.is_touched
-        assert raw.count_buffered(reader) == 3
-        assert raw.is_touched
+        told += [(3, raw.is_touched), (raw.count_buffered(reader), raw.is_touched)]
+    assert told == [(4, False), (3, True), (3, True)]
 
 
 def test_to_count_what_is_buffered_receives_nothing(pair: tuple[Any, Any]) -> None:
@@ -103,10 +102,9 @@ def test_what_is_behind_a_body_is_taken(pair: tuple[Any, Any]) -> None:
     with io.BufferedReader(raw) as reader:
         assert reader.read(4) == b"body"
         assert raw.take_rest(reader) == rest
-        assert raw.take_rest(reader)[:0] == b""
     assert ours.recv(5) == b"later"
     with io.BufferedReader(RawStream(ours)) as reader:
-        assert reader.raw.take_rest(reader) == b""  # type: ignore[attr-defined]  # it is one of ours
+        assert reader.raw.take_rest(reader) == b""
 
 
 class Pieces:

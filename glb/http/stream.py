@@ -83,7 +83,7 @@ class RawStream(io.RawIOBase):
             sock.settimeout(timeout)
         return size
 
-    def count_buffered(self, reader: io.BufferedReader) -> int:
+    def count_buffered(self, reader: io.BufferedReader[RawStream]) -> int:
         """Return how many bytes *reader* has read ahead."""
         is_touched, self.is_touched = self.is_touched, False
         rest, self._rest, self._is_dry = self._rest, b"", True
@@ -92,7 +92,7 @@ class RawStream(io.RawIOBase):
         finally:
             self._rest, self._is_dry, self.is_touched = rest, False, is_touched
 
-    def take_rest(self, reader: io.BufferedReader) -> bytes:
+    def take_rest(self, reader: io.BufferedReader[RawStream]) -> bytes:
         """Return what was read from the connection and not from *reader*, which is done with."""
         self._is_dry = True
         rest = reader.peek(1) + self._rest
