@@ -201,10 +201,10 @@ def test_nothing_is_awaited_that_is_not_needed() -> None:
         assert body.read(2) == b"cd"
         assert body.read(1) == b"e"
         assert body.read(2) == b"fg"
-        assert not body.is_over
+        is_over = [body.is_over]
         theirs.sendall(b"0\r\n\r\n" + BEHIND)
         assert body.read(1) == b""
-        assert body.is_over
+        assert [*is_over, body.is_over] == [False, True]
         assert body.rfile.read(len(BEHIND)) == BEHIND
         body.rfile.close()
 
@@ -294,14 +294,14 @@ def test_the_rest_of_chunks_is_read_away(read: int, limit: int, is_over: bool) -
 def test_a_client_that_waits_for_a_word_gets_it_before_the_first_read() -> None:
     """Once, and not for what is read away."""
     for read in (Body.read, Body.readline, Body.readlines, next, lambda body: body.read(1)):
-        words: list[str] = []
-        body = plain(TEXT + BEHIND, before=lambda words=words: words.append("continue"))  # type: ignore[misc]  # a default that binds
-        assert body.is_awaited
-        read(body)  # type: ignore[operator]  # of different kinds
-        assert words == ["continue"]
-        assert not body.is_awaited
+        words: list[bool] = []
+        body = plain(TEXT + BEHIND, before=lambda words=words: words.append(True))
+        is_awaited = [body.is_awaited]
+        read(body)
+        assert words == [True]
+        assert [*is_awaited, body.is_awaited] == [True, False]
         body.read()
-        assert words == ["continue"]
+        assert words == [True]
     body = plain(b"hello" + BEHIND, before=lambda: pytest.fail("it is read away"))
     assert body.end(5)
     assert not body.is_awaited
@@ -548,7 +548,9 @@ def test_what_is_around_the_chunks_is_limited(data: bytes, is_read: bool) -> Non
         assert set(body.read()) == {ord("x")}
         assert body.rfile.read() == BEHIND
     else:
-        is_broken(Body(Recording(data), None, is_chunked=True), "431")
+        # Trailers are fields; gevent's own tests want a 400 for extensions.
+        status = "431" if b"\r\n0\r\nX" in data else "400"
+        is_broken(Body(Recording(data), None, is_chunked=True), status)
 
 
 def test_the_end_of_overhead_is_not_awaited() -> None:
@@ -559,7 +561,7 @@ def test_the_end_of_overhead_is_not_awaited() -> None:
         b"0\r\n" + b"X: y\r\n" * MOST,
     ):
         rfile = io.BytesIO(data)
-        is_broken(Body(rfile, None, is_chunked=True), "431")
+        is_broken(Body(rfile, None, is_chunked=True), "400" if data[:1] == b"1" else "431")
         assert rfile.tell() <= MOST + 10
 
 
@@ -662,7 +664,7 @@ def test_a_program_may_stop_waiting(pair: tuple[Any, Any]) -> None:
     theirs.sendall(b"hel")
     with io.BufferedReader(RawStream(ours)) as rfile:
         body = Body(rfile, 5, is_chunked=False)
-        with gevent.Timeout(0.005, False):
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.005):
             body.read()
         assert body.is_broken
         with pytest.raises(BodyError):

@@ -31,6 +31,7 @@ READ_BYTES: Final = 65536
 # Of chunk extensions and trailers, in a whole body: nobody uses either, and they are overhead that
 # only attacks make large. Node has 16 KiB for all extensions of a request.
 OVERHEAD_MAX_BYTES: Final = 16384
+LINE_MAX_BYTES: Final = OVERHEAD_MAX_BYTES + 1
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
@@ -233,10 +234,7 @@ class Body:
             self.is_broken = True  # a part may have been read
             raise
         if not data:
-            self.is_broken = True
-            raise ClientLeft(
-                f"unexpected end of file while reading request at position {self._position}"
-            )
+            self._break_off()
         self._position += len(data)
         self._left -= len(data)
         if self._left == 0:
@@ -248,21 +246,23 @@ class Body:
 
     def _expect_line_end(self) -> None:
         # Right behind the data of a chunk: what lacks it is refused with the last byte.
-        if self._line(2) != b"\r\n":
-            self._break("a chunk is longer than its size")
+        line = self._line(2)
+        if line != b"\r\n":
+            self._refuse(line, 2, "a chunk is longer than its size")
 
     def _begin_chunk(self) -> None:
-        first = self._peek()
-        if first and first not in _HEXDIGITS:
-            # At once: a client that has sent something else may not send the end of a line.
-            self._break(f"a chunk must begin with its size, got {first!r}")
-        line = self._line(OVERHEAD_MAX_BYTES + 1)
-        if len(line) > OVERHEAD_MAX_BYTES:
-            self._count_overhead(len(line))
+        if self._position == 0:
+            # At once: a client that knows no chunks may not send the end of a line.
+            first = self._peek()
+            if first and first not in _HEXDIGITS:
+                self._break(f"a chunk must begin with its size: {first!r}")
+        line = self._line(LINE_MAX_BYTES)
         match = _CHUNK.fullmatch(line)
         if match is None:
-            self._break(f"a chunk must begin with its size, got {line[:100]!r}")
-        self._count_overhead(len(match[2]))
+            if len(line) == LINE_MAX_BYTES:
+                self._break(f"a chunk's size and extensions are longer than {OVERHEAD_MAX_BYTES}")
+            self._refuse(line, LINE_MAX_BYTES, "a chunk must begin with its size")
+        self._count_overhead(len(match[2]), "400 Bad Request")
         self._left = int(match[1], 16)
         if self._left == 0:
             self._read_trailers()
@@ -271,12 +271,12 @@ class Body:
             self._break(f"the body is longer than {self._limit} bytes", "413 Content Too Large")
 
     def _read_trailers(self) -> None:
-        while (line := self._line(OVERHEAD_MAX_BYTES + 1)) != b"\r\n":
+        while (line := self._line(LINE_MAX_BYTES)) != b"\r\n":
             self._count_overhead(len(line))
             name, colon, value = line[:-2].decode("latin-1").partition(":")
             is_sound = line.endswith(b"\r\n") and colon and is_token(name) and is_field_value(value)
             if not is_sound or name.lower() in _NOT_IN_TRAILERS:
-                self._break(f"no trailer: {line[:100]!r}")
+                self._refuse(line, LINE_MAX_BYTES, "this is no trailer")
 
     def _peek(self) -> bytes:
         """Return the next byte, which stays there; ``b""`` at the end, or if that can't be."""
@@ -296,19 +296,29 @@ class Body:
         except BaseException:
             self.is_broken = True
             raise
-        if len(line) < limit and not line.endswith(b"\n"):
-            self.is_broken = True
-            raise ClientLeft(
-                f"unexpected end of file while reading request at position {self._position}"
-            )
         return line
 
-    def _count_overhead(self, size: int) -> None:
+    def _refuse(self, line: bytes, limit: int, message: str) -> NoReturn:
+        """Say what is wrong with *line*, of which no more than *limit* bytes were read."""
+        if len(line) < limit and not line.endswith(b"\n"):
+            self._break_off()
+        if len(line) > OVERHEAD_MAX_BYTES:
+            self._count_overhead(len(line))
+        self._break(f"{message}: {line[:100]!r}")
+
+    def _break_off(self) -> NoReturn:
+        self.is_broken = True
+        raise ClientLeft(
+            f"unexpected end of file while reading request at position {self._position}"
+        )
+
+    def _count_overhead(
+        self, size: int, status: str = "431 Request Header Fields Too Large"
+    ) -> None:
         self._overhead += size
         if self._overhead > OVERHEAD_MAX_BYTES:
             self._break(
-                f"more than {OVERHEAD_MAX_BYTES} bytes of chunk extensions and trailers",
-                "431 Request Header Fields Too Large",
+                f"more than {OVERHEAD_MAX_BYTES} bytes of chunk extensions and trailers", status
             )
 
     def _break(self, message: str, status: str = "400 Bad Request") -> NoReturn:

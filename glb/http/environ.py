@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import re
 from typing import Any, Final
 
 from .head import Head
@@ -12,11 +12,18 @@ __all__ = ["as_fields", "tls_variables"]
 _SHORT: Final = {
     "commonName": "CN",
     "countryName": "C",
+    "domainComponent": "DC",
     "localityName": "L",
     "organizationName": "O",
     "organizationalUnitName": "OU",
     "stateOrProvinceName": "ST",
+    "streetAddress": "STREET",
+    "userId": "UID",
 }
+
+# RFC 4514, 2.4: or a certificate's name could look like that of another.
+_SPECIAL: Final = re.compile(r'[,+"\\<>;]|^[ #]| \Z')
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def as_fields(head: Head) -> bytes:
@@ -46,14 +53,19 @@ def tls_variables(sock: Any) -> dict[str, str]:
         found["SSL_CLIENT_M_SERIAL"] = certificate.get("serialNumber", "")
         found["SSL_CLIENT_V_START"] = certificate.get("notBefore", "")
         found["SSL_CLIENT_V_END"] = certificate.get("notAfter", "")
-        encoded = base64.encodebytes(sock.getpeercert(binary_form=True)).decode("ascii")
-        found["SSL_CLIENT_CERT"] = (
-            f"-----BEGIN CERTIFICATE-----\n{encoded}-----END CERTIFICATE-----\n"
-        )
+        from ssl import DER_cert_to_PEM_cert  # noqa: PLC0415  # without TLS there is no need
+
+        found["SSL_CLIENT_CERT"] = DER_cert_to_PEM_cert(sock.getpeercert(binary_form=True))
     return found
 
 
 def _name_of(parts: Any) -> str:
-    # RFC 2253, most specific first, by the short names that are in use.
-    pairs = [pair for part in reversed(parts) for pair in part]
-    return ",".join(f"{_SHORT.get(name, name)}={value}" for name, value in pairs)
+    # Most specific first, by the short names that are in use.
+    return ",".join("+".join(map(_pair_of, part)) for part in reversed(parts))
+
+
+def _pair_of(pair: tuple[str, str]) -> str:
+    name, value = pair
+    value = _CONTROL.sub(lambda found: f"\\{ord(found[0]):02X}", _SPECIAL.sub(r"\\\g<0>", value))
+    # As WSGI has it, and mod_ssl: the bytes of UTF-8.
+    return f"{_SHORT.get(name, name)}={value}".encode().decode("latin-1")

@@ -24,6 +24,7 @@ __all__ = [
     "BadRequest",
     "Head",
     "Limits",
+    "connection_options",
     "find_end",
     "is_field_value",
     "is_token",
@@ -257,7 +258,10 @@ def parse(data: bytes, limits: Limits, *, needs_host: bool = False) -> Head:
 def _frame(head: Head, fields: dict[str, str]) -> None:
     is_11 = head.version == "HTTP/1.1"
     options = fields.get("HTTP_CONNECTION")
-    head.options = _NO_OPTIONS if options is None else _options.get(options) or _split(options)
+    if options is None:
+        head.options = _NO_OPTIONS
+    else:
+        head.options = _options.get(options) or connection_options(options)
     if is_11:
         head.is_persistent = "close" not in head.options
     else:
@@ -346,9 +350,10 @@ def _learn(name: str, line: str) -> str:
     return remember(_keys, name, key)
 
 
-def _split(options: str) -> frozenset[str]:
-    names = [each.strip(" \t").lower() for each in options.split(",")]
-    return remember(_options, options, frozenset(filter(None, names)))
+def connection_options(value: str) -> frozenset[str]:
+    """Return what a Connection field says, in lower case."""
+    names = [each.strip(" \t").lower() for each in value.split(",")]
+    return remember(_options, value, frozenset(filter(None, names)))
 
 
 def remember(known: dict[str, _T], name: str, value: _T) -> _T:

@@ -16,7 +16,7 @@ import re
 import time
 from typing import Any, Final
 
-from .head import is_field_value, is_token, remember
+from .head import connection_options, is_field_value, is_token, remember
 
 __all__ = ["ReplyHead", "date"]
 
@@ -108,7 +108,7 @@ class ReplyHead:
         """The application's connection options, in lower case."""
         if self.connection is None:
             return frozenset()
-        return frozenset(each.strip(" \t").lower() for each in self.connection.split(","))
+        return connection_options(self.connection)
 
 
 def _learn_status(status: Any) -> tuple[int, bytes]:

@@ -6,6 +6,7 @@ A `RawStream` is what a buffered reader of a connection reads from. A `FileWrapp
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -18,6 +19,9 @@ __all__ = ["FileWrapper", "RawStream", "send_file"]
 
 # At once: so that a client with a fast line leaves the hub to others in between.
 SEND_FILE_BYTES: Final = 1 << 20
+
+# Some file systems can't: FUSE's and network ones, by the kernel's version.
+_CANT_SEND_FILE: Final = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class RawStream(io.RawIOBase):
@@ -94,7 +98,7 @@ class RawStream(io.RawIOBase):
             sock.settimeout(timeout)
         return size
 
-    def peek_buffered(self, reader: io.BufferedReader) -> bytes:
+    def peek_buffered(self, reader: io.BufferedReader[RawStream]) -> bytes:
         """Return what *reader* has read ahead, and was not read from it."""
         is_touched, self.is_touched = self.is_touched, False
         rest, self._rest, self._is_dry = self._rest, b"", True
@@ -103,7 +107,7 @@ class RawStream(io.RawIOBase):
         finally:
             self._rest, self._is_dry, self.is_touched = rest, False, is_touched
 
-    def take_rest(self, reader: io.BufferedReader) -> bytes:
+    def take_rest(self, reader: io.BufferedReader[RawStream]) -> bytes:
         """Return what was read from the connection and not from *reader*, which is done with."""
         self._is_dry = True
         rest = reader.peek(1) + self._rest
@@ -133,27 +137,32 @@ class FileWrapper:
 
     def size(self) -> int | None:
         """Return how many bytes are left of a file that the kernel can send; ``None`` if not."""
+        file = self.file
+        raw = file.raw if type(file) in {io.BufferedReader, io.BufferedRandom} else file
+        # Others may have a descriptor, and give other bytes than are there: `gzip.open` for one.
+        if type(raw) is not io.FileIO:
+            return None
         try:
-            number = self.file.fileno()
-            place = self.file.tell()
-            found = os.fstat(number)
-        except (AttributeError, OSError, ValueError):
+            place: int = file.tell()
+            found = os.fstat(raw.fileno())
+        except (OSError, ValueError):
             return None
-        # One that was opened as text says `tell()` in something else than bytes.
-        if not stat.S_ISREG(found.st_mode) or isinstance(self.file, io.TextIOBase):
-            return None
-        return max(0, found.st_size - int(place))
+        # What is empty may be a file of /proc, which has no size.
+        size = found.st_size - place
+        return size if stat.S_ISREG(found.st_mode) and size > 0 else None
 
 
 def send_file(sock: Any, wrapper: FileWrapper, size: int, timeout: float | None) -> int:
     """Have the kernel send *size* bytes of a file, and return how many there were.
 
     Raises:
-        OSError: The client left, or took nothing for *timeout* seconds.
+        OSError: The client left, or took nothing for *timeout* seconds; ``None`` is as long as the
+            socket's own timeout.
     """
     number, place, sent = wrapper.file.fileno(), wrapper.file.tell(), 0
     before = sock.gettimeout()
-    sock.settimeout(timeout)
+    if timeout is not None:
+        sock.settimeout(timeout)
     try:
         while sent < size:
             try:
@@ -163,6 +172,14 @@ def send_file(sock: Any, wrapper: FileWrapper, size: int, timeout: float | None)
             except BlockingIOError:
                 sock._wait(sock._write_event)
                 continue
+            except OSError as error:
+                if sent or error.errno not in _CANT_SEND_FILE:
+                    raise
+                # Its position is where it was.
+                while data := wrapper.file.read(min(size - sent, READ_BYTES)):
+                    sock.sendall(data)
+                    sent += len(data)
+                break
             if not count:
                 break
             sent += count
