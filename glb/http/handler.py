@@ -578,6 +578,8 @@ class WSGIHandler(Replier):
         env["wsgi.input_terminated"] = not is_raw
         if is_raw:
             env["wsgi.input"] = self.wsgi_input = self._open()
+            if self._raw is not None:
+                self._raw.is_touched = False
             self._buffered = self._count_buffered()
             return
         before = self._send_continue if head.expects else None
