@@ -13,6 +13,8 @@ Source: RFC 9112, 6 and 7; PEP 3333.
 
 from __future__ import annotations
 
+import copy
+import io
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn
@@ -180,6 +182,15 @@ class Body:
     def left(self) -> int | None:
         """How many bytes are left; ``None`` if only the client knows."""
         return None if self.chunked_input else self._left
+
+    def ends_in(self, data: bytes) -> bool:
+        """Whether *data*, which comes next, holds its end. Nothing is read of it."""
+        ahead = copy.copy(self)
+        ahead.rfile = io.BytesIO(data)  # type: ignore[misc]  # of a copy that nobody else sees
+        try:
+            return ahead.end(len(data))
+        except OSError:
+            return False
 
     def end(self, limit: int) -> bool:
         """Read what is left of it, up to *limit* bytes; tell whether that was all.

@@ -580,7 +580,7 @@ class WSGIHandler(Replier):
             env["wsgi.input"] = self.wsgi_input = self._open()
             if self._raw is not None:
                 self._raw.is_touched = False
-            self._buffered = self._count_buffered()
+            self._buffered = len(self._peek_buffered())
             return
         before = self._send_continue if head.expects else None
         if not head.length and not head.is_chunked:

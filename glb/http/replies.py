@@ -318,16 +318,19 @@ class Replier(GeventWSGIHandler):
             return True
         if body.is_broken or body.is_awaited:
             return False
-        return body.left is None or body.left <= DISCARD_MAX_BYTES
+        if body.left is not None:
+            return body.left <= DISCARD_MAX_BYTES
+        # Of a chunked one the client alone knows how long it is.
+        return body.ends_in(self._peek_buffered())
 
     @property
     def _is_touched(self) -> bool:
         # Of the raw stream: what follows is read as a request only if nobody has read of it.
         raw = self._raw
-        return raw is None or raw.is_touched or self._count_buffered() != self._buffered
+        return raw is None or raw.is_touched or len(self._peek_buffered()) != self._buffered
 
-    def _count_buffered(self) -> int:
-        return -1 if self._raw is None else self._raw.count_buffered(self.rfile)
+    def _peek_buffered(self) -> bytes:
+        return b"" if self._raw is None else self._raw.peek_buffered(self.rfile)
 
     def write(self, data: Any) -> None:
         if self.code in {204, 304} and data:

@@ -79,12 +79,12 @@ class RawStream(io.RawIOBase):
             sock.settimeout(timeout)
         return size
 
-    def count_buffered(self, reader: io.BufferedReader) -> int:
-        """Return how many bytes *reader* has read ahead."""
+    def peek_buffered(self, reader: io.BufferedReader) -> bytes:
+        """Return what *reader* has read ahead, and was not read from it."""
         is_touched, self.is_touched = self.is_touched, False
         rest, self._rest, self._is_dry = self._rest, b"", True
         try:
-            return len(rest) + len(reader.peek(1))
+            return reader.peek(1) + rest
         finally:
             self._rest, self._is_dry, self.is_touched = rest, False, is_touched
 
