@@ -36,7 +36,7 @@ from ..waiting import Wait, Waiting, has_ended
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
 from .head import BadRequest, Head, Limits, find_end, parse
-from .replies import DISCARD_MAX_BYTES, DISCARD_SECONDS, Replier
+from .replies import DISCARD_SECONDS, Replier
 from .reply import ReplyHead
 from .settings import Settings
 from .stream import RawStream
@@ -44,6 +44,11 @@ from .stream import RawStream
 __all__ = ["WSGIHandler"]
 
 log: Final = logging.getLogger("glb")
+
+# A client that still sends when its connection is closed gets a reset, and many clients then report
+# that and not the reply. So what it sends is read away for so long, while it comes. nginx does so
+# for 30 s and Apache too. It is less here: a server that drains waits for it.
+LINGER_SECONDS: Final = 5.0
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -220,17 +225,12 @@ class WSGIHandler(Replier):
         if getattr(sock, "_sslobj", None) is not None:
             say_goodbye(sock)
         plain.shutdown(_socket.SHUT_WR)
-        left = DISCARD_MAX_BYTES * 4
-        with Timeout(DISCARD_SECONDS, False):  # type: ignore[arg-type]  # not in the stubs
-            while left > 0:
-                try:
-                    data = plain.recv(READ_BYTES)
-                except BlockingIOError:
-                    sock._wait(sock._read_event)
-                    continue
-                if not data:
+        sock.settimeout(DISCARD_SECONDS)
+        with Timeout(LINGER_SECONDS, False):  # type: ignore[arg-type]  # not in the stubs
+            while True:
+                sock._wait(sock._read_event)  # also when more is there: others have their turn
+                if not plain.recv(READ_BYTES):
                     return
-                left -= len(data)
 
     def _say_goodbye(self) -> None:
         sock = self.socket
