@@ -219,6 +219,8 @@ class Replier(GeventWSGIHandler):
             if data:
                 self.write(data)
         if not self.headers_sent:
+            if self.status is None and self._is_taken:
+                return  # the application has replied by itself
             self.write(b"")
         if self.response_use_chunked and self.command != "HEAD":
             self._sendall(b"0\r\n\r\n")
@@ -328,6 +330,11 @@ class Replier(GeventWSGIHandler):
         # Of the raw stream: what follows is read as a request only if nobody has read of it.
         raw = self._raw
         return raw is None or raw.is_touched or len(self._peek_buffered()) != self._buffered
+
+    @property
+    def _is_taken(self) -> bool:
+        # Then a reply to it would be in the midst of whatever the application speaks there.
+        return self._is_raw and self._raw is not None and self._raw.is_taken
 
     def _peek_buffered(self) -> bytes:
         return b"" if self._raw is None else self._raw.peek_buffered(self.rfile)
@@ -499,7 +506,7 @@ class Replier(GeventWSGIHandler):
         return status.partition(" ")[0], refusal(status)
 
     def _send_error_response_if_possible(self, error_code: Any) -> None:
-        if self.headers_sent or self._has_left:
+        if self.headers_sent or self._has_left or self._is_taken:
             self.close_connection = True
             return
         if isinstance(error_code, int):

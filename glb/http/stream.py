@@ -29,23 +29,30 @@ class RawStream(io.RawIOBase):
 
     Attributes:
         timeout: How long a read may take, in seconds; ``None`` is for ever.
-        is_touched: Whether anything was read from it.
+        is_touched: Whether anything was read from it, or its socket was taken.
+        is_taken: Whether a program has its socket, and may read and write there.
     """
 
     def __init__(self, sock: Any, rest: bytes = b"") -> None:
         super().__init__()
-        #: Programs look here for the socket of a websocket.
-        self._sock = sock
+        self._socket = sock
         self._rest = rest
         self._is_dry = False
         self.timeout: float | None = None
-        self.is_touched = False
+        self.is_touched = self.is_taken = False
+
+    @property
+    def _sock(self) -> Any:
+        # Programs look here for the socket of a websocket (simple-websocket, and so Flask-Sock and
+        # Flask-SocketIO). Nothing tells what they do with it.
+        self.is_touched = self.is_taken = True
+        return self._socket
 
     def readable(self) -> bool:
         return True
 
     def fileno(self) -> int:
-        number: int = self._sock.fileno()
+        number: int = self._socket.fileno()
         return number
 
     def readinto(self, buffer: Any) -> int | None:
@@ -62,7 +69,7 @@ class RawStream(io.RawIOBase):
             return len(data)
         if self._is_dry:
             return None
-        sock = self._sock
+        sock = self._socket
         if self.timeout is None:
             size: int = sock.recv_into(buffer)
             return size
