@@ -275,6 +275,28 @@ def test_an_application_that_took_the_socket_has_replied_by_itself(serve: Any) -
         assert receive_all(client) == b""
 
 
+@pytest.mark.parametrize("handler_class", [WSGIHandler, Hooked])
+def test_a_socket_that_was_taken_is_a_stream_for_a_server_that_drains(handler_class: Any) -> None:
+    """Its application reads the end of the stream, as that of any websocket does."""
+
+    def application(environ: dict[str, Any], _start_response: Any) -> list[bytes]:
+        with take_socket(environ) as sock:
+            sock.sendall(b"hello")
+            assert sock.recv(100) == b""
+            sock.sendall(b"bye")
+        return []
+
+    server = WSGIServer(LOCAL, application, log=None, handler_class=handler_class)
+    server.start()
+    with connect(server.address) as client:
+        client.sendall(UPGRADE)
+        assert client.recv(5) == b"hello"
+        draining = gevent.spawn(server.drain, 60, spread=0.1)
+        assert receive_all(client) == b"bye"
+        report = draining.get()
+        assert report is not None and report[:3] == (0, 1, 0)
+
+
 def test_a_request_behind_a_websocket_is_not_read() -> None:
     """What a client sends to whom has taken the socket is no HTTP, whatever it looks like."""
     calls = []

@@ -580,6 +580,7 @@ class WSGIHandler(Replier):
             env["wsgi.input"] = self.wsgi_input = self._open()
             if self._raw is not None:
                 self._raw.is_touched = self._raw.is_taken = False
+                self._raw.on_taken = getattr(self.server, "has_upgraded", None)
             self._buffered = len(self._peek_buffered())
             return
         before = self._send_continue if head.expects else None
