@@ -581,9 +581,11 @@ class WSGIHandler(Replier):
         env["wsgi.input_terminated"] = not is_raw
         if is_raw:
             env["wsgi.input"] = self.wsgi_input = self._open()
-            self._buffered = len(self._peek_buffered())
             if self._raw is not None:
-                self._raw.is_touched = False  # the head may have come by it
+                # The head may have come by it.
+                self._raw.is_touched = self._raw.is_taken = False
+                self._raw.on_taken = getattr(self.server, "has_upgraded", None)
+            self._buffered = len(self._peek_buffered())
             return
         before = None
         if head.expects and (head.is_chunked or head.length is not None):

@@ -479,7 +479,7 @@ class Replier(GeventWSGIHandler):
         """Read away what the application hasn't read, so that the next request is found."""
         body, raw = self._body, self._raw
         if raw is not None:
-            raw.timeout = None
+            raw.timeout = raw.on_taken = None
         if body is not None and not body.is_over:
             if self.close_connection or not self._discard(body):
                 self.close_connection = True

@@ -10,7 +10,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from .body import READ_BYTES, BodyError, ClientLeft
@@ -35,7 +35,10 @@ class RawStream(io.RawIOBase):
         timeout: How long a read may take, in seconds; ``None`` is for ever.
         is_touched: Whether anything was read from it, or its socket was taken.
         is_taken: Whether a program has its socket, and may read and write there.
+        on_taken: Called with the socket when a program takes it; ``None`` is nothing.
     """
+
+    on_taken: Callable[[Any], object] | None = None
 
     def __init__(self, sock: Any, rest: bytes = b"") -> None:
         super().__init__()
@@ -49,6 +52,8 @@ class RawStream(io.RawIOBase):
     def _sock(self) -> Any:
         # Programs look here for the socket of a websocket (simple-websocket, and so Flask-Sock and
         # Flask-SocketIO). Nothing tells what they do with it.
+        if self.on_taken is not None:
+            self.on_taken(self._socket)
         self.is_touched = self.is_taken = True
         return self._socket
 
