@@ -31,10 +31,11 @@ from hypothesis import strategies as st
 
 import glb.http.handler
 import glb.http.replies
+from glb.http.head import Limits
 from glb.http.stream import FileWrapper, send_file
 from glb.pywsgi import WSGIHandler, WSGIServer
 
-from .helpers import connect, receive_all, wait_until
+from .helpers import connect, let_hub_turn, receive_all, wait_until
 from .test_fuzz_servers import ByHooks, Pair, cut, fuzz, listening_in, malformed
 
 ANY = ("127.0.0.1", 0)
@@ -328,6 +329,61 @@ def test_gevent_websockets_handler_makes_its_own_reply() -> None:
     )
     assert (served.lines, served.errors) == ([], [])
     assert serve(Handler, ok, GET + SECOND).told() == alike(ok, GET + SECOND).told()
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", [50, 20000])
+@pytest.mark.parametrize("is_gevents", [False, True])
+def test_a_request_line_may_be_as_long_as_a_program_says(
+    line: int, is_gevents: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By gevent's limit, which counts the line's end, or by the server's."""
+    if is_gevents:
+        monkeypatch.setattr(gevent.pywsgi, "MAX_REQUEST_LINE", line + 2)
+    settings = {} if is_gevents else {"limits": Limits(line=line)}
+    for size, status in ((line, 200), (line + 1, 414)):
+        target = b"/" + b"x" * (size - len(b"GET / HTTP/1.1"))
+        for split in (False, True):  # in one segment, or in two
+
+            def talk(client: Any, rest: bytes = b"Host: x\r\n\r\n", split: bool = split) -> bytes:
+                if split:
+                    let_hub_turn()
+                client.sendall(rest)
+                return end_and_receive(client)
+
+            served = alike(ok, b"GET %b HTTP/1.1\r\n" % target, talk, **settings)
+            assert served.statuses == [status]
+
+
+@pytest.mark.parametrize(
+    ("limits", "lines", "status"),
+    [
+        (Limits(fields=2), [b"A: 1"], 200),
+        (Limits(fields=2), [b"A: 1", b"B: 2"], 431),
+        (Limits(field=10), [b"A: " + b"x" * 7], 200),
+        (Limits(field=10), [b"A: " + b"x" * 8], 431),
+        (Limits(head=29), [b"A: " + b"x" * 15], 200),
+        (Limits(head=29), [b"A: " + b"x" * 16], 431),
+    ],
+)
+def test_fields_may_be_as_many_and_as_long_as_a_server_says(
+    limits: Limits, lines: list[bytes], status: int
+) -> None:
+    """More of them are refused, and the application isn't asked."""
+    served = alike(ok, request(b"GET / HTTP/1.1", *lines), limits=limits)
+    assert served.statuses == [status]
+    assert len(served.calls) == (status == 200)
+
+
+def test_a_server_may_ask_for_a_host() -> None:
+    """RFC 9112, 3.2. HTTP/1.0 needs none."""
+    data = b"GET / HTTP/1.1\r\n\r\n"
+    assert alike(ok, data).statuses == [200]
+    served = alike(ok, data, needs_host=True)
+    assert (served.statuses, served.calls) == ([400], [])
+    assert alike(ok, b"GET / HTTP/1.0\r\n\r\n", needs_host=True).statuses == [200]
 
 
 # -- bodies -------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ class WSGIHandler(Replier):
             self.time_finish = 0
             limits = settings.limits
             # Read now, as gevent does: a program may set it.
-            if limits.line > gevent.pywsgi.MAX_REQUEST_LINE - 2:  # type: ignore[attr-defined]  # not in the stubs
+            if limits.line != gevent.pywsgi.MAX_REQUEST_LINE - 2:  # type: ignore[attr-defined]  # not in the stubs
                 limits = self._limits_now
             try:
                 data = self._receive_head(limits)
@@ -239,12 +239,12 @@ class WSGIHandler(Replier):
 
     @property
     def _limits_now(self) -> Limits:
-        # Read now, as gevent does: a program may set it.
-        most = gevent.pywsgi.MAX_REQUEST_LINE  # type: ignore[attr-defined]  # not in the stubs
+        # gevent's limit counts the line's end. It holds unless the server has one of its own.
+        line: int = gevent.pywsgi.MAX_REQUEST_LINE - 2  # type: ignore[attr-defined]  # not in the stubs
         limits = self._settings.limits
-        if most - 2 >= limits.line:
+        if line == limits.line or limits.line != Limits.line:
             return limits
-        return Limits(most - 2, limits.field, limits.head, limits.fields)
+        return Limits(line, limits.field, limits.head, limits.fields)
 
     # -- waiting for a request -----------------------------------------------------------------
 
@@ -391,10 +391,10 @@ class WSGIHandler(Replier):
         if not line:
             return None
         self.response_length = 0
-        most: int = gevent.pywsgi.MAX_REQUEST_LINE  # type: ignore[attr-defined]  # not in the stubs
-        if len(line) >= most and not line.endswith("\n"):
+        most = self._limits_now.line
+        if len(line) >= most + 2 and not line.endswith("\n"):
             return self._handle_client_error(
-                BadRequest(f"the request line is longer than {most - 2}", "414 URI Too Long")
+                BadRequest(f"the request line is longer than {most}", "414 URI Too Long")
             )
         try:
             if not self._read_request_in_time(line):
@@ -413,7 +413,7 @@ class WSGIHandler(Replier):
     def read_requestline(self) -> str:
         if self._waits is not None and not self._is_in_line and not self._wait_for_request():
             return ""
-        limit: int = gevent.pywsgi.MAX_REQUEST_LINE  # type: ignore[attr-defined]  # not in the stubs
+        limit = self._limits_now.line + 2
         while True:
             line: bytes = self.rfile.readline(limit)
             if line != b"\r\n":

@@ -11,7 +11,8 @@ class Settings:
     """What a `glb.pywsgi.WSGIServer` can be told about HTTP, by attributes.
 
     Attributes:
-        limits: How large the head of a request may be. gevent's ``MAX_REQUEST_LINE`` holds as well.
+        limits: How large the head of a request may be. gevent's ``MAX_REQUEST_LINE`` holds for
+            the request line, unless another limit for it is given here.
         needs_host: Whether a request of HTTP/1.1 without Host is refused, as RFC 9112 asks for.
         max_body: How long a body may be, in bytes; ``None`` is no limit. A longer one gets a 413.
         body_timeout: How long a client may be silent within a body, in seconds; ``None`` is for
