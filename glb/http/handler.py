@@ -35,7 +35,7 @@ from ..connection import Connection, say_goodbye
 from ..waiting import Wait, Waiting, has_ended
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
-from .head import BadRequest, Head, Limits, find_end, parse
+from .head import BadRequest, Head, Limits, find_end, parse, without_empty_lines
 from .replies import DISCARD_MAX_BYTES, DISCARD_SECONDS, Replier
 from .reply import ReplyHead
 from .stream import RawStream
@@ -274,8 +274,8 @@ class WSGIHandler(Replier):
         data, self._rest = self._rest, b""
         seen = 0
         while True:
-            while data[:2] == b"\r\n":  # RFC 9112, 2.2: after a body some clients send one more
-                data = data[2:]
+            if data[:2] == b"\r\n":
+                data = without_empty_lines(data)
                 seen = 0
             end = find_end(data, seen, limits) if data else -1
             if end >= 0:
@@ -472,6 +472,7 @@ class WSGIHandler(Replier):
         self._head = None
         limits = self._limits_now
         data = raw_requestline.encode("latin-1")
+        find_end(data, 0, limits)  # a line that is none is refused before there are more
         most = len(data) + limits.head + 2
         line = data
         while line not in {b"\r\n", b"\n"}:

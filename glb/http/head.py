@@ -30,6 +30,7 @@ __all__ = [
     "is_token",
     "parse",
     "remember",
+    "without_empty_lines",
 ]
 
 CRLF: Final = b"\r\n"
@@ -158,6 +159,16 @@ class Head:
         if self.method != "GET" or self.is_chunked or self.length or "upgrade" not in self.options:
             return ""
         return self.fields.get("HTTP_UPGRADE", "").lower()
+
+
+def without_empty_lines(data: bytes) -> bytes:
+    """Return *data* without the empty lines before a request line.
+
+    RFC 9112, 2.2: some clients send one more line end after a body. All are taken off at once: a
+    client may send 64 KiB of them. Half a line end stays, and is refused by `find_end` or `parse`.
+    """
+    count = (len(data) - len(data.lstrip(CRLF))) // 2
+    return data[count * 2 :] if data.startswith(CRLF * count) else data
 
 
 def find_end(data: bytes, seen: int, limits: Limits) -> int:
