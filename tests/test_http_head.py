@@ -628,6 +628,8 @@ def test_what_is_expected_is_in_lower_case(
 def test_an_upgrade_is_what_may_be_one(method: str, lines: tuple[str, ...], upgrade: str) -> None:
     """A GET without a body, which says so twice."""
     assert read(get(*lines, first=f"{method} / HTTP/1.1")).upgrade == upgrade
+    assert read(get(first=f"{method} / HTTP/1.0")).upgrade == ""
+    assert read(get(*lines[:2], first=f"{method} / HTTP/1.0")).upgrade == ""
 
 
 # -- limits -------------------------------------------------------------------------------------

@@ -154,9 +154,12 @@ class Head:
         """The protocol to which the connection is to be upgraded, in lower case; ``""`` is none.
 
         A request with a body is read as HTTP, whatever it asks for: the protocol could only begin
-        behind the body, and what reads both would disagree with a proxy about where that is.
+        behind the body, and what reads both would disagree with a proxy about where that is. One of
+        HTTP/1.0 can't ask for it: RFC 9110, 7.8.
         """
-        if self.method != "GET" or self.is_chunked or self.length or "upgrade" not in self.options:
+        if "upgrade" not in self.options or self.method != "GET" or self.version != "HTTP/1.1":
+            return ""
+        if self.is_chunked or self.length:
             return ""
         return self.fields.get("HTTP_UPGRADE", "").lower()
 
