@@ -48,7 +48,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _REQUEST_LINE: Final = re.compile(
     r"(?!CONNECT /)([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!\"$-~][!-\"$-~]*) (HTTP/1\.[01])"
 )
-_OTHER_VERSION: Final = re.compile(r"[^ ]+ [^ ]+ HTTP/([0-9])(\.[0-9])?")
+_OTHER_VERSION: Final = re.compile(r"[!-~\x80-\xff]+ [!-~\x80-\xff]+ HTTP/([0-9])(\.[0-9])?")
 # A host and a port, as far as it tells where one ends and the other begins.
 _AUTHORITY: Final = re.compile(r"(?:\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(?::[0-9]*)?")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
@@ -197,15 +197,15 @@ def find_end(data: bytes, seen: int, limits: Limits) -> int:
             f"more than {limits.head} bytes of header fields", "431 Request Header Fields Too Large"
         )
     if end < 0:
-        if _NOT_IN_HEAD.search(data, max(0, seen - 1)):
-            raise BadRequest(
-                f"a control character or half a line end: {_excerpt(data.decode('latin-1'))}"
-            )
         if line >= 0 and seen < line + 2:
             # What speaks another protocol, HTTP/0.9 for one, may wait for a reply to it.
             text = data[:line].decode("latin-1")
             if not _REQUEST_LINE.fullmatch(text):
                 _refuse_line(text)
+        if _NOT_IN_HEAD.search(data, max(0, seen - 1)):
+            raise BadRequest(
+                f"a control character or half a line end: {_excerpt(data.decode('latin-1'))}"
+            )
     return end
 
 
@@ -219,11 +219,11 @@ def parse(data: bytes, limits: Limits, *, needs_host: bool = False) -> Head:
     line, *lines, _ = text.split("\r\n")
     if len(line) > limits.line:
         raise BadRequest(f"the request line is longer than {limits.line}", "414 URI Too Long")
-    if data.translate(None, _IN_LINES) != CRLF * (len(lines) + 1):
-        raise BadRequest(f"a control character or half a line end in the head: {_excerpt(text)}")
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         _refuse_line(line)
+    if data.translate(None, _IN_LINES) != CRLF * (len(lines) + 1):
+        raise BadRequest(f"a control character or half a line end in the head: {_excerpt(text)}")
     if len(lines) > limits.fields:
         raise BadRequest(
             f"more than {limits.fields} header fields", "431 Request Header Fields Too Large"
