@@ -12,9 +12,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glb.http import head as module
-from glb.http.head import BadRequest, Head, Limits, find_end, is_field_value, is_token, parse
+from glb.http.head import (
+    BadRequest,
+    Head,
+    Limits,
+    find_end,
+    is_field_value,
+    is_token,
+    parse,
+    without_empty_lines,
+)
+from glb.pywsgi import WSGIHandler, WSGIServer
 
 from . import http_grammar
+from .helpers import ask
 
 LIMITS = Limits()
 
@@ -136,6 +147,18 @@ def test_a_line_that_is_no_request_line_is_refused(line: str, status: str) -> No
 def test_a_control_byte_in_the_request_line_is_refused(byte: int, place: str) -> None:
     """Bare CR and bare LF too."""
     assert refusal(get("Host: a", first=place % chr(byte))) == "400"
+
+
+def test_the_first_fault_is_the_request_lines() -> None:
+    """A reply doesn't depend on how much of the head is there when it is seen."""
+    data = get("Host: a\x00", "X Y: z", first="GET / HTTP/2.0")
+    for pieces in ([data], one_by_one(data), [data[:-1], data[-1:]]):
+        result = read_in_pieces(pieces)
+        assert isinstance(result, tuple)
+        assert result[0] == "505 HTTP Version Not Supported"
+    for line in ("G\x00T / HTTP/2.0", "GET /\x7f HTTP/2.0", "GET / HTTP/2.0\x00"):
+        assert told(read_in_pieces([get(first=line)])) == "400 Bad Request"
+        assert told(read_in_pieces(one_by_one(get(first=line)))) == "400 Bad Request"
 
 
 @pytest.mark.parametrize("method", ["GET", "get", "M-SEARCH", "!#$%&'*+-.^_`|~09azAZ", "CONNECTED"])
@@ -617,6 +640,8 @@ def test_what_is_expected_is_in_lower_case(
 def test_an_upgrade_is_what_may_be_one(method: str, lines: tuple[str, ...], upgrade: str) -> None:
     """A GET without a body, which says so twice."""
     assert read(get(*lines, first=f"{method} / HTTP/1.1")).upgrade == upgrade
+    assert read(get(first=f"{method} / HTTP/1.0")).upgrade == ""
+    assert read(get(*lines[:2], first=f"{method} / HTTP/1.0")).upgrade == ""
 
 
 # -- limits -------------------------------------------------------------------------------------
@@ -787,6 +812,76 @@ def test_a_byte_at_a_time_costs_no_search_from_the_beginning() -> None:
     for size in range(1, len(data)):
         assert find_end(Counting(data[:size]), size - 1, LIMITS) == -1
     assert Counting.searched < 30 * len(data)
+
+
+# -- empty lines --------------------------------------------------------------------------------
+
+COUNTS = pytest.mark.parametrize("count", [0, 1, 2, 3, 30000])
+
+
+@COUNTS
+@pytest.mark.parametrize("behind", [b"", b"\r", b"GET / HTTP/1.1\r\n\r\n"])
+def test_empty_lines_before_a_request_are_left_out(count: int, behind: bytes) -> None:
+    """However many there are."""
+    assert without_empty_lines(b"\r\n" * count + behind) == behind
+
+
+@COUNTS
+@pytest.mark.parametrize("behind", [b"\n", b"\r\r\n", b"\n\r", b"\r\n\n"])
+def test_half_an_empty_line_is_refused(count: int, behind: bytes) -> None:
+    """It stays there."""
+    rest = without_empty_lines(b"\r\n" * count + behind + b"GET / HTTP/1.1\r\n\r\n")
+    assert isinstance(read_in_pieces([rest]), tuple)
+
+
+@given(text=st.text("\r\nG", max_size=12).map(str.encode))
+def test_empty_lines_are_left_out_as_one_by_one(text: bytes) -> None:
+    """Or there is half a line end, and the request is refused."""
+    rest = text
+    while rest.startswith(b"\r\n"):
+        rest = rest.removeprefix(b"\r\n")
+    found = without_empty_lines(text)
+    if found != rest:
+        assert isinstance(read_in_pieces([found]), tuple)
+        assert isinstance(read_in_pieces([rest, b"G\r\n"]), tuple)
+
+
+def test_a_request_behind_many_empty_lines_is_served() -> None:
+    """As is the one behind it."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode()]
+
+    with WSGIServer(("127.0.0.1", 0), application, log=None) as server:
+        server.start()
+        lines = b"\r\n" * 20000
+        reply = ask(
+            (server.server_host, server.server_port),
+            lines + b"GET /one HTTP/1.1\r\n\r\n" + lines + b"GET /two HTTP/1.0\r\n\r\n",
+        )
+    assert [part[:4] for part in reply.split(b"\r\n\r\n")[1:]] == [b"/one", b"/two"]
+
+
+class ByHooks(WSGIHandler):
+    def get_environ(self) -> Any:
+        return super().get_environ()
+
+
+@pytest.mark.parametrize("handler_class", [WSGIHandler, ByHooks])
+@pytest.mark.parametrize(
+    ("line", "status"), [(b"GET /", b"400"), (b"PRI * HTTP/2.0", b"505"), (b"HELO x", b"400")]
+)
+def test_another_protocol_gets_a_reply_to_its_first_line(
+    handler_class: Any, line: bytes, status: bytes
+) -> None:
+    """On both of the handler's paths, and though the client keeps the connection open."""
+    with WSGIServer(
+        ("127.0.0.1", 0), None, log=None, error_log=None, handler_class=handler_class
+    ) as server:
+        server.start()
+        reply = ask((server.server_host, server.server_port), line + b"\r\n")
+    assert reply.startswith(b"HTTP/1.1 " + status)
 
 
 # -- what is kept -------------------------------------------------------------------------------
@@ -1064,10 +1159,8 @@ def test_mutated_heads_are_read_as_the_grammar_says(data: bytes, needs_host: boo
 @given(data=st.one_of(heads(), mutated()), places=st.lists(st.integers(0, 200), max_size=8))
 @settings(max_examples=500, deadline=None)
 def test_pieces_make_the_same_head(data: bytes, places: list[int]) -> None:
-    """Of which it is known no later that it is refused, and by no other reading."""
+    """Or the same refusal."""
     data += b"\r\n" + b"behind\r\n\r\n"
     whole = read_in_pieces([data])
     pieces = read_in_pieces(cut(data, [min(place, len(data)) for place in places]))
-    assert type(pieces) is type(whole)
-    if isinstance(whole, Head):
-        assert told(pieces) == told(whole)
+    assert told(pieces) == told(whole)

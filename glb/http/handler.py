@@ -35,7 +35,7 @@ from ..connection import Connection, say_goodbye
 from ..waiting import Wait, Waiting, has_ended
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
-from .head import BadRequest, Head, Limits, find_end, parse
+from .head import BadRequest, Head, Limits, find_end, parse, without_empty_lines
 from .replies import DISCARD_SECONDS, Replier
 from .reply import ReplyHead
 from .settings import Settings
@@ -261,8 +261,8 @@ class WSGIHandler(Replier):
         data, self._rest = self._rest, b""
         seen = 0
         while True:
-            while data[:2] == b"\r\n":  # RFC 9112, 2.2: after a body some clients send one more
-                data = data[2:]
+            if data[:2] == b"\r\n":
+                data = without_empty_lines(data)
                 seen = 0
             end = find_end(data, seen, limits) if data else -1
             if end >= 0:

@@ -30,6 +30,7 @@ __all__ = [
     "is_token",
     "parse",
     "remember",
+    "without_empty_lines",
 ]
 
 CRLF: Final = b"\r\n"
@@ -47,7 +48,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _REQUEST_LINE: Final = re.compile(
     r"(?!CONNECT /)([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!\"$-~][!-\"$-~]*) (HTTP/1\.[01])"
 )
-_OTHER_VERSION: Final = re.compile(r"[^ ]+ [^ ]+ HTTP/([0-9])(\.[0-9])?")
+_OTHER_VERSION: Final = re.compile(r"[!-~\x80-\xff]+ [!-~\x80-\xff]+ HTTP/([0-9])(\.[0-9])?")
 # A host and a port, as far as it tells where one ends and the other begins.
 _AUTHORITY: Final = re.compile(r"(?:\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(?::[0-9]*)?")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
@@ -153,14 +154,24 @@ class Head:
         """The protocol to which the connection is to be upgraded, in lower case; ``""`` is none.
 
         A request with a body is read as HTTP, whatever it asks for: the protocol could only begin
-        behind the body, and what reads both would disagree with a proxy about where that is.
-        HTTP/1.0 has no upgrades (RFC 9110, 7.8).
+        behind the body, and what reads both would disagree with a proxy about where that is. One of
+        HTTP/1.0 can't ask for it: RFC 9110, 7.8.
         """
-        if self.method != "GET" or self.is_chunked or self.length or "upgrade" not in self.options:
+        if "upgrade" not in self.options or self.method != "GET" or self.version != "HTTP/1.1":
             return ""
-        if self.version != "HTTP/1.1":
+        if self.is_chunked or self.length:
             return ""
         return self.fields.get("HTTP_UPGRADE", "").lower()
+
+
+def without_empty_lines(data: bytes) -> bytes:
+    """Return *data* without the empty lines before a request line.
+
+    RFC 9112, 2.2: some clients send one more line end after a body. All are taken off at once: a
+    client may send 64 KiB of them. Half a line end stays, and is refused by `find_end` or `parse`.
+    """
+    count = (len(data) - len(data.lstrip(CRLF))) // 2
+    return data[count * 2 :] if data.startswith(CRLF * count) else data
 
 
 def find_end(data: bytes, seen: int, limits: Limits) -> int:
@@ -186,15 +197,15 @@ def find_end(data: bytes, seen: int, limits: Limits) -> int:
             f"more than {limits.head} bytes of header fields", "431 Request Header Fields Too Large"
         )
     if end < 0:
-        if _NOT_IN_HEAD.search(data, max(0, seen - 1)):
-            raise BadRequest(
-                f"a control character or half a line end: {_excerpt(data.decode('latin-1'))}"
-            )
         if line >= 0 and seen < line + 2:
             # What speaks another protocol, HTTP/0.9 for one, may wait for a reply to it.
             text = data[:line].decode("latin-1")
             if not _REQUEST_LINE.fullmatch(text):
                 _refuse_line(text)
+        if _NOT_IN_HEAD.search(data, max(0, seen - 1)):
+            raise BadRequest(
+                f"a control character or half a line end: {_excerpt(data.decode('latin-1'))}"
+            )
     return end
 
 
@@ -208,11 +219,11 @@ def parse(data: bytes, limits: Limits, *, needs_host: bool = False) -> Head:
     line, *lines, _ = text.split("\r\n")
     if len(line) > limits.line:
         raise BadRequest(f"the request line is longer than {limits.line}", "414 URI Too Long")
-    if data.translate(None, _IN_LINES) != CRLF * (len(lines) + 1):
-        raise BadRequest(f"a control character or half a line end in the head: {_excerpt(text)}")
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         _refuse_line(line)
+    if data.translate(None, _IN_LINES) != CRLF * (len(lines) + 1):
+        raise BadRequest(f"a control character or half a line end in the head: {_excerpt(text)}")
     if len(lines) > limits.fields:
         raise BadRequest(
             f"more than {limits.fields} header fields", "431 Request Header Fields Too Large"
