@@ -12,6 +12,10 @@ from .servers.job import REPLY
 #: SO_LINGER with which a socket is closed by a reset: neither side keeps a TIME_WAIT.
 RESET: Final = struct.pack("ii", 1, 0)
 
+#: Connections that are made, and asked, together: it would take minutes one after the other. Fewer
+#: than the accept queue holds.
+AT_A_TIME: Final = 64
+
 #: How long a reply may take, in seconds.
 REPLY_MAX_SECONDS: Final = 10
 
@@ -31,16 +35,11 @@ class Crowd:
 
     def __enter__(self) -> Crowd:
         try:
-            for _ in range(self._count):
-                connection = socket.create_connection(
-                    ("127.0.0.1", self._port), timeout=REPLY_MAX_SECONDS
-                )
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                self._connections.append(connection)
+            while (missing := self._count - len(self._connections)) > 0:
+                some = [self._connect() for _ in range(min(missing, AT_A_TIME))]
                 if self._is_http:
-                    _ask(connection, REQUEST)
-                else:
-                    _check(connection.recv(len(REPLY)) == REPLY)
+                    _ask(some, REQUEST)
+                _listen(some, whole=not self._is_http)
         except BaseException:
             self._close()
             raise
@@ -49,26 +48,43 @@ class Crowd:
     def __exit__(self, kind: object, *_exc: object) -> None:
         try:
             if self._is_http and kind is None:
-                for connection in self._connections:
-                    _ask(connection, REQUEST_AND_CLOSE)
+                for index in range(0, self._count, AT_A_TIME):
+                    some = self._connections[index : index + AT_A_TIME]
+                    _ask(some, REQUEST_AND_CLOSE)
+                    _listen(some)
         finally:
             self._close()
+
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self._port), REPLY_MAX_SECONDS)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._connections.append(connection)
+        return connection
 
     def _close(self) -> None:
         for connection in self._connections:
             connection.close()
 
 
-def _ask(connection: socket.socket, request: str) -> None:
-    connection.sendall(request.encode())
-    reply = b""
-    while not reply.endswith(REPLY):
-        piece = connection.recv(4096)
-        _check(piece != b"")
-        reply += piece
-    _check(reply.startswith(b"HTTP/1.1 200 "))
+def _ask(connections: list[socket.socket], request: str) -> None:
+    for connection in connections:
+        try:
+            connection.sendall(request.encode())
+        except OSError as error:
+            raise RuntimeError(f"an idle connection broke: {error}") from error
 
 
-def _check(is_well: bool) -> None:
-    if not is_well:
-        raise RuntimeError("an idle connection had no whole reply")
+def _listen(connections: list[socket.socket], *, whole: bool = False) -> None:
+    # The application's body ends each reply, and is all of it over TCP.
+    for connection in connections:
+        reply = b""
+        while not reply.endswith(REPLY):
+            try:
+                piece = connection.recv(4096)
+            except OSError as error:
+                raise RuntimeError(f"an idle connection broke: {error}") from error
+            if not piece:
+                raise RuntimeError(f"an idle connection was closed after {reply!r}")
+            reply += piece
+        if not (reply == REPLY if whole else reply.startswith(b"HTTP/1.1 200 ")):
+            raise RuntimeError(f"an idle connection had another reply: {reply!r}")

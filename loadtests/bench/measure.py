@@ -63,7 +63,7 @@ class Plan:
     keep_concurrency: int = 16
     memory_repeats: int = 3
     crowd: int = 10_000
-    crowd_repeats: int = 7
+    crowd_repeats: int = 5
     seed: int = 0
 
     def quick(self) -> Plan:
