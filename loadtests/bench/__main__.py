@@ -133,7 +133,7 @@ def _allow_descriptors() -> int:
     # A server with 1,024 clones and its connections has more than the 1,024 that are usual.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return most - OTHER_DESCRIPTORS
+    return max(1, most - OTHER_DESCRIPTORS)
 
 
 if __name__ == "__main__":
