@@ -263,6 +263,7 @@ class Run:
         self.results.add(contender.name, figures.FAIRNESS, fairness(counts))
 
     def _weigh_idle(self, contender: Contender) -> None:
+        count = min(IDLE_CONNECTIONS, self._plan.crowd)
         for _ in range(self._plan.memory_repeats):
             with (
                 self._start(contender, Job.IDLE) as server,
@@ -270,10 +271,10 @@ class Run:
                 Crowd(server.port, 20, http=contender.is_http),
             ):
                 before = server.memory_kib()
-                with Crowd(server.port, IDLE_CONNECTIONS, http=contender.is_http):
+                with Crowd(server.port, count, http=contender.is_http):
                     time.sleep(SETTLE_SECONDS)
                     after = server.memory_kib()
-            self.results.add(contender.name, figures.IDLE_KIB, (after - before) / IDLE_CONNECTIONS)
+            self.results.add(contender.name, figures.IDLE_KIB, (after - before) / count)
 
     def _crowd(self, contender: Contender) -> None:
         # A fresh server each time: without idle connections is measured in a process that had

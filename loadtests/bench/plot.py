@@ -36,7 +36,7 @@ def plot(
     bars(axes[0][2], results, tcp, figures.OPEN_P99, title, log=True)
     bars(axes[1][0], results, http, figures.CPU, "HTTP: server's CPU a connection, us")
     bars(axes[1][1], results, http, figures.KEEP_CPU, "HTTP kept alive: CPU a request, us")
-    title = "HTTP kept alive, 10 headers: CPU a request, us"
+    title = "HTTP kept alive, 10 headers: CPU, us"
     bars(axes[1][2], results, http, figures.KEEP_BROWSER_CPU, title)
     picture.supxlabel("\n".join(textwrap.wrap(heading, 150)), fontsize=8, color="0.3")
     picture.savefig(file, dpi=110)
