@@ -1175,6 +1175,34 @@ def test_both_loops_do_the_same_over_tls() -> None:
         assert served.errors == []
 
 
+@pytest.mark.parametrize(
+    ("sent", "reply"),
+    [
+        (GET, b"This port speaks TLS: use https://.\r\n"),
+        (b"\x16\x03\x01\x00\x05hello", b""),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", b""),
+    ],
+)
+def test_what_is_no_tls_costs_one_line(sent: bytes, reply: bytes) -> None:
+    """With the address. A browser that was told "http:" of a TLS port shows what to do."""
+
+    def talk(client: Any) -> bytes:
+        try:
+            return end_and_receive(client)
+        except ConnectionResetError:
+            assert not reply
+            return b""
+
+    for handler_class in LOOPS.values():
+        served = serve(handler_class, ok, sent, talk, ssl_context=tls_contexts()[0])
+        assert (served.calls, served.errors) == ([], [])
+        assert served.reply.endswith(reply)
+        assert not reply or served.reply.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        (line,) = served.lines
+        assert line.startswith("TLS handshake with (peer) failed: ")
+        assert line.isascii()
+
+
 # -- early hints, and the environ -----------------------------------------------------------------
 
 
