@@ -355,9 +355,14 @@ class Replier(GeventWSGIHandler):
 
     def _write_with_headers(self, data: Any) -> None:
         self.headers_sent = True
-        if (data and isinstance(data, str)) or (self._left is not None and len(data) > self._left):
-            self.close_connection = True  # see `_frame`; its head is to say so
-        self.finalize_headers()
+        try:
+            is_cut = self._left is not None and len(data) > self._left
+            if is_cut or (data and isinstance(data, str)):
+                self.close_connection = True  # see `_frame`; its head is to say so
+            self.finalize_headers()
+        except BaseException:
+            self.headers_sent = False  # there is a reply to be had still
+            raise
         head = b"HTTP/1.1 %b\r\n%b\r\n" % (
             self.status,
             b"".join([b"%b: %b\r\n" % each for each in self.response_headers]),
