@@ -13,6 +13,8 @@ Source: RFC 9112, 6 and 7; PEP 3333.
 
 from __future__ import annotations
 
+import copy
+import io
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn
@@ -94,7 +96,7 @@ class Body:
         limit: int | None = None,
         before: Callable[[], object] | None = None,
     ) -> None:
-        self.rfile: Final = rfile
+        self.rfile = rfile
         self.content_length: Final = length
         self.chunked_input: Final = is_chunked
         self.is_broken = False
@@ -180,6 +182,15 @@ class Body:
     def left(self) -> int | None:
         """How many bytes are left; ``None`` if only the client knows."""
         return None if self.chunked_input else self._left
+
+    def ends_within(self, data: bytes, limit: int) -> bool:
+        """Whether `end` with *limit* finds its end in *data*, which comes next."""
+        probe = copy.copy(self)
+        probe.rfile = io.BytesIO(data)
+        try:
+            return probe.end(limit)
+        except OSError:
+            return False
 
     def end(self, limit: int) -> bool:
         """Read what is left of it, up to *limit* bytes; tell whether that was all.

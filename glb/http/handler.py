@@ -36,7 +36,7 @@ from ..waiting import Wait, Waiting, has_ended
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
 from .head import BadRequest, Head, Limits, find_end, parse
-from .replies import DISCARD_MAX_BYTES, DISCARD_SECONDS, Replier
+from .replies import DISCARD_SECONDS, Replier
 from .reply import ReplyHead
 from .stream import RawStream
 
@@ -229,17 +229,14 @@ class WSGIHandler(Replier):
         if getattr(sock, "_sslobj", None) is not None:
             say_goodbye(sock)
         plain.shutdown(_socket.SHUT_WR)
-        left = DISCARD_MAX_BYTES * 4
+        # Not bounded in bytes: a proxy that still sends finds the connection reset, and its client
+        # gets a 502 in place of the reply.
         with Timeout(DISCARD_SECONDS, False):  # type: ignore[arg-type]  # not in the stubs
-            while left > 0:
-                try:
-                    data = plain.recv(READ_BYTES)
-                except BlockingIOError:
-                    sock._wait(sock._read_event)
-                    continue
-                if not data:
-                    return
-                left -= len(data)
+            while True:
+                sock._wait(sock._read_event)  # others have their turn in between, and the timeout
+                with contextlib.suppress(BlockingIOError):
+                    if not plain.recv(READ_BYTES):
+                        return
 
     @property
     def _is_secured(self) -> bool:
@@ -410,6 +407,8 @@ class WSGIHandler(Replier):
         try:
             if not self._read_request_in_time(line):
                 return self._handle_client_error(BadRequest("the request was refused"))
+        except OSError:
+            return None  # a reset, as above
         except Exception as error:
             return self._handle_client_error(error)
         self.environ = self.get_environ()

@@ -267,7 +267,12 @@ class Replier(GeventWSGIHandler):
             return True
         if body.is_broken or body.is_awaited:
             return False
-        return body.left is None or body.left <= DISCARD_MAX_BYTES
+        if body.left is not None:
+            return body.left <= DISCARD_MAX_BYTES
+        # A chunked one may be too long to be read away. A connection that is closed after all would
+        # take the next request with it, which a proxy may have sent: of another client.
+        raw = self._raw
+        return raw is not None and body.ends_within(raw.peek(self.rfile), DISCARD_MAX_BYTES)
 
     @property
     def _is_touched(self) -> bool:
@@ -276,7 +281,7 @@ class Replier(GeventWSGIHandler):
         return raw is None or raw.is_touched or self._count_buffered() != self._buffered
 
     def _count_buffered(self) -> int:
-        return -1 if self._raw is None else self._raw.count_buffered(self.rfile)
+        return -1 if self._raw is None else len(self._raw.peek(self.rfile))
 
     def write(self, data: Any) -> None:
         if self.code in {204, 304} and data:
@@ -290,6 +295,8 @@ class Replier(GeventWSGIHandler):
 
     def _write_with_headers(self, data: Any) -> None:
         self.headers_sent = True
+        if isinstance(data, str):
+            self.close_connection = True  # as `_frame` does, and the head is to say so
         self.finalize_headers()
         head = b"HTTP/1.1 %b\r\n%b\r\n" % (
             self.status,
@@ -335,8 +342,9 @@ class Replier(GeventWSGIHandler):
                     "the reply to %s is longer than its Content-Length, and was cut",
                     ascii(self.requestline),
                 )
+                # The client has the end of the reply, and may have sent its next request: the
+                # connection stays as it is.
                 data = memoryview(data)[:left]
-                self.close_connection = True
             self._left = left - len(data)
         return bytes(data) if isinstance(data, memoryview) else data
 

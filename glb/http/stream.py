@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .body import READ_BYTES, BodyError
+from .body import READ_BYTES, BodyError, ClientLeft
 
 __all__ = ["FileWrapper", "RawStream", "send_file"]
 
@@ -53,6 +53,7 @@ class RawStream(io.RawIOBase):
 
         Raises:
             BodyError: The client was silent for `timeout` seconds.
+            ClientLeft: It has reset the connection.
         """
         self.is_touched = True
         if self._rest:
@@ -62,6 +63,12 @@ class RawStream(io.RawIOBase):
             return len(data)
         if self._is_dry:
             return None
+        try:
+            return self._receive_into(buffer)
+        except ConnectionError as error:
+            raise ClientLeft(*error.args) from error
+
+    def _receive_into(self, buffer: Any) -> int:
         sock = self._sock
         if self.timeout is None:
             size: int = sock.recv_into(buffer)
@@ -79,12 +86,12 @@ class RawStream(io.RawIOBase):
             sock.settimeout(timeout)
         return size
 
-    def count_buffered(self, reader: io.BufferedReader) -> int:
-        """Return how many bytes *reader* has read ahead."""
+    def peek(self, reader: io.BufferedReader) -> bytes:
+        """Return what was read from the connection and not from *reader*."""
         is_touched, self.is_touched = self.is_touched, False
         rest, self._rest, self._is_dry = self._rest, b"", True
         try:
-            return len(rest) + len(reader.peek(1))
+            return reader.peek(1) + rest
         finally:
             self._rest, self._is_dry, self.is_touched = rest, False, is_touched
 
