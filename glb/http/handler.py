@@ -578,6 +578,8 @@ class WSGIHandler(Replier):
         if is_raw:
             env["wsgi.input"] = self.wsgi_input = self._open()
             self._buffered = self._count_buffered()
+            if self._raw is not None:
+                self._raw.is_touched = False  # since the head
             return
         before = self._send_continue if head.expects else None
         if not head.length and not head.is_chunked:

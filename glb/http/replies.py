@@ -168,6 +168,10 @@ class Replier(GeventWSGIHandler):
             if data:
                 self.write(data)
         if not self.headers_sent:
+            if self.status is None and self._is_raw and self._is_touched:
+                # It has taken the socket, and replied there: so simple-websocket and flask-sock do.
+                self.close_connection = True
+                return
             self.write(b"")
         if self.response_use_chunked and self.command != "HEAD":
             self._sendall(b"0\r\n\r\n")

@@ -29,23 +29,28 @@ class RawStream(io.RawIOBase):
 
     Attributes:
         timeout: How long a read may take, in seconds; ``None`` is for ever.
-        is_touched: Whether anything was read from it.
+        is_touched: Whether anything was read from it, or its socket was taken.
     """
 
     def __init__(self, sock: Any, rest: bytes = b"") -> None:
         super().__init__()
-        #: Programs look here for the socket of a websocket.
-        self._sock = sock
+        self._connection = sock
         self._rest = rest
         self._is_dry = False
         self.timeout: float | None = None
         self.is_touched = False
 
+    @property
+    def _sock(self) -> Any:
+        # Programs look here for the socket of a websocket, and what they read is not seen.
+        self.is_touched = True
+        return self._connection
+
     def readable(self) -> bool:
         return True
 
     def fileno(self) -> int:
-        number: int = self._sock.fileno()
+        number: int = self._connection.fileno()
         return number
 
     def readinto(self, buffer: Any) -> int | None:
@@ -69,7 +74,7 @@ class RawStream(io.RawIOBase):
             raise ClientLeft(*error.args) from error
 
     def _receive_into(self, buffer: Any) -> int:
-        sock = self._sock
+        sock = self._connection
         if self.timeout is None:
             size: int = sock.recv_into(buffer)
             return size
