@@ -67,7 +67,9 @@ class _Comparison:
                     left.insert(0, call)
                 break
             if call is None:
-                if request.is_whole or self._line.ended_by == "server":
+                # A reset takes with it what the server has not read.
+                is_reset = self._line.ended_by == "proxy's reset"
+                if not is_reset and (request.is_whole or self._is_ended_by_server):
                     self._fault(
                         f"not given to the application: {_describe(request)}, behind {self._before}"
                     )
@@ -78,21 +80,21 @@ class _Comparison:
                 self._look_at_reply(request, reply)
             if reply is None or not reply.is_whole:
                 is_short = "/short/" in request.target
-                if self._line.ended_by == "server" and not is_short and request.is_whole:
+                if self._is_ended_by_server and not is_short and request.is_whole:
                     self._fault(f"no whole reply to {_describe(request)}")
                 break
-            if reply.code == 101:
-                left_over = []
-                break
-            if "close" in reply.value("connection").lower():
+            if reply.code == 101 or "close" in reply.value("connection").lower():
                 break
         else:
             if rest := answered.read():
                 self._fault(f"a reply too many: {rest[:100]!r}")
-        left_over = left
-        for each in left_over:
+        for each in left:
             what = SMUGGLED if each["from"] == FORGED else "a call too many"
             self._fault(f"{what}: {each['method']} {each['path']} from {each['from']}")
+
+    @property
+    def _is_ended_by_server(self) -> bool:
+        return self._line.ended_by.startswith("server")
 
     def _look_at_refusal(self, request: Message, reply: Message) -> None:
         known = self._tally.asked.get(_token_of(request))

@@ -30,7 +30,8 @@ class Line:
     Attributes:
         sent: What the proxy has sent.
         answered: What the server has.
-        ended_by: Which of them has ended it first.
+        ended_by: Which of them has ended it first: ``"proxy"``, ``"proxy's reset"``, or the
+            server in the same words.
         is_closed: Whether the server has, in time.
     """
 
@@ -90,7 +91,7 @@ class Relay:
                 data = source.recv(65536)
             except OSError:
                 # The other side is to see it as it would without us.
-                line.ended_by = line.ended_by or name
+                line.ended_by = line.ended_by or f"{name}'s reset"
                 for each in (source, to):
                     _reset(each)
                 return
