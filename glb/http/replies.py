@@ -97,7 +97,7 @@ class Replier(GeventWSGIHandler):
     _body: Body | None = None
     _is_raw = False  # whether the application has the connection itself to read from
     _buffered = 0  # how much of it was there before
-    _has_told = False  # whether it is in the log that the body was text
+    _has_told = False  # whether the log has a line about its body
     _has_left = False  # whether some of the reply may have left
     _has_failed = False  # whether a send has
     _left: int | None = None  # what is left of the reply's Content-Length
@@ -356,8 +356,7 @@ class Replier(GeventWSGIHandler):
     def _write_with_headers(self, data: Any) -> None:
         self.headers_sent = True
         try:
-            is_cut = self._left is not None and len(data) > self._left
-            if is_cut or (data and isinstance(data, str)):
+            if data and isinstance(data, str):
                 self.close_connection = True  # see `_frame`; its head is to say so
             self.finalize_headers()
         except BaseException:
@@ -403,12 +402,14 @@ class Replier(GeventWSGIHandler):
         left = self._left
         if left is not None:
             if len(data) > left:
-                self.log_error(
-                    "the reply to %s is longer than its Content-Length, and was cut",
-                    ascii(self.requestline),
-                )
+                # It is whole for the client, so the connection may stay.
+                if not self._has_told:
+                    self._has_told = True
+                    self.log_error(
+                        "the reply to %s is longer than its Content-Length, and was cut",
+                        ascii(self.requestline),
+                    )
                 data = memoryview(data)[:left]
-                self.close_connection = True
             self._left = left - len(data)
         return bytes(data) if isinstance(data, memoryview) else data
 
