@@ -1438,6 +1438,25 @@ def test_a_handler_on_a_file_of_its_own_is_not_lean() -> None:
     assert served.told() == alike(reads, GET + SECOND).told()
 
 
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/2.0\r\nA: \0\r\n\r\n", 505),
+        (b"GET /\0 HTTP/2.0\r\nA: b\r\n\r\n", 505),
+        (b"GET / HTTP/2.0\nA: b\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\n" + b"A: b\r\n" * 20000 + b"\r\n", 505),
+        (b"\nGET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n", 400),
+        (b"GET /" + b"x" * 9000 + b"\0 HTTP/1.1\r\n\r\n", 414),
+        (b"GET /" + b"x" * 9000 + b"\n HTTP/1.1\r\n\r\n", 414),
+    ],
+)
+def test_of_two_faults_the_first_counts(data: bytes, status: int) -> None:
+    """Both loops refuse with the same reply."""
+    lean, hooks = (serve(each, ok, data) for each in LOOPS.values())
+    assert lean.reply == hooks.reply
+    assert lean.statuses == [status]
+
+
 # -- anything -----------------------------------------------------------------------------------
 
 

@@ -189,23 +189,23 @@ def find_end(data: bytes, seen: int, limits: Limits) -> int:
     if end >= 0 and end <= limits.line:
         return end
     line = data.find(CRLF, 0, limits.line + 2)
-    if line < 0 and len(data) > limits.line + 1:
+    if line < 0 and len(data) > limits.line + 1 and b"\n" not in data[: limits.line + 2]:
         raise BadRequest(f"the request line is longer than {limits.line}", "414 URI Too Long")
+    # The first fault counts, so that a request is refused alike however it comes.
+    if line >= 0 and seen < line + 2:
+        # What speaks another protocol, HTTP/0.9 for one, may wait for a reply to it.
+        text = data[:line].decode("latin-1")
+        if not _REQUEST_LINE.fullmatch(text):
+            _refuse_line(text)
     size = (len(data) if end < 0 else end) - max(0, line)
     if size > limits.head + 4:
         raise BadRequest(
             f"more than {limits.head} bytes of header fields", "431 Request Header Fields Too Large"
         )
-    if end < 0:
-        if line >= 0 and seen < line + 2:
-            # What speaks another protocol, HTTP/0.9 for one, may wait for a reply to it.
-            text = data[:line].decode("latin-1")
-            if not _REQUEST_LINE.fullmatch(text):
-                _refuse_line(text)
-        if _NOT_IN_HEAD.search(data, max(0, seen - 1)):
-            raise BadRequest(
-                f"a control character or half a line end: {_excerpt(data.decode('latin-1'))}"
-            )
+    if end < 0 and _NOT_IN_HEAD.search(data, max(0, seen - 1)):
+        raise BadRequest(
+            f"a control character or half a line end: {_excerpt(data.decode('latin-1'))}"
+        )
     return end
 
 
@@ -217,7 +217,7 @@ def parse(data: bytes, limits: Limits, *, needs_host: bool = False) -> Head:
     """
     text = data.decode("latin-1")
     line, *lines, _ = text.split("\r\n")
-    if len(line) > limits.line:
+    if len(line) > limits.line and "\n" not in line[: limits.line + 2]:
         raise BadRequest(f"the request line is longer than {limits.line}", "414 URI Too Long")
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
