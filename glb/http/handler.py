@@ -35,7 +35,7 @@ from ..connection import Connection, say_goodbye
 from ..waiting import Wait, Waiting, has_ended
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
-from .head import BadRequest, Head, Limits, find_end, parse, without_empty_lines
+from .head import END, BadRequest, Head, Limits, find_end, parse, without_empty_lines
 from .replies import DISCARD_SECONDS, Replier
 from .reply import ReplyHead
 from .settings import Settings
@@ -264,7 +264,10 @@ class WSGIHandler(Replier):
             if data[:2] == b"\r\n":
                 data = without_empty_lines(data)
                 seen = 0
-            end = find_end(data, seen, limits) if data else -1
+            # Mostly all of it comes at once, and is short.
+            end = -1 if seen else data.find(END)
+            if data and not 0 <= end <= limits.line:
+                end = find_end(data, seen, limits)
             if end >= 0:
                 if self._is_in_head:
                     self._leave_head()
@@ -524,7 +527,11 @@ class WSGIHandler(Replier):
         if self._head is None:  # a `read_request` of the program's own
             return super().get_environ()
         env: dict[str, Any] = super().get_environ()
-        self._add_to(env, self._head)
+        env["RAW_URI"] = env["REQUEST_URI"] = self._head.target
+        if self._head.version == "HTTP/1.1":
+            env["wsgi.early_hints"] = self._send_early_hints
+        if self._is_secured:
+            self._add_tls(env)
         self._add_input(env, self._head)
         return env
 
@@ -552,7 +559,11 @@ class WSGIHandler(Replier):
                 # As gevent: what the program has put there stands before it.
                 comma = "; " if "COOKIE" in key else ","
                 env[key] = f"{env[key]}{comma}{value}" if key in env else value
-        self._add_to(env, head)
+        env["RAW_URI"] = env["REQUEST_URI"] = head.target
+        if head.version == "HTTP/1.1":
+            env["wsgi.early_hints"] = self._send_early_hints
+        if self._is_secured:
+            self._add_tls(env)
         if head.length or head.is_chunked or head.expects or "upgrade" in head.options:
             self._add_input(env, head)
         else:
@@ -562,14 +573,10 @@ class WSGIHandler(Replier):
             env["wsgi.input_terminated"] = True
         return env
 
-    def _add_to(self, env: dict[str, Any], head: Head) -> None:
-        env["RAW_URI"] = env["REQUEST_URI"] = head.target
-        if head.version == "HTTP/1.1":
-            env["wsgi.early_hints"] = self._send_early_hints
-        if self._is_secured:
-            if self._tls is None:
-                self._tls = tls_variables(self.socket)
-            env.update(self._tls)
+    def _add_tls(self, env: dict[str, Any]) -> None:
+        if self._tls is None:
+            self._tls = tls_variables(self.socket)
+        env.update(self._tls)
 
     def _add_input(self, env: dict[str, Any], head: Head) -> None:
         self._body = None

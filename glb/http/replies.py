@@ -193,11 +193,14 @@ class Replier(GeventWSGIHandler):
                     fields.append((b"Content-Length", b"%d" % len(data)))
                 if self.close_connection:
                     fields.append((b"Connection", b"close"))
-                self.headers_sent = True
-                self._sendall(
-                    b"HTTP/1.1 %b\r\n%b\r\n%b"
-                    % (self.status, b"".join([b"%b: %b\r\n" % each for each in fields]), data)
+                reply = b"HTTP/1.1 %b\r\n%b\r\n%b" % (
+                    self.status,
+                    b"".join([b"%b: %b\r\n" % each for each in fields]),
+                    data,
                 )
+                self.headers_sent = self._has_left = True
+                self._send_raw(reply)
+                self.response_length = len(reply)
                 return
         self.result = result
         try:

@@ -35,7 +35,9 @@ _HOP_BY_HOP: Final = {
 
 # Programs send the same few statuses and names again and again.
 _statuses: Final[dict[str, tuple[int, bytes]]] = {}
+#: Of each name what it is in lower case, if it says something about the reply, and its bytes.
 _names: Final[dict[str, tuple[str, bytes]]] = {}
+_SPECIAL: Final = frozenset({"connection", "content-length", "date"})
 
 _WEEKDAYS: Final = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS: Final = tuple(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())
@@ -64,44 +66,41 @@ class ReplyHead:
             ValueError: Something can't be sent, or would break the framing.
         """
         self.status: str = status
-        known = _statuses.get(status) if isinstance(status, str) else None
-        self.code, self.line = known or _learn_status(status)
+        line = _statuses.get(status) if type(status) is str else None
+        self.code, self.line = line or _learn_status(status)
         self.fields: list[tuple[bytes, bytes]] = []
         self.length: int | None = None
         self.has_date = False
         self.connection: str | None = None
+        add, names = self.fields.append, _names
         for name, value in headers:
-            if not isinstance(name, str):
-                raise UnicodeError("The header must be a native string", name, value)
-            if not isinstance(value, str):
-                raise UnicodeError("The value must be a native string", name, value)
-            lower, data = _names.get(name) or _learn_name(name)
-            # What can be printed has no control characters, and this is much faster to ask.
-            if not value.isprintable() and not is_field_value(value):
-                raise ValueError(
-                    "carriage return or newline in header value, or another control character",
-                    value,
-                )
             try:
-                self.fields.append((data, value.encode("latin-1")))
+                special, data = names[name]
+            except (KeyError, TypeError):
+                special, data = _learn_name(name, value)
+            # What can be printed has no control characters, and this is much faster to ask.
+            if type(value) is not str or not value.isprintable():
+                _check_value(name, value)
+            try:
+                add((data, value.encode("latin-1")))
             except UnicodeEncodeError:
                 raise UnicodeError("Non-latin1 header", repr(name), repr(value)) from None
-            if lower == "content-length":
-                self._take_length(value)
-            elif lower == "date":
-                self.has_date = True
-            elif lower == "connection":
-                # Several are one list.
-                self.connection = (
-                    value if self.connection is None else f"{self.connection}, {value}"
-                )
+            if special:
+                self._take_special(special, value)
 
-    def _take_length(self, value: str) -> None:
-        if not value.isdecimal() or not value.isascii():
-            raise ValueError(f"Content-Length must be digits, got {value!r}")
-        if self.length is not None:
-            raise ValueError(f"Content-Length twice: {self.length} and {value}")
-        self.length = int(value)
+    def _take_special(self, name: str, value: str) -> None:
+        if name == "content-length":
+            # Of characters beyond ASCII, latin-1 has no decimal digits.
+            if not value.isdecimal():
+                raise ValueError(f"Content-Length must be digits, got {value!r}")
+            if self.length is not None:
+                raise ValueError(f"Content-Length twice: {self.length} and {value}")
+            self.length = int(value)
+        elif name == "date":
+            self.has_date = True
+        else:
+            # Several are one list.
+            self.connection = value if self.connection is None else f"{self.connection}, {value}"
 
     @property
     def options(self) -> frozenset[str]:
@@ -126,7 +125,18 @@ def _learn_status(status: Any) -> tuple[int, bytes]:
     return remember(_statuses, status, (code, line.encode("latin-1")))
 
 
-def _learn_name(name: str) -> tuple[str, bytes]:
+def _check_value(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise UnicodeError("The value must be a native string", name, value)
+    if not is_field_value(value):
+        raise ValueError(
+            "carriage return or newline in header value, or another control character", value
+        )
+
+
+def _learn_name(name: Any, value: object) -> tuple[str, bytes]:
+    if not isinstance(name, str):
+        raise UnicodeError("The header must be a native string", name, value)
     if "\r" in name or "\n" in name:
         raise ValueError("carriage return or newline in header name", name)
     if not is_token(name):
@@ -136,7 +146,8 @@ def _learn_name(name: str) -> tuple[str, bytes]:
         raise ValueError(
             f"{name} is about one connection, and not the application's (PEP 3333, hop-by-hop)"
         )
-    return remember(_names, name, (lower, name.encode("latin-1")))
+    special = lower if lower in _SPECIAL else ""
+    return remember(_names, name, (special, name.encode("latin-1")))
 
 
 _date: tuple[int, bytes] = (-1, b"")
