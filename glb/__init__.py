@@ -9,6 +9,7 @@ exact turn. From the kernel upwards, each floor importing only from those below 
                monkey                            what they start it with
     servers    pywsgi -> server                  gevent's own servers, with clones
                draining  rolling  gate           how they end, and change; whether they accept
+    http       handler -> replies -> reply       requests and replies (a package of its own)
     handles    branch  acceptor  listener        what a program holds
                ending -> waiting                 how connections end, and which may
                polls -> adopted                  what a program holds that knows nothing of glb

@@ -34,7 +34,11 @@ __all__ = ["cli", "main"]
 # and 75 s between two, gunicorn's workers 2 s.
 FIRST_BYTE_SECONDS: Final = 60
 
+# Within a body or a reply, as nginx's client_body_timeout and send_timeout.
+CLIENT_SECONDS: Final = 60
+
 POSITIVE: Final = click.IntRange(min=1)
+NOT_NEGATIVE: Final = click.IntRange(min=0)
 SECONDS: Final = click.FloatRange(min=0)
 ABOVE_ZERO: Final = click.FloatRange(min=0, min_open=True)
 FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
@@ -203,6 +207,22 @@ def run(
     " [default: 60 for WSGI; for a stream, whose server may speak first, 0]",
 )
 @click.option(
+    "--max-body",
+    type=NOT_NEGATIVE,
+    help="Bytes of a request's body; a longer one gets a 413; 0 is any. [default: 1 GiB]",
+)
+@click.option(
+    "--body-timeout",
+    type=SECONDS,
+    help="Seconds that a client may be silent within the body of a request; 0 is for ever."
+    " [default: 60]",
+)
+@click.option(
+    "--send-timeout",
+    type=SECONDS,
+    help="Seconds that a client may take nothing of a reply; 0 is for ever. [default: 60]",
+)
+@click.option(
     "--drain-timeout",
     type=SECONDS,
     default=30,
@@ -230,6 +250,9 @@ def serve(
     accept_rate: float | None,
     handshake_timeout: float,
     first_byte_timeout: float | None,
+    max_body: int | None,
+    body_timeout: float | None,
+    send_timeout: float | None,
     drain_timeout: float,
     is_watched: bool,
 ) -> None:
@@ -257,6 +280,12 @@ def serve(
     tls = _tls(certfile, keyfile)
     if first_byte_timeout is None:
         first_byte_timeout = FIRST_BYTE_SECONDS if is_wsgi else 0
+    http = {"max_body": max_body, "body_timeout": body_timeout, "send_timeout": send_timeout}
+    if not is_wsgi:
+        for name, value in http.items():
+            if value is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} is for WSGI, and this a stream")
+        http = {}
     with _refusing():
         server = _make_server(
             is_wsgi,
@@ -270,6 +299,7 @@ def serve(
             accept_rate=accept_rate,
             handshake_timeout=handshake_timeout or None,
             first_byte_timeout=first_byte_timeout or None,
+            **http,
             **tls,
         )
         server.start()
@@ -303,7 +333,15 @@ def _make_server(is_wsgi: bool, *args: Any, **options: Any) -> StreamServer:
     # A live table leaves no room for the lines of an access log.
     options["log"] = None if console.is_live(console.make_console()) else console.STDERR
     options["error_log"] = console.STDERR
-    return WSGIServer(*args, **options)
+    body, *seconds = (options.pop(name) for name in ("max_body", "body_timeout", "send_timeout"))
+    server = WSGIServer(*args, **options)
+    server.needs_host = True
+    server.body_timeout, server.send_timeout = (
+        CLIENT_SECONDS if each is None else each or None for each in seconds
+    )
+    if body is not None:
+        server.max_body = body or None
+    return server
 
 
 def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:

@@ -130,9 +130,16 @@ class LazySocket(GeventSocket):
             if closefd:
                 self._sock.close()
             return
-        self.hub.cancel_waits_close_and_then(
-            watchers, _reason, self._drop_ref_on_close if closefd else id, self._sock
-        )
+        drop = self._drop_ref_on_close if closefd else id
+        for watcher in watchers:
+            if watcher is not None and watcher.callback is not None:
+                # A greenlet waits, and is to learn of it before the number is another socket's.
+                self.hub.cancel_waits_close_and_then(watchers, _reason, drop, self._sock)
+                return
+        for watcher in watchers:
+            if watcher is not None:
+                watcher.close()
+        drop(self._sock)
 
 
 class Connection(LazySocket):

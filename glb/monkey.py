@@ -10,7 +10,7 @@ Two lines on top of a program, or ``glb run`` in place of ``python``::
 * **sockets**: stream sockets with SO_REUSEPORT that listen on one address are clones of one
   kernel socket (see `glb.adopted`), and are told by pollers on their turns (see `glb.polls`).
   Everything else is as gevent has it.
-* **servers**: `gevent.server.StreamServer` and `gevent.pywsgi.WSGIServer` are glb's.
+* **servers**: `gevent.server.StreamServer`, `gevent.pywsgi.WSGIServer` and `WSGIHandler` are glb's.
 
 What is patched are methods of gevent's socket and selector, which reach every object, and names
 of modules, which reach who looks them up later: so patch before anything else is imported.
@@ -282,11 +282,13 @@ def _patch_servers() -> list[str]:
     # These import ssl, which must come after gevent's patch.
     import gevent.pywsgi  # noqa: PLC0415
 
-    from .pywsgi import WSGIServer  # noqa: PLC0415
+    from .pywsgi import WSGIHandler, WSGIServer  # noqa: PLC0415
 
-    late = _who_keeps(gevent.server.StreamServer, gevent.pywsgi.WSGIServer)
+    originals = (gevent.server.StreamServer, gevent.pywsgi.WSGIServer, gevent.pywsgi.WSGIHandler)
+    late = _who_keeps(*originals)
     _put("servers", gevent.server, "StreamServer", StreamServer)
     _put("servers", gevent.pywsgi, "WSGIServer", WSGIServer)
+    _put("servers", gevent.pywsgi, "WSGIHandler", WSGIHandler)
     return late
 
 

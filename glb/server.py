@@ -472,8 +472,13 @@ class StreamServer(gevent.server.StreamServer):
             if isinstance(client_socket, Connection):
                 client_socket.secured = ssl_socket
             if shakes_hands:
-                with Timeout(self.handshake_timeout, GreenletExit("the client was silent")):
-                    self._wait_before(ssl_socket, ssl_socket.do_handshake)
+                try:
+                    with Timeout(self.handshake_timeout, GreenletExit("the client was silent")):
+                        self._wait_before(ssl_socket, ssl_socket.do_handshake)
+                except OSError as error:
+                    if not self.handshake_failed(ssl_socket, args[0] if args else None, error):
+                        raise
+                    return None
             try:
                 if self.first_byte_timeout is not None and self.has_streams:
                     self._wait_before(ssl_socket, functools.partial(wait_for_data, ssl_socket))
@@ -481,6 +486,13 @@ class StreamServer(gevent.server.StreamServer):
             finally:
                 if self.is_ending(current_clone()) or has_ended(ssl_socket):
                     say_goodbye(ssl_socket)
+
+    def handshake_failed(self, sock: Any, peer: Any, error: OSError) -> bool:
+        """Tell of the TLS handshake on *sock* that has failed; ``False`` if gevent is to report it.
+
+        A hook for subclasses; the connection is closed after it.
+        """
+        return False
 
     def _handle_after_first_byte(self, sock: Any, *args: Any) -> object:
         self._wait_before(sock, functools.partial(wait_for_data, sock))

@@ -110,6 +110,9 @@ class Waiting:
         """A client has begun a request, and is to go on with it. Only a timeout ends that."""
         if self.timeout is not None:
             self._heads[getcurrent()] = (sock, monotonic(), True)
+            # Its first bytes may have been there at once, so that it never waited for them.
+            if self._timer is None:
+                self._start(self.timeout)
 
     def leave_head(self) -> bool:
         """The head of the request is there, or never will be; tell whether time was up before."""

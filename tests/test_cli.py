@@ -427,6 +427,9 @@ def test_limits_are_the_servers(folder: pathlib.Path) -> None:
         ("--accept-rate", "0"),
         ("--handshake-timeout", "-1"),
         ("--first-byte-timeout", "x"),
+        ("--max-body", "-1"),
+        ("--body-timeout", "x"),
+        ("--send-timeout", "-1"),
         ("--drain-timeout", "-0.5"),
     ],
 )
@@ -436,6 +439,34 @@ def test_bad_limits_are_usage_errors(option: str, value: str, folder: pathlib.Pa
     assert status == 2
     assert err.count("\n") == 1 and err.startswith("glb: ")
     assert option in err and value in err
+
+
+def ask_raw(address: Any, request: bytes) -> bytes:
+    """Send *request* on a connection of its own, and return all that comes back."""
+    client = connect(address)
+    client.sendall(request)
+    reply = receive_all(client)
+    client.close()
+    return reply
+
+
+def test_http_has_limits_that_are_on_by_default(folder: pathlib.Path) -> None:
+    """RFC 9112 wants Host of every client of HTTP/1.1; a body is 1 GiB long, or what is told."""
+    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with serving("program:application", cwd=folder) as served:
+        assert ask_raw(served.address, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        assert ask_raw(served.address, post % (2**30 + 1)).startswith(b"HTTP/1.1 413 ")
+    options = ("--max-body", "10", "--body-timeout", "0.1", "--send-timeout", "0")
+    with serving("program:application", *options, cwd=folder) as served:
+        assert ask_raw(served.address, post % 11).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("option", ["--max-body", "--body-timeout", "--send-timeout"])
+def test_a_stream_has_no_limits_of_http(option: str, folder: pathlib.Path) -> None:
+    """They would be taken for something that they aren't."""
+    status, _, err = run("serve", "program:handle", option, "1", cwd=folder)
+    assert status == 2
+    assert f"{option} is for WSGI" in err
 
 
 # -- reloads ------------------------------------------------------------------------------------

@@ -363,7 +363,7 @@ def test_spread_closes_upgraded_connections_of_http() -> None:
                 "101 Switching Protocols", [("Upgrade", "x"), ("Connection", "Upgrade")]
             )
             write(b"")
-            assert environ["wsgi.input"].rfile.read(1) == b""
+            assert environ["wsgi.input"].read(1) == b""
             return []
         start_response("200 OK", [("Content-Length", "2")])
         busy.set()
@@ -374,7 +374,7 @@ def test_spread_closes_upgraded_connections_of_http() -> None:
     server = WSGIServer(LOCAL, application, clones=2, log=None)
     server.start()
     upgraded, streams = connect(server.address), connect(server.address)
-    upgraded.sendall(GET.replace(b"GET /", b"GET /ws"))
+    upgraded.sendall(b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
     assert b"101 Switching" in upgraded.recv(1000)
     streams.sendall(GET)
     busy.wait()

@@ -52,6 +52,7 @@ FLOORS = [
         "waiting",
     },
     {"__init__"},  # what `import glb` gives
+    {"http"},  # a package: it knows no server
     {"draining", "gate", "pywsgi", "rolling", "server"},  # servers
     {"__main__", "cli", "console", "demo", "monkey", "program", "target"},  # doors
 ]
@@ -59,6 +60,7 @@ FLOORS = [
 KERNEL = "sockets"
 
 HOME = Path(glb.__file__).parent
+HTTP = sorted(path.stem for path in (HOME / "http").glob("*.py"))
 MODULES = sorted(path.stem for path in HOME.glob("*.py"))
 LOCUST = sorted(path.stem for path in (HOME / "locust").glob("*.py"))
 
@@ -110,6 +112,53 @@ def test_imports_go_down_the_floors_only(module: str) -> None:
     """No module imports from a floor above its own, not even inside of a function."""
     above = {name for name in imports_of(module) if floor_of(name) > floor_of(module)}
     assert above == set()
+
+
+def http_imports(module: str) -> tuple[set[str], set[str]]:
+    """Return what a module of the package http imports of it, and of the rest of glb."""
+    inside: set[str] = set()
+    outside: set[str] = set()
+    tree = ast.parse((HOME / "http" / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):  # imports for types alone as well
+        if isinstance(node, ast.ImportFrom) and node.level:
+            name = (node.module or "__init__").partition(".")[0]
+            (inside if node.level == 1 else outside).add(name)
+        elif isinstance(node, ast.ImportFrom):
+            outside |= {name for name in [node.module or ""] if name.split(".")[0] == "glb"}
+        elif isinstance(node, ast.Import):
+            outside |= {each.name for each in node.names if each.name.split(".")[0] == "glb"}
+    return inside, outside
+
+
+@pytest.mark.parametrize("module", HTTP)
+def test_http_knows_no_server(module: str) -> None:
+    """What serves a connection's requests imports what a program holds, and what is below that."""
+    _, outside = http_imports(module)
+    assert outside <= set().union(*FLOORS[: FLOORS.index({"__init__"})])
+
+
+def test_http_imports_nothing_in_a_circle() -> None:
+    """The package's modules have an order, and its door imports none of them."""
+    graph = {module: http_imports(module)[0] for module in HTTP}
+    assert set(TopologicalSorter(graph).static_order()) == set(HTTP)
+    assert graph["__init__"] == set()
+
+
+@pytest.mark.parametrize("module", ["body", "head", "reply", "settings"])
+def test_words_of_http_wait_for_nothing(module: str) -> None:
+    """Heads, bodies and replies can be read, and tested, without a server or a loop."""
+    inside, outside = http_imports(module)
+    assert outside == set()
+    assert inside <= {"body", "head"}
+
+
+@pytest.mark.parametrize("module", HTTP)
+def test_http_reads_the_time_of_day_only(module: str) -> None:
+    """Date and the access log have the program's time, as gevent's; nothing waits by it."""
+    tree = ast.parse((HOME / "http" / f"{module}.py").read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not names & {"monotonic", "perf_counter", "sleep", "_thread", "get_original"}
 
 
 @pytest.mark.parametrize("module", LOCUST)
@@ -191,6 +240,7 @@ def test_import_glb_is_light() -> None:
     """Neither TLS nor WSGI nor anything of the doors is loaded for who binds a listener."""
     heavy = {"ssl", "gevent.ssl", "gevent.pywsgi", "click", "rich"}
     heavy |= {"glb.server", "glb.pywsgi", "glb.cli", "glb.console", "glb.demo", "glb.monkey"}
+    heavy |= {"glb.http"}
     loaded = modules_after("import glb")
     assert "glb.listener" in loaded
     assert loaded & heavy == set()

@@ -11,6 +11,7 @@ Each module owns one noun::
     measure     the run: rounds, and what is measured apart from them
     contenders  the server processes
     client      the load: `client.c`, compiled and run
+    crowd       connections that stay open, and idle
     serve       what runs *in* a server process; the programs are in `servers`
     figures     what is measured of a contender, and its ratios; plain data
 

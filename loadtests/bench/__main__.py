@@ -28,6 +28,9 @@ from .report import Report
 
 DEFAULTS = Plan()
 
+#: What a server and the command have open beside idle connections, at most.
+OTHER_DESCRIPTORS = 256
+
 
 def _chosen(only: str | None) -> list[Contender]:
     if only is None:
@@ -63,7 +66,8 @@ def _is_called(contender: Contender, name: str) -> bool:
 @click.option(
     "--only",
     metavar="NAMES",
-    help="Contenders, with commas between; glb is all of glb-N. Ratios want gevent and c.",
+    help="Contenders, with commas between; glb is all of glb-N. Ratios want gevent and c, or "
+    "wsgi-gevent and wsgi-granian.",
 )
 @click.option("--quick", is_flag=True, help="Small numbers, to try it: no figures to quote.")
 @click.option(
@@ -96,10 +100,10 @@ def main(
     command = f"python -m loadtests.bench --rounds {rounds} --connections {connections}"
     command += f" --concurrency {concurrency} --seed {seed}"
     command += f" --only {only}" if only else ""
+    plan = replace(plan, crowd=min(plan.crowd, _allow_descriptors()))
     if quick:
         plan = plan.quick()
         command += " --quick"
-    _allow_descriptors()
     console = Console(stderr=markdown)
     console.print(f"seed {seed}")
     cpus = Cpus.available()
@@ -124,10 +128,12 @@ def main(
     sys.exit(0 if report.all_kept() else 1)
 
 
-def _allow_descriptors() -> None:
+def _allow_descriptors() -> int:
+    """Allow as many as may be; return how many idle connections there may be."""
     # A server with 1,024 clones and its connections has more than the 1,024 that are usual.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return max(1, most - OTHER_DESCRIPTORS)
 
 
 if __name__ == "__main__":

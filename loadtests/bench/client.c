@@ -2,7 +2,7 @@
    can be done with, so that the server is what is measured.
 
    client -m MODE -p PORT -c CONCURRENCY -t SECONDS [-n COUNT] [-r RATE] [-s SKIP]
-          -e EXPECT [-q REQUEST] [-w FILE]
+          -e EXPECT [-b BODY] [-q REQUEST] [-w FILE]
 
    MODE is one of
      close  closed loop: CONCURRENCY at a time connect, send REQUEST (if any), read to the end,
@@ -14,7 +14,9 @@
             when the connection was *due*, so a server that stalls pays for all who waited.
 
    In `close`, SECONDS is when to give up; in `open`, unanswered connections are given one more
-   second. What is unanswered then, refused, reset, or doesn't begin with EXPECT is an error.
+   second. What is unanswered then, refused or reset is an error, and so is a reply that is not
+   EXPECT, all of it. With BODY, replies are HTTP's: one begins with EXPECT, tells the length of
+   its body, and has BODY after its head and nothing behind it. An EXPECT of "" is any reply.
    Prints one JSON object. To FILE is written, in the order in which they were answered, a line for
    each connection of `close` and `open`: when it was due and when the reply was whole, in ns of
    CLOCK_MONOTONIC, and the first word of the reply.
@@ -70,8 +72,8 @@ struct connection {
 
 static enum mode mode;
 static struct sockaddr_in server;
-static const char *expect = "", *request = "";
-static size_t expect_length, request_length;
+static const char *expect = "", *body, *request = "";
+static size_t expect_length, body_length, request_length;
 static int epoll;
 static struct connection *connections, **idle;
 static int idle_count;
@@ -155,9 +157,28 @@ static void dial(int64_t started) {
         watch(connection, EPOLL_CTL_MOD);
 }
 
+/* Of an HTTP reply: how long it is as a whole, and where its body begins. 0 if its head isn't here
+   yet, or doesn't tell. */
+static size_t whole_length(const struct connection *connection, const char **start) {
+    const char *end = strstr(connection->reply, "\r\n\r\n");
+    const char *length = strcasestr(connection->reply, "\r\nContent-Length:");
+    if (!end || !length || length > end)
+        return 0;
+    *start = end + 4;
+    return *start - connection->reply + atol(length + 17);
+}
+
+/* Whether a reply that is over is what it should be: not cut short, and nothing behind it. */
 static int is_expected(const struct connection *connection) {
-    return connection->length >= expect_length && connection->length > 0 &&
-           memcmp(connection->reply, expect, expect_length) == 0;
+    const char *start;
+    if (connection->length == 0 || connection->length < expect_length ||
+        memcmp(connection->reply, expect, expect_length) != 0)
+        return 0;
+    if (body)
+        return whole_length(connection, &start) == connection->length &&
+               connection->reply + connection->length == start + body_length &&
+               memcmp(start, body, body_length) == 0;
+    return expect_length == 0 || connection->length == expect_length;
 }
 
 static void note(int64_t started) {
@@ -175,14 +196,6 @@ static int read_some(struct connection *connection) {
     connection->length += got;
     connection->reply[connection->length] = 0;
     return got == 0 || (size_t)got == room;
-}
-
-static int is_whole(const struct connection *connection) {
-    const char *body = strstr(connection->reply, "\r\n\r\n");
-    const char *length = strcasestr(connection->reply, "\r\nContent-Length:");
-    if (!body || !length || length > body)
-        return 0;
-    return connection->length >= (size_t)(body + 4 - connection->reply) + atol(length + 17);
 }
 
 static void record(const struct connection *connection) {
@@ -223,7 +236,9 @@ static void go_on(struct connection *connection, int64_t deadline) {
         dial(now());
         return;
     }
-    if (!is_whole(connection))
+    const char *start;
+    size_t whole = whole_length(connection, &start);
+    if (whole == 0 || connection->length < whole)
         return;
     if (!is_expected(connection))
         errors++;
@@ -256,7 +271,7 @@ int main(int argc, char **argv) {
     int option, concurrency = 1, port = 0;
     double seconds = 0, rate = 0;
     const char *path = NULL;
-    while ((option = getopt(argc, argv, "m:p:c:t:n:r:s:e:q:w:")) != -1) {
+    while ((option = getopt(argc, argv, "m:p:c:t:n:r:s:e:b:q:w:")) != -1) {
         switch (option) {
         case 'm': mode = *optarg == 'k' ? MODE_KEEP : *optarg == 'o' ? MODE_OPEN : MODE_CLOSE; break;
         case 'p': port = atoi(optarg); break;
@@ -266,6 +281,7 @@ int main(int argc, char **argv) {
         case 'r': rate = atof(optarg); break;
         case 's': skip = atol(optarg); break;
         case 'e': expect = optarg; break;
+        case 'b': body = optarg; break;
         case 'q': request = optarg; break;
         case 'w': path = optarg; break;
         default: return 2;
@@ -276,6 +292,7 @@ int main(int argc, char **argv) {
                                   .sin_port = htons(port),
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     expect_length = strlen(expect);
+    body_length = body ? strlen(body) : 0;
     request_length = strlen(request);
     if (mode == MODE_OPEN) {
         concurrency = OPEN_MAX_WAITING;

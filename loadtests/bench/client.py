@@ -25,8 +25,25 @@ GIVE_UP_SECONDS: Final = 30
 #: acknowledges at once, for 16 segments.
 QUICK_ACKS: Final = 16
 
-REQUEST: Final = "GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
-REQUEST_AND_CLOSE: Final = "GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+_BEGINNING: Final = "GET / HTTP/1.1\r\nHost: bench\r\n"
+_CLOSE: Final = "Connection: close\r\n"
+
+#: What a browser says beside Host and Connection: with them there are 10 headers.
+_OF_A_BROWSER: Final = (
+    "Upgrade-Insecure-Requests: 1\r\n"
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n"
+    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n"
+    "Accept-Language: en-US,en;q=0.5\r\n"
+    "Accept-Encoding: gzip, deflate, br, zstd\r\n"
+    "Sec-Fetch-Dest: document\r\n"
+    "Sec-Fetch-Mode: navigate\r\n"
+    "Sec-Fetch-Site: none\r\n"
+)
+
+REQUEST: Final = f"{_BEGINNING}\r\n"
+REQUEST_AND_CLOSE: Final = f"{_BEGINNING}{_CLOSE}\r\n"
+BROWSER_REQUEST: Final = f"{_BEGINNING}Connection: keep-alive\r\n{_OF_A_BROWSER}\r\n"
+BROWSER_REQUEST_AND_CLOSE: Final = f"{_BEGINNING}{_CLOSE}{_OF_A_BROWSER}\r\n"
 
 
 class CompilerError(Exception):
@@ -65,18 +82,28 @@ class Client:
         self._program = program
         self._cpus = cpus
 
-    def close(self, port: int, count: int, concurrency: int, *, http: bool = False) -> Load:
+    def close(
+        self,
+        port: int,
+        count: int,
+        concurrency: int,
+        *,
+        http: bool = False,
+        request: str = REQUEST_AND_CLOSE,
+    ) -> Load:
         """Open *count* connections, *concurrency* at a time: one reply each."""
-        return self._run("close", port, concurrency, GIVE_UP_SECONDS, http, ["-n", str(count)])
+        options = ["-n", str(count), *_reply(http, request)]
+        return self._call("close", port, concurrency, GIVE_UP_SECONDS, options)
 
-    def keep(self, port: int, seconds: float, concurrency: int) -> Load:
+    def keep(self, port: int, seconds: float, concurrency: int, request: str = REQUEST) -> Load:
         """Ask and ask again on *concurrency* HTTP connections."""
-        options = ["-s", str(QUICK_ACKS), "-e", "HTTP/1.1 200", "-q", REQUEST]
+        options = ["-s", str(QUICK_ACKS), *_reply(True, request)]
         return self._call("keep", port, concurrency, seconds, options)
 
     def open(self, port: int, seconds: float, rate: float, *, http: bool = False) -> Load:
         """Open *rate* connections a second, whether they are answered or not."""
-        return self._run("open", port, 1, seconds, http, ["-r", str(rate)])
+        options = ["-r", str(rate), *_reply(http, REQUEST_AND_CLOSE)]
+        return self._call("open", port, 1, seconds, options)
 
     def close_noted(self, port: int, count: int, concurrency: int) -> tuple[Load, list[Answer]]:
         """`close`, with each answer, of servers whose job is to tell who they are."""
@@ -95,15 +122,6 @@ class Client:
             answers = [Answer(*map(int, line.split())) for line in file]
         return load, sorted(answers, key=lambda answer: answer.due)
 
-    def _run(
-        self, mode: str, port: int, concurrency: int, seconds: float, http: bool, more: list[str]
-    ) -> Load:
-        if http:
-            more += ["-e", "HTTP/1.1 200", "-q", REQUEST_AND_CLOSE]
-        else:
-            more += ["-e", REPLY.decode()]
-        return self._call(mode, port, concurrency, seconds, more)
-
     def _call(
         self, mode: str, port: int, concurrency: int, seconds: float, more: list[str]
     ) -> Load:
@@ -116,6 +134,13 @@ class Client:
         if done.returncode != 0:
             raise RuntimeError(f"the client failed: {done.stderr.strip()}")
         return Load(**json.loads(done.stdout))
+
+
+def _reply(http: bool, request: str) -> list[str]:
+    # What to send over HTTP, and what has to come back, all of it.
+    if not http:
+        return ["-e", REPLY.decode()]
+    return ["-e", "HTTP/1.1 200", "-b", REPLY.decode(), "-q", request]
 
 
 def ask_in_turn(port: int, count: int) -> list[int]:

@@ -30,7 +30,7 @@ class Contender:
     *program* is a function of `servers`, ``None`` for the C loop; *number* of clones or
     servers it is started with, *options* what else the program is told. What it has in the
     order pass are as many *places*, 0 if the question makes no sense. It *needs* a module that
-    may not be installed.
+    may not be installed. Over HTTP, connections are kept alive if *is_kept*.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Contender:
     places: int = 0
     needs: str | None = None
     is_http: bool = False
+    is_kept: bool = False
     is_idle_measured: bool = False
     options: tuple[str, ...] = ()
 
@@ -50,6 +51,7 @@ class Contender:
 #: What all the others are compared with.
 BASE: Final = "gevent"
 BASE_HTTP: Final = "wsgi-gevent"
+RUST_HTTP: Final = "wsgi-granian"
 FLOOR: Final = "c"
 
 CONTENDERS: Final = (
@@ -64,12 +66,26 @@ CONTENDERS: Final = (
     Contender("glb-4", "glb, 4 clones", "balanced:clones", 4, 4, is_idle_measured=True),
     Contender("glb-256", "glb, 256 clones", "balanced:clones", 256, 256),
     Contender("glb-1024", "glb, 1,024 clones", "balanced:clones", 1024, 1024),
-    Contender(BASE_HTTP, "gevent WSGIServer", "wsgi:on_gevent", is_http=True),
+    Contender(
+        BASE_HTTP, "gevent WSGIServer", "wsgi:on_gevent", is_http=True, is_kept=True,
+        is_idle_measured=True,
+    ),
     Contender(
         "wsgi-gunicorn", "gunicorn, a gevent worker", "wsgi:on_gunicorn", is_http=True,
-        needs="gunicorn",
+        is_kept=True, needs="gunicorn",
     ),
-    Contender("wsgi-glb", "glb WSGIServer, 4 clones", "wsgi:on_glb", 4, is_http=True),
+    Contender(
+        RUST_HTTP, "granian, a worker, a thread", "wsgi:on_granian", is_http=True, is_kept=True,
+        is_idle_measured=True, needs="granian",
+    ),
+    # Under gevent, its --http11-socket answers the first request of a connection and no other.
+    Contender(
+        "wsgi-uwsgi", "uWSGI with gevent", "wsgi:on_uwsgi", is_http=True, needs="pyuwsgi",
+    ),
+    Contender(
+        "wsgi-glb", "glb WSGIServer, 4 clones", "wsgi:on_glb", 4, is_http=True, is_kept=True,
+        is_idle_measured=True,
+    ),
 )  # fmt: skip
 
 

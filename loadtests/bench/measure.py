@@ -2,8 +2,8 @@
 
 In a round each contender has its turn, in an order that is shuffled anew, so that a noisy
 minute is noisy for all. All servers are up during the rounds, those that don't have their turn
-idle. System calls, order and memory come afterwards: strace slows what it watches, and order
-and memory need servers that are fresh.
+idle. System calls, order, memory and what idle connections cost come afterwards: strace slows
+what it watches, and the others need servers that are fresh.
 """
 
 from __future__ import annotations
@@ -13,20 +13,27 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from . import figures
-from .client import Client, ask_in_turn
+from .client import (
+    BROWSER_REQUEST,
+    BROWSER_REQUEST_AND_CLOSE,
+    REQUEST,
+    Client,
+    Load,
+    ask_in_turn,
+)
 from .contenders import CONTENDERS, Contender, Cpus, Server
+from .crowd import Crowd
 from .figures import Results, fairness
-from .servers.job import REPLY, Job
+from .servers.job import Job
 
 #: Until a server is done with what comes after the last reply, in seconds. Its CPU there is part
 #: of the price, and nothing that can be seen from outside tells when it is over.
@@ -55,11 +62,21 @@ class Plan:
     keep_seconds: float = 1.0
     keep_concurrency: int = 16
     memory_repeats: int = 3
+    crowd: int = 10_000
+    crowd_repeats: int = 5
     seed: int = 0
 
     def quick(self) -> Plan:
         """Return a plan that only tries whether everything works."""
-        return Plan(2, 2000, self.concurrency, 0.5, 1.0, self.keep_concurrency, 1, self.seed)
+        return replace(
+            self,
+            rounds=2,
+            connections=2000,
+            open_seconds=0.5,
+            memory_repeats=1,
+            crowd=min(self.crowd, 1000),
+            crowd_repeats=1,
+        )
 
 
 class Run:
@@ -87,11 +104,13 @@ class Run:
         traced = self._all if shutil.which("strace") else []
         ordered = [one for one in self._all if one.places > 1]
         weighed = [one for one in self._all if one.is_idle_measured]
+        crowded = [one for one in weighed if one.is_kept]
         many = [one for one in self._all if one.name == "glb-1024"]
         return [
             *(("system calls", self._count_calls, one) for one in traced),
             *(("order", self._note_order, one) for one in ordered),
             *(("memory of idle connections", self._weigh_idle, one) for one in weighed),
+            *(("idle connections beside requests", self._crowd, one) for one in crowded),
             *(("memory of clones", self._weigh_clones, one) for one in many),
         ]
 
@@ -159,8 +178,24 @@ class Run:
         add(name, figures.OPEN_P99, load.p99)
         errors += load.errors
         if http:
+            errors += self._browser_turn(server)
+        if server.contender.is_kept:
             errors += self._keep_turn(server)
         add(name, figures.ERRORS, errors)
+
+    def _browser_turn(self, server: Server) -> int:
+        plan = self._plan
+        before = server.cpu_seconds()
+        load = self._client.close(
+            server.port,
+            plan.connections,
+            plan.concurrency,
+            http=True,
+            request=BROWSER_REQUEST_AND_CLOSE,
+        )
+        cpu = self._cpu_of_each(server, before, load)
+        self.results.add(server.contender.name, figures.BROWSER_CPU, cpu)
+        return load.errors
 
     def _keep_turn(self, server: Server) -> int:
         # One connection for the latency: with more, a fast server's would be its queue. Several
@@ -169,15 +204,27 @@ class Run:
         plan, name = self._plan, server.contender.name
         alone = self._client.keep(server.port, plan.keep_seconds, 1)
         self.results.add(name, figures.KEEP_P50, alone.p50)
+        cpu, load = self._keep(server)
+        self.results.add(name, figures.KEEP_RATE, load.count / load.seconds)
+        self.results.add(name, figures.KEEP_CPU, cpu)
+        cpu, browser = self._keep(server, BROWSER_REQUEST)
+        self.results.add(name, figures.KEEP_BROWSER_CPU, cpu)
+        return alone.errors + load.errors + browser.errors
+
+    def _keep(self, server: Server, request: str = REQUEST) -> tuple[float, Load]:
+        """Return what a request costs the server that is kept alive, in us of CPU; the load."""
+        plan = self._plan
         before = server.cpu_seconds()
-        load = self._client.keep(server.port, plan.keep_seconds, plan.keep_concurrency)
+        load = self._client.keep(server.port, plan.keep_seconds, plan.keep_concurrency, request)
+        return self._cpu_of_each(server, before, load), load
+
+    def _cpu_of_each(self, server: Server, before: float, load: Load) -> float:
+        """Return the server's CPU since *before* for each reply of *load*, in us."""
         time.sleep(SETTLE_SECONDS)
         cpu = server.cpu_seconds() - before
         if load.count == 0:
             raise RuntimeError(f"doesn't answer: {server.last_words()}")
-        self.results.add(name, figures.KEEP_RATE, load.count / load.seconds)
-        self.results.add(name, figures.KEEP_CPU, cpu / load.count * 1e6)
-        return alone.errors + load.errors
+        return cpu / load.count * 1e6
 
     # -- apart from the rounds ----------------------------------------------------------------
 
@@ -216,14 +263,35 @@ class Run:
         self.results.add(contender.name, figures.FAIRNESS, fairness(counts))
 
     def _weigh_idle(self, contender: Contender) -> None:
+        count = min(IDLE_CONNECTIONS, self._plan.crowd)
         for _ in range(self._plan.memory_repeats):
-            with self._start(contender, Job.IDLE) as server, ExitStack() as stack:
+            with (
+                self._start(contender, Job.IDLE) as server,
                 # Some to load what the first connections load.
-                held = [stack.enter_context(hold(server.port)) for _ in range(20)]
+                Crowd(server.port, 20, http=contender.is_http),
+            ):
                 before = server.memory_kib()
-                held += [stack.enter_context(hold(server.port)) for _ in range(IDLE_CONNECTIONS)]
-                after = server.memory_kib()
-            self.results.add(contender.name, figures.IDLE_KIB, (after - before) / IDLE_CONNECTIONS)
+                with Crowd(server.port, count, http=contender.is_http):
+                    time.sleep(SETTLE_SECONDS)
+                    after = server.memory_kib()
+            self.results.add(contender.name, figures.IDLE_KIB, (after - before) / count)
+
+    def _crowd(self, contender: Contender) -> None:
+        # A fresh server each time: without idle connections is measured in a process that had
+        # none, whose memory is still in one piece.
+        add = self.results.add
+        for _ in range(self._plan.crowd_repeats):
+            with self._start(contender) as server:
+                self._keep(server)  # warm-up
+                alone, load = self._keep(server)
+                with Crowd(server.port, self._plan.crowd, http=True):
+                    time.sleep(SETTLE_SECONDS)
+                    crowded, crowded_load = self._keep(server)
+            if errors := load.errors + crowded_load.errors:
+                raise RuntimeError(f"{errors} replies were not whole")
+            add(contender.name, figures.ALONE_CPU, alone)
+            add(contender.name, figures.CROWD_CPU, crowded)
+            add(contender.name, figures.CROWD, crowded / alone)
 
     def _weigh_clones(self, many: Contender) -> None:
         few = contender_named("glb-4")
@@ -240,14 +308,6 @@ class Run:
                 figures.CLONE_KIB,
                 (weights[1] - weights[0]) / (many.number - few.number),
             )
-
-
-def hold(port: int) -> socket.socket:
-    """Return a connection whose handler has replied, and waits."""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
-    reply = connection.recv(len(REPLY))
-    assert reply == REPLY, reply
-    return connection
 
 
 def contender_named(name: str) -> Contender:

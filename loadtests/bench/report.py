@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final
 
 from . import figures
-from .contenders import BASE, BASE_HTTP, FLOOR, Contender
+from .contenders import BASE, BASE_HTTP, FLOOR, RUST_HTTP, Contender
 from .figures import Figure
 from .measure import OPEN_RATE, Plan
 from .promises import PROMISES, Promise
@@ -25,7 +25,14 @@ class Report(Sheet):
     plan: Plan
     absent: Sequence[Contender]
 
-    packages: ClassVar[Sequence[str]] = ("gevent", "greenlet", "uvloop", "gunicorn")
+    packages: ClassVar[Sequence[str]] = (
+        "gevent",
+        "greenlet",
+        "uvloop",
+        "gunicorn",
+        "granian",
+        "pyuwsgi",
+    )
 
     def heading(self) -> str:
         plan = self.plan
@@ -44,7 +51,7 @@ class Report(Sheet):
         if tcp:
             tables += [self._cost(tcp), self._latency(tcp), self._clones(tcp)]
         if http:
-            tables += [self._http(http)]
+            tables += [self._http(http), self._kept(http), self._idle(http)]
         return [*tables, self.promised()]
 
     def _cost(self, contenders: Sequence[Contender]) -> Table:
@@ -122,11 +129,10 @@ class Report(Sheet):
         )
 
     def _http(self, contenders: Sequence[Contender]) -> Table:
-        head: tuple[str, ...] = ("HTTP", "connections/s", "CPU us", "x gevent", "system calls")
-        head += ("kept alive: p50 us", "x gevent", "CPU us a request", "x gevent", "")
+        head: tuple[str, ...] = ("HTTP", "connections/s", "CPU us", "x gevent", "x granian")
+        head += ("10 headers: CPU us", "x gevent", "x granian", "system calls", "")
         return Table(
-            f"HTTP: a connection a request; and kept alive, 1 connection for p50 and "
-            f"{self.plan.keep_concurrency} for CPU",
+            "HTTP, a connection a request",
             head,
             self.rows(
                 contenders,
@@ -134,12 +140,53 @@ class Report(Sheet):
                     self.median(name, figures.RATE),
                     self.median(name, figures.CPU),
                     self.ratio(name, BASE_HTTP, figures.CPU),
+                    self.ratio(name, RUST_HTTP, figures.CPU),
+                    self.median(name, figures.BROWSER_CPU),
+                    self.ratio(name, BASE_HTTP, figures.BROWSER_CPU),
+                    self.ratio(name, RUST_HTTP, figures.BROWSER_CPU),
                     self.median(name, figures.CALLS),
+                    self._note(name),
+                ),
+                len(head),
+            ),
+        )
+
+    def _kept(self, contenders: Sequence[Contender]) -> Table:
+        head: tuple[str, ...] = ("HTTP kept alive", "p50 us", "requests/s", "CPU us")
+        head += ("x gevent", "x granian", "10 headers: CPU us", "x gevent", "x granian")
+        return Table(
+            f"HTTP, kept alive: 1 connection for p50, {self.plan.keep_concurrency} for the rest",
+            head,
+            self.rows(
+                [one for one in contenders if one.is_kept],
+                lambda name: (
                     self.median(name, figures.KEEP_P50),
-                    self.ratio(name, BASE_HTTP, figures.KEEP_P50),
+                    self.median(name, figures.KEEP_RATE),
                     self.median(name, figures.KEEP_CPU),
                     self.ratio(name, BASE_HTTP, figures.KEEP_CPU),
-                    self._note(name),
+                    self.ratio(name, RUST_HTTP, figures.KEEP_CPU),
+                    self.median(name, figures.KEEP_BROWSER_CPU),
+                    self.ratio(name, BASE_HTTP, figures.KEEP_BROWSER_CPU),
+                    self.ratio(name, RUST_HTTP, figures.KEEP_BROWSER_CPU),
+                ),
+                len(head),
+            ),
+        )
+
+    def _idle(self, contenders: Sequence[Contender]) -> Table:
+        head: tuple[str, ...] = ("HTTP, idle connections", "KiB each", "x gevent")
+        head += ("CPU us a request without", f"with {self.plan.crowd:,}", "x without")
+        return Table(
+            "What idle kept-alive connections cost",
+            head,
+            self.rows(
+                [one for one in contenders if one.is_idle_measured],
+                lambda name: (
+                    self.median(name, figures.IDLE_KIB),
+                    self.ratio(name, BASE_HTTP, figures.IDLE_KIB),
+                    self.median(name, figures.ALONE_CPU),
+                    self.median(name, figures.CROWD_CPU),
+                    self.median(name, figures.CROWD),
                 ),
                 len(head),
             ),
@@ -184,10 +231,15 @@ class Report(Sheet):
         }
 
     def ratios_as_json(self, contender: Contender, figure: Figure) -> dict[str, float | None]:
-        base = BASE_HTTP if contender.is_http else BASE
+        ratio, name = self.results.ratio, contender.name
+        if contender.is_http:
+            return {
+                "beside_gevent": ratio(name, BASE_HTTP, figure),
+                "beside_granian": ratio(name, RUST_HTTP, figure),
+            }
         return {
-            "beside_gevent": self.results.ratio(contender.name, base, figure),
-            "beside_c": self.results.ratio(contender.name, FLOOR, figure),
+            "beside_gevent": ratio(name, BASE, figure),
+            "beside_c": ratio(name, FLOOR, figure),
         }
 
     def plot(self, file: pathlib.Path) -> None:

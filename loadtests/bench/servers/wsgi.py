@@ -1,4 +1,7 @@
-"""One WSGI application, on gevent's server, glb's, and gunicorn's gevent worker.
+"""One WSGI application, on gevent's server, glb's, and others of one worker.
+
+All connections have TCP_NODELAY: without it, gevent's server, which sends head and body apart,
+waits for acknowledgements that Linux delays.
 
 Each server is imported where it is started: gunicorn's worker is the one to patch first.
 """
@@ -8,10 +11,17 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from .job import BACKLOG, REPLY, Job, announce
+
+#: Connections at a time for which uWSGI has room from the beginning.
+UWSGI_CORES: Final = 2048
+
+#: More connections than any load here keeps open: at so many, granian stops accepting.
+GRANIAN_CONNECTIONS: Final = 20_000
 
 
 def application(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
@@ -24,6 +34,9 @@ def on_gevent(_job: Job, _number: int) -> None:
     from gevent.pywsgi import WSGIServer
 
     server = WSGIServer(("127.0.0.1", 0), application, backlog=BACKLOG, log=None)
+    server.init_socket()
+    # What it accepts inherits it. glb's server does so by itself.
+    server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server.start()
     announce(server.server_port)
     server.serve_forever()
@@ -51,3 +64,66 @@ def on_gunicorn(_job: Job, _number: int) -> None:
     if hasattr(gunicorn.config, "ControlSocketDisable"):  # a thread in the arbiter, since 25
         sys.argv.insert(1, "--no-control-socket")
     wsgiapp.run()
+
+
+def on_granian(_job: Job, _number: int) -> None:
+    from granian.constants import HTTPModes, Interfaces, RuntimeModes
+    from granian.server import Server
+
+    # granian makes its listener itself, and doesn't tell its port. While this socket has one,
+    # which others may have as well, the kernel doesn't give it away; only listeners get
+    # connections.
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(("127.0.0.1", 0))
+    server = Server(
+        str(holder.getsockname()[1]),
+        port=holder.getsockname()[1],
+        interface=Interfaces.WSGI,
+        workers=1,
+        blocking_threads=1,
+        runtime_threads=1,
+        runtime_mode=RuntimeModes.st,
+        http=HTTPModes.http1,
+        backlog=BACKLOG,
+        backpressure=GRANIAN_CONNECTIONS,
+        log_enabled=False,
+    )
+    server.serve(target_loader=_load_in_granian)
+
+
+def _load_in_granian(port: str) -> Callable[..., Any]:
+    # In its worker. It ends with its parent, as the parent does with the benchmark.
+    import ctypes
+    import signal
+
+    from loadtests.bench.serve import PR_SET_PDEATHSIG
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_announce_when_up, args=(int(port),), daemon=True).start()
+    return application
+
+
+def _announce_when_up(port: int) -> None:
+    import time
+
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+        else:
+            break
+    announce(port)
+
+
+def on_uwsgi(_job: Job, _number: int) -> None:
+    import pyuwsgi
+
+    # uWSGI doesn't tell its port either.
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    listener.set_inheritable(True)
+    announce(listener.getsockname()[1])
+    options = f"--http-socket fd://{listener.detach()} --gevent {UWSGI_CORES} --tcp-nodelay"
+    options += f" --disable-logging --module {__name__}:application"
+    pyuwsgi.run(options.split())

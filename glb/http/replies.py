@@ -1,0 +1,550 @@
+"""How a reply is made: the application is called, and what it returns is framed and sent.
+
+`Replier` is the part of gevent's handler that does so. What an application does can't break the
+framing of its connection: what could is an error of the application, or is mended and told in the
+log.
+
+Source: gevent's ``pywsgi.py``; PEP 3333; RFC 9112, 6 and 9.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, ClassVar, Final
+
+import gevent.pywsgi
+from gevent import Timeout
+
+# By name, and now: programs may put ours in the place of gevent's later.
+from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
+from gevent.pywsgi import (  # type: ignore[attr-defined]  # not in the stubs
+    _InvalidClientInput,
+    _NoopLog,
+)
+
+from ..clones import current_clone
+from ..connection import Connection
+from .body import Body, BodyError, ClientLeft
+from .head import BadRequest, Head
+from .reply import ReplyHead, date
+from .settings import Settings
+from .stream import FileWrapper, RawStream, send_file
+
+__all__ = ["Replier"]
+
+# Up to so many bytes a body is copied behind its head: 0.2 us for 16 KiB, where the send that
+# it saves takes 5 us (CPython 3.11, loopback). A larger one rarely leaves in one send anyhow.
+SMALL_BODY_BYTES: Final = 16384
+
+# A body that the application hasn't read is read away, so that the next request is found. If it is
+# longer, or slower, a new connection costs both sides less.
+DISCARD_MAX_BYTES: Final = 65536
+DISCARD_SECONDS: Final = 1.0
+
+# As it was made: a program may put its own there, to see each request.
+_FORMAT_REQUEST: Final = GeventWSGIHandler.format_request
+
+# Those statuses are of no reply with a body, or of none that is HTTP's.
+_WITHOUT_BODY: Final = frozenset({101, 204, 304})
+
+_EMPTY_REFUSAL: Final = (("Connection", "close"), ("Content-Length", "0"))
+
+
+class Replier(GeventWSGIHandler):
+    """The part of a handler that has a request and makes its reply."""
+
+    # gevent's, which the stubs leave out.
+    socket: Any
+    rfile: Any = None
+    server: Any
+    headers: Any
+    result: Any
+    environ: Any
+    application: Any
+    status: Any
+    _orig_status: Any
+    response_headers: Any
+    response_length: int
+    response_use_chunked: bool
+    provided_date: Any
+    provided_content_length: Any
+    connection_upgraded: bool
+    code: Any
+    command: Any
+    path: Any
+    requestline: Any
+    request_version: Any
+    close_connection: Any
+    content_length: Any
+    headers_sent: bool
+    client_address: Any
+    time_start: float
+    time_finish: float
+    wsgi_input: Any
+    ignored_socket_errors: tuple[int, ...]
+
+    # Of the connection.
+    _is_lean: ClassVar[bool]
+    _plain: Any = None  # the plain socket of a `Connection`
+    _settings: Settings | type[Settings] = Settings
+    _rest: bytes = b""  # what was read behind the last request
+    _may_have_more = False  # whether what the client sends still is nobody's
+    _gate: Any = None
+    # Of the request.
+    _head: Head | None = None
+    _raw: RawStream | None = None
+    _body: Body | None = None
+    _is_raw = False  # whether the application has the connection itself to read from
+    _buffered = 0  # how much of it was there before
+    _has_told = False  # whether the log has a line about its body
+    _has_left = False  # whether some of the reply may have left
+    _has_failed = False  # whether a send has
+    _left: int | None = None  # what is left of the reply's Content-Length
+    _options: frozenset[str] = frozenset()
+
+    @property
+    def _is_ending(self) -> bool:
+        gate = self._gate
+        return gate is not None and gate.is_ending and bool(gate.server.is_ending(current_clone()))
+
+    # -- the application -----------------------------------------------------------------------
+
+    def handle_one_response(self) -> None:
+        self.time_start = time.time()
+        self.status = None
+        self._orig_status = None
+        self.code = None
+        self.headers_sent = False
+        self.result = None
+        self.response_use_chunked = False
+        self.connection_upgraded = False
+        self.response_length = 0
+        self._has_left = self._has_failed = self._has_told = False
+        self._left = None
+        try:
+            if self._is_lean:
+                self._run_lean()
+            else:
+                self.run_application()
+        except ClientLeft:
+            self.close_connection = True
+        except _InvalidClientInput as error:
+            self._handle_client_error(error)
+            self.close_connection = True
+            self._may_have_more = True
+            self._send_error_response_if_possible(error)
+        except OSError as error:
+            if self._has_failed:
+                self.close_connection = True
+                if error.args and error.args[0] not in self.ignored_socket_errors:
+                    self.log_error("can't reply to %r: %s", self.client_address, error)
+            else:
+                self._report()
+        except BaseException:
+            self._report()
+        finally:
+            self.time_finish = time.time()
+            if self._body is not None or self._raw is not None:
+                self._end_input()
+            self.log_request()
+
+    def _report(self) -> None:
+        self.handle_error(*sys.exc_info())
+
+    def run_application(self) -> None:
+        assert self.result is None
+        try:
+            self.result = self.application(self.environ, self.start_response)
+            self.process_result()
+        finally:
+            close = getattr(self.result, "close", None)
+            try:
+                if close is not None:
+                    close()
+            finally:
+                # What a generator's frame keeps is free now.
+                close = None
+                self.result = None
+
+    def _run_lean(self) -> None:
+        # What the methods do that a subclass may override, in one go, for a reply that is whole.
+        result = self.application(self.environ, self.start_response)
+        if type(result) is list and len(result) == 1:
+            data, left, gate = result[0], self._left, self._gate
+            if (
+                type(data) is bytes
+                and 0 < len(data) <= SMALL_BODY_BYTES
+                and (left is None or left == len(data))
+                and self.status is not None
+                and not self.headers_sent
+                and self.code not in _WITHOUT_BODY
+                and self.command != "HEAD"
+                and self.request_version == "HTTP/1.1"
+                and not self._options
+                and self._body is None
+                and self._raw is None
+                and (gate is None or not gate.is_ending)
+            ):
+                fields = self.response_headers
+                if self.provided_date is None:
+                    fields.append((b"Date", date()))
+                if left is None:
+                    fields.append((b"Content-Length", b"%d" % len(data)))
+                if self.close_connection:
+                    fields.append((b"Connection", b"close"))
+                reply = b"HTTP/1.1 %b\r\n%b\r\n%b" % (
+                    self.status,
+                    b"".join([b"%b: %b\r\n" % each for each in fields]),
+                    data,
+                )
+                self.headers_sent = self._has_left = True
+                self._send_raw(reply)
+                self.response_length = len(reply)
+                return
+        self.result = result
+        try:
+            self.process_result()
+        finally:
+            try:
+                if hasattr(result, "close"):
+                    result.close()
+            finally:
+                self.result = None
+
+    def process_result(self) -> None:
+        result = self.result
+        if type(result) is FileWrapper and self._send_file(result):
+            return
+        if isinstance(result, (bytes, str)):
+            raise TypeError(f"an application returns an iterable of bytes, got {result[:50]!r}")
+        for data in result:
+            if data:
+                self.write(data)
+        if not self.headers_sent:
+            if self.status is None and self._is_taken:
+                return  # the application has replied by itself
+            self.write(b"")
+        if self.response_use_chunked and self.command != "HEAD":
+            self._sendall(b"0\r\n\r\n")
+        if self._left and self.command != "HEAD":
+            self.close_connection = True
+            self.log_error(
+                "the reply to %s is %d bytes shorter than its Content-Length",
+                ascii(self.requestline),
+                self._left,
+            )
+
+    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
+        if exc_info:
+            try:
+                if self.headers_sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None
+        elif self.status is not None:
+            raise self.ApplicationError("start_response was called before")
+        reply = ReplyHead(status, headers)
+        if reply.code == 204 and reply.length:
+            raise self.ApplicationError(
+                f"Invalid Content-Length for 204 response: {str(reply.length)!r} "
+                "(must be absent or zero)"
+            )
+        self.status = reply.line
+        self._orig_status = status
+        self.code = reply.code
+        self.response_headers = reply.fields
+        self.provided_date = True if reply.has_date else None
+        self.provided_content_length = None if reply.length is None else str(reply.length)
+        self._left = reply.length
+        self._options = reply.options if reply.connection is not None else frozenset()
+        if "close" in self._options:
+            self.close_connection = True
+        return self.write
+
+    def finalize_headers(self) -> None:
+        headers = self.response_headers
+        if self.provided_date is None:
+            headers.append((b"Date", date()))
+        code = self.code
+        self.connection_upgraded = code == 101
+        if code in _WITHOUT_BODY:
+            self._left = None
+            if code == 204 and self.provided_content_length is not None:
+                headers = [each for each in headers if each[0].lower() != b"content-length"]
+        elif self.provided_content_length is None:
+            result = self.result
+            if hasattr(result, "__len__"):
+                length = sum(len(chunk) for chunk in result)
+                if length or self.command != "HEAD":
+                    headers.append((b"Content-Length", b"%d" % length))
+                    self._left = length
+            elif self.request_version == "HTTP/1.0":
+                self.close_connection = True
+            elif self.command != "HEAD":
+                self.response_use_chunked = True
+                headers.append((b"Transfer-Encoding", b"chunked"))
+        self.response_headers = headers
+        self._finish_connection()
+
+    def _finish_connection(self) -> None:
+        # What the reply says of the connection is what happens.
+        gate = self._gate
+        if self.code == 101:
+            self.close_connection = True
+            upgraded = getattr(self.server, "has_upgraded", None)
+            if upgraded is not None:
+                upgraded(self.socket)
+            return
+        if (gate is not None and gate.is_ending and self._is_ending) or (
+            not self.close_connection and not self._may_read_on
+        ):
+            self.close_connection = True
+        options = self._options
+        if self.close_connection:
+            if "close" not in options:
+                self._replace_connection(b"close")
+        elif self.request_version == "HTTP/1.0" and "keep-alive" not in options:
+            self._replace_connection(b"keep-alive")
+
+    def _replace_connection(self, option: bytes) -> None:
+        headers = self.response_headers
+        if self._options:
+            headers = [each for each in headers if each[0].lower() != b"connection"]
+        self.response_headers = [*headers, (b"Connection", option)]
+
+    @property
+    def _may_read_on(self) -> bool:
+        """Whether the next request will be found, as far as is known before the reply."""
+        if self._is_raw:
+            return not self._is_touched
+        body = self._body
+        if body is None or body.is_over:
+            return True
+        if body.is_broken:
+            return False
+        if body.left is not None and not body.is_awaited:
+            return body.left <= DISCARD_MAX_BYTES
+        # Of a chunked one the client alone knows how long it is; and one that waits for a word
+        # before it sends a body may never send it.
+        return self._is_all_here(body)
+
+    def _is_all_here(self, body: Body) -> bool:
+        return body.rfile is not self.rfile or body.ends_in(self._peek_buffered())
+
+    @property
+    def _is_touched(self) -> bool:
+        # Of the raw stream: what follows is read as a request only if nobody has read of it.
+        raw = self._raw
+        return raw is None or raw.is_touched or len(self._peek_buffered()) != self._buffered
+
+    @property
+    def _is_taken(self) -> bool:
+        # Then a reply to it would be in the midst of whatever the application speaks there.
+        return self._is_raw and self._raw is not None and self._raw.is_taken
+
+    def _peek_buffered(self) -> bytes:
+        return b"" if self._raw is None else self._raw.peek_buffered(self.rfile)
+
+    def write(self, data: Any) -> None:
+        if self.code in {204, 304} and data:
+            raise self.ApplicationError(f"The {self.code} response must have no body")
+        if self.headers_sent:
+            self._write(data)
+        elif self.status is None:
+            raise self.ApplicationError("The application did not call start_response()")
+        else:
+            self._write_with_headers(data)
+
+    def _write_with_headers(self, data: Any) -> None:
+        self.headers_sent = True
+        try:
+            if data and isinstance(data, str):
+                self.close_connection = True  # see `_frame`; its head is to say so
+            self.finalize_headers()
+        except BaseException:
+            self.headers_sent = False  # there is a reply to be had still
+            raise
+        head = b"HTTP/1.1 %b\r\n%b\r\n" % (
+            self.status,
+            b"".join([b"%b: %b\r\n" % each for each in self.response_headers]),
+        )
+        try:
+            data = self._frame(data)
+        except BaseException:
+            self._sendall(head)  # the client learns that there was a reply, and that it ended early
+            raise
+        if len(data) <= SMALL_BODY_BYTES:
+            self._sendall(head + data)
+        else:
+            self._sendall(head)
+            self._sendall(data)
+
+    def _write(self, data: Any) -> None:
+        data = self._frame(data)
+        if data:
+            self._sendall(data)
+
+    def _frame(self, data: Any) -> Any:
+        """Return what goes out for *data*."""
+        if not data:
+            return b""
+        if isinstance(data, str):
+            # It goes out as it was meant, with a line in the log.
+            self.close_connection = True
+            if not self._has_told:
+                self._has_told = True
+                self.log_error("a body must be bytes, got %s", ascii(data[:50]))
+            data = data.encode("latin-1")
+        elif not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"a body must be bytes, got {data!a}")
+        if self.command == "HEAD":
+            return b""
+        if self.response_use_chunked:
+            return b"%x\r\n%b\r\n" % (len(data), data)
+        left = self._left
+        if left is not None:
+            if len(data) > left:
+                # It is whole for the client, so the connection may stay.
+                if not self._has_told:
+                    self._has_told = True
+                    self.log_error(
+                        "the reply to %s is longer than its Content-Length, and was cut",
+                        ascii(self.requestline),
+                    )
+                data = memoryview(data)[:left]
+            self._left = left - len(data)
+        return bytes(data) if isinstance(data, memoryview) else data
+
+    def _sendall(self, data: Any) -> None:
+        self._has_left = True
+        self._send_raw(data)
+        self.response_length += len(data)
+
+    def _send_raw(self, data: Any) -> None:
+        plain = self._plain
+        seconds = self._settings.send_timeout
+        try:
+            if plain is not None:  # mostly all goes at once
+                try:
+                    sent = plain.send(data)
+                except BlockingIOError:
+                    sent = 0
+                if sent == len(data):
+                    return
+                data = memoryview(data)[sent:]
+            sock = self.socket
+            if seconds is None:
+                sock.sendall(data)
+            else:
+                self._send_in_time(sock, data, seconds)
+        except OSError as error:
+            self._has_failed = True
+            self.status = f"socket error: {error}"
+            if self.code is not None and self.code > 0:
+                self.code = -self.code
+            raise
+
+    def _send_in_time(self, sock: Any, data: Any, seconds: float) -> None:
+        # gevent's `sendall` would bound the whole of it.
+        view = memoryview(data)
+        timeout = sock.gettimeout()
+        sock.settimeout(seconds)
+        try:
+            while view:
+                view = view[sock.send(view) :]
+        finally:
+            if sock.fileno() >= 0:
+                sock.settimeout(timeout)
+
+    def _send_file(self, wrapper: FileWrapper) -> bool:
+        """Have the kernel send a file's rest; ``False`` if it must be read."""
+        is_plain = type(self.socket) is Connection
+        size = wrapper.size() if is_plain and not self.headers_sent else None
+        if size is None or self.status is None or self.code in _WITHOUT_BODY:
+            return False
+        length = self._left
+        if length is None:
+            self._left = length = size
+            self.provided_content_length = str(size)
+            self.response_headers.append((b"Content-Length", b"%d" % size))
+        self.write(b"")
+        if self.command != "HEAD" and length:
+            self._has_left = True
+            try:
+                sent = send_file(
+                    self.socket, wrapper, min(length, size), self._settings.send_timeout
+                )
+            except OSError:
+                self._has_failed = True
+                raise
+            self.response_length += sent
+            self._left = length - sent
+            if self._left:
+                self.close_connection = True
+        return True
+
+    def _end_input(self) -> None:
+        """Read away what the application hasn't read, so that the next request is found."""
+        body, raw = self._body, self._raw
+        if raw is not None:
+            raw.timeout = raw.on_taken = None
+        if body is not None and not body.is_over:
+            if self.close_connection or not self._discard(body):
+                self.close_connection = True
+                self._may_have_more = True
+        elif self._is_raw and self._is_touched:
+            self.close_connection = True
+        self._body = None
+        if self._is_lean and raw is not None:
+            if not self.close_connection:
+                self._rest = raw.take_rest(self.rfile)
+            self._raw = self.rfile = None
+
+    def _discard(self, body: Body) -> bool:
+        if body.is_broken or (body.is_awaited and not self._is_all_here(body)):
+            return False
+        try:
+            with Timeout(DISCARD_SECONDS, False):  # type: ignore[arg-type]  # not in the stubs
+                return body.end(DISCARD_MAX_BYTES)
+        except OSError:
+            pass
+        return False
+
+    # -- errors --------------------------------------------------------------------------------
+
+    def _handle_client_error(self, ex: Exception) -> Any:
+        status = getattr(ex, "status", "400 Bad Request")
+        if not isinstance(ex, (BadRequest, BodyError)):
+            return super()._handle_client_error(ex)  # type: ignore[misc]  # not in the stubs
+        self.log_error("Invalid request (from %s): %s", self.client_address, ex)
+        return status.partition(" ")[0], refusal(status)
+
+    def _send_error_response_if_possible(self, error_code: Any) -> None:
+        if self.headers_sent or self._has_left or self._is_taken:
+            self.close_connection = True
+            return
+        if isinstance(error_code, int):
+            status, headers, body = gevent.pywsgi._ERRORS[error_code]  # type: ignore[attr-defined]  # not in the stubs
+        else:
+            status = getattr(error_code, "status", "400 Bad Request")
+            headers, body = _EMPTY_REFUSAL, b""
+        self.status = None
+        try:
+            self.start_response(status, [*headers])
+            self.write(body if isinstance(body, bytes) else body.encode("latin-1"))
+        except OSError:
+            self.close_connection = True
+
+    def log_request(self) -> None:
+        # gevent makes the line, and throws it away. Another `format_request` may keep it.
+        is_read = type(self.server.log) is not _NoopLog
+        if is_read or type(self).format_request is not _FORMAT_REQUEST:
+            super().log_request()
+
+
+def refusal(status: str) -> bytes:
+    """Return the whole reply to a request that is refused."""
+    if status.startswith("414"):
+        status = "414 Request URI Too Long"  # gevent's words
+    return f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-length: 0\r\n\r\n".encode("latin-1")

@@ -1,0 +1,29 @@
+"""Settings of HTTP: what a server asks of requests, and how long it waits for clients."""
+
+from __future__ import annotations
+
+from .head import Limits
+
+__all__ = ["Settings"]
+
+
+class Settings:
+    """What a `glb.pywsgi.WSGIServer` can be told about HTTP, by attributes.
+
+    Attributes:
+        limits: How large the head of a request may be. gevent's ``MAX_REQUEST_LINE`` holds for
+            the request line, unless another limit for it is given here.
+        needs_host: Whether a request of HTTP/1.1 without Host is refused, as RFC 9112 asks for.
+        max_body: How long a body may be, in bytes; ``None`` is no limit. A longer one gets a 413.
+        body_timeout: How long a client may be silent within a body, in seconds; ``None`` is for
+            ever. After that the reply is a 408.
+        send_timeout: How long a client may take nothing of a reply, in seconds; ``None`` is for
+            ever. After that the connection is closed.
+    """
+
+    limits: Limits = Limits()
+    needs_host: bool = False
+    # waitress has the same.
+    max_body: int | None = 1 << 30
+    body_timeout: float | None = None
+    send_timeout: float | None = None
