@@ -15,8 +15,9 @@
 
    In `close`, SECONDS is when to give up; in `open`, unanswered connections are given one more
    second. What is unanswered then, refused or reset is an error, and so is a reply that is not
-   EXPECT, all of it. With BODY, replies are HTTP's: one begins with EXPECT, tells the length of
-   its body, and has BODY after its head and nothing behind it. An EXPECT of "" is any reply.
+   EXPECT, all of it. With BODY, or an EXPECT that begins with HTTP/, replies are HTTP's: one begins
+   with EXPECT, tells the length of its body, and has that, which is BODY if given, after its head
+   and nothing behind it. An EXPECT of "" is any reply.
    Prints one JSON object. To FILE is written, in the order in which they were answered, a line for
    each connection of `close` and `open`: when it was due and when the reply was whole, in ns of
    CLOCK_MONOTONIC, and the first word of the reply.
@@ -178,6 +179,8 @@ static int is_expected(const struct connection *connection) {
         return whole_length(connection, &start) == connection->length &&
                connection->reply + connection->length == start + body_length &&
                memcmp(start, body, body_length) == 0;
+    if (strncmp(expect, "HTTP/", 5) == 0)
+        return whole_length(connection, &start) == connection->length;
     return expect_length == 0 || connection->length == expect_length;
 }
 

@@ -100,9 +100,20 @@ class Client:
         options = ["-s", str(QUICK_ACKS), *_reply(True, request)]
         return self._call("keep", port, concurrency, seconds, options)
 
-    def open(self, port: int, seconds: float, rate: float, *, http: bool = False) -> Load:
-        """Open *rate* connections a second, whether they are answered or not."""
-        options = ["-r", str(rate), *_reply(http, REQUEST_AND_CLOSE)]
+    def open(
+        self,
+        port: int,
+        seconds: float,
+        rate: float,
+        *,
+        http: bool = False,
+        body: str | None = REPLY.decode(),
+    ) -> Load:
+        """Open *rate* connections a second, whether they are answered or not.
+
+        Over HTTP a reply counts if its body is *body*; ``None`` is any.
+        """
+        options = ["-r", str(rate), *_reply(http, REQUEST_AND_CLOSE, body)]
         return self._call("open", port, 1, seconds, options)
 
     def close_noted(self, port: int, count: int, concurrency: int) -> tuple[Load, list[Answer]]:
@@ -136,11 +147,12 @@ class Client:
         return Load(**json.loads(done.stdout))
 
 
-def _reply(http: bool, request: str) -> list[str]:
+def _reply(http: bool, request: str, body: str | None = REPLY.decode()) -> list[str]:
     # What to send over HTTP, and what has to come back, all of it.
     if not http:
         return ["-e", REPLY.decode()]
-    return ["-e", "HTTP/1.1 200", "-b", REPLY.decode(), "-q", request]
+    whole = [] if body is None else ["-b", body]
+    return ["-e", "HTTP/1.1 200", *whole, "-q", request]
 
 
 def ask_in_turn(port: int, count: int) -> list[int]:

@@ -79,7 +79,7 @@ class Silent:
             def come(p99: list[float], beside: int = 0) -> None:
                 nonlocal served
                 for _ in range(self.windows):
-                    load = good.open(port, self.seconds, self.rate, http=True)
+                    load = good.open(port, self.seconds, self.rate, http=True, body=None)
                     if server.descriptors() >= beside:  # otherwise they have begun to leave
                         p99.append(load.p99)
                     errors.append(load.errors)

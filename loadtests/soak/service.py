@@ -35,7 +35,7 @@ FIRST_BYTE_SECONDS: Final = 3.0
 RESTARTED: Final = 0.25
 
 #: What pywsgi says of `loadtests.soak.wire.Request.half`.
-HALF_IS_BAD: Final = "Invalid HTTP method: 'GET'"
+HALF_IS_BAD: Final = "the client left within the head of a request"
 
 
 class _ErrorLog:
