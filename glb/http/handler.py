@@ -32,7 +32,7 @@ from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 from gevent.socket import socket as GeventSocket
 
 from ..connection import Connection, say_goodbye
-from ..waiting import Wait, Waiting, has_ended
+from ..waiting import has_ended
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
 from .head import END, BadRequest, Head, Limits, find_end, parse, without_empty_lines
@@ -72,22 +72,9 @@ class WSGIHandler(Replier):
     Its limits and timeouts are its server's: see `glb.http.settings`.
     """
 
-    #: Whether it overrides none of gevent's methods.
-    _is_lean: ClassVar[bool] = True
+    __slots__ = ()
 
-    # Of the connection.
-    _rest: bytes = b""  # what was read behind the last request
-    _is_secured = False  # whether it speaks TLS
-    _has_read_body = False  # some clients send a line end behind one
-    _has_served = False
-    _is_timed = False
-    _is_in_head = False
-    _is_in_line = False
-    _waiting: Waiting | None = None
-    _waits: dict[object, Wait] | None = None
-    _greenlet: Any = None
-    _tls: dict[str, str] | None = None
-    _peer: Any = None  # address and port, as the environ has them; empty on a Unix socket
+    _is_lean: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

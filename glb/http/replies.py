@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import gevent.pywsgi
 from gevent import Timeout
@@ -25,11 +25,15 @@ from gevent.pywsgi import (  # type: ignore[attr-defined]  # not in the stubs
 
 from ..clones import current_clone
 from ..connection import Connection
+from ..waiting import Wait, Waiting
 from .body import Body, BodyError, ClientLeft
 from .head import BadRequest, Head
 from .reply import ReplyHead, date
 from .settings import Settings
 from .stream import FileWrapper, RawStream, send_file
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Replier"]
 
@@ -54,9 +58,70 @@ _EMPTY_REFUSAL: Final = (("Connection", "close"), ("Content-Length", "0"))
 class Replier(GeventWSGIHandler):
     """The part of a handler that has a request and makes its reply."""
 
+    # They are read and set much faster than the attributes of an object that has so many, and take
+    # less memory. A subclass may have other attributes, and may do without our constructor.
+    __slots__ = (
+        "_body",
+        "_buffered",
+        "_gate",
+        "_greenlet",
+        "_has_failed",
+        "_has_left",
+        "_has_read_body",
+        "_has_served",
+        "_has_told",
+        "_head",
+        "_is_in_head",
+        "_is_in_line",
+        "_is_raw",
+        "_is_secured",
+        "_is_timed",
+        "_left",
+        "_may_have_more",
+        "_options",
+        "_orig_status",
+        "_peer",
+        "_plain",
+        "_raw",
+        "_rest",
+        "_settings",
+        "_tls",
+        "_waiting",
+        "_waits",
+        "application",
+        "client_address",
+        "close_connection",
+        "code",
+        "command",
+        "connection_upgraded",
+        "content_length",
+        "environ",
+        "headers",
+        "headers_sent",
+        "path",
+        "provided_content_length",
+        "provided_date",
+        "request_version",
+        "requestline",
+        "response_headers",
+        "response_length",
+        "response_use_chunked",
+        "result",
+        "rfile",
+        "server",
+        "socket",
+        "status",
+        "time_finish",
+        "time_start",
+        "wsgi_input",
+    )
+
+    #: Whether it overrides none of gevent's methods.
+    _is_lean: ClassVar[bool]
+
     # gevent's, which the stubs leave out.
     socket: Any
-    rfile: Any = None
+    rfile: Any
     server: Any
     headers: Any
     result: Any
@@ -85,23 +150,54 @@ class Replier(GeventWSGIHandler):
     ignored_socket_errors: tuple[int, ...]
 
     # Of the connection.
-    _is_lean: ClassVar[bool]
-    _plain: Any = None  # the plain socket of a `Connection`
-    _settings: Settings | type[Settings] = Settings
-    _rest: bytes = b""  # what was read behind the last request
-    _may_have_more = False  # whether what the client sends still is nobody's
-    _gate: Any = None
+    _plain: Any  # the plain socket of a `Connection`
+    _settings: Settings | type[Settings]
+    _rest: bytes  # what was read behind the last request
+    _may_have_more: bool  # whether what the client sends still is nobody's
+    _gate: Any
+    _is_secured: bool  # whether it speaks TLS
+    _has_read_body: bool  # some clients send a line end behind one
+    _has_served: bool
+    _is_timed: bool
+    _is_in_head: bool
+    _is_in_line: bool
+    _waiting: Waiting | None
+    _waits: dict[object, Wait] | None
+    _greenlet: Any
+    _tls: dict[str, str] | None
+    _peer: Any  # address and port, as the environ has them; empty on a Unix socket
     # Of the request.
-    _head: Head | None = None
-    _raw: RawStream | None = None
-    _body: Body | None = None
-    _is_raw = False  # whether the application has the connection itself to read from
-    _buffered = 0  # how much of it was there before
-    _has_told = False  # whether the log has a line about its body
-    _has_left = False  # whether some of the reply may have left
-    _has_failed = False  # whether a send has
-    _left: int | None = None  # what is left of the reply's Content-Length
-    _options: frozenset[str] = frozenset()
+    _head: Head | None
+    _raw: RawStream | None
+    _body: Body | None
+    _is_raw: bool  # whether the application has the connection itself to read from
+    _buffered: int  # how much of it was there before
+    _has_told: bool  # whether the log has a line about its body
+    _has_left: bool  # whether some of the reply may have left
+    _has_failed: bool  # whether a send has
+    _left: int | None  # what is left of the reply's Content-Length
+    _options: frozenset[str]
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+        """Make one with nothing of a connection or a request yet."""
+        self = super().__new__(cls)
+        self.socket = self.client_address = self.server = self.rfile = self._plain = None
+        self._gate = self._waiting = self._waits = self._greenlet = self._tls = self._peer = None
+        self.requestline = self.command = self.path = self.request_version = self.environ = None
+        self.application = self.wsgi_input = self._head = self._raw = self._body = None
+        self.status = self._orig_status = self.code = self.result = self.response_headers = None
+        self.provided_date = self.provided_content_length = self._left = None
+        self.time_start = self.time_finish = self.content_length = self._buffered = 0
+        self.response_length = 0
+        self.close_connection = self._may_have_more = self._is_secured = False
+        self._has_read_body = self._has_served = self._is_timed = self._is_in_head = False
+        self._is_in_line = self._is_raw = self.headers_sent = self.response_use_chunked = False
+        self.connection_upgraded = self._has_told = self._has_left = self._has_failed = False
+        self._settings = Settings
+        self._rest = b""
+        self.headers = GeventWSGIHandler.headers
+        self._options = frozenset()
+        return self
 
     @property
     def _is_ending(self) -> bool:
