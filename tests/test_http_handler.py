@@ -1425,6 +1425,53 @@ def test_a_hook_reads_from_rfile_as_with_gevent() -> None:
     assert serve(Handler, ok, GET).told() == alike(ok, GET).told()
 
 
+POST: Final = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+
+
+class OwnRequest(WSGIHandler):
+    """A handler whose `read_request` is the program's own, and doesn't ask for ours: gevent's."""
+
+    read_request = GeventWSGIHandler.read_request
+
+
+class OwnEnviron(WSGIHandler):
+    """A handler whose `get_environ` is the program's own, and reads bodies by itself."""
+
+    def get_environ(self) -> dict[str, Any]:
+        env: dict[str, Any] = self.server.get_environ()
+        env.update(REQUEST_METHOD=self.command, PATH_INFO=self.path)
+        env["wsgi.input"] = self.wsgi_input = self.rfile
+        return env
+
+
+def test_a_request_that_a_program_reads_itself_is_followed_by_the_next() -> None:
+    """Its body is read away by gevent's code, as with gevent."""
+    served = serve(OwnRequest, ok, POST + b"\r\nhello" + SECOND + GET)
+    assert served.calls == [("POST", "/"), ("GET", "/second"), ("GET", "/")]
+    assert served.errors == []
+
+
+@pytest.mark.parametrize("option", [b"upgrade", b"Upgrade\r\nUpgrade: websocket"])
+def test_a_raw_stream_of_a_program_that_reads_requests_itself_is_the_last(option: bytes) -> None:
+    """Gevent hands it out for a request with a body, too: what follows is no request for sure."""
+
+    def reads_five(environ: dict[str, Any], start_response: Any) -> Any:
+        environ["wsgi.input"].read(5)
+        return ok(environ, start_response)
+
+    data = POST + b"Connection: " + option + b"\r\n\r\nhello"
+    served = serve(OwnRequest, reads_five, data + SECOND)
+    assert served.calls == [("POST", "/")]
+
+
+def test_an_environ_of_a_program_that_has_a_body_is_the_last() -> None:
+    """Nothing tells where the program has left it. The reply says so."""
+    served = serve(OwnEnviron, ok, GET + POST + b"\r\nhello" + SECOND)
+    assert served.calls == [("GET", "/"), ("POST", "/")]
+    assert served.reply.count(CLOSE) == 1
+    assert served.errors == []
+
+
 def test_a_handler_on_a_file_of_its_own_is_not_lean() -> None:
     """It is the fourth argument of gevent's."""
 

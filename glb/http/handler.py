@@ -380,6 +380,8 @@ class WSGIHandler(Replier):
         self.requestline = line
         if not line:
             return None
+        self._head = self._body = None
+        self._is_raw = False
         self.response_length = 0
         most = self._limits_now.line
         if len(line) >= most + 2 and not line.endswith("\n"):
@@ -450,7 +452,6 @@ class WSGIHandler(Replier):
         Raises:
             BadRequest: It is refused. This is no server's error, and not reported as one.
         """
-        self._head = None
         limits = self._limits_now
         data = raw_requestline.encode("latin-1")
         most = len(data) + limits.head + 2
@@ -501,6 +502,8 @@ class WSGIHandler(Replier):
 
     def MessageClass(self, rfile: Any, *_args: Any) -> Any:  # noqa: N802  # gevent's name
         """Return the fields of a head that was checked, as gevent has them."""
+        if type(rfile) is not io.BytesIO:  # a `read_request` of the program's own
+            return super().MessageClass(rfile, *_args)
         message = OldMessage()
         for line in rfile.read().decode("latin-1").split("\r\n"):
             if not line:
@@ -511,9 +514,9 @@ class WSGIHandler(Replier):
         return message
 
     def get_environ(self) -> dict[str, Any]:
-        if self._head is None:  # a `read_request` of the program's own
-            return super().get_environ()
         env: dict[str, Any] = super().get_environ()
+        if self._head is None:  # a `read_request` of the program's own
+            return env
         env["RAW_URI"] = env["REQUEST_URI"] = self._head.target
         if self._head.version == "HTTP/1.1":
             env["wsgi.early_hints"] = self._send_early_hints

@@ -241,7 +241,7 @@ class Replier(GeventWSGIHandler):
             self._report()
         finally:
             self.time_finish = time.time()
-            if self._body is not None or self._raw is not None:
+            if self._body is not None or self._raw is not None or not self._is_lean:
                 self._end_input()
             self.log_request()
 
@@ -415,7 +415,9 @@ class Replier(GeventWSGIHandler):
         if self._is_raw:
             return not self._is_touched
         body = self._body
-        if body is None or body.is_over:
+        if body is None:
+            return not self._is_read_otherwise
+        if body.is_over:
             return True
         if body.is_broken:
             return False
@@ -589,13 +591,32 @@ class Replier(GeventWSGIHandler):
             if self.close_connection or not self._discard(body):
                 self.close_connection = True
                 self._may_have_more = True
-        elif self._is_raw and self._is_touched:
+        elif (self._is_raw and self._is_touched) or self._is_read_otherwise:
             self.close_connection = True
+        elif self._head is None:
+            self._end_gevents_input()
         self._body = None
         if self._is_lean and raw is not None:
             if not self.close_connection:
                 self._rest = raw.take_rest(self.rfile)
             self._raw = self.rfile = None
+
+    @property
+    def _is_read_otherwise(self) -> bool:
+        # By a `get_environ` of the program's own: nothing tells where its body was left.
+        head = self._head
+        is_announced = head is not None and (head.is_chunked or bool(head.length))
+        return is_announced and self._body is None
+
+    def _end_gevents_input(self) -> None:
+        # Of a `read_request` of the program's own: gevent's code has read the request.
+        if not self.environ.get("wsgi.input_terminated", True):
+            self.close_connection = True
+        elif not self.close_connection:
+            try:
+                self.wsgi_input._discard()
+            except (AttributeError, OSError):  # an input of the program's own, or a broken one
+                self.close_connection = True
 
     def _discard(self, body: Body) -> bool:
         if body.is_broken or (body.is_awaited and not self._is_all_here(body)):
