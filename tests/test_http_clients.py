@@ -15,8 +15,7 @@ import pytest
 from gevent import socket
 from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
-from glb.http.body import Body
-from glb.http.replies import DISCARD_MAX_BYTES
+from glb.http.body import DISCARD_MAX_BYTES, Body
 from glb.pywsgi import WSGIHandler, WSGIServer
 
 from .helpers import connect, receive_all

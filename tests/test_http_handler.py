@@ -1472,6 +1472,17 @@ def test_an_environ_of_a_program_that_has_a_body_is_the_last() -> None:
     assert served.errors == []
 
 
+@pytest.mark.parametrize("names", [("response",), ("request",), ("response", "request")])
+def test_gevents_own_loops_leave_no_body_in_front_of_the_next_request(names: tuple[str]) -> None:
+    """A program may have copied one of them."""
+    copied = {f"handle_one_{each}": vars(GeventWSGIHandler)[f"handle_one_{each}"] for each in names}
+    copied_handler = type("Copied", (WSGIHandler,), copied)
+    upgrade = GET[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    served = serve(copied_handler, ok, POST + b"\r\nhello" + upgrade + SECOND)
+    assert served.calls == [("POST", "/"), ("GET", "/"), ("GET", "/second")]
+    assert served.errors == []
+
+
 def test_a_handler_on_a_file_of_its_own_is_not_lean() -> None:
     """It is the fourth argument of gevent's."""
 

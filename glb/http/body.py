@@ -28,6 +28,10 @@ __all__ = ["Body", "BodyError", "ClientLeft"]
 # At once. A body of which more was announced grows by so much as it comes.
 READ_BYTES: Final = 65536
 
+# A body that the application hasn't read is read away, so that the next request is found. If it is
+# longer, or slower, a new connection costs both sides less.
+DISCARD_MAX_BYTES: Final = 65536
+
 # Of chunk extensions and trailers, in a whole body: nobody uses either, and they are overhead that
 # only attacks make large. Node has 16 KiB for all extensions of a request.
 OVERHEAD_MAX_BYTES: Final = 16384
@@ -207,6 +211,11 @@ class Body:
         while not self._is_over and limit > 0:
             limit -= len(self._some(min(limit, READ_BYTES), self._read))
         return self._is_over
+
+    def _discard(self) -> None:
+        # gevent's name: a `handle_one_response` of the program's own may call it.
+        if not self.end(DISCARD_MAX_BYTES):
+            self._break("the rest of the body is too long to be read away")
 
     # -- reading -------------------------------------------------------------------------------
 

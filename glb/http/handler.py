@@ -398,6 +398,8 @@ class WSGIHandler(Replier):
         self.environ = self.get_environ()
         self.application = self.server.application
         self.handle_one_response()
+        if self._body is not None or self._is_raw:
+            self._end_input()  # a `handle_one_response` of the program's own has not
         if self.close_connection or self.rfile.closed:
             return None
         return True
@@ -577,7 +579,8 @@ class WSGIHandler(Replier):
         self._is_raw = is_raw
         env["wsgi.input_terminated"] = not is_raw
         if is_raw:
-            env["wsgi.input"] = self.wsgi_input = self._open()
+            env["wsgi.input"] = self._open()
+            self.wsgi_input = Body(io.BytesIO(), None, is_chunked=False)
             if self._raw is not None:
                 # The head may have come by it.
                 self._raw.is_touched = self._raw.is_taken = False

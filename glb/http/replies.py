@@ -26,7 +26,7 @@ from gevent.pywsgi import (  # type: ignore[attr-defined]  # not in the stubs
 from ..clones import current_clone
 from ..connection import Connection
 from ..waiting import Wait, Waiting
-from .body import Body, BodyError, ClientLeft
+from .body import DISCARD_MAX_BYTES, Body, BodyError, ClientLeft
 from .head import BadRequest, Head
 from .reply import ReplyHead, date
 from .settings import Settings
@@ -41,9 +41,7 @@ __all__ = ["Replier"]
 # it saves takes 5 us (CPython 3.11, loopback). A larger one rarely leaves in one send anyhow.
 SMALL_BODY_BYTES: Final = 16384
 
-# A body that the application hasn't read is read away, so that the next request is found. If it is
-# longer, or slower, a new connection costs both sides less.
-DISCARD_MAX_BYTES: Final = 65536
+# So long, in seconds, a body that the application hasn't read is read away.
 DISCARD_SECONDS: Final = 1.0
 
 # As it was made: a program may put its own there, to see each request.
@@ -596,6 +594,7 @@ class Replier(GeventWSGIHandler):
         elif self._head is None:
             self._end_gevents_input()
         self._body = None
+        self._is_raw = False
         if self._is_lean and raw is not None:
             if not self.close_connection:
                 self._rest = raw.take_rest(self.rfile)
