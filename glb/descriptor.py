@@ -103,7 +103,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         self._share.thread = thread
 
     def take(self) -> tuple[Any, Any]:
-        """Accept from the kernel, whoever's turn it is: see `glb.connection.accept_plain`."""
+        """Accept from the kernel, out of turn: see `glb.connection.accept_plain`."""
         return accept_plain(super()._accept, kind_of(self))
 
     def close(self) -> None:

@@ -206,7 +206,7 @@ class WSGIServer(Settings, _Both):
             with contextlib.suppress(OSError):
                 plain.send(_SPEAKS_TLS)
                 plain.shutdown(_socket.SHUT_WR)
-                plain.recv(16384)  # what nobody has read would reset the connection
+                plain.recv(16384)  # unread data would reset the connection
         return True
 
     def handle_by_clone(self) -> bool:

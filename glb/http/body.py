@@ -32,8 +32,8 @@ READ_BYTES: Final = 65536
 # longer, or slower, a new connection costs both sides less.
 DISCARD_MAX_BYTES: Final = 65536
 
-# Of chunk extensions and trailers, in a whole body: nobody uses either, and they are overhead that
-# only attacks make large. Node has 16 KiB for all extensions of a request.
+# Of chunk extensions and trailers, in a whole body. Hardly a client sends either, and only attacks
+# make them large. Node has 16 KiB for all extensions of a request.
 OVERHEAD_MAX_BYTES: Final = 16384
 LINE_MAX_BYTES: Final = OVERHEAD_MAX_BYTES + 1
 
@@ -193,7 +193,7 @@ class Body:
     def ends_in(self, data: bytes) -> bool:
         """Whether *data*, which comes next, holds its end. Nothing is read of it."""
         ahead = copy.copy(self)
-        ahead.rfile = io.BytesIO(data)  # type: ignore[misc]  # of a copy that nobody else sees
+        ahead.rfile = io.BytesIO(data)  # type: ignore[misc]  # of a copy that stays here
         try:
             return ahead.end(len(data))
         except OSError:

@@ -37,7 +37,7 @@ from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
 from .head import END, BadRequest, Head, Limits, find_end, parse, without_empty_lines
 from .replies import DISCARD_SECONDS, Replier
-from .reply import ReplyHead
+from .reply import ReplyHead, as_lines
 from .settings import Settings
 from .stream import RawStream
 
@@ -108,7 +108,7 @@ class WSGIHandler(Replier):
         self._gate = getattr(server, "_gate", None)
         waiting = getattr(server, "waiting_here", None)
         if waiting is not None and (self._is_lean or type(self.rfile) is io.BufferedReader):
-            self._waiting, self._waits = waiting, waiting.waits
+            self._waiting = waiting
             self._greenlet = getcurrent()
             self._is_timed = waiting.timeout is not None
         try:
@@ -129,10 +129,7 @@ class WSGIHandler(Replier):
         while True:
             self.time_start = time.time()
             self.time_finish = 0
-            limits = settings.limits
-            # Read now, as gevent does: a program may set it.
-            if limits.line != gevent.pywsgi.MAX_REQUEST_LINE - 2:  # type: ignore[attr-defined]  # not in the stubs
-                limits = self._limits_now
+            limits = self._limits_now
             try:
                 data = self._receive_head(limits)
                 if data is None:
@@ -194,8 +191,8 @@ class WSGIHandler(Replier):
                         log.debug("can't close what requests were read from", exc_info=True)
 
     def _close_socket(self, sock: Any) -> None:
-        # What a client has sent and nobody has read makes the kernel reset the connection, and
-        # the client may lose the reply. So it is read away, for a while.
+        # Data of the client that was not read makes the kernel reset the connection, and the client
+        # may lose the reply. So it is read away, for a while.
         plain = getattr(sock, "_sock", None)
         with contextlib.suppress(OSError):
             if plain is not None:
@@ -226,7 +223,8 @@ class WSGIHandler(Replier):
 
     @property
     def _limits_now(self) -> Limits:
-        # gevent's limit counts the line's end. It holds unless the server has one of its own.
+        # gevent's limit counts the line's end, and is read now: a program may set it. It holds unless
+        # the server has one of its own.
         line: int = gevent.pywsgi.MAX_REQUEST_LINE - 2  # type: ignore[attr-defined]  # not in the stubs
         limits = self._settings.limits
         if line == limits.line or limits.line != Limits.line:
@@ -334,14 +332,14 @@ class WSGIHandler(Replier):
 
     def _enter_wait(self) -> bool:
         """Say that this handler waits; ``False`` if it is not to."""
-        waiting, waits = self._waiting, self._waits
-        assert waiting is not None and waits is not None, "it has both or neither"
+        waiting = self._waiting
+        assert waiting is not None, "only then it enters"
         if self._has_served:
             gate = self._gate
             if gate is not None and gate.is_ending and self._is_ending and not self._has_come():
                 return False  # the reply before had not said so; what has come is served
             if waiting.timeout is None and not waiting.watchers:
-                waits[self._greenlet] = (self.socket, 0.0, True)
+                waiting.waits[self._greenlet] = (self.socket, 0.0, True)
                 return True
         waiting.enter(self.socket, self._greenlet, has_served=self._has_served)
         return True
@@ -380,8 +378,7 @@ class WSGIHandler(Replier):
         self.requestline = line
         if not line:
             return None
-        self._head = self._body = None
-        self._is_raw = False
+        self._head = None
         self.response_length = 0
         most = self._limits_now.line
         if len(line) >= most + 2 and not line.endswith("\n"):
@@ -405,7 +402,7 @@ class WSGIHandler(Replier):
         return True
 
     def read_requestline(self) -> str:
-        if self._waits is not None and not self._is_in_line and not self._wait_for_request():
+        if self._waiting is not None and not self._is_in_line and not self._wait_for_request():
             return ""
         limit = self._limits_now.line + 2
         while True:
@@ -415,7 +412,7 @@ class WSGIHandler(Replier):
 
     def _read_programs_requestline(self) -> Any:
         # Of a subclass that has its own, which may ask for ours.
-        if self._waits is not None and not self._wait_for_request():
+        if self._waiting is not None and not self._wait_for_request():
             return ""
         self._is_in_line = True
         try:
@@ -427,12 +424,12 @@ class WSGIHandler(Replier):
         """Return when something of a request is there; ``False`` if none will come."""
         if not self._enter_wait():
             return False
-        waiting, waits = self._waiting, self._waits
-        assert waiting is not None and waits is not None, "it has both or neither"
+        waiting = self._waiting
+        assert waiting is not None, "only then it enters"
         try:
             first = self.rfile.peek(1)  # which waits, if nothing is there
         finally:
-            del waits[self._greenlet]
+            del waiting.waits[self._greenlet]
         if not first or self._greenlet in waiting.told:
             return False
         self._has_served = True
@@ -519,11 +516,7 @@ class WSGIHandler(Replier):
         env: dict[str, Any] = super().get_environ()
         if self._head is None:  # a `read_request` of the program's own
             return env
-        env["RAW_URI"] = env["REQUEST_URI"] = self._head.target
-        if self._head.version == "HTTP/1.1":
-            env["wsgi.early_hints"] = self._send_early_hints
-        if self._is_secured:
-            self._add_tls(env)
+        self._add_ours(env, self._head)
         self._add_input(env, self._head)
         return env
 
@@ -551,24 +544,23 @@ class WSGIHandler(Replier):
                 # As gevent: what the program has put there stands before it.
                 comma = "; " if "COOKIE" in key else ","
                 env[key] = f"{env[key]}{comma}{value}" if key in env else value
-        env["RAW_URI"] = env["REQUEST_URI"] = head.target
-        if head.version == "HTTP/1.1":
-            env["wsgi.early_hints"] = self._send_early_hints
-        if self._is_secured:
-            self._add_tls(env)
+        self._add_ours(env, head)
         if head.length or head.is_chunked or head.expects or "upgrade" in head.options:
             self._add_input(env, head)
         else:
-            self._body = None
-            self._is_raw = False
             env["wsgi.input"] = self.wsgi_input = io.BytesIO()
             env["wsgi.input_terminated"] = True
         return env
 
-    def _add_tls(self, env: dict[str, Any]) -> None:
-        if self._tls is None:
-            self._tls = tls_variables(self.socket)
-        env.update(self._tls)
+    def _add_ours(self, env: dict[str, Any], head: Head) -> None:
+        """Add what gevent's environ hasn't."""
+        env["RAW_URI"] = env["REQUEST_URI"] = head.target
+        if head.version == "HTTP/1.1":
+            env["wsgi.early_hints"] = self._send_early_hints
+        if self._is_secured:
+            if self._tls is None:
+                self._tls = tls_variables(self.socket)
+            env.update(self._tls)
 
     def _add_input(self, env: dict[str, Any], head: Head) -> None:
         self._body = None
@@ -626,5 +618,4 @@ class WSGIHandler(Replier):
         if self.headers_sent:
             raise self.ApplicationError("early hints come before the reply")
         hints = ReplyHead("200 OK", headers)
-        lines = b"".join([b"%b: %b\r\n" % each for each in hints.fields])
-        self._send_raw(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % lines)
+        self._send_raw(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % as_lines(hints.fields))

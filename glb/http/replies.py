@@ -25,10 +25,10 @@ from gevent.pywsgi import (  # type: ignore[attr-defined]  # not in the stubs
 
 from ..clones import current_clone
 from ..connection import Connection
-from ..waiting import Wait, Waiting
+from ..waiting import Waiting
 from .body import DISCARD_MAX_BYTES, Body, BodyError, ClientLeft
 from .head import BadRequest, Head
-from .reply import ReplyHead, date
+from .reply import ReplyHead, as_lines, date
 from .settings import Settings
 from .stream import FileWrapper, RawStream, send_file
 
@@ -85,7 +85,6 @@ class Replier(GeventWSGIHandler):
         "_settings",
         "_tls",
         "_waiting",
-        "_waits",
         "application",
         "client_address",
         "close_connection",
@@ -151,7 +150,7 @@ class Replier(GeventWSGIHandler):
     _plain: Any  # the plain socket of a `Connection`
     _settings: Settings | type[Settings]
     _rest: bytes  # what was read behind the last request
-    _may_have_more: bool  # whether what the client sends still is nobody's
+    _may_have_more: bool  # whether the client may still send what will not be served
     _gate: Any
     _is_secured: bool  # whether it speaks TLS
     _has_read_body: bool  # some clients send a line end behind one
@@ -160,7 +159,6 @@ class Replier(GeventWSGIHandler):
     _is_in_head: bool
     _is_in_line: bool
     _waiting: Waiting | None
-    _waits: dict[object, Wait] | None
     _greenlet: Any
     _tls: dict[str, str] | None
     _peer: Any  # address and port, as the environ has them; empty on a Unix socket
@@ -180,7 +178,7 @@ class Replier(GeventWSGIHandler):
         """Make one with nothing of a connection or a request yet."""
         self = super().__new__(cls)
         self.socket = self.client_address = self.server = self.rfile = self._plain = None
-        self._gate = self._waiting = self._waits = self._greenlet = self._tls = self._peer = None
+        self._gate = self._waiting = self._greenlet = self._tls = self._peer = None
         self.requestline = self.command = self.path = self.request_version = self.environ = None
         self.application = self.wsgi_input = self._head = self._raw = self._body = None
         self.status = self._orig_status = self.code = self.result = self.response_headers = None
@@ -289,7 +287,7 @@ class Replier(GeventWSGIHandler):
                     fields.append((b"Connection", b"close"))
                 reply = b"HTTP/1.1 %b\r\n%b\r\n%b" % (
                     self.status,
-                    b"".join([b"%b: %b\r\n" % each for each in fields]),
+                    as_lines(fields),
                     data,
                 )
                 self.headers_sent = self._has_left = True
@@ -430,7 +428,7 @@ class Replier(GeventWSGIHandler):
 
     @property
     def _is_touched(self) -> bool:
-        # Of the raw stream: what follows is read as a request only if nobody has read of it.
+        # A request can follow on a raw stream only if the application has read none of it.
         raw = self._raw
         return raw is None or raw.is_touched or len(self._peek_buffered()) != self._buffered
 
@@ -461,10 +459,7 @@ class Replier(GeventWSGIHandler):
         except BaseException:
             self.headers_sent = False  # there is a reply to be had still
             raise
-        head = b"HTTP/1.1 %b\r\n%b\r\n" % (
-            self.status,
-            b"".join([b"%b: %b\r\n" % each for each in self.response_headers]),
-        )
+        head = b"HTTP/1.1 %b\r\n%b\r\n" % (self.status, as_lines(self.response_headers))
         try:
             data = self._frame(data)
         except BaseException:
@@ -518,18 +513,8 @@ class Replier(GeventWSGIHandler):
         self.response_length += len(data)
 
     def _send_raw(self, data: Any) -> None:
-        plain = self._plain
-        seconds = self._settings.send_timeout
+        sock, seconds = self.socket, self._settings.send_timeout
         try:
-            if plain is not None:  # mostly all goes at once
-                try:
-                    sent = plain.send(data)
-                except BlockingIOError:
-                    sent = 0
-                if sent == len(data):
-                    return
-                data = memoryview(data)[sent:]
-            sock = self.socket
             if seconds is None:
                 sock.sendall(data)
             else:
@@ -630,11 +615,10 @@ class Replier(GeventWSGIHandler):
     # -- errors --------------------------------------------------------------------------------
 
     def _handle_client_error(self, ex: Exception) -> Any:
-        status = getattr(ex, "status", "400 Bad Request")
         if not isinstance(ex, (BadRequest, BodyError)):
             return super()._handle_client_error(ex)  # type: ignore[misc]  # not in the stubs
         self.log_error("Invalid request (from %s): %s", self.client_address, ex)
-        return status.partition(" ")[0], refusal(status)
+        return ex.status.partition(" ")[0], refusal(ex.status)
 
     def _send_error_response_if_possible(self, error_code: Any) -> None:
         if self.headers_sent or self._has_left or self._is_taken:

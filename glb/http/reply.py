@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
 from .head import connection_options, is_field_value, is_token, remember
 
-__all__ = ["ReplyHead", "date"]
+__all__ = ["ReplyHead", "as_lines", "date"]
 
 _STATUS: Final = re.compile(r"[1-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
 
@@ -148,6 +149,11 @@ def _learn_name(name: Any, value: object) -> tuple[str, bytes]:
         )
     special = lower if lower in _SPECIAL else ""
     return remember(_names, name, (special, name.encode("latin-1")))
+
+
+def as_lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return *fields* as a head has them, each with its line end."""
+    return b"".join([b"%b: %b\r\n" % each for each in fields])
 
 
 _date: tuple[int, bytes] = (-1, b"")

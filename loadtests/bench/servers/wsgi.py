@@ -111,7 +111,7 @@ def _announce_when_up(port: int) -> None:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except ConnectionRefusedError:
-            time.sleep(0.01)
+            time.sleep(0.01)  # in a thread: these servers don't tell when they listen
         else:
             break
     announce(port)
