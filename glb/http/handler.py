@@ -223,8 +223,8 @@ class WSGIHandler(Replier):
 
     @property
     def _limits_now(self) -> Limits:
-        # gevent's limit counts the line's end, and is read now: a program may set it. It holds unless
-        # the server has one of its own.
+        # gevent's limit counts the line's end. It is read when it is used, as a program may set it,
+        # and holds unless the server has one of its own.
         line: int = gevent.pywsgi.MAX_REQUEST_LINE - 2  # type: ignore[attr-defined]  # not in the stubs
         limits = self._settings.limits
         if line == limits.line or limits.line != Limits.line:
