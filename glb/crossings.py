@@ -47,6 +47,8 @@ from .originals import RLock
 
 __all__ = ["Crossings"]
 
+Send = Callable[[Callable[[], object]], bool]
+
 log: Final = logging.getLogger("glb")
 
 # A second search at the same time would hold what the first one looks for.
@@ -73,17 +75,22 @@ class Crossings:
         self.name: Final = name
         #: What the program was warned of: `_WAITS_ON`, `_WOKEN`.
         self._told: set[str] = set()
-        self._hubs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        #: The name of each hub, and what has something called in it.
+        self._hubs: WeakKeyDictionary[Any, tuple[str, Send]] = WeakKeyDictionary()
         self._watches: list[_Watch] = []
 
-    def watch(self, hub: Any, name: str) -> None:
-        """Look at what *hub*, one of the server's, reports. From any thread."""
+    def watch(self, hub: Any, name: str, send: Send) -> None:
+        """Look at what *hub*, one of the server's, reports. From any thread.
+
+        Args:
+            send: Has something called in that hub. From any thread.
+        """
         watch = hub.handle_error
         if not isinstance(watch, _Watch):
             watch = hub.handle_error = _Watch(hub)
         watch.crossings.append(self)
         self._watches.append(watch)
-        self._hubs[hub] = name
+        self._hubs[hub] = (name, send)
 
     def end(self) -> None:
         """Look no longer. Twice is harmless; from any thread."""
@@ -112,7 +119,8 @@ class Crossings:
             return False
         (waiter,) = waiters
         stack = _stack_of(waiter.greenlet) if not self._told else []
-        waiter.hub.loop.run_callback_threadsafe(_hand_over, queue, waiter)
+        _, send = self._hubs[waiter.hub]
+        send(functools.partial(_hand_over, queue, waiter))
         if not self._told:
             self._warn(_WOKEN, here, waiter.hub, stack)
         return True
@@ -144,8 +152,8 @@ class Crossings:
             "pools, sockets do) was used on another: %s and %s. %s Give the server one hub "
             "(hubs=1), or keep what handlers share to one. The greenlet is at:\n%s",
             self.name,
-            self._hubs.get(here, repr(here)),
-            self._hubs[other],
+            self._hubs[here][0] if here in self._hubs else repr(here),
+            self._hubs[other][0],
             outcome,
             "".join(stack).rstrip(),
         )

@@ -137,8 +137,8 @@ class Seats:
         # When it was last asked, and how long after the time before.
         self._asked_at = 0.0
         self._interval = 0.0
-        # What looks after the pocket: a timer and its hub.
-        self._look: tuple[Any, Any] | None = None
+        # The timer that looks after the pocket. Each stops itself, in its own hub.
+        self._look: Any = None
 
     # -- whose they are ------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Seats:
             self._bell.end()
         self._mates = []
         self._empty_pocket()
-        self._stop_looking()
+        self._look = None
 
     def cancel(self, error: Callable[[], OSError]) -> None:
         """Raise *error* in whoever waits, and in who comes. From any thread."""
@@ -354,7 +354,7 @@ class Seats:
         """Rings while there is something to accept, or to be told."""
         if self._bell is None:
             with self.entry.turns.lock:
-                self._bell = self._bell or Bell()
+                self._bell = self._bell or Bell(self.entry.turns.lock)
             self._ring()
         return self._bell
 
@@ -428,7 +428,7 @@ class Seats:
 
     def _ring(self) -> None:
         if self._bell is not None:
-            with self.entry.turns.lock:
+            with self.entry.turns.lock:  # or what it is told may be old by then
                 self._bell.ring(is_ringing=self.is_ringing)
 
     def _empty_pocket(self) -> None:
@@ -457,10 +457,8 @@ class Seats:
         with self.entry.turns.lock:
             if self._look is not None or not self._pocket or not self._is_asked:
                 return
-            hub = get_hub()
-            timer = hub.loop.timer(self._asking_seconds, ref=False)
-            self._look = (hub, timer)
-        timer.start(self._look_into_pocket)
+            timer = self._look = get_hub().loop.timer(self._asking_seconds, ref=False)
+        timer.start(self._look_into_pocket, timer)
 
     @property
     def _is_asked(self) -> bool:
@@ -470,8 +468,13 @@ class Seats:
     def _asking_seconds(self) -> float:
         return min(ASKING_MAX_SECONDS, max(ASKING_MIN_SECONDS, ASKING_INTERVALS * self._interval))
 
-    def _look_into_pocket(self) -> None:
-        self._stop_looking()
+    def _look_into_pocket(self, timer: Any) -> None:
+        timer.stop()
+        timer.close()
+        with self.entry.turns.lock:
+            if self._look is not timer:
+                return  # they were ended, in another thread
+            self._look = None
         is_gone = monotonic() - self._asked_at >= self._asking_seconds
         if is_gone and self._is_asked and self._pocket and not self._is_told:
             for seat in [*self._by_hub.values()]:
@@ -479,22 +482,6 @@ class Seats:
             self._empty_pocket()
             self._settle()
         self.look_after_pocket()
-
-    def _stop_looking(self) -> None:
-        look, self._look = self._look, None
-        if look is None:
-            return
-        hub, timer = look
-
-        def stop() -> None:
-            timer.stop()
-            timer.close()
-
-        if hub.loop is not None:
-            if hub.thread_ident == native_ident():
-                stop()
-            else:
-                hub.loop.run_callback_threadsafe(stop)
 
     # -- fork ----------------------------------------------------------------------------------
 
@@ -794,44 +781,56 @@ class _Seat:
 
 
 class Bell:
-    """Tells pollers, each in its own hub, that there is something. It needs no descriptor."""
+    """Tells pollers, each in its own hub, that there is something. It needs no descriptor.
 
-    __slots__ = ("_watchers", "is_over", "is_ringing")
+    Args:
+        lock: The registry's. Who looks away in one thread is not woken in another any more, as its
+            hub may be destroyed at once.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_lock", "_watchers", "is_over", "is_ringing")
+
+    def __init__(self, lock: Any) -> None:
         self.is_ringing = False
         #: Whether it has rung for the last time: its clone is closed.
         self.is_over = False
         self._watchers: set[BellWatcher] = set()
+        self._lock: Final = lock
 
     def ring(self, *, is_ringing: bool) -> None:
-        """Ring, or be silent. Twice is once. With the registry's lock held."""
-        if self.is_over or is_ringing is self.is_ringing:
-            return
-        self.is_ringing = is_ringing
-        if is_ringing:
-            for watcher in [*self._watchers]:
-                watcher.wake()
+        """Ring, or be silent. Twice is once. From any thread."""
+        with self._lock:
+            if self.is_over or is_ringing is self.is_ringing:
+                return
+            self.is_ringing = is_ringing
+            if is_ringing:
+                self._wake_locked()
 
     def end(self) -> None:
         """Tell all who look at it, and no one afterwards."""
-        self.is_over = self.is_ringing = True
-        for watcher in [*self._watchers]:
-            watcher.wake()
+        with self._lock:
+            self.is_over = self.is_ringing = True
+            self._wake_locked()
 
     def add(self, watcher: BellWatcher) -> None:
-        self._watchers.add(watcher)
-        if self.is_ringing:
-            watcher.wake()
+        with self._lock:
+            self._watchers.add(watcher)
+            if self.is_ringing:
+                watcher.wake_locked()
 
     def discard(self, watcher: BellWatcher) -> None:
-        self._watchers.discard(watcher)
+        with self._lock:
+            self._watchers.discard(watcher)
+
+    def _wake_locked(self) -> None:
+        for watcher in [*self._watchers]:
+            watcher.wake_locked()
 
 
 class BellWatcher:
     """Looks at a bell as a loop's watcher does at a descriptor, but tells only once a start."""
 
-    __slots__ = ("__weakref__", "_call", "_is_told_of_end", "_loop", "_thread", "bell")
+    __slots__ = ("__weakref__", "_call", "_is_told_of_end", "_loop", "_thread", "_wake_up", "bell")
 
     def __init__(self, bell: Bell, hub: Any) -> None:
         self.bell = bell
@@ -839,30 +838,41 @@ class BellWatcher:
         self._thread: int = hub.thread_ident
         self._call: tuple[Callable[..., object], tuple[object, ...]] | None = None
         self._is_told_of_end = False
+        # While it looks: what another thread wakes its hub by. gevent's own way for that,
+        # `run_callback_threadsafe`, changes libuv's lists from the wrong thread, and crashes.
+        self._wake_up: Any = None
 
     def start(
         self, callback: Callable[..., object], *args: object, pass_events: bool = False
     ) -> None:
         self._call = (callback, (_READ, *args) if pass_events else args)
-        if not self._is_told_of_end:
-            self.bell.add(self)
+        if self._is_told_of_end:
+            return
+        if self._wake_up is None:
+            self._wake_up = self._loop.async_()
+            self._wake_up.start(self._tell)
+        self.bell.add(self)
 
     def stop(self) -> None:
         self._call = None
         self.bell.discard(self)
+        wake_up, self._wake_up = self._wake_up, None
+        if wake_up is not None:
+            wake_up.stop()
+            wake_up.close()
 
     def close(self) -> None:
         self.stop()
 
-    def wake(self) -> None:
-        """Tell, in its own hub. From any thread."""
+    def wake_locked(self) -> None:
+        """Tell, in its own hub. From any thread, with the registry's lock held."""
         try:
             if self._thread == native_ident():
                 self._loop.run_callback(self._tell)
             else:
-                self._loop.run_callback_threadsafe(self._tell)
+                self._wake_up.send()
         except Exception:
-            self.stop()  # the loop was destroyed under it; the others are to be told
+            self.bell.discard(self)  # the loop was destroyed under it; the others are to be told
 
     def _tell(self) -> None:
         # Somebody may have fetched it since.

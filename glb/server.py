@@ -861,7 +861,8 @@ class StreamServer(gevent.server.StreamServer):
             thread = branch.thread
             hub = get_hub() if thread is None else thread.hub
             where = "which started the server" if thread is None else f"in thread {thread.name!r}"
-            crossings.watch(hub, f"hub {branch.index} (<Hub at {id(hub):#x}>, {where})")
+            name = f"hub {branch.index} (<Hub at {id(hub):#x}>, {where})"
+            crossings.watch(hub, name, branch.send)
 
     def _renew_branches(self) -> None:
         # Their threads may be about to end still, since it was closed.

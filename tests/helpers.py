@@ -13,6 +13,7 @@ from gevent.event import Event
 
 import glb
 from glb.ending import Watch
+from glb.hubs import _running
 
 
 def connect(address: Any, timeout: float = 10) -> socket.socket:
@@ -180,6 +181,19 @@ def let_hub_turn() -> None:
     for _ in range(5):
         gevent.sleep(0)
         gevent.idle()
+
+
+def call_in(hub: Any, call: Callable[[], object]) -> None:
+    """Have *call* called in *hub*: this thread's, or that of one of glb's threads.
+
+    gevent's own `run_callback_threadsafe` may crash on libuv, if the other hub turns.
+    """
+    threads = [thread for thread in [*_running] if thread.hub is hub]
+    if threads:
+        assert threads[0].send(call)
+    else:
+        assert hub is gevent.get_hub()
+        hub.loop.run_callback(call)
 
 
 def loop_iterations(seconds: float) -> int:

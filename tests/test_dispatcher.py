@@ -32,6 +32,7 @@ from glb.dispatcher import MOST_LEFT_IN_A_ROW, Dispatcher, count_connections
 from glb.listener import Listener
 from glb.registry import REGISTRY
 from glb.server import StreamServer
+from glb.signals import Signal
 from glb.sockets import address_of
 
 from .failing import REFUSALS, failing_accepts
@@ -1334,13 +1335,12 @@ def test_the_last_clone_closed_by_another_thread_frees_the_address_at_once() -> 
     """No wait for the hub that watches it; no descriptor left once that has turned."""
     listener = glb.bind_load_balanced(ANY)
     address = listener.address
-    go_on = Event()
-    hub = gevent.get_hub()
+    go_on = Signal()
 
     def wait() -> None:
         with pytest.raises(OSError, match="closed"):
             listener.accept()
-        hub.loop.run_callback_threadsafe(go_on.set)
+        go_on.set()
 
     thread = HubThread(wait)
     listener.close()
@@ -1348,7 +1348,7 @@ def test_the_last_clone_closed_by_another_thread_frees_the_address_at_once() -> 
     again.bind(address)
     again.close()
     assert is_refused(address)
-    go_on.wait()
+    assert go_on.wait(10)
     thread.join()
 
 

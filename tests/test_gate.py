@@ -5,6 +5,7 @@ With a patience of 30 s no busy machine makes a hub look stalled.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from time import monotonic
@@ -27,6 +28,7 @@ from .conftest import open_descriptors
 from .helpers import (
     Clock,
     ask,
+    call_in,
     close_all,
     connect,
     http_get,
@@ -331,8 +333,8 @@ def test_a_handler_that_is_killed_makes_room(hubs: int) -> None:
         clients = [connect(server.address) for _ in range(4)]
         for number in range(4):
             wait_until(lambda: len(greenlets) > number)  # noqa: B023  # it is called in this round
-            hub = greenlets[number].parent
-            hub.loop.run_callback_threadsafe(greenlets[number].throw, gevent.GreenletExit)
+            throw = functools.partial(greenlets[number].throw, gevent.GreenletExit)
+            call_in(greenlets[number].parent, throw)
             assert receive_all(clients[number]) == b""
         assert sum(each.failed for each in server.clone_stats()) == 4
         close_all(clients)

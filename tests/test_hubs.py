@@ -50,7 +50,7 @@ def block(thread: HubThread) -> tuple[threading.Event, threading.Event]:
         inside.set()
         go_on.wait(20)
 
-    thread.hub.loop.run_callback_threadsafe(wait)
+    thread.send(wait)
     return inside, go_on
 
 

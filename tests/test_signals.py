@@ -154,14 +154,22 @@ def test_one_hub_answers_many_in_order(thread: HubThread) -> None:
 
 def test_the_hub_of_a_thread_may_ask_this_one(thread: HubThread) -> None:
     """Any hub may, whose greenlets can wait."""
-    home = get_hub()
     here = native_ident()
+    calls: list[Callable[[], object]] = []
 
     def run_here(call: Callable[[], object]) -> None:
-        home.loop.run_callback_threadsafe(call)
+        calls.append(call)
+        watcher.send()
 
+    def answer_here() -> None:
+        calls.pop()()
+
+    watcher: Any = get_hub().loop.async_()
+    watcher.start(answer_here)
     answer = ask(thread.send, lambda: ask(run_here, native_ident)(None))
     assert answer(None) == here
+    watcher.stop()
+    watcher.close()
 
 
 # -- no answer ----------------------------------------------------------------------------------
@@ -240,7 +248,7 @@ def test_a_hub_that_ends_before_it_begins_gives_no_answer() -> None:
         inside.set()
         go_on.wait(20)
 
-    thread.hub.loop.run_callback_threadsafe(block)
+    thread.send(block)
     assert inside.wait(10)
     thread.end()
     ran: list[int] = []

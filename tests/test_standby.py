@@ -40,6 +40,7 @@ from glb.states import State
 
 from .helpers import (
     ask,
+    call_in,
     close_all,
     comes_true,
     connect,
@@ -134,7 +135,7 @@ def _block(inside: threading.Event, go_on: threading.Event) -> None:
 def blocked(hub: Any) -> Iterator[None]:
     """Block *hub*, another thread's, between two of its callbacks."""
     inside, go_on = threading.Event(), threading.Event()
-    hub.loop.run_callback_threadsafe(_block, inside, go_on)
+    call_in(hub, lambda: _block(inside, go_on))
     assert inside.wait(10)
     try:
         yield
@@ -279,7 +280,7 @@ def test_jobs_of_the_hub_on_duty_are_taken_back_though_the_standby_slept(policy:
         wait_until(lambda: not standby.is_ticking)
         replies: list[bytes] = []
         slow, is_slow = threading.Event(), threading.Event()
-        standby.hub.loop.run_callback_threadsafe(_block, is_slow, slow)
+        standby.send(lambda: _block(is_slow, slow))
         assert is_slow.wait(10)
         first = native_connect(server.address)
         others = [native_connect(server.address) for _ in range(2)]
@@ -539,7 +540,7 @@ def test_a_pool_that_filled_up_on_the_way_gives_the_connection_back() -> None:
                 _block(inside, go_on)
                 pools[0].spawn(gevent.sleep, 1000)
 
-            thread.hub.loop.run_callback_threadsafe(block_and_fill)
+            thread.send(block_and_fill)
             assert inside.wait(10)
             client = connect(server.address)
             inbox = other._branches[0].dispatcher.inbox  # type: ignore[union-attr]  # open
@@ -909,7 +910,7 @@ def test_a_tick_after_the_close_finds_nothing_and_says_nothing() -> None:
             go_on.wait(10)
             look(standby, 1)
 
-        standby.hub.loop.run_callback_threadsafe(late)
+        standby.send(late)
         assert inside.wait(10)
         server.close()
         go_on.set()
@@ -1079,7 +1080,7 @@ def test_what_is_on_its_way_to_a_waiter_that_is_gone_is_the_next_ones(
             assert go_on.wait(10)
             gone.greenlet.throw(error)
 
-        gone.thread.hub.loop.run_callback_threadsafe(block_and_go)
+        gone.thread.send(block_and_go)
         assert inside.wait(10)
         client = connect(first.address)
         (inbox,) = (
@@ -1114,7 +1115,7 @@ def test_what_nobody_waits_for_any_more_waits_itself() -> None:
             other = gevent.spawn(first.accept)
             let_hub_turn()
             other.kill()
-            only.thread.hub.loop.run_callback_threadsafe(block_and_go)
+            only.thread.send(block_and_go)
             assert inside.wait(10)
             client = connect(first.address)
             waiting = first.entry.turns.waiting
