@@ -232,6 +232,6 @@ class WSGIServer(Settings, _Both):
         self.update_environ()
 
     def get_environ(self) -> dict[str, Any]:
-        environ = super().get_environ()
+        environ: dict[str, Any] = GeventWSGIServer.get_environ(self)
         environ["glb.clone"] = current_clone()
         return environ

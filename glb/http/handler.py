@@ -134,7 +134,11 @@ class WSGIHandler(Replier):
                 data = self._receive_head(limits)
                 if data is None:
                     break
-                head = parse(data, limits, needs_host=settings.needs_host)
+                head = self._known
+                needs_host = settings.needs_host
+                if head is None or not head.renew(data, limits, needs_host=needs_host):
+                    self._known = None  # it may be refused
+                    head = self._known = parse(data, limits, needs_host=needs_host)
                 self._take(head)
                 self.environ = self._make_environ(head)
             except BadRequest as error:

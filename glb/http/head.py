@@ -59,6 +59,7 @@ _SINGLE_KEYS: Final = {"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"}
 # Programs see the same few names, hosts and connection options again and again.
 _KNOWN_MOST: Final = 1024
 _KNOWN_MAX_LENGTH: Final = 64
+_KNOWN_MAX_BYTES: Final = 2048
 _keys: Final[dict[str, str]] = {}
 _hosts: Final[dict[str, bool]] = {}
 _options: Final[dict[str, frozenset[str]]] = {}
@@ -107,7 +108,7 @@ class Head:
         method, target, version: Its parts; *version* is ``"HTTP/1.0"`` or ``"HTTP/1.1"``.
         path, query: Of the target, as they were sent. *path* is the authority for ``CONNECT``,
             and ``"*"`` for a request to the server as a whole.
-        lines: The field lines.
+        block: What was sent of it behind the request line: its CRLF, and the field lines.
         fields: The fields' values by the environ's keys. Names with an underscore are left out.
         length: Of the body, in bytes; ``None`` without Content-Length.
         is_chunked: Whether the body is chunked; then *length* is ``None``.
@@ -117,13 +118,15 @@ class Head:
     """
 
     __slots__ = (
+        "_is_known",
+        "_limits",
+        "block",
         "expects",
         "fields",
         "is_chunked",
         "is_persistent",
         "length",
         "line",
-        "lines",
         "method",
         "options",
         "path",
@@ -138,13 +141,41 @@ class Head:
     version: str
     path: str
     query: str
-    lines: list[str]
+    block: bytes
     fields: dict[str, str]
     length: int | None
     is_chunked: bool
     options: frozenset[str]
     is_persistent: bool
     expects: str
+    _is_known: bool  # whether a head with another request line may have the same fields
+    _limits: Limits
+
+    def renew(self, data: bytes, limits: Limits, *, needs_host: bool = False) -> bool:
+        """Become the head that *data* is, if that differs in method and target at most.
+
+        On a connection that stays open, clients mostly send the same fields again and again.
+
+        Returns:
+            Whether it has: only where `parse` would return the same. Else it is as it was.
+        """
+        block = self.block
+        if not self._is_known or limits is not self._limits or not data.endswith(block):
+            return False
+        line = data[: -len(block)].decode("latin-1")
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None or len(line) > limits.line:
+            return False
+        method, target, version = match.groups()
+        if version != self.version or target[0] != "/":
+            return False
+        if needs_host and "HTTP_HOST" not in self.fields:
+            return False
+        self.line = line
+        self.method = method
+        self.target = target
+        self.path, _, self.query = target.partition("?")
+        return True
 
     @property
     def upgrade(self) -> str:
@@ -229,7 +260,8 @@ def parse(data: bytes, limits: Limits, *, needs_host: bool = False) -> Head:
     head.line = line
     head.method, target, head.version = match.groups()
     head.target = target
-    head.lines = lines
+    head.block = data[len(line) :]
+    head._limits = limits
     head.fields = fields = {}
     for each in lines:
         name, colon, value = each.partition(":")
@@ -260,6 +292,8 @@ def parse(data: bytes, limits: Limits, *, needs_host: bool = False) -> Head:
             raise BadRequest("no Host")
     elif host not in _hosts:
         _check_host(host)
+    # What is absolute has changed the fields. Larger ones would take memory while no request comes.
+    head._is_known = target[0] == "/" and len(head.block) <= _KNOWN_MAX_BYTES
     if target[0] == "/":
         head.path, _, head.query = target.partition("?")
     else:

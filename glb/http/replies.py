@@ -28,7 +28,7 @@ from ..connection import Connection
 from ..waiting import Waiting
 from .body import DISCARD_MAX_BYTES, Body, BodyError, ClientLeft
 from .head import BadRequest, Head
-from .reply import ReplyHead, as_lines, date
+from .reply import ReplyHead, as_lines, checked, date
 from .settings import Settings
 from .stream import FileWrapper, RawStream, send_file
 
@@ -74,6 +74,7 @@ class Replier(GeventWSGIHandler):
         "_is_raw",
         "_is_secured",
         "_is_timed",
+        "_known",
         "_left",
         "_may_have_more",
         "_options",
@@ -81,6 +82,7 @@ class Replier(GeventWSGIHandler):
         "_peer",
         "_plain",
         "_raw",
+        "_reply",
         "_rest",
         "_settings",
         "_tls",
@@ -161,6 +163,7 @@ class Replier(GeventWSGIHandler):
     _waiting: Waiting | None
     _greenlet: Any
     _tls: dict[str, str] | None
+    _known: Head | None  # that of the last request
     _peer: Any  # address and port, as the environ has them; empty on a Unix socket
     # Of the request.
     _head: Head | None
@@ -173,6 +176,7 @@ class Replier(GeventWSGIHandler):
     _has_failed: bool  # whether a send has
     _left: int | None  # what is left of the reply's Content-Length
     _options: frozenset[str]
+    _reply: ReplyHead | None
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
         """Make one with nothing of a connection or a request yet."""
@@ -181,6 +185,7 @@ class Replier(GeventWSGIHandler):
         self._gate = self._waiting = self._greenlet = self._tls = self._peer = None
         self.requestline = self.command = self.path = self.request_version = self.environ = None
         self.application = self.wsgi_input = self._head = self._raw = self._body = None
+        self._reply = self._known = None
         self.status = self._orig_status = self.code = self.result = self.response_headers = None
         self.provided_date = self.provided_content_length = self._left = None
         self.time_start = self.time_finish = self.content_length = self._buffered = 0
@@ -204,11 +209,8 @@ class Replier(GeventWSGIHandler):
 
     def handle_one_response(self) -> None:
         self.time_start = time.time()
-        self.status = None
-        self._orig_status = None
-        self.code = None
+        self.status = self._orig_status = self.code = self.result = self._reply = None
         self.headers_sent = False
-        self.result = None
         self.response_use_chunked = False
         self.connection_upgraded = False
         self.response_length = 0
@@ -263,36 +265,23 @@ class Replier(GeventWSGIHandler):
         # What the methods do that a subclass may override, in one go, for a reply that is whole.
         result = self.application(self.environ, self.start_response)
         if type(result) is list and len(result) == 1:
-            data, left, gate = result[0], self._left, self._gate
+            data, reply, gate = result[0], self._reply, self._gate
             if (
-                type(data) is bytes
+                reply is not None
+                and type(data) is bytes
                 and 0 < len(data) <= SMALL_BODY_BYTES
-                and (left is None or left == len(data))
-                and self.status is not None
+                and (reply.length is None or reply.length == len(data))
                 and not self.headers_sent
-                and self.code not in _WITHOUT_BODY
+                and reply.code not in _WITHOUT_BODY
+                and reply.connection is None
                 and self.command != "HEAD"
                 and self.request_version == "HTTP/1.1"
-                and not self._options
                 and self._body is None
                 and self._raw is None
                 and (gate is None or not gate.is_ending)
             ):
-                fields = self.response_headers
-                if self.provided_date is None:
-                    fields.append((b"Date", date()))
-                if left is None:
-                    fields.append((b"Content-Length", b"%d" % len(data)))
-                if self.close_connection:
-                    fields.append((b"Connection", b"close"))
-                reply = b"HTTP/1.1 %b\r\n%b\r\n%b" % (
-                    self.status,
-                    as_lines(fields),
-                    data,
-                )
                 self.headers_sent = self._has_left = True
-                self._send_raw(reply)
-                self.response_length = len(reply)
+                self._send_whole(reply, data)
                 return
         self.result = result
         try:
@@ -303,6 +292,29 @@ class Replier(GeventWSGIHandler):
                     result.close()
             finally:
                 self.result = None
+
+    def _send_whole(self, reply: ReplyHead, data: bytes) -> None:
+        ours = [reply.start]
+        if not reply.has_date:
+            ours.append(b"Date: %b\r\n" % date())
+        if reply.length is None:
+            ours.append(b"Content-Length: %d\r\n" % len(data))
+        if self.close_connection:
+            ours.append(b"Connection: close\r\n")
+        ours += b"\r\n", data
+        whole = b"".join(ours)
+        self.response_length = len(whole)
+        plain, settings = self._plain, self._settings
+        if plain is not None and settings.send_timeout is None:
+            # Mostly all goes at once.
+            try:
+                sent = plain.send(whole)
+            except OSError:
+                sent = 0  # if it was an error, it comes again
+            if sent == len(whole):
+                return
+            whole = whole[sent:]
+        self._send_raw(whole)
 
     def process_result(self) -> None:
         result = self.result
@@ -336,16 +348,17 @@ class Replier(GeventWSGIHandler):
                 exc_info = None
         elif self.status is not None:
             raise self.ApplicationError("start_response was called before")
-        reply = ReplyHead(status, headers)
+        reply = checked(status, headers)
         if reply.code == 204 and reply.length:
             raise self.ApplicationError(
                 f"Invalid Content-Length for 204 response: {str(reply.length)!r} "
                 "(must be absent or zero)"
             )
+        self._reply = reply
         self.status = reply.line
         self._orig_status = status
         self.code = reply.code
-        self.response_headers = reply.fields
+        self.response_headers = [*reply.fields]
         self.provided_date = True if reply.has_date else None
         self.provided_content_length = None if reply.length is None else str(reply.length)
         self._left = reply.length

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from .head import connection_options, is_field_value, is_token, remember
 
-__all__ = ["ReplyHead", "as_lines", "date"]
+__all__ = ["ReplyHead", "as_lines", "checked", "date"]
 
 _STATUS: Final = re.compile(r"[1-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
 
@@ -40,6 +40,36 @@ _statuses: Final[dict[str, tuple[int, bytes]]] = {}
 _names: Final[dict[str, tuple[str, bytes]]] = {}
 _SPECIAL: Final = frozenset({"connection", "content-length", "date"})
 
+# Programs send the same few heads again and again, too. Those are kept whole in which each field
+# has one of a few values, and no secret.
+_REPEATED: Final = frozenset(
+    {
+        "accept-ranges",
+        "access-control-allow-credentials",
+        "access-control-allow-headers",
+        "access-control-allow-methods",
+        "access-control-allow-origin",
+        "allow",
+        "cache-control",
+        "connection",
+        "content-encoding",
+        "content-language",
+        "content-length",
+        "content-type",
+        "cross-origin-opener-policy",
+        "referrer-policy",
+        "server",
+        "strict-transport-security",
+        "vary",
+        "x-content-type-options",
+        "x-frame-options",
+        "x-xss-protection",
+    }
+)
+_KNOWN_MOST: Final = 1024
+_KNOWN_MAX_LENGTH: Final = 512
+_known: Final[dict[tuple[Any, ...], ReplyHead]] = {}
+
 _WEEKDAYS: Final = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS: Final = tuple(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())
 
@@ -55,9 +85,10 @@ class ReplyHead:
         length: The application's Content-Length; ``None`` is none.
         has_date: Whether it gave a Date.
         connection: Its Connection; ``None`` is none.
+        start: The status line and the fields as bytes, with their line ends.
     """
 
-    __slots__ = ("code", "connection", "fields", "has_date", "length", "line", "status")
+    __slots__ = ("code", "connection", "fields", "has_date", "length", "line", "start", "status")
 
     def __init__(self, status: Any, headers: Any) -> None:
         """Check *status* and *headers*.
@@ -88,6 +119,7 @@ class ReplyHead:
                 raise UnicodeError("Non-latin1 header", repr(name), repr(value)) from None
             if special:
                 self._take_special(special, value)
+        self.start = b"HTTP/1.1 %b\r\n%b" % (self.line, as_lines(self.fields))
 
     def _take_special(self, name: str, value: str) -> None:
         if name == "content-length":
@@ -109,6 +141,30 @@ class ReplyHead:
         if self.connection is None:
             return frozenset()
         return connection_options(self.connection)
+
+
+def checked(status: Any, headers: Any) -> ReplyHead:
+    """Return the `ReplyHead` of *status* and *headers*, which is not to be changed.
+
+    Raises:
+        UnicodeError, ValueError: As `ReplyHead`.
+    """
+    if type(headers) is not list:
+        return ReplyHead(status, headers)
+    key = (status, *headers)
+    try:
+        reply = _known.get(key)
+    except TypeError:  # pairs that are lists
+        return ReplyHead(status, headers)
+    if reply is None:
+        reply = ReplyHead(status, headers)
+        if len(reply.start) <= _KNOWN_MAX_LENGTH and all(
+            name.lower() in _REPEATED for name, _ in headers
+        ):
+            if len(_known) >= _KNOWN_MOST:
+                _known.clear()
+            _known[key] = reply
+    return reply
 
 
 def _learn_status(status: Any) -> tuple[int, bytes]:
