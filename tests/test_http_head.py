@@ -369,7 +369,7 @@ def test_a_name_with_an_underscore_is_left_out(line: str) -> None:
     """It would be taken for another field, which a proxy has set or removed."""
     head = read(get(line, "X-Y: 0", line))
     assert head.fields == {"HTTP_X_Y": "0"}
-    assert head.block.decode("latin-1").split("\r\n") == ["", line, "X-Y: 0", line, ""]
+    assert head.rest.decode("latin-1").split("\r\n") == ["HTTP/1.1", line, "X-Y: 0", line, ""]
     assert (head.length, head.is_chunked) == (None, False)
 
 

@@ -27,7 +27,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def as_fields(head: Head) -> bytes:
-    lines = head.block.decode("latin-1").split("\r\n")[1:-1]
+    lines = head.rest.decode("latin-1").split("\r\n")[1:-1]
     if head.target[0] != "/" and "HTTP_HOST" in head.fields:
         lines = [each for each in lines if each[:5].lower() != "host:"]
         lines = [f"Host: {head.fields['HTTP_HOST']}", *lines]

@@ -59,10 +59,35 @@ _SINGLE_KEYS: Final = {"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"}
 # Programs see the same few names, hosts and connection options again and again.
 _KNOWN_MOST: Final = 1024
 _KNOWN_MAX_LENGTH: Final = 64
-_KNOWN_MAX_BYTES: Final = 2048
 _keys: Final[dict[str, str]] = {}
 _hosts: Final[dict[str, bool]] = {}
 _options: Final[dict[str, frozenset[str]]] = {}
+
+# Some clients send the same heads on each connection. Those are kept whole in which each field has
+# one of a few values, and no secret.
+_KNOWN_MAX_BYTES: Final = 1024
+_VERSION_LENGTH: Final = len("HTTP/1.1")
+_heads: Final[dict[bytes, Head]] = {}
+_REPEATED: Final = frozenset(
+    {
+        "CONTENT_LENGTH",
+        "CONTENT_TYPE",
+        "HTTP_ACCEPT",
+        "HTTP_ACCEPT_ENCODING",
+        "HTTP_ACCEPT_LANGUAGE",
+        "HTTP_CACHE_CONTROL",
+        "HTTP_CONNECTION",
+        "HTTP_DNT",
+        "HTTP_HOST",
+        "HTTP_PRAGMA",
+        "HTTP_SEC_FETCH_DEST",
+        "HTTP_SEC_FETCH_MODE",
+        "HTTP_SEC_FETCH_SITE",
+        "HTTP_SEC_FETCH_USER",
+        "HTTP_UPGRADE_INSECURE_REQUESTS",
+        "HTTP_USER_AGENT",
+    }
+)
 
 _NO_OPTIONS: Final[frozenset[str]] = frozenset()
 _KEEP_ALIVE: Final = frozenset({"keep-alive"})
@@ -108,7 +133,7 @@ class Head:
         method, target, version: Its parts; *version* is ``"HTTP/1.0"`` or ``"HTTP/1.1"``.
         path, query: Of the target, as they were sent. *path* is the authority for ``CONNECT``,
             and ``"*"`` for a request to the server as a whole.
-        block: What was sent of it behind the request line: its CRLF, and the field lines.
+        rest: What was sent of it from the version on: the line's end, and the field lines.
         fields: The fields' values by the environ's keys. Names with an underscore are left out.
         length: Of the body, in bytes; ``None`` without Content-Length.
         is_chunked: Whether the body is chunked; then *length* is ``None``.
@@ -118,9 +143,7 @@ class Head:
     """
 
     __slots__ = (
-        "_is_known",
         "_limits",
-        "block",
         "expects",
         "fields",
         "is_chunked",
@@ -131,6 +154,7 @@ class Head:
         "options",
         "path",
         "query",
+        "rest",
         "target",
         "version",
     )
@@ -141,41 +165,42 @@ class Head:
     version: str
     path: str
     query: str
-    block: bytes
+    rest: bytes
     fields: dict[str, str]
     length: int | None
     is_chunked: bool
     options: frozenset[str]
     is_persistent: bool
     expects: str
-    _is_known: bool  # whether a head with another request line may have the same fields
     _limits: Limits
 
-    def renew(self, data: bytes, limits: Limits, *, needs_host: bool = False) -> bool:
-        """Become the head that *data* is, if that differs in method and target at most.
-
-        On a connection that stays open, clients mostly send the same fields again and again.
+    def with_line(self, line: str) -> Head | None:
+        """Return the head that has another request *line* and the same fields.
 
         Returns:
-            Whether it has: only where `parse` would return the same. Else it is as it was.
+            ``None`` where only `parse` can tell whether there is one.
         """
-        block = self.block
-        if not self._is_known or limits is not self._limits or not data.endswith(block):
-            return False
-        line = data[: -len(block)].decode("latin-1")
         match = _REQUEST_LINE.fullmatch(line)
-        if match is None or len(line) > limits.line:
-            return False
+        if match is None or len(line) > self._limits.line:
+            return None
         method, target, version = match.groups()
-        if version != self.version or target[0] != "/":
-            return False
-        if needs_host and "HTTP_HOST" not in self.fields:
-            return False
-        self.line = line
-        self.method = method
-        self.target = target
-        self.path, _, self.query = target.partition("?")
-        return True
+        if target[0] != "/" or self.target[0] != "/":  # an absolute one has changed the fields
+            return None
+        head = Head()
+        head.line = line
+        head.method = method
+        head.target = target
+        head.version = version
+        head.path, _, head.query = target.partition("?")
+        head.rest = self.rest
+        head.fields = self.fields
+        head.length = self.length
+        head.is_chunked = self.is_chunked
+        head.options = self.options
+        head.is_persistent = self.is_persistent
+        head.expects = self.expects
+        head._limits = self._limits
+        return head
 
     @property
     def upgrade(self) -> str:
@@ -237,12 +262,34 @@ def find_end(data: bytes, seen: int, limits: Limits) -> int:
     return end
 
 
-def parse(data: bytes, limits: Limits, *, needs_host: bool = False) -> Head:
+def parse(
+    data: bytes, limits: Limits, *, needs_host: bool = False, last: Head | None = None
+) -> Head:
     """Read a head: *data* ends before the empty line, and has the end of its last line.
+
+    Args:
+        last: The head before on this connection. Clients mostly send the same fields again and
+            again, which are read only once then.
 
     Raises:
         BadRequest: It is none, or too large, or could be understood in two ways.
     """
+    end = data.find(CRLF)
+    rest = data[end - _VERSION_LENGTH :] if end > _VERSION_LENGTH else b""
+    known = last if last is not None and last.rest == rest else _heads.get(rest)
+    if known is not None and known._limits is limits:
+        head = known.with_line(data[:end].decode("latin-1"))
+        if head is not None and not (needs_host and "HTTP_HOST" not in head.fields):
+            return head
+    head = _parse(data, limits, rest, needs_host=needs_host)
+    if len(rest) <= _KNOWN_MAX_BYTES and _REPEATED.issuperset(head.fields):
+        if len(_heads) >= _KNOWN_MOST:
+            _heads.clear()
+        _heads[rest] = head
+    return head
+
+
+def _parse(data: bytes, limits: Limits, rest: bytes, *, needs_host: bool) -> Head:
     text = data.decode("latin-1")
     line, *lines, _ = text.split("\r\n")
     if len(line) > limits.line and "\n" not in line[: limits.line + 2]:
@@ -260,7 +307,7 @@ def parse(data: bytes, limits: Limits, *, needs_host: bool = False) -> Head:
     head.line = line
     head.method, target, head.version = match.groups()
     head.target = target
-    head.block = data[len(line) :]
+    head.rest = rest
     head._limits = limits
     head.fields = fields = {}
     for each in lines:
@@ -292,8 +339,6 @@ def parse(data: bytes, limits: Limits, *, needs_host: bool = False) -> Head:
             raise BadRequest("no Host")
     elif host not in _hosts:
         _check_host(host)
-    # What is absolute has changed the fields. Larger ones would take memory while no request comes.
-    head._is_known = target[0] == "/" and len(head.block) <= _KNOWN_MAX_BYTES
     if target[0] == "/":
         head.path, _, head.query = target.partition("?")
     else:
