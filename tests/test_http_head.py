@@ -890,7 +890,7 @@ def test_another_protocol_gets_a_reply_to_its_first_line(
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
     """Begin with nothing that is known; return a function that counts."""
-    for name in ("_keys", "_hosts", "_options"):
+    for name in ("_keys", "_hosts", "_options", "_heads"):
         monkeypatch.setattr(module, name, {})
     return lambda: [len(module._keys), len(module._hosts), len(module._options)]
 
@@ -916,6 +916,26 @@ def test_long_names_are_not_kept(fresh: Callable[[], list[int]]) -> None:
     refusal(get("a b: c"))
     refusal(get("H: a", "Host: a b"))
     assert fresh() == [3, 0, 0]  # Host, Connection, H
+
+
+@pytest.mark.usefixtures("fresh")
+def test_whole_heads_are_kept_while_they_are_few_and_short() -> None:
+    """What comes after a flood is kept again."""
+    for number in range(3000):
+        read(get(f"Host: h{number}"))
+        assert len(module._heads) <= 1024
+    assert b"HTTP/1.1\r\nHost: h2999\r\n" in module._heads
+    count = len(module._heads)
+    read(get("Host: a", "Accept: " + "x" * 2000))
+    assert len(module._heads) == count
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("name", ["Cookie", "Authorization", "X-Api-Key", "Referer", "X-Unknown"])
+def test_heads_with_secrets_are_not_kept(name: str) -> None:
+    """Nor with what only looks as if it could be one."""
+    read(get("Host: a", f"{name}: secret"))
+    assert module._heads == {}
 
 
 # -- what is said of a refusal ------------------------------------------------------------------
@@ -1154,6 +1174,62 @@ def test_mutated_heads_are_read_as_the_grammar_says(data: bytes, needs_host: boo
     """Of a good head there is one bad byte, or some, or none."""
     if data.endswith(b"\r\n"):
         is_read_as_the_grammar_says(data, needs_host)
+
+
+@given(
+    first=st.one_of(heads(), mutated()),
+    second=st.one_of(heads(), mutated()),
+    needs_host=st.tuples(st.booleans(), st.booleans()),
+    is_fresh=st.booleans(),
+)
+@example(
+    first=b"GET http://a/ HTTP/1.1\r\nHost: b\r\n",
+    second=b"GET / HTTP/1.1\r\nHost: b\r\n",
+    needs_host=(True, True),
+    is_fresh=True,
+)
+@settings(max_examples=1500, deadline=None)
+def test_fields_that_come_again_are_read_alike(
+    first: bytes, second: bytes, needs_host: tuple[bool, bool], is_fresh: bool
+) -> None:
+    """With another request line, on the same connection or another, they mean what they mean."""
+
+    def read_alone(data: bytes) -> object:
+        module._heads.clear()
+        return read_after(data, None)
+
+    def read_after(data: bytes, last: Head | None) -> object:
+        try:
+            return told(parse(data, LIMITS, needs_host=needs_host[1], last=last))
+        except BadRequest as error:
+            return (error.status, str(error))
+
+    line, _, _ = second.partition(b"\r\n")
+    _, _, fields = first.partition(b"\r\n")
+    again = line + b"\r\n" + fields
+    if not first.endswith(b"\r\n") or not again.endswith(b"\r\n"):
+        return
+    expected = read_alone(again)
+    module._heads.clear()
+    try:
+        last = parse(first, LIMITS, needs_host=needs_host[0])
+    except BadRequest:
+        return
+    before = told(last)
+    if is_fresh:
+        module._heads.clear()
+    assert read_after(again, last) == expected
+    assert read_after(again, None) == expected
+    assert told(last) == before
+
+
+def test_other_limits_are_minded_where_fields_come_again() -> None:
+    """They may have been set in between."""
+    line, rest = b"GET /" + b"x" * 50, b" HTTP/1.1\r\nHost: a\r\n"
+    last = parse(line + rest, LIMITS)
+    for limits in (Limits(line=40), Limits(head=5), Limits(fields=0)):
+        with pytest.raises(BadRequest):
+            parse(line + rest, limits, last=last)
 
 
 @given(data=st.one_of(heads(), mutated()), places=st.lists(st.integers(0, 200), max_size=8))

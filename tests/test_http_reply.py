@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glb.http import reply as module
-from glb.http.reply import ReplyHead, date
+from glb.http.reply import ReplyHead, checked, date
 
 CONTROLS = [*range(0x20), 0x7F]
 
@@ -244,6 +244,45 @@ def test_what_is_known_of_programs_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     size = len(module._names), len(module._statuses)
     ReplyHead("200 " + "x" * 65, [("X" * 65, "")])
     assert size == (len(module._names), len(module._statuses))
+
+
+def test_heads_that_come_again_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of few values: the list may be another one, or change. What is refused is refused."""
+    monkeypatch.setattr(module, "_known", {})
+    headers = [("Content-Type", "text/plain"), ("Content-Length", "3")]
+    first = checked("200 OK", headers)
+    assert checked("200 OK", [*headers]) is first
+    headers[1] = ("Content-Length", "4")
+    second = checked("200 OK", headers)
+    assert (first.length, second.length) == (3, 4)
+    assert second.start == b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n"
+    assert checked("404 No", headers).code == 404
+    for wrong in (("Content-Length", 4), ("Content-Length", "four"), ("Server", "a\r\nb: c")):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"."):
+                checked("200 OK", [headers[0], wrong])
+    pairs: Any = [["Content-Type", "text/plain"], ["Content-Length", "3"]]
+    for given_as in (pairs, iter(pairs), tuple(headers)):
+        assert checked("200 OK", given_as).start.startswith(b"HTTP/1.1 200 OK\r\nContent-Type:")
+
+
+def test_heads_that_come_again_are_few_and_short_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes after many is kept again."""
+    monkeypatch.setattr(module, "_known", {})
+    for header in (
+        ("Set-Cookie", "secret"),
+        ("Location", "/secret"),
+        ("X-Any", "1"),
+        ("Vary", "x" * 600),
+    ):
+        checked("200 OK", [("Content-Type", "text/plain"), header])
+        assert module._known == {}
+    for number in range(3000):
+        checked("200 OK", [("Content-Length", str(number))])
+        assert len(module._known) <= 1024
+    assert ("200 OK", ("Content-Length", "2999")) in module._known
 
 
 @given(
