@@ -91,11 +91,6 @@ class WSGIHandler(Replier):
         self.socket = sock
         self.client_address = address
         self.server = server
-        # What is read at each request: much faster than what was never set.
-        self.rfile = self._raw = self._body = self._known = self._peer = self._plain = None
-        self._is_in_head = self._has_served = self._has_read_body = self._may_have_more = False
-        self._is_secured = False
-        self._rest = b""
         if rfile is not None:
             self.rfile = rfile
             self._is_lean = False  # type: ignore[misc]  # of this one
@@ -111,10 +106,9 @@ class WSGIHandler(Replier):
 
     def handle(self) -> None:
         server = self.server
-        self._settings = server if isinstance(server, Settings) else Settings
+        if isinstance(server, Settings):
+            self._settings = server
         self._gate = getattr(server, "_gate", None)
-        self._waiting = self._greenlet = None
-        self._is_timed = False
         waiting = getattr(server, "waiting_here", None)
         if waiting is not None and (self._is_lean or type(self.rfile) is io.BufferedReader):
             self._waiting = waiting

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import gevent.pywsgi
 from gevent import Timeout
@@ -32,6 +32,9 @@ from .reply import ReplyHead, as_lines, checked, date
 from .settings import Settings
 from .stream import FileWrapper, RawStream, send_file
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["Replier"]
 
 # Up to so many bytes a body is copied behind its head: 0.2 us for 16 KiB, where the send that
@@ -50,78 +53,67 @@ _WITHOUT_BODY: Final = frozenset({101, 204, 304})
 _EMPTY_REFUSAL: Final = (("Connection", "close"), ("Content-Length", "0"))
 
 
-# What a handler's attributes are, before there is something of a connection or a request.
-_AT_FIRST: Final[dict[str, Any]] = {
-    **dict.fromkeys(
-        (
-            "_body",
-            "_gate",
-            "_greenlet",
-            "_head",
-            "_known",
-            "_left",
-            "_orig_status",
-            "_peer",
-            "_plain",
-            "_raw",
-            "_reply",
-            "_tls",
-            "_waiting",
-            "application",
-            "client_address",
-            "code",
-            "command",
-            "environ",
-            "path",
-            "provided_content_length",
-            "provided_date",
-            "request_version",
-            "requestline",
-            "response_headers",
-            "result",
-            "rfile",
-            "server",
-            "socket",
-            "status",
-            "wsgi_input",
-        )
-    ),
-    **dict.fromkeys(
-        ("_buffered", "content_length", "response_length", "time_finish", "time_start"), 0
-    ),
-    **dict.fromkeys(
-        (
-            "_has_failed",
-            "_has_left",
-            "_has_read_body",
-            "_has_served",
-            "_has_told",
-            "_is_in_head",
-            "_is_in_line",
-            "_is_raw",
-            "_is_secured",
-            "_is_timed",
-            "_may_have_more",
-            "close_connection",
-            "connection_upgraded",
-            "headers_sent",
-            "response_use_chunked",
-        ),
-        False,
-    ),
-    "_options": frozenset(),
-    "_rest": b"",
-    "_settings": Settings,
-    "headers": GeventWSGIHandler.headers,
-}
-
-
 class Replier(GeventWSGIHandler):
     """The part of a handler that has a request and makes its reply."""
 
     # They are read and set much faster than the attributes of an object that has so many, and take
     # less memory. A subclass may have other attributes, and may do without our constructor.
-    __slots__ = tuple(_AT_FIRST)
+    __slots__ = (
+        "_body",
+        "_buffered",
+        "_gate",
+        "_greenlet",
+        "_has_failed",
+        "_has_left",
+        "_has_read_body",
+        "_has_served",
+        "_has_told",
+        "_head",
+        "_is_in_head",
+        "_is_in_line",
+        "_is_raw",
+        "_is_secured",
+        "_is_timed",
+        "_known",
+        "_left",
+        "_may_have_more",
+        "_options",
+        "_orig_status",
+        "_peer",
+        "_plain",
+        "_raw",
+        "_reply",
+        "_rest",
+        "_settings",
+        "_tls",
+        "_waiting",
+        "application",
+        "client_address",
+        "close_connection",
+        "code",
+        "command",
+        "connection_upgraded",
+        "content_length",
+        "environ",
+        "headers",
+        "headers_sent",
+        "path",
+        "provided_content_length",
+        "provided_date",
+        "request_version",
+        "requestline",
+        "response_headers",
+        "response_length",
+        "response_use_chunked",
+        "result",
+        "rfile",
+        "server",
+        "socket",
+        "status",
+        "time_finish",
+        "time_start",
+        "wsgi_input",
+    )
 
     #: Whether it overrides none of gevent's methods.
     _is_lean: ClassVar[bool]
@@ -186,13 +178,27 @@ class Replier(GeventWSGIHandler):
     _options: frozenset[str]
     _reply: ReplyHead | None
 
-    def __getattr__(self, name: str) -> Any:
-        # Of a slot that was not set yet.
-        try:
-            return _AT_FIRST[name]
-        except KeyError:
-            message = f"{type(self).__name__!r} object has no attribute {name!r}"
-            raise AttributeError(message, name=name, obj=self) from None
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+        """Make one with nothing of a connection or a request yet."""
+        self = super().__new__(cls)
+        self.socket = self.client_address = self.server = self.rfile = self._plain = None
+        self._gate = self._waiting = self._greenlet = self._tls = self._peer = None
+        self.requestline = self.command = self.path = self.request_version = self.environ = None
+        self.application = self.wsgi_input = self._head = self._raw = self._body = None
+        self._reply = self._known = None
+        self.status = self._orig_status = self.code = self.result = self.response_headers = None
+        self.provided_date = self.provided_content_length = self._left = None
+        self.time_start = self.time_finish = self.content_length = self._buffered = 0
+        self.response_length = 0
+        self.close_connection = self._may_have_more = self._is_secured = False
+        self._has_read_body = self._has_served = self._is_timed = self._is_in_head = False
+        self._is_in_line = self._is_raw = self.headers_sent = self.response_use_chunked = False
+        self.connection_upgraded = self._has_told = self._has_left = self._has_failed = False
+        self._settings = Settings
+        self._rest = b""
+        self.headers = GeventWSGIHandler.headers
+        self._options = frozenset()
+        return self
 
     @property
     def _is_ending(self) -> bool:
