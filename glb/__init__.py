@@ -13,6 +13,7 @@ exact turn. From the kernel upwards, each floor importing only from those below 
     handles    branch  acceptor  listener        what a program holds
                ending -> waiting                 how connections end, and which may
                polls -> adopted                  what a program holds that knows nothing of glb
+               exclusions                        what a program wants to be left alone
                descriptor -> seats               who wants a clone's connections, and waits or polls
                standby -> dispatcher             what deals turns, and to hubs that turn
                handlers  connection              what an accepted connection costs

@@ -24,19 +24,19 @@ import contextlib
 import errno
 import operator
 import os
-from collections.abc import Iterable
 from typing import Any, Final
 
 from gevent.socket import socket as GeventSocket
 
 from . import address as addresses
 from . import sockets
-from .address import Address, parse
+from .address import Address
 from .connection import PlainSocket
 from .descriptor import NUMBERS, Descriptor, find
+from .exclusions import is_excluded
 from .registry import REGISTRY, Entry, Share
 
-__all__ = ["Adopted", "accept", "bind", "duplicate", "exclude", "listen", "made", "shutdown"]
+__all__ = ["Adopted", "accept", "bind", "duplicate", "listen", "made", "shutdown"]
 
 #: What listen(2) of Python takes, where it isn't told.
 PYTHONS_BACKLOG: Final = min(_socket.SOMAXCONN, 128)
@@ -114,43 +114,6 @@ class _Left:
 
 #: By number. What is stale is dropped when somebody comes across it.
 _left: Final[dict[int, _Left]] = {}
-
-#: Addresses that aren't shared, whoever asks for it: keys, and ports of any host.
-_excluded: Final[set[object]] = set()
-
-
-def exclusions(listed: Iterable[object]) -> set[object]:
-    """Return what `exclude` takes for *listed* addresses; one without a host is any host's port.
-
-    Raises:
-        TypeError, ValueError, OSError: As `glb.address.parse`, and for a host that isn't known.
-    """
-    return {_exclusion(parse(each)) for each in listed}
-
-
-def exclude(them: set[object]) -> None:
-    """Leave some addresses alone from now on: see `exclusions`."""
-    _excluded.update(them)
-
-
-def exclude_nothing() -> None:
-    """Undo `exclude`."""
-    _excluded.clear()
-
-
-def is_excluded(address: Address) -> bool:
-    """Whether *address* is to be let alone."""
-    if not _excluded:
-        return False
-    return address.port in _excluded or _exclusion(address) in _excluded
-
-
-def _exclusion(address: Address) -> object:
-    if address.port is None:
-        return address.sockaddr
-    if not address.sockaddr[0]:
-        return address.port
-    return addresses.key_of(sockets.resolve(address))
 
 
 # -- what a program does with its sockets ---------------------------------------------------------

@@ -38,7 +38,7 @@ from gevent.baseserver import BaseServer
 from gevent.monkey import MonkeyPatchWarning
 from gevent.socket import socket as GeventSocket
 
-from . import adopted, descriptor, polls
+from . import adopted, descriptor, exclusions, polls
 from .adopted import Adopted
 from .limits import check_places
 from .server import StreamServer
@@ -87,7 +87,7 @@ def patch_all(
     check_places(clones, hubs)
     if isinstance(exclude, (str, bytes)):
         raise TypeError(f"exclude must be a list of addresses, got {exclude!r}")
-    excluded = adopted.exclusions(exclude)
+    excluded = exclusions.exclusions(exclude)
     late = []
     if gevents or not gevent.monkey.is_module_patched("socket"):
         late += _who_keeps(socket.socket)
@@ -96,7 +96,7 @@ def patch_all(
         is_wanted = gevents.get("socket", True)
         if not is_done or (is_wanted and not gevent.monkey.is_module_patched("socket")):
             return False
-    adopted.exclude(excluded)
+    exclusions.exclude(excluded)
     if sockets and not is_patched("sockets"):
         if gevent.monkey.is_module_patched("select"):
             late += _who_keeps(gevent.select.select)
@@ -132,7 +132,7 @@ def restore() -> None:
     while _patched:
         _, where, name, original = _patched.pop()
         setattr(where, name, original)
-    adopted.exclude_nothing()
+    exclusions.exclude_nothing()
 
 
 def is_patched(what: str | None = None) -> bool:

@@ -36,7 +36,7 @@ from gevent.server import DatagramServer
 
 from .acceptor import Acceptor
 from .address import Address, parse
-from .adopted import Adopted, is_excluded
+from .adopted import Adopted
 from .balance import Policy
 from .branch import Branch, SharedBound
 from .clones import Clone, current_clone
@@ -52,6 +52,7 @@ from .crossings import Crossings
 from .dispatcher import Dispatcher, count_connections
 from .draining import LINGER_SECONDS, Draining
 from .ending import Ending
+from .exclusions import is_excluded
 from .gate import Gate
 from .handlers import HandlerPool, handlers_here
 from .hubs import call_where_it_may_switch

@@ -17,7 +17,7 @@ import pytest
 from gevent import select, socket, ssl
 
 import glb
-from glb import adopted, sockets
+from glb import adopted, exclusions, sockets
 from glb.adopted import Adopted
 from glb.connection import PlainSocket
 from glb.registry import REGISTRY
@@ -996,7 +996,7 @@ def test_an_excluded_address_is_let_alone(spelling: Callable[[int], Any]) -> Non
     """In any form: the kernel shares it, if anybody; other addresses are as ever."""
     with native_socket.create_server(ANY, reuse_port=True) as free:
         port = free.getsockname()[1]
-        adopted.exclude(adopted.exclusions([spelling(port)]))
+        exclusions.exclude(exclusions.exclusions([spelling(port)]))
         with opened(free.getsockname()) as one, opened(free.getsockname()) as other:
             check_left_alone(one, other)
             assert clones() == []
@@ -1008,8 +1008,8 @@ def test_an_excluded_address_is_let_alone(spelling: Callable[[int], Any]) -> Non
 def test_another_host_of_that_port_is_not_excluded(spelling: str) -> None:
     """Only one without a host is every host's."""
     with bound() as sock:
-        adopted.exclude(
-            adopted.exclusions([f"{spelling}:{sock.getsockname()[1]}", "unix:/run/app.sock"])
+        exclusions.exclude(
+            exclusions.exclusions([f"{spelling}:{sock.getsockname()[1]}", "unix:/run/app.sock"])
         )
         sock.listen()
         assert (is_clone(sock), clones()) == (True, [1])
@@ -1018,7 +1018,7 @@ def test_another_host_of_that_port_is_not_excluded(spelling: str) -> None:
 def test_an_excluded_address_of_ours_is_not_joined() -> None:
     """The kernel's EADDRINUSE stands."""
     with glb.bind(ANY, reuse_port=True) as ours:
-        adopted.exclude(adopted.exclusions([ours.address]))
+        exclusions.exclude(exclusions.exclusions([ours.address]))
         with pytest.raises(OSError, match="in use"):
             bound(ours.address)
         assert clones() == [1]
@@ -1037,16 +1037,16 @@ def test_exclusions_are_all_or_none(wrong: Any, error: type[Exception], text: st
     """One that is wrong, and the error has its value: the others aren't excluded either."""
     with bound() as sock:
         with pytest.raises(error, match=text):
-            adopted.exclude(adopted.exclusions([sock.getsockname(), wrong]))
+            exclusions.exclude(exclusions.exclusions([sock.getsockname(), wrong]))
         sock.listen()
-        assert (is_clone(sock), adopted._excluded) == (True, set())
+        assert (is_clone(sock), exclusions._excluded) == (True, set())
 
 
 def test_exclusions_can_be_undone() -> None:
     """Those who listen from then on are clones."""
     with bound() as sock:
-        adopted.exclude(adopted.exclusions([sock.getsockname()]))
-        adopted.exclude_nothing()
+        exclusions.exclude(exclusions.exclusions([sock.getsockname()]))
+        exclusions.exclude_nothing()
         sock.listen()
         assert is_clone(sock)
 

@@ -44,6 +44,7 @@ FLOORS = [
         "descriptor",
         "dispatcher",
         "ending",
+        "exclusions",
         "handlers",
         "listener",
         "polls",

@@ -18,7 +18,7 @@ from gevent.baseserver import BaseServer
 from gevent.pool import Pool
 
 import glb
-from glb import adopted, monkey
+from glb import adopted, exclusions, monkey
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
@@ -91,7 +91,7 @@ def test_an_argument_that_cannot_be_is_refused(
     with pytest.raises(error, match=text):
         monkey.patch_all(**arguments)
     assert (names(), StreamServer.clones, StreamServer.hubs_if_possible) == before
-    assert (monkey.is_patched(), adopted._excluded) == (False, set())
+    assert (monkey.is_patched(), exclusions._excluded) == (False, set())
     assert gevent.server.StreamServer is not StreamServer
 
 
@@ -111,7 +111,7 @@ def test_what_is_not_ours_is_gevents(monkeypatch: pytest.MonkeyPatch) -> None:
     assert monkey.patch_all(thread=True) is False
     with pytest.raises(TypeError, match="gevent says no"):
         monkey.patch_all(2, 2, exclude=[":80"], ssl=True)
-    assert (names(), monkey.is_patched(), adopted._excluded) == (before, False, set())
+    assert (names(), monkey.is_patched(), exclusions._excluded) == (before, False, set())
     assert (StreamServer.clones, StreamServer.hubs_if_possible) == (4, 1)
     assert monkey.patch_all(3, thread=False, aggressive=True) is True
     assert monkey.is_patched()
@@ -275,7 +275,7 @@ def test_a_server_on_an_excluded_address_has_one_clone() -> None:
     told = make(("127.0.0.1", 8000), Recorder(), clones=2)
     assert (places, told.clones) == ([(1, 1), (1, 1), (3, 2)], 2)
     monkey.restore()
-    assert not adopted.is_excluded(glb.address.parse(":8000"))
+    assert not exclusions.is_excluded(glb.address.parse(":8000"))
 
 
 @pytest.mark.usefixtures("patchable")
@@ -504,7 +504,7 @@ def test_a_subscriber_of_gevents_events_can_prevent_all() -> None:
     check_child(
         """
 import gevent.events, gevent.monkey, gevent.server
-import glb.adopted, glb.monkey
+import glb.exclusions, glb.monkey
 def veto(event):
     raise gevent.events.DoNotPatch
 gevent.events.subscribers.append(
@@ -517,7 +517,7 @@ before = gevent.server.StreamServer
 for arguments in ({}, {}, {"socket": True}):
     assert glb.monkey.patch_all(2, exclude=[":80"], **arguments) is False
     assert not glb.monkey.is_patched() and not gevent.monkey.is_module_patched("socket")
-    assert gevent.server.StreamServer is before and not glb.adopted._excluded
+    assert gevent.server.StreamServer is before and not glb.exclusions._excluded
 """
     )
 
@@ -526,7 +526,7 @@ def test_an_exclusion_that_cannot_be_keeps_gevent_from_patching() -> None:
     """All is left as it was, the standard library included; then it can be patched."""
     check_child(
         """
-import gevent.monkey, gevent.server, glb.adopted, glb.monkey, socket
+import gevent.monkey, gevent.server, glb.exclusions, glb.monkey, socket
 before = (socket.socket, gevent.server.StreamServer, glb.server.StreamServer.clones)
 for wrong in ([":80", ":http"], [f"{'x' * 64}:80"], ":80"):
     try:
@@ -537,7 +537,7 @@ for wrong in ([":80", ":http"], [f"{'x' * 64}:80"], ":80"):
         raise AssertionError(wrong)
     assert not gevent.monkey.is_module_patched("socket") and not glb.monkey.is_patched()
     assert (socket.socket, gevent.server.StreamServer, glb.server.StreamServer.clones) == before
-    assert not glb.adopted._excluded
+    assert not glb.exclusions._excluded
 assert glb.monkey.patch_all(2, exclude=[":80"]) is True
 assert gevent.monkey.is_module_patched("socket") and glb.monkey.is_patched("sockets")
 """

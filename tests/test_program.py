@@ -123,9 +123,9 @@ def test_a_program_may_come_on_stdin(folder: pathlib.Path) -> None:
 def test_options_of_ours_come_before_the_program(folder: pathlib.Path) -> None:
     """What follows the program is the program's; what precedes it reaches gevent's servers."""
     (folder / "places.py").write_text(
-        "import gevent.server, sys, glb.adopted\n"
+        "import gevent.server, sys, glb.exclusions\n"
         "server = gevent.server.StreamServer(('127.0.0.1', 0), print)\n"
-        "print(sys.argv[1:], server.clones, server.hubs, glb.adopted.is_excluded("
+        "print(sys.argv[1:], server.clones, server.hubs, glb.exclusions.is_excluded("
         "glb.address.parse('127.0.0.1:81')), __name__)\n"
     )
     options = ("--clones", "6", "--hubs", "2", "--exclude", ":80", "--exclude", "localhost:81")
