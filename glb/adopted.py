@@ -48,6 +48,7 @@ class Adopted(Descriptor):
     __slots__ = ()
 
     asks_in_line = True
+    is_adopted = True
 
     def _accept(self) -> tuple[int, Any]:
         # For who goes under the cooperative socket, as gevent's servers do: never waits.

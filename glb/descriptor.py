@@ -27,7 +27,7 @@ from .seats import Seats
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing, from 3.11 on
 
-__all__ = ["NUMBERS", "Descriptor", "find"]
+__all__ = ["NUMBERS", "Descriptor", "find", "is_adopted"]
 
 
 class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's out
@@ -37,6 +37,8 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
 
     #: See `glb.seats.Holder`.
     asks_in_line: bool = False
+    #: Whether it stands under a socket of a patched program: see `glb.adopted`.
+    is_adopted: bool = False
     #: What had the same number before, and may have it afterwards.
     _below: weakref.ref[Descriptor] | None
     _seats: Seats | None
@@ -188,6 +190,11 @@ def find(number: int) -> Descriptor | None:
     reference = NUMBERS.get(number)
     found = None if reference is None else reference()
     return found if found is not None and found.is_same_file() else None
+
+
+def is_adopted(plain: object) -> bool:
+    """Tell whether *plain* stands under a socket of a patched program, and is a clone."""
+    return isinstance(plain, Descriptor) and plain.is_adopted
 
 
 # -- Global state ---------------------------------------------------------------------------------

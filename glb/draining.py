@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import gevent
 from gevent import getcurrent
 
-from .adopted import Adopted
+from .descriptor import is_adopted
 from .ending import KILL_SECONDS, Ending
 from .hubs import HubThread
 from .originals import monotonic
@@ -160,7 +160,7 @@ class Draining:
             return
         entry = listeners[0].entry
         handed_in = getattr(server._handed_in, "_sock", None)
-        if entry.clones > len(listeners) + isinstance(handed_in, Adopted):
+        if entry.clones > len(listeners) + is_adopted(handed_in):
             return  # others serve who waits there
         is_shut = entry.refuse_newcomers()
         began = monotonic()

@@ -36,7 +36,6 @@ from gevent.server import DatagramServer
 
 from .acceptor import Acceptor
 from .address import Address, parse
-from .adopted import Adopted
 from .balance import Policy
 from .branch import Branch, SharedBound
 from .clones import Clone, current_clone
@@ -49,6 +48,7 @@ from .connection import (
     wait_for_data,
 )
 from .crossings import Crossings
+from .descriptor import is_adopted
 from .dispatcher import Dispatcher, count_connections
 from .draining import LINGER_SECONDS, Draining
 from .ending import Ending
@@ -383,7 +383,7 @@ class StreamServer(gevent.server.StreamServer):
                     f"listener must be an address or a bound socket, got {listener!r}"
                 ) from error
             self._handed_in = listener
-            if isinstance(getattr(listener, "_sock", None), Adopted):
+            if is_adopted(getattr(listener, "_sock", None)):
                 self._keep_to_one_clone()  # the program has clones of its own
         else:
             address = parse(listener)
@@ -610,7 +610,7 @@ class StreamServer(gevent.server.StreamServer):
         if isinstance(listener, Listener):
             return listener
         plain = getattr(listener, "_sock", None)
-        if isinstance(plain, Adopted):
+        if is_adopted(plain):
             return Listener(REGISTRY.acquire(plain.entry))
         return Listener(REGISTRY.adopt(listener.fileno(), shared=self.reuse_port))
 
