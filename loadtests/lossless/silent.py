@@ -21,7 +21,7 @@ from .process import ANSWER_SECONDS, Client, Process
 QUESTION: Final = "Do silent clients keep the others waiting, and are they gone in time?"
 
 #: One timer looks for all that are silent, each quarter of the time that they have: see
-#: `glb.waiting`.
+#: `glb.serve.idle`.
 LATE: Final = 1.25
 
 #: ``python -m glb``, which ends with us.
