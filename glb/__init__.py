@@ -19,8 +19,11 @@ package says what is in it. ``tests/house/test_imports.py`` has the table of wha
 place of gevent's; `glb.registry.entries` tells what is open.
 """
 
+from . import balance as balance  # public under these names, as it was before the packages
+from . import handlers as handlers
+from . import registry
+from . import states as states
 from ._version import VERSION
-from .accept import registry
 from .accept.listener import Listener, bind, bind_direct, bind_load_balanced
 from .model.clone import Clone, current_clone
 from .serve.idle import idle
