@@ -38,8 +38,8 @@ from .accept.descriptor import is_adopted
 from .accept.dispatcher import Dispatcher, count_connections
 from .accept.exclusions import is_excluded
 from .accept.listener import Listener
+from .accept.protocols import Handed
 from .accept.registry import REGISTRY
-from .accept.turns import Handed
 from .hubs.crossings import Crossings
 from .hubs.greenlet_pool import HandlerPool, handlers_here
 from .hubs.threads import call_where_it_may_switch

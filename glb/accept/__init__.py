@@ -7,6 +7,7 @@ Each module owns one noun::
     waiters                     greenlets in `accept()`, and programs that poll
     watchdog -> dispatcher      what deals turns, and to hubs that turn
     registry -> turns -> ring   the only process-wide state: who listens, and who is next
+    protocols                   what the order of turns asks of clones and hubs
     exclusions                  addresses that a program wants to be left alone
 
 It imports `glb.model`, `glb.hubs` and `glb.net`, and knows no server.

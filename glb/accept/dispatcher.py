@@ -37,9 +37,10 @@ from ..model.accept_errors import Heap, classify
 from ..net.connection import accept_plain, kind_of
 from ..net.fd_leaks import describe
 from ..originals import monotonic, native_ident
+from .protocols import Handed, Member, Turn
 from .registry import Entry, Registry
 from .ring import Team
-from .turns import Handed, Member, Turn, Turns
+from .turns import Turns
 
 __all__ = ["Dispatcher", "count_connections"]
 

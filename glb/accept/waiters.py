@@ -44,9 +44,9 @@ from gevent.hub import Waiter
 from ..model.accept_errors import Episode, Heap, classify
 from ..originals import monotonic, native_ident
 from .dispatcher import Dispatcher
+from .protocols import Handed, Turn
 from .registry import Entry
 from .ring import Team
-from .turns import Handed, Turn
 from .watchdog import dispatcher_for
 
 __all__ = ["BellWatcher", "Seats", "in_order"]

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import getcurrent
 
+from ..accept.protocols import Handed, Turn
 from ..accept.registry import REGISTRY
 from ..accept.ring import Team
-from ..accept.turns import Handed, Turn, Turns
+from ..accept.turns import Turns
 from ..model.accept_errors import Episode, Heap, classify
 from ..model.clone import CURRENT, Clone
 from ..model.states import State, before, of_clone

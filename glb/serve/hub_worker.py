@@ -115,7 +115,7 @@ class Branch:
 
         Args:
             turn: The server's of this thread, which is told.
-            is_out_of_reach: See `glb.accept.turns.Member`.
+            is_out_of_reach: See `glb.accept.protocols.Member`.
             client_timeout: See `glb.serve.idle.Waiting`.
 
         Raises:

@@ -19,8 +19,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from glb.accept.protocols import Handed, Turn
 from glb.accept.ring import Team
-from glb.accept.turns import PATIENCE_SECONDS, QUICK_TAKES, Handed, Turn, Turns
+from glb.accept.turns import PATIENCE_SECONDS, QUICK_TAKES, Turns
 from glb.model.accept_errors import Episode
 from glb.model.policy import Policy
 
