@@ -5,6 +5,7 @@ Each module owns one noun::
     listener                    what `glb.bind` gives
     descriptor                  a clone's descriptor, and the share that comes and goes with it
     waiters                     greenlets in `accept()`, and programs that poll
+    readiness                   how programs that poll are told
     watchdog -> dispatcher      what deals turns, and to hubs that turn
     registry -> turns -> ring   the only process-wide state: who listens, and who is next
     protocols                   what the order of turns asks of clones and hubs

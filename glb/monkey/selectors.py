@@ -28,7 +28,8 @@ from gevent.select import select as _gevents_select
 from gevent.selectors import GeventSelector
 
 from ..accept.descriptor import NUMBERS, Descriptor, find
-from ..accept.waiters import BellWatcher, Seats, in_order
+from ..accept.readiness import BellWatcher
+from ..accept.waiters import Seats, in_order
 from .sockets import Adopted
 
 if TYPE_CHECKING:

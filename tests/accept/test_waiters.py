@@ -20,8 +20,8 @@ import glb
 from glb.accept import waiters as seats
 from glb.accept.descriptor import Descriptor
 from glb.accept.listener import Listener
+from glb.accept.readiness import Bell, BellWatcher
 from glb.accept.registry import REGISTRY
-from glb.accept.waiters import Bell, BellWatcher
 from glb.monkey import selectors as polls
 
 from ..conftest import open_descriptors

@@ -161,6 +161,7 @@ def test_the_test_sees_imports() -> None:
     assert imports_of("model.clone") == {"server"}  # for types
     assert imports_of("monkey.selectors") == {
         "accept.descriptor",
+        "accept.readiness",
         "accept.waiters",
         "monkey.sockets",
     }
