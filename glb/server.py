@@ -62,9 +62,10 @@ from .net.sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
 from .originals import Local, native_ident
 from .serve.acceptor import Acceptor
 from .serve.admission import Gate
+from .serve.bounds import SharedBound
 from .serve.drain import LINGER_SECONDS, Draining
 from .serve.drain_worker import Ending
-from .serve.hub_worker import Branch, SharedBound
+from .serve.hub_worker import Branch
 from .serve.idle import Waiting, has_ended
 from .serve.rolling import Rolling, make_handlers
 

@@ -4,6 +4,7 @@ Each module owns one noun::
 
     acceptor         a clone of a server
     hub_worker       a server's part on one hub
+    bounds           how many handlers there may be
     admission        whether the server accepts, and why not
     rolling          new handlers, and another number of clones
     drain            how a server ends

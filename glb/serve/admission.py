@@ -26,8 +26,8 @@ from ..model.accept_errors import Episode
 from ..model.limits import Bucket
 from ..model.states import MOVES, PAUSES, State, before
 from ..originals import monotonic
+from .bounds import SharedBound
 from .drain_worker import FOREVER
-from .hub_worker import SharedBound
 
 if TYPE_CHECKING:
     from ..server import StreamServer

@@ -11,12 +11,11 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent import Greenlet, GreenletExit, get_hub
-from gevent.lock import DummySemaphore
 
 from ..accept.dispatcher import Dispatcher
 from ..accept.registry import Entry
@@ -32,7 +31,7 @@ from .idle import Wait, Waiting
 if TYPE_CHECKING:
     from .acceptor import Acceptor
 
-__all__ = ["Branch", "SharedBound"]
+__all__ = ["Branch"]
 
 # So many handlers are killed at once, and what they leave is freed, before the next ones are. All
 # 18,000 at once kept everything alive until the last had ended, and the garbage collector looked
@@ -391,35 +390,3 @@ class Branch:
     def _end_at_exit(self) -> None:
         self.close(lambda: None)
         self.finish(Ending(0, kill=True))
-
-
-class SharedBound:
-    """How many handlers a server may have on all of its hubs together: its ``pool``.
-
-    It has what gevent's servers, and their users, ask of a pool.
-
-    Args:
-        size: How many.
-        branches: Called for the server's branches.
-    """
-
-    def __init__(self, size: int, branches: Callable[[], Sequence[Branch]]) -> None:
-        self.size: Final = size
-        self._branches = branches
-        # gevent's servers link themselves to it.
-        self._semaphore: Final = DummySemaphore()
-
-    def __len__(self) -> int:
-        return sum(branch.active for branch in self._branches())
-
-    def free_count(self) -> int:
-        """How many more there could be."""
-        return max(0, self.size - len(self))
-
-    def full(self) -> bool:
-        """Whether there is no room for one more."""
-        return self.size <= len(self)
-
-    def spawn(self, *args: Any, **kwargs: Any) -> Greenlet:  # type: ignore[type-arg]  # generic in the stubs alone
-        """Run a function in a greenlet of this thread's hub."""
-        return gevent.spawn(*args, **kwargs)
