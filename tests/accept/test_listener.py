@@ -411,7 +411,7 @@ def test_a_clone_collected_while_its_address_is_opened_again_does_no_harm(
     address = listener.address
     serve_one(listener)
     let_hub_turn()
-    registry: Any = sys.modules["glb.registry"]
+    registry: Any = sys.modules["glb.accept.registry"]
     real = registry.Share
 
     def collecting(*args: Any) -> Any:

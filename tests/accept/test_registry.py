@@ -1066,7 +1066,7 @@ def collect_before(patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
 
 
 @pytest.mark.usefixtures("no_collection")
-@pytest.mark.parametrize("where", ["glb.net.sockets.find_key", "glb.registry.Share"])
+@pytest.mark.parametrize("where", ["glb.net.sockets.find_key", "glb.accept.registry.Share"])
 def test_a_collection_that_closes_what_is_being_joined_does_not_fail_the_join(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

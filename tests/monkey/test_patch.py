@@ -54,7 +54,7 @@ def patchable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(gevent.monkey, "patch_all", refuse)
     monkeypatch.setattr(gevent.monkey, "is_module_patched", lambda _: True)
-    monkeypatch.setattr(monkey, "_who_keeps", lambda *_: [])
+    monkeypatch.setattr(monkey.patch, "_who_keeps", lambda *_: [])
     yield
     monkey.restore()
     adopted._left.clear()
