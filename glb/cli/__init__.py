@@ -7,6 +7,7 @@ Each module owns one noun::
     demo        turns, counted
     program     a program that `glb run` starts
     target      an application that `glb serve` imports, and imports afresh
+    fresh_import, watcher, reload    how it does, and when
 
 It may import everything of glb, and needs click and rich.
 """

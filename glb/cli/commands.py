@@ -16,7 +16,6 @@ from typing import Any, Final, NoReturn
 
 import click
 import gevent
-from gevent.event import Event
 
 from .._version import VERSION
 from ..model.address import parse
@@ -26,7 +25,8 @@ from ..server import StreamServer
 from . import console
 from .demo import run_gevent, run_glb
 from .program import Program, ProgramNotFoundError
-from .target import POLL_SECONDS, Target, TargetError, Watcher
+from .reload import Reloads
+from .target import Target, TargetError
 
 __all__ = ["cli", "main"]
 
@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         status = cli.main(args, prog_name="glb", standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"glb: {_one_line(error.format_message())}", err=True)
+        click.echo(f"glb: {console.one_line(error.format_message())}", err=True)
         status = 2
     except click.Abort:
         status = 128 + signal.SIGINT
@@ -58,15 +58,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         try:
             status.run()
         except ProgramNotFoundError as error:
-            click.echo(f"glb: {_one_line(error)}", err=True)
+            click.echo(f"glb: {console.one_line(error)}", err=True)
             status = error.status
         else:
             status = 0
     sys.exit(status)
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
 
 
 @contextlib.contextmanager
@@ -303,10 +299,10 @@ def serve(
             **tls,
         )
         server.start()
-    some = _count(server.clones, "clone")
+    some = console.count(server.clones, "clone")
     if hubs > 1:
-        some += f" on {_count(hubs, 'hub')}"
-    reloads = None if loaded is None else _Reloads(server, loaded, is_watched)
+        some += f" on {console.count(hubs, 'hub')}"
+    reloads = None if loaded is None else Reloads(server, loaded, is_watched)
     title = f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}"
     _run(server, reloads, title, drain_timeout)
 
@@ -319,10 +315,6 @@ def _most_connections() -> int | None:
         return None
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if most == resource.RLIM_INFINITY else max(1, most * 3 // 4)
-
-
-def _count(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
 def _make_server(is_wsgi: bool, *args: Any, **options: Any) -> StreamServer:
@@ -353,7 +345,7 @@ def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:
 
 
 def _run(
-    server: StreamServer, reloads: _Reloads | None, title: str, drain_timeout: float
+    server: StreamServer, reloads: Reloads | None, title: str, drain_timeout: float
 ) -> NoReturn:
     """Serve until a signal, status 0, or until the server has closed itself, status 1."""
     signals: list[int] = []
@@ -364,7 +356,7 @@ def _run(
             server.stop(0)  # who asks twice doesn't want to wait
             return
         if server.active:
-            some = _count(server.active, "connection")
+            some = console.count(server.active, "connection")
             console.tell("draining %s, for %g s at most; again to end at once", some, drain_timeout)
         server.drain(drain_timeout)
 
@@ -388,7 +380,7 @@ def _terminal() -> int | None:
     return None
 
 
-def _on_hangup(terminal: int | None, reloads: _Reloads | None) -> None:
+def _on_hangup(terminal: int | None, reloads: Reloads | None) -> None:
     if terminal is not None and not os.isatty(terminal):
         # Its window was closed: the signal has its first meaning. A server that is to outlive its
         # terminal doesn't write to it.
@@ -398,69 +390,6 @@ def _on_hangup(terminal: int | None, reloads: _Reloads | None) -> None:
         console.tell("nothing to reload: there is no TARGET")
     else:
         reloads.ask()
-
-
-class _Reloads:
-    """Rolls the newest state of *target* into *server* whenever it is asked to.
-
-    One reload at a time: however often it is asked during one, there is one more after it.
-    As a context it is at work; with *is_watched* it asks itself when the source changes.
-    """
-
-    def __init__(self, server: StreamServer, target: Target, is_watched: bool = False) -> None:
-        self._server = server
-        self._target = target
-        self._watcher = Watcher(target.files, self.ask, POLL_SECONDS)
-        self._watcher.note()  # a change is one of what was just loaded
-        self._is_watched = is_watched
-        self._asked = Event()
-        self._is_over = False
-        self._greenlet: gevent.Greenlet[[], None] | None = None
-
-    def ask(self) -> None:
-        """Have a reload begin, or one more after the one that is under way."""
-        self._asked.set()
-
-    def __enter__(self) -> None:
-        self._greenlet = gevent.spawn(self._run)
-        if self._is_watched:
-            self._watcher.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over = True
-        self._watcher.stop()
-        if self._greenlet is not None:
-            self._greenlet.kill()
-
-    def _run(self) -> None:
-        while True:
-            self._asked.wait()
-            self._asked.clear()
-            self._reload()
-
-    def _reload(self) -> None:
-        name = self._target.name
-        try:
-            try:
-                handle = self._target.reload()
-            finally:
-                # The files that came with it, before anybody is told, and repairs one.
-                self._watcher.note()
-            # Nobody is waited for, and nobody's connection is ended: an old handler may go on
-            # as long as its client stays, and must not hold up the next reload.
-            report = self._server.roll(handle, wait=False)
-        except BaseException as error:  # whatever it is, the old one serves, and is asked again
-            if self._is_over:  # it is the kill
-                raise
-            # A Ctrl-C is a signal that is handled elsewhere, and this greenlet is killed at the
-            # end alone: so these are of the module's making, as any other error is.
-            if isinstance(error, (KeyboardInterrupt, gevent.GreenletExit)):
-                error = TargetError(self._target.reason(error))
-            reason = error if isinstance(error, TargetError) else f"{type(error).__name__}: {error}"
-            line = _one_line(f"can't reload {name!r}: {reason}")
-            console.tell("%s; the old one goes on serving", line)
-        else:
-            console.tell("reloaded %r (%s)", name, _count(len(report.clones), "clone"))
 
 
 def _tls(certfile: str | None, keyfile: str | None) -> dict[str, Any]:

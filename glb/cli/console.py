@@ -22,7 +22,17 @@ from rich.text import Text
 from ..server import StreamServer
 from .demo import Outcome
 
-__all__ = ["STDERR", "is_live", "make_console", "outcomes", "progress", "shown", "tell"]
+__all__ = [
+    "STDERR",
+    "count",
+    "is_live",
+    "make_console",
+    "one_line",
+    "outcomes",
+    "progress",
+    "shown",
+    "tell",
+]
 
 log: Final = logging.getLogger("glb")
 
@@ -151,3 +161,11 @@ def _logged(server: StreamServer, title: str) -> Iterator[None]:
             sum(clone.failed for clone in stats),
             " ".join(str(clone.accepted) for clone in stats),
         )
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def count(number: int, what: str) -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"

@@ -2,7 +2,8 @@
 
 A `Target` imports its module, and imports it *afresh* when asked to: the project's modules get
 new module objects, so that what still runs in the old ones keeps their globals. A reload that
-fails leaves the modules as they were. A `Watcher` tells when their files have changed.
+fails leaves the modules as they were. A `glb.cli.watcher.Watcher` tells when their files have
+changed.
 
 The *project* is what lies below the current directory and isn't installed there, and the
 target's own package wherever it lies. Of the rest nothing is imported twice: libraries, compiled
@@ -18,51 +19,38 @@ Imports happen in the calling greenlet, as the first one did: nobody is let in m
 hub. A module may patch, or make locks, which a thread aside would not do the same way.
 
 Source: ``importlib.reload`` runs the new source in the *old* module's namespace, whence not it.
-Its bytecode is matched by the source's second and size: see `_SourceLoader`.
+Its bytecode is matched by the source's second and size: see `glb.cli.fresh_import.SourceLoader`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import inspect
 import os
 import re
 import sys
-import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.machinery import (
-    BYTECODE_SUFFIXES,
     ExtensionFileLoader,
-    ModuleSpec,
-    PathFinder,
-    SourceFileLoader,
 )
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import gevent
 from gevent import GreenletExit
 
-__all__ = ["POLL_SECONDS", "Target", "TargetError", "Watcher", "is_wsgi_by_arguments"]
+from . import fresh_import
+from .fresh_import import MISSING, Bound, Finder, Project, attribute_of, file_of
+
+__all__ = ["Target", "TargetError", "is_wsgi_by_arguments"]
 
 #: Tried in turn when a target is a module alone: WSGI's name, and Flask's.
 DEFAULT_ATTRIBUTES: Final = ("application", "app")
 
-# Soon enough for who saves and looks, and 500 files cost a thousandth of it. Werkzeug and
-# Django look once a second, too.
-POLL_SECONDS: Final = 1.0
 
 #: What must not be there twice: who asks, and the hub's own.
 NEVER_AFRESH: Final = {"__main__", "__mp_main__", __name__.partition(".")[0], "gevent"}
-
-#: The folders of installed packages, in whatever environment.
-INSTALLED: Final = {"site-packages", "dist-packages"}
-
-#: Of an attribute that isn't there.
-MISSING: Final = object()
 
 
 class TargetError(Exception):
@@ -97,8 +85,8 @@ class Target:
         self._is_djangos = False
         self._before: dict[str, ModuleType] = {}
         self._package = self._module_name
-        self._project = _Project(os.getcwd())
-        self._finder: Final = _Finder(self)
+        self._project = Project(os.getcwd())
+        self._finder: Final = Finder(self.is_own_file)
 
     @property
     def is_wsgi(self) -> bool:
@@ -115,7 +103,7 @@ class Target:
                 modules are gone, too.
         """
         folder = os.getcwd()
-        self._project = _Project(folder)
+        self._project = Project(folder)
         self._before = sys.modules.copy()
         sys.path.insert(0, folder)
         with self._undone_on_failure({}):
@@ -172,7 +160,7 @@ class Target:
         Those that the last one looked for in vain, or failed with, are in it as well: there a
         repair may come.
         """
-        found = map(_file_of, self._modules().values())
+        found = map(file_of, self._modules().values())
         return {file for file in found if file is not None} | self._finder.sought
 
     def is_own_file(self, file: str) -> bool:
@@ -204,7 +192,7 @@ class Target:
         name = ""
         for part in self._module_name.split("."):
             name += part
-            if _file_of(sys.modules.get(name)) is not None:
+            if file_of(sys.modules.get(name)) is not None:
                 break
             name += "."
         return name.rstrip(".")
@@ -220,7 +208,7 @@ class Target:
             return False
         if name == self._module_name:
             return True
-        spec = _get(module, "__spec__")
+        spec = attribute_of(module, "__spec__")
         if (
             self._before.get(name) is module
             or isinstance(getattr(spec, "loader", None), ExtensionFileLoader)
@@ -230,11 +218,11 @@ class Target:
             return False
         if f"{name}.".startswith(f"{self._package}."):
             return True
-        file = _file_of(module)
+        file = file_of(module)
         if file is not None:
             return self._project.has(file)
         # A namespace, if it is ours alone: libraries below it would miss a part of theirs.
-        path = [*(_get(module, "__path__") or ())]
+        path = [*(attribute_of(module, "__path__") or ())]
         return bool(path) and all(map(self._project.has, path))
 
     def reason(self, error: BaseException) -> str:
@@ -244,7 +232,8 @@ class Target:
             return f"{kind}: {error.msg} (at {error.filename}:{error.lineno})"
         frames = traceback.walk_tb(error.__traceback__)
         places = [(frame.f_code.co_filename, line) for frame, line in frames]
-        machinery = (__file__, importlib.__file__)  # and frozen modules have a name in <>
+        # And frozen modules have a name in <>.
+        machinery = (__file__, fresh_import.__file__, importlib.__file__)
         places = [each for each in places if each[0][:1] != "<" and each[0] not in machinery]
         # Its own line is what its writer can change, not the library's below.
         own = [each for each in places if self._project.has(each[0])] or places
@@ -256,14 +245,14 @@ class Target:
     def _undone_on_failure(self, taken: dict[str, ModuleType]) -> Iterator[None]:
         """Take modules out of ``sys.modules``; a failure puts them back, and takes new ones out."""
         # Where the parent is taken as well, it keeps what it has: the new ones get new parents.
-        bound = [_Bound.of(name) for name in taken if name.rpartition(".")[0] not in taken]
+        bound = [Bound.of(name) for name in taken if name.rpartition(".")[0] not in taken]
         for name in taken:
             sys.modules.pop(name, None)
         try:
             yield
         except BaseException:
             for name, module in self._modules().items():
-                now = _Bound.of(name)
+                now = Bound.of(name)
                 if now.value is module:
                     now._replace(value=MISSING).restore()
                 sys.modules.pop(name, None)
@@ -271,210 +260,6 @@ class Target:
             for each in bound:
                 each.restore()
             raise
-
-
-class _Bound(NamedTuple):
-    """What a module's name means in its parent, which the import system sets."""
-
-    parent: ModuleType | None
-    name: str
-    value: object
-
-    @classmethod
-    def of(cls, full_name: str) -> _Bound:
-        parent_name, _, name = full_name.rpartition(".")
-        parent = sys.modules.get(parent_name)
-        return cls(parent, name, MISSING if parent is None else _get(parent, name, MISSING))
-
-    def restore(self) -> None:
-        if self.parent is None:
-            return
-        if self.value is not MISSING:
-            setattr(self.parent, self.name, self.value)
-        elif _get(self.parent, self.name, MISSING) is not MISSING:
-            delattr(self.parent, self.name)
-
-
-class _Project:
-    """The files below a folder, but for what is installed there."""
-
-    def __init__(self, folder: str) -> None:
-        self._root: Final = os.path.join(os.path.realpath(folder), "")
-        paths = sysconfig.get_paths()
-        prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
-        prefixes |= {paths["stdlib"], paths["platstdlib"]}
-        named = {os.path.join(each, "") for every in prefixes for each in _spellings(every)}
-        # An interpreter's prefix is often /usr, and a project may well live below that.
-        self._not_ours: Final = tuple(each for each in named if not self._root.startswith(each))
-        self._known: Final[dict[str, bool]] = {}  # a watcher asks for all of them each second
-
-    def has(self, path: str) -> bool:
-        known = self._known.get(path)
-        if known is None:
-            # As it is spelled and as it is: a link may lead into the project, or out of it.
-            names = _spellings(path)
-            known = self._known[path] = any(
-                name.startswith(self._root) for name in names
-            ) and not any(map(self._is_installed, names))
-        return known
-
-    def _is_installed(self, path: str) -> bool:
-        parts = path.removeprefix(self._root).split(os.sep)
-        return path.startswith(self._not_ours) or not INSTALLED.isdisjoint(parts)
-
-
-def _spellings(path: str) -> set[str]:
-    return {os.path.abspath(path), os.path.realpath(path)}
-
-
-def _get(module: object, name: str, default: object = None) -> Any:
-    """Return a module's attribute, if it is there already: some make theirs when asked."""
-    try:
-        return object.__getattribute__(module, "__dict__").get(name, default)
-    except AttributeError:  # sys.modules may hold anything
-        return default
-
-
-def _file_of(module: object) -> str | None:
-    file = _get(module, "__file__")
-    return file if isinstance(file, str) else None
-
-
-# -- importing ----------------------------------------------------------------------------------
-
-
-class _Finder:
-    """Finds modules as they'd be found without it; the project's it has compiled from source.
-
-    It stays once it is there: a handler may import the rest of its modules any time later.
-
-    Attributes:
-        sought: The project's files that it found, or where it would have found what it didn't.
-    """
-
-    def __init__(self, target: Target) -> None:
-        self._target: Final = target
-        self.sought: Final[set[str]] = set()
-
-    def install(self) -> None:
-        """Come before who finds files, and after who hooks into that."""
-        if self not in sys.meta_path:
-            place = [*sys.meta_path, PathFinder].index(PathFinder)
-            sys.meta_path.insert(place, self)
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        finders = sys.meta_path[sys.meta_path.index(self) + 1 :]
-        # Python 3.11 still knows finders of an older kind; after us it asks them itself.
-        finders = [each for each in finders if hasattr(each, "find_spec")]
-        spec = next(filter(None, (each.find_spec(name, path, target) for each in finders)), None)
-        if spec is None:
-            # So that a watcher sees it come.
-            for folder in sys.path if path is None else path:
-                place = os.path.join(folder, name.rpartition(".")[2])
-                self._note(f"{place}.py", os.path.join(place, "__init__.py"))
-        elif spec.origin is not None and spec.has_location:
-            self._note(spec.origin)
-            loader = spec.loader
-            if type(loader) is SourceFileLoader and self._target.is_own_file(loader.path):
-                spec.loader = _SourceLoader(loader.name, loader.path)
-        return spec
-
-    def _note(self, *files: str) -> None:
-        self.sought.update(filter(self._target.is_own_file, files))
-
-
-class _SourceLoader(SourceFileLoader):
-    """Compiles what the source says now, and leaves bytecode of that for others.
-
-    Python takes bytecode for the source's if the source had the same size and was written in the
-    same second: one digit that is changed while a server starts would go unseen.
-    """
-
-    def get_data(self, path: str) -> bytes:
-        if path.endswith(tuple(BYTECODE_SUFFIXES)):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        return super().get_data(path)
-
-    def exec_module(self, module: ModuleType) -> None:
-        # A package's compiled modules stay, and nobody else would tell the new package of them.
-        for name, child in sys.modules.copy().items():
-            parent, _, tail = name.rpartition(".")
-            if parent == module.__name__ and child is not None:  # None: not to be imported
-                setattr(module, tail, child)
-        super().exec_module(module)
-
-
-# -- watching -----------------------------------------------------------------------------------
-
-
-class Watcher:
-    """Tells of changed files, once they are quiet.
-
-    A file that comes to be watched is taken as it is. One that goes away has changed, and one
-    that comes back has: editors save by renaming. Several changes without a period of rest
-    between them are one.
-
-    Args:
-        files: Returns which to watch, each time.
-        changed: Called in the watcher's greenlet after a change.
-        period: How often to look, and how long is quiet, in seconds.
-    """
-
-    def __init__(
-        self,
-        files: Callable[[], Iterable[str]],
-        changed: Callable[[], object],
-        period: float = POLL_SECONDS,
-    ) -> None:
-        self._files = files
-        self._changed = changed
-        self._period = period
-        self._stamps: dict[str, object] = {}
-        self._is_restless = False
-        self._greenlet: gevent.Greenlet[[], None] | None = None
-
-    def start(self) -> None:
-        """Watch from now on, in a greenlet of this hub. Twice is harmless."""
-        if self._greenlet is None:
-            self.poll()
-            self._greenlet = gevent.spawn(self._run)
-
-    def stop(self) -> None:
-        """Watch no more. Twice is harmless."""
-        greenlet, self._greenlet = self._greenlet, None
-        if greenlet is not None:
-            greenlet.kill()
-
-    def poll(self) -> None:
-        """Look once: what `start` does each period."""
-        before = self._stamps
-        self._stamps = {file: _stamp(file) for file in self._files()}
-        if any(before.get(file, stamp) != stamp for file, stamp in self._stamps.items()):
-            self._is_restless = True
-        elif self._is_restless:
-            self._is_restless = False
-            self._changed()
-
-    def note(self) -> None:
-        """Take the files that are new among the watched as they are now, not when next polled."""
-        self._stamps |= {file: _stamp(file) for file in self._files() if file not in self._stamps}
-
-    def _run(self) -> None:
-        while True:
-            gevent.sleep(self._period)
-            self.poll()
-
-
-def _stamp(file: str) -> object:
-    """Return what is another after each change, or None if there is no such file."""
-    try:
-        stat = os.stat(file)
-    except OSError:
-        return None
-    # A file that is renamed into place may be as old and as large as the one before.
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 # -- the kind -----------------------------------------------------------------------------------

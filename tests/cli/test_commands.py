@@ -576,7 +576,7 @@ def save(path: pathlib.Path, text: str) -> None:
 def test_saved_source_is_rolled_in(folder: pathlib.Path) -> None:
     """With --reload nobody need send a signal, not even after a mistake."""
     write_version(folder, "old")
-    code = "import glb.cli, glb.__main__ as m; glb.cli.commands.POLL_SECONDS = 0.01; m.main()"
+    code = "import glb.cli, glb.__main__ as m; glb.cli.reload.POLL_SECONDS = 0.01; m.main()"
     command = ("-c", code)
     with serving("versions:handle", "--reload", cwd=folder, command=command) as served:
         save(folder / "package" / "words.py", "version = b'new'")
@@ -628,7 +628,7 @@ class Reloaded:
         self.answers: list[object] = []
         self.may_roll = Event()
         self.may_roll.set()
-        self.reloads = glb.cli.commands._Reloads(self, self)  # type: ignore[arg-type]  # it has what is used
+        self.reloads = glb.cli.reload.Reloads(self, self)  # type: ignore[arg-type]  # it has what is used
 
     def files(self) -> set[str]:
         return set()

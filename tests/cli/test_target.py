@@ -20,7 +20,8 @@ import pytest
 from gevent.event import Event
 
 import glb
-from glb.cli.target import Target, TargetError, Watcher, is_wsgi_by_arguments
+from glb.cli.target import Target, TargetError, is_wsgi_by_arguments
+from glb.cli.watcher import Watcher
 
 from ..support.helpers import comes_true
 
