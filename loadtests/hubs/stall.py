@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from loadtests.bench.client import Answer
 from loadtests.bench.servers.blocking import ANY_HUB, ORDERS_COME_FROM
+from loadtests.frame.client import Answer
 
 from .figures import spread
 

@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from loadtests.bench.client import Client as CClient
-from loadtests.bench.client import compile_programs
-from loadtests.bench.contenders import START_MAX_SECONDS, Cpus
+from loadtests.frame.client import Client as CClient
+from loadtests.frame.client import compile_programs
+from loadtests.frame.process import START_MAX_SECONDS, Cpus
 
 from .answers import Answer, Promise, Tell
 from .process import ANSWER_SECONDS, Client, Process

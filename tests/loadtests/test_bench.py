@@ -12,14 +12,17 @@ from typing import Final
 
 import pytest
 
-from loadtests.bench import client, figures
-from loadtests.bench.client import BROWSER_REQUEST, BROWSER_REQUEST_AND_CLOSE, Client
-from loadtests.bench.contenders import CONTENDERS, Cpus
+from loadtests.bench import figures
+from loadtests.bench.contenders import CONTENDERS
 from loadtests.bench.crowd import Crowd
-from loadtests.bench.figures import Results
 from loadtests.bench.measure import Plan
-from loadtests.bench.promises import PROMISES, Promise
+from loadtests.bench.promises import PROMISES
 from loadtests.bench.report import Report
+from loadtests.frame import client
+from loadtests.frame.client import BROWSER_REQUEST, BROWSER_REQUEST_AND_CLOSE, Client
+from loadtests.frame.figures import Figure, Results
+from loadtests.frame.process import Cpus
+from loadtests.frame.promise import Promise
 
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"
 WHOLE: Final = HEAD + b"ok\n"
@@ -139,7 +142,7 @@ def test_idle_connections_have_to_be_there_at_the_end() -> None:
         pass
 
 
-def _promised(contender: str, figure: figures.Figure, beside: str | None) -> Promise:
+def _promised(contender: str, figure: Figure, beside: str | None) -> Promise:
     [promise] = [
         one
         for one in PROMISES

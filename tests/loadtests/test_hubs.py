@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from loadtests.bench.client import Answer
-from loadtests.bench.figures import Results
+from loadtests.frame.client import Answer
+from loadtests.frame.figures import Results
 from loadtests.hubs import figures
 from loadtests.hubs.contenders import CONTENDERS
 from loadtests.hubs.promises import PROMISES, Promise

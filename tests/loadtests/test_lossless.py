@@ -17,7 +17,7 @@ import gevent
 import gevent.server
 import pytest
 
-from loadtests.bench.figures import Results
+from loadtests.frame.figures import Results
 from loadtests.lossless.answers import Answer, Promise
 from loadtests.lossless.clients import Arrivals, Fate, Kept, _read_reply, reset
 from loadtests.lossless.drain import Drain, Fates

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.bench.figures import Results
+from loadtests.frame.figures import Results
 from loadtests.monkey import figures
 from loadtests.monkey.contenders import COPIES, GROUPS, PROGRAMS, SIDES
 from loadtests.monkey.measure import Plan

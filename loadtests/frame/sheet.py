@@ -17,9 +17,9 @@ import rich.box
 import rich.table
 from rich.console import Console
 
-from .contenders import Contender
 from .figures import Figure, Results
-from .promises import Promise
+from .process import Contender
+from .promise import Promise
 
 NOTHING: Final = "-"
 

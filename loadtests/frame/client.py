@@ -13,8 +13,9 @@ import tempfile
 from dataclasses import dataclass
 from typing import Final
 
-from .contenders import Cpus, pinned
-from .servers.job import REPLY
+from loadtests.bench.servers.job import REPLY
+
+from .process import Cpus, pinned
 
 HERE: Final = pathlib.Path(__file__).parent
 
