@@ -31,7 +31,7 @@ pytestmark = [
     ),
 ]
 
-LOADTESTS: Final = Path(__file__).parents[2] / "loadtests"
+LOADTESTS: Final = Path(__file__).parents[2] / "loadtests" / "locust"
 
 #: How long a run may take that takes two to five seconds, alone on a machine.
 RUN_SECONDS: Final = 100

@@ -1,6 +1,6 @@
 """How many connections a second can come and go, some of them by a reset, without harm to others?
 
-    locust -f loadtests/churn.py --headless -u 100 -r 50 -t 20s
+    locust -f loadtests/locust/churn.py --headless -u 100 -r 50 -t 20s
 
 Of ten clients seven have a line echoed and close; the others reset their connection: before they
 have sent anything, while the reply is on its way, and after it. Promised are 0 failures, and a
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is run
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
 
 from locust import task
 

@@ -1,10 +1,11 @@
 """What do gevent's own server and glb's make of the same load at the same time?
 
-    locust -f loadtests/compare.py --headless -u 100 -r 50 -t 20s [--compare-plot compare.png]
+    locust -f loadtests/locust/compare.py --headless -u 100 -r 50 -t 20s
 
-Half of the clients load one, half the other. At the end there is a table, and a picture: half of
-the requests were answered within so many milliseconds, 99 of 100 within so many. Both servers and
-locust share the machine, so what they do a second depends on each other; times are what to compare.
+Half of the clients load one, half the other. At the end there is a table, and a picture, in
+compare.png or where ``--compare-plot`` says: half of the requests were answered within so many
+milliseconds, 99 of 100 within so many. Both servers and locust share the machine, so what they do a
+second depends on each other; times are what to compare.
 """
 
 import pathlib
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is run
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
 
 from locust import events, task
 from rich import box

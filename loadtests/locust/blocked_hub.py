@@ -1,6 +1,6 @@
 """Does a handler that blocks its hub hold up the clones of the others?
 
-    locust -f loadtests/blocked_hub.py --headless -u 50 -r 50 -t 20s [--hubs 4]
+    locust -f loadtests/locust/blocked_hub.py --headless -u 50 -r 50 -t 20s [--hubs 4]
 
 One user of all has its handler block for 50 ms, twice a second; the others want a small page each,
 on a connection each. With four hubs they hardly notice: who was given to the blocked hub is
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is run
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
 
 from locust import FastHttpUser, between, constant_throughput, task
 

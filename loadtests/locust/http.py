@@ -1,6 +1,6 @@
 """How many HTTP requests a second, each on a connection of its own, does a server answer?
 
-    locust -f loadtests/http.py --headless -u 100 -r 50 -t 20s [--host http://ADDRESS]
+    locust -f loadtests/locust/http.py --headless -u 100 -r 50 -t 20s [--host http://ADDRESS]
 
 Requests on connections that are kept are keepalive.py's.
 """
@@ -11,7 +11,7 @@ import sys
 if __name__ == "http":  # locust's name for this file, which would hide the standard library's
     sys.modules["http"] = sys.modules["http.client"].http
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is run
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
 
 from locust import FastHttpUser, task
 

@@ -1,6 +1,7 @@
 """Do connections go round the clones in exact turn?
 
-    locust -f loadtests/balance.py --headless -u 100 -r 50 -t 20s [--hubs 4] [--server racing]
+    locust -f loadtests/locust/balance.py --headless -u 100 -r 50 -t 20s [--hubs 4]
+    locust -f loadtests/locust/balance.py --headless -u 100 -r 50 -t 20s --server racing
 
 They do with glb, on one hub or many, and the exit status is 0; four racing servers of gevent's
 give nearly all of them to one, and it is 1.
@@ -9,7 +10,7 @@ give nearly all of them to one, and it is 1.
 import pathlib
 import sys
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is run
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
 
 from glb.locust import EchoUser
 from loadtests.target.scenario import Scenario, Want

@@ -1,6 +1,6 @@
 """Is anybody refused, reset or kept waiting while a server is rolled once a second?
 
-    locust -f loadtests/roll.py --headless -u 100 -r 50 -t 20s
+    locust -f loadtests/locust/roll.py --headless -u 100 -r 50 -t 20s
 
 Each of its clones gets another handler, one after another, under load. Promised are 0 failures.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is run
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
 
 import gevent
 from gevent.event import Event

@@ -1,6 +1,6 @@
 """Does a server that has twenty times the users at once serve them all, and recover?
 
-    locust -f loadtests/spike.py --headless [-u 200] [-r 100] [-t 20s]
+    locust -f loadtests/locust/spike.py --headless [-u 200] [-r 100] [-t 20s]
 
 Ten users for a quarter of the time, then -u of them for half of it, and ten again.
 """
@@ -8,7 +8,7 @@ Ten users for a quarter of the time, then -u of them for half of it, and ten aga
 import pathlib
 import sys
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is run
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
 
 from typing import Any
 

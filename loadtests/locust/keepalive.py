@@ -1,6 +1,6 @@
 """How many requests a second does a server answer on connections that are kept?
 
-    locust -f loadtests/keepalive.py --headless -u 100 -r 50 -t 20s [TcpClient | HttpClient]
+    locust -f loadtests/locust/keepalive.py --headless -u 100 -r 50 -t 20s [TcpClient | HttpClient]
 
 Half of the clients speak TCP and half HTTP, each with a server of its own, or as ``--host`` says
 (``tcp://`` or ``http://``). A connection has one turn, however many requests it makes.
@@ -9,7 +9,7 @@ Half of the clients speak TCP and half HTTP, each with a server of its own, or a
 import pathlib
 import sys
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))  # wherever locust is run
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
 
 from locust import FastHttpUser, task
 
