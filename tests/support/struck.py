@@ -1,6 +1,6 @@
 """Run as a program: an exception strikes at one line of glb's after another, while a server serves.
 
-``python -m tests.struck KIND HUBS STEP``: for each *STEP*-th line that glb runs for a few
+``python -m tests.support.struck KIND HUBS STEP``: for each *STEP*-th line that glb runs for a few
 connections, a server of its own. The line raises, as a signal handler might there; then the server
 is to serve new clients, to have counted right, to hold no descriptor and to stop. What is not so is
 printed.
