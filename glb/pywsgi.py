@@ -33,12 +33,12 @@ from gevent.pywsgi import (
 from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
 from ._version import VERSION
-from .balance import Policy
-from .clones import current_clone
 from .http.handler import WSGIHandler
 from .http.settings import Settings
 from .http.stream import FileWrapper
-from .limits import check_count, check_seconds
+from .model.clone import current_clone
+from .model.limits import check_count, check_seconds
+from .model.policy import Policy
 from .server import StreamServer
 
 __all__ = [

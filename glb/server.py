@@ -34,13 +34,22 @@ from gevent import GreenletExit, Timeout, get_hub, getcurrent
 from gevent.baseserver import BaseServer
 from gevent.server import DatagramServer
 
-from .acceptor import Acceptor
-from .address import Address, parse
-from .adopted import Adopted, is_excluded
-from .balance import Policy
-from .branch import Branch, SharedBound
-from .clones import Clone, current_clone
-from .connection import (
+from .accept.descriptor import is_adopted
+from .accept.dispatcher import Dispatcher, count_connections
+from .accept.exclusions import is_excluded
+from .accept.listener import Listener
+from .accept.protocols import Handed
+from .accept.registry import REGISTRY
+from .hubs.crossings import Crossings
+from .hubs.greenlet_pool import HandlerPool, handlers_here
+from .hubs.threads import call_where_it_may_switch
+from .model.address import Address, parse
+from .model.clone import Clone, current_clone
+from .model.limits import check_count, check_places, check_rate, check_seconds
+from .model.policy import Policy
+from .model.states import PAUSES, State, of_server
+from .model.stats import CloneStats, DrainReport, RollReport
+from .net.connection import (
     Connection,
     Kind,
     accept_plain,
@@ -48,24 +57,17 @@ from .connection import (
     say_goodbye,
     wait_for_data,
 )
-from .crossings import Crossings
-from .dispatcher import Dispatcher, count_connections
-from .draining import LINGER_SECONDS, Draining
-from .ending import Ending
-from .gate import Gate
-from .handlers import HandlerPool, handlers_here
-from .hubs import call_where_it_may_switch
-from .leaks import Watermark
-from .limits import check_count, check_places, check_rate, check_seconds
-from .listener import Listener
+from .net.fd_leaks import Watermark
+from .net.sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
 from .originals import Local, native_ident
-from .registry import REGISTRY
-from .rolling import Rolling, make_handlers
-from .sockets import DEFAULT_BACKLOG, check_backlog, set_nodelay
-from .states import PAUSES, State, of_server
-from .stats import CloneStats, DrainReport, RollReport
-from .turns import Handed
-from .waiting import Waiting, has_ended
+from .serve.acceptor import Acceptor
+from .serve.admission import Gate
+from .serve.bounds import SharedBound
+from .serve.drain import LINGER_SECONDS, Draining
+from .serve.drain_worker import Ending
+from .serve.hub_worker import Branch
+from .serve.idle import Waiting, has_ended
+from .serve.rolling import Rolling, make_handlers
 
 __all__ = ["DatagramServer", "StreamServer"]
 
@@ -83,7 +85,7 @@ class _Turn:
     branch: Branch | None = None
     #: Why it stops accepting, if not for good: the state, and for how long, in seconds.
     pause: tuple[State, float | None] | None = None
-    #: The pause that ends now, by its number: see `glb.gate`.
+    #: The pause that ends now, by its number: see `glb.serve.admission`.
     resumed: int | None = None
 
 
@@ -102,14 +104,14 @@ class StreamServer(gevent.server.StreamServer):
     """A TCP, TLS or Unix server whose connections go round its clones in exact turn.
 
     Args:
-        listener: An address in any form of `glb.address.parse`; a bound, listening socket;
+        listener: An address in any form of `glb.model.address.parse`; a bound, listening socket;
             or a `glb.Listener`, which is then the first clone. The server closes it.
         handle: Called with the connection and the peer's address, in a handler greenlet.
         backlog: Length of the accept queue, in connections; only with an address. ``None``
             is the class attribute, by default what the kernel allows.
         spawn: As in gevent. A number or a `gevent.pool.Pool` bounds the whole server, not
             each clone. By default, and with a number, handlers run in greenlets that are
-            used again (see `glb.handlers`); ``gevent.spawn`` makes a fresh one each time.
+            used again (see `glb.hubs.greenlet_pool`); ``gevent.spawn`` makes a fresh one each time.
         clones: How many, 1 or more; ``None`` is the class attribute, 4.
         reuse_port: Join the registry, so that other servers and listeners of this process
             may have the same address, all in one ring. ``None`` is the class attribute,
@@ -117,15 +119,15 @@ class StreamServer(gevent.server.StreamServer):
         handler_factory: Called with 0 to *clones* - 1 when the server first accepts; each
             returns the handler of that clone. In place of *handle*.
         policy: Which ready clone is next: ``"round_robin"``, the default,
-            ``"least_connections"`` or ``"first"``; see `glb.balance.Policy`. One an address;
+            ``"least_connections"`` or ``"first"``; see `glb.model.policy.Policy`. One an address;
             ``None`` takes what is there.
         hubs: On how many hubs the clones live, 1 or more: clone *i* on hub *i* modulo *hubs*.
             Hub 0 is the one that starts the server, each other one turns in a native thread
             of its own. Handlers then run in several threads at once and must be thread-safe.
             ``None`` is the class attribute, 1. There are at least as many clones as hubs.
         patience: How long a hub may let a connection lie, in seconds, before it is another
-            hub's: see `glb.turns`. One an address; ``None`` is the class attribute, which has
-            no wish either: then it is 0.01.
+            hub's: see `glb.accept.turns`. One an address; ``None`` is the class attribute, which
+            has no wish either: then it is 0.01.
         nodelay: Set TCP_NODELAY on the listening socket, which connections inherit, so that
             small replies leave at once: otherwise the second part of one waits for the
             client's delayed acknowledgement, 40 ms on Linux. ``None`` is the class
@@ -382,7 +384,7 @@ class StreamServer(gevent.server.StreamServer):
                     f"listener must be an address or a bound socket, got {listener!r}"
                 ) from error
             self._handed_in = listener
-            if isinstance(getattr(listener, "_sock", None), Adopted):
+            if is_adopted(getattr(listener, "_sock", None)):
                 self._keep_to_one_clone()  # the program has clones of its own
         else:
             address = parse(listener)
@@ -608,8 +610,8 @@ class StreamServer(gevent.server.StreamServer):
                 self._handed_in = listener
         if isinstance(listener, Listener):
             return listener
-        plain = getattr(listener, "_sock", None)
-        if isinstance(plain, Adopted):
+        plain: Any = getattr(listener, "_sock", None)
+        if is_adopted(plain):
             return Listener(REGISTRY.acquire(plain.entry))
         return Listener(REGISTRY.adopt(listener.fileno(), shared=self.reuse_port))
 

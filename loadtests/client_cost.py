@@ -34,7 +34,7 @@ from gevent.os import tp_read
 import glb
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
-from loadtests.bench.contenders import Cpus, pinned
+from loadtests.frame.process import Cpus, pinned
 
 LINE = b"hello\n"
 CLONES = 4

@@ -23,8 +23,8 @@ from typing import Any, Final
 import click
 import gevent
 
-from glb.connection import Connection, PlainSocket
 from glb.http.body import ClientLeft
+from glb.net.connection import Connection, PlainSocket
 from glb.pywsgi import WSGIHandler, WSGIServer
 
 #: Requests on a connection, at most.

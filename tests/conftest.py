@@ -12,10 +12,10 @@ import hypothesis
 import pytest
 
 import glb
-from glb.registry import REGISTRY
+from glb.accept.registry import REGISTRY
 
 #: They import locust, which patches the process: test_locust.py runs each in one of its own.
-collect_ignore_glob = ["locust_*_checks.py"]
+collect_ignore_glob = ["locust/*_checks.py"]
 
 
 def open_descriptors() -> dict[int, str]:

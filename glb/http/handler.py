@@ -31,8 +31,8 @@ from gevent.pywsgi import OldMessage
 from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 from gevent.socket import socket as GeventSocket
 
-from ..connection import Connection, say_goodbye
-from ..waiting import has_ended
+from ..net.connection import Connection, say_goodbye
+from ..serve.idle import has_ended
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
 from .head import END, BadRequest, Head, Limits, find_end, parse, without_empty_lines
@@ -68,7 +68,7 @@ class SilentClientError(BadRequest):
 class WSGIHandler(Replier):
     """gevent's handler of a connection's requests: strict, and with less to do.
 
-    Between two requests the connection is *waiting* (see `glb.waiting`): then it may be closed
+    Between two requests the connection is *waiting* (see `glb.serve.idle`): then it may be closed
     by a server that drains, or when the client is silent for longer than ``first_byte_timeout``.
     A request that is under way when its server drains gets ``Connection: close`` with its reply.
 

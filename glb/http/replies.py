@@ -23,9 +23,9 @@ from gevent.pywsgi import (  # type: ignore[attr-defined]  # not in the stubs
     _NoopLog,
 )
 
-from ..clones import current_clone
-from ..connection import Connection
-from ..waiting import Waiting
+from ..model.clone import current_clone
+from ..net.connection import Connection
+from ..serve.idle import Waiting
 from .body import DISCARD_MAX_BYTES, Body, BodyError, ClientLeft
 from .head import BadRequest, Head
 from .reply import ReplyHead, as_lines, checked, date

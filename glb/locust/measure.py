@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import gevent
 
-from ..stats import jain
+from ..model.stats import jain
 
 __all__ = ["Clone", "CloneFigures", "Figures", "Measure", "Sample", "kind_of"]
 

@@ -46,7 +46,7 @@ from locust.user.task import (
     LOCUST_STATE_WAITING,
 )
 
-from ..connection import Connection, say_goodbye
+from ..net.connection import Connection, say_goodbye
 
 __all__ = [
     "Client",

@@ -20,10 +20,12 @@ from dataclasses import replace
 import click
 from rich.console import Console
 
-from .client import CompilerError, compile_programs
-from .contenders import CONTENDERS, Contender, Cpus, pinned
+from loadtests.frame.client import CompilerError, compile_programs
+from loadtests.frame.process import Contender, Cpus, pinned
+from loadtests.frame.progress import Progress
+
+from .contenders import CONTENDERS
 from .measure import Plan, Run
-from .progress import Progress
 from .report import Report
 
 DEFAULTS = Plan()

@@ -6,7 +6,8 @@ import socket
 import struct
 from typing import Final
 
-from .client import REQUEST, REQUEST_AND_CLOSE
+from loadtests.frame.client import REQUEST, REQUEST_AND_CLOSE
+
 from .servers.job import REPLY
 
 #: SO_LINGER with which a socket is closed by a reset: neither side keeps a TIME_WAIT.

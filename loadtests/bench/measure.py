@@ -21,8 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
-from . import figures
-from .client import (
+from loadtests.frame.client import (
     BROWSER_REQUEST,
     BROWSER_REQUEST_AND_CLOSE,
     REQUEST,
@@ -30,9 +29,12 @@ from .client import (
     Load,
     ask_in_turn,
 )
-from .contenders import CONTENDERS, Contender, Cpus, Server
+from loadtests.frame.figures import Results, fairness
+from loadtests.frame.process import Contender, Cpus, Server
+
+from . import figures
+from .contenders import CONTENDERS
 from .crowd import Crowd
-from .figures import Results, fairness
 from .servers.job import Job
 
 #: Until a server is done with what comes after the last reply, in seconds. Its CPU there is part

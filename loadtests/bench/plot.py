@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import pathlib
-import statistics
 import textwrap
 from collections.abc import Sequence
-from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Picture
 
-from . import figures
-from .contenders import Contender
-from .figures import Figure, Results
-from .measure import OPEN_RATE
+from loadtests.frame.figures import Results
+from loadtests.frame.plot import bars
+from loadtests.frame.process import Contender
 
-GLB: Final = "tab:blue"
-OTHER: Final = "0.65"
+from . import figures
+from .measure import OPEN_RATE
 
 
 def plot(
@@ -40,43 +37,3 @@ def plot(
     bars(axes[1][2], results, http, figures.KEEP_BROWSER_CPU, title)
     picture.supxlabel("\n".join(textwrap.wrap(heading, 150)), fontsize=8, color="0.3")
     picture.savefig(file, dpi=110)
-
-
-def bars(
-    axes: Any,
-    results: Results,
-    contenders: Sequence[Contender],
-    figure: Figure,
-    title: str,
-    *,
-    log: bool = False,
-) -> None:
-    axes.set_title(title, loc="left")
-    shown = [one for one in contenders if results.of(one.name, figure)]
-    if not shown:
-        axes.set_axis_off()
-        return
-    samples = [results.of(one.name, figure) for one in shown]
-    medians = [statistics.median(some) for some in samples]
-    spread = (
-        [median - min(some) for median, some in zip(medians, samples, strict=True)],
-        [max(some) - median for median, some in zip(medians, samples, strict=True)],
-    )
-    axes.barh(
-        [one.title for one in shown],
-        medians,
-        xerr=spread,
-        color=[GLB if "glb" in one.title else OTHER for one in shown],
-        error_kw={"ecolor": "0.25", "elinewidth": 1, "capsize": 2},
-    )
-    for index, (median, some) in enumerate(zip(medians, samples, strict=True)):
-        text = f" {median:,.{figure.digits}f}"
-        axes.annotate(
-            text, (max(some), index), va="center", xytext=(3, 0), textcoords="offset points"
-        )
-    axes.invert_yaxis()
-    if log:
-        axes.set_xscale("log")
-    else:
-        axes.locator_params(axis="x", nbins=5)
-    axes.margins(x=0.2)

@@ -2,40 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
+from loadtests.frame.promise import Promise
+
 from . import figures
-from .figures import Figure, Results
-
-
-@dataclass(frozen=True)
-class Promise:
-    """*figure* of *contender* is at most *limit*, or at least, if *is_floor*.
-
-    With *beside*, it is the ratio to that contender's, and not the figure itself.
-    """
-
-    says: str
-    contender: str
-    figure: Figure
-    limit: float
-    beside: str | None = None
-    is_floor: bool = False
-
-    def measured(self, results: Results) -> float | None:
-        """Return the value that is compared with *limit*; ``None`` if there is none."""
-        if self.beside is None:
-            return results.median(self.contender, self.figure)
-        return results.ratio(self.contender, self.beside, self.figure)
-
-    def is_kept(self, results: Results) -> bool | None:
-        """Tell whether it was kept; ``None`` if it was not measured."""
-        value = self.measured(results)
-        if value is None:
-            return None
-        return value >= self.limit if self.is_floor else value <= self.limit
-
 
 # Where a promise is "no more than plain gevent's", two runs of the very same server differ:
 # the limit is what it may differ by. p99 of a second or two of load rests on a dozen

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final
 
+from loadtests.frame.figures import Figure
+from loadtests.frame.process import Contender
+from loadtests.frame.promise import Promise
+from loadtests.frame.sheet import NOTHING, Sheet, Table
+
 from . import figures
-from .contenders import BASE, BASE_HTTP, FLOOR, RUST_HTTP, Contender
-from .figures import Figure
+from .contenders import BASE, BASE_HTTP, FLOOR, RUST_HTTP
 from .measure import OPEN_RATE, Plan
-from .promises import PROMISES, Promise
-from .sheet import NOTHING, Sheet, Table
+from .promises import PROMISES
 
 #: Over this much of its CPU, in percent, a process is taken to be at its limit.
 SATURATED: Final = 90

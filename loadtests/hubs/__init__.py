@@ -8,8 +8,8 @@ It asks five questions, one after the other; each has its contenders::
     price   what does a connection cost that another hub serves?
     (and)   how long does a client wait then, on a schedule?
 
-The client, the server programs and the forms of the report are those of `loadtests.bench`. Each
-module owns one noun::
+The server programs are those of `loadtests.bench`; the client and the forms of the report those of
+`loadtests.frame`. Each module owns one noun::
 
     __main__    the command
     report      tables

@@ -20,9 +20,9 @@ from dataclasses import replace
 import click
 from rich.console import Console
 
-from loadtests.bench.client import CompilerError, compile_programs
-from loadtests.bench.contenders import Cpus, pinned
-from loadtests.bench.progress import Progress
+from loadtests.frame.client import CompilerError, compile_programs
+from loadtests.frame.process import Cpus, pinned
+from loadtests.frame.progress import Progress
 
 from .contenders import CONTENDERS, Contender, Question
 from .measure import Plan, Run

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from loadtests.bench import contenders
 from loadtests.bench.servers.job import Job
+from loadtests.frame import process
 
 
 class Question(Enum):
@@ -29,7 +29,7 @@ class Question(Enum):
 
 
 @dataclass(frozen=True)
-class Contender(contenders.Contender):
+class Contender(process.Contender):
     """A server on so many *hubs*.
 
     If it is asked about stalls, *blocked* is the hub that is; ``None`` is whichever it happens

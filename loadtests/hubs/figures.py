@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from loadtests.bench.figures import (
-    CLIENT_BUSY,
-    CPU,
-    ERRORS,
-    EXACT,
-    OPEN_P99,
-    RATE,
-    SERVER_BUSY,
-    Figure,
-)
+from loadtests.bench.figures import CLIENT_BUSY, CPU, ERRORS, EXACT, OPEN_P99, RATE, SERVER_BUSY
+from loadtests.frame.figures import Figure
 
 __all__ = [
     "CLIENT_BUSY",

@@ -16,10 +16,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from loadtests.bench.client import Client, Load, ask_in_turn
-from loadtests.bench.contenders import Cpus, Server
-from loadtests.bench.figures import Results
 from loadtests.bench.servers.blocking import BLOCK_MICROSECONDS, STALL_MICROSECONDS
+from loadtests.frame.client import Client, Load, ask_in_turn
+from loadtests.frame.figures import Results
+from loadtests.frame.process import Cpus, Server
 
 from . import figures
 from .contenders import Contender, Question

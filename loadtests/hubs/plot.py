@@ -11,9 +11,9 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.figure import Figure as Picture
 
-from loadtests.bench.figures import Results
-from loadtests.bench.plot import GLB, bars
 from loadtests.bench.servers.blocking import BLOCK_MICROSECONDS
+from loadtests.frame.figures import Results
+from loadtests.frame.plot import GLB, bars
 
 from . import figures
 from .contenders import Contender, Question

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from loadtests.bench import promises
-from loadtests.bench.figures import Figure, Results
+from loadtests.frame import promise
+from loadtests.frame.figures import Figure, Results
 
 from . import figures
 
 
 @dataclass(frozen=True)
-class Promise(promises.Promise):
+class Promise(promise.Promise):
     """One that may have to hold in every round: then the worst counts, not the median."""
 
     is_always: bool = False

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from loadtests.bench import contenders as bench
-from loadtests.bench.figures import Figure
-from loadtests.bench.promises import Promise
 from loadtests.bench.servers.blocking import BLOCK_MICROSECONDS
-from loadtests.bench.sheet import NOTHING, Sheet, Table
+from loadtests.frame import process
+from loadtests.frame.figures import Figure
+from loadtests.frame.promise import Promise
+from loadtests.frame.sheet import NOTHING, Sheet, Table
 
 from . import figures
 from .contenders import Contender, Question
@@ -167,7 +167,7 @@ class Report(Sheet):
     def plan_as_json(self) -> dict[str, Any]:
         return asdict(self.plan)
 
-    def contender_as_json(self, contender: bench.Contender) -> dict[str, Any]:
+    def contender_as_json(self, contender: process.Contender) -> dict[str, Any]:
         seen = [
             {
                 "hub": one.stall.hub,
@@ -178,7 +178,9 @@ class Report(Sheet):
         ]
         return {**super().contender_as_json(contender), **({"stalls": seen} if seen else {})}
 
-    def ratios_as_json(self, contender: bench.Contender, figure: Figure) -> dict[str, float | None]:
+    def ratios_as_json(
+        self, contender: process.Contender, figure: Figure
+    ) -> dict[str, float | None]:
         question = next(one.question for one in self.contenders if one.name == contender.name)
         base = BASES.get(question)
         if base is None:

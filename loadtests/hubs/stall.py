@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from loadtests.bench.client import Answer
 from loadtests.bench.servers.blocking import ANY_HUB, ORDERS_COME_FROM
+from loadtests.frame.client import Answer
 
 from .figures import spread
 
@@ -17,7 +17,7 @@ from .figures import spread
 BACK_NANOSECONDS: Final = 50_000_000
 
 #: So long a hub that was blocked is on probation, and a margin: see `CALM_SECONDS` of
-#: `glb.standby`. Its turns are counted before that, too; they are exact only then.
+#: `glb.accept.watchdog`. Its turns are counted before that, too; they are exact only then.
 TRUSTED_NANOSECONDS: Final = 1_200_000_000
 
 #: How often a hub is asked for. With exact turns the fourth time is the last, beside a load; a

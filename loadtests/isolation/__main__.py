@@ -17,7 +17,7 @@ import sys
 import click
 from gevent import get_hub
 
-from glb.handlers import PROOF
+from glb.hubs.greenlet_pool import PROOF
 
 from .trial import Found, Trial
 

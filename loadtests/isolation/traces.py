@@ -59,7 +59,7 @@ def assert_fresh() -> None:
     assert greenlet.spawning_greenlet() is hub
     assert greenlet.spawn_tree_locals is hub.spawn_tree_locals
     assert BY_CONTEXT.get() is None
-    assert [*contextvars.copy_context()] == [glb.clones.CURRENT]
+    assert [*contextvars.copy_context()] == [glb.model.clone.CURRENT]
     assert sys.exc_info() == (None, None, None)
 
 

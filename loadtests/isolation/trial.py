@@ -19,9 +19,9 @@ from typing import Any, Final
 import gevent
 from gevent import Greenlet, GreenletExit, get_hub, getcurrent
 
-from glb.handlers import PROOF, HandlerGreenlet
+from glb.hubs.greenlet_pool import PROOF, HandlerGreenlet
+from glb.hubs.signals import ask
 from glb.server import StreamServer
-from glb.signals import ask
 
 from .clients import PATIENCE_SECONDS
 from .traces import Fuzz

@@ -18,9 +18,9 @@ import time
 import click
 from rich.console import Console
 
-from loadtests.bench.contenders import Cpus
-from loadtests.bench.figures import Results
-from loadtests.bench.progress import Progress
+from loadtests.frame.figures import Results
+from loadtests.frame.process import Cpus
+from loadtests.frame.progress import Progress
 
 from .answers import Answer, Scenario
 from .report import Report

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from loadtests.bench.sheet import NOTHING, Table, number
+from loadtests.frame.sheet import NOTHING, Table, number
 
 __all__ = ["Answer", "Promise", "Scenario", "Tell", "verdict"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from loadtests.bench.sheet import Table
+from loadtests.frame.sheet import Table
 
 from .answers import Answer, Promise, Tell
 from .process import ANSWER_SECONDS, Client, Server

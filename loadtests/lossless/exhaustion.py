@@ -12,7 +12,7 @@ from .process import Client, Server
 
 QUESTION: Final = "Does a server that is out of descriptors come back by itself?"
 
-#: Longer than an episode lasts for the log after its last failure: see `glb.dispatcher`.
+#: Longer than an episode lasts for the log after its last failure: see `glb.accept.dispatcher`.
 CALM_SECONDS: Final = 1.5
 
 

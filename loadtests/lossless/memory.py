@@ -7,8 +7,8 @@ import tempfile
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from loadtests.bench import client as bench
-from loadtests.bench.contenders import Cpus
+from loadtests.frame import client as bench
+from loadtests.frame.process import Cpus
 
 from .answers import Answer, Promise, Tell
 from .process import Server
@@ -69,7 +69,7 @@ class Memory:
 
 
 class EchoClient(bench.Client):
-    """The client of `loadtests.bench`, which leaves no TIME_WAIT: ports don't run out."""
+    """The client of `loadtests.frame`, which leaves no TIME_WAIT: ports don't run out."""
 
     def echo(self, port: int, count: int, concurrency: int) -> bench.Load:
         """Open *count* connections, *concurrency* at a time: a byte there, and back."""

@@ -15,7 +15,7 @@ from typing import IO, Any, Final
 
 import psutil
 
-from loadtests.bench.contenders import Cpus, pinned
+from loadtests.frame.process import Cpus, pinned
 
 __all__ = ["ANSWER_SECONDS", "Client", "Process", "Server", "Worker"]
 

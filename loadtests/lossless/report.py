@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtests.bench.sheet import Sheet, Table
+from loadtests.frame.sheet import Sheet, Table
 
 from .answers import Answer, verdict
 

@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from loadtests.bench.client import Client as CClient
-from loadtests.bench.client import compile_programs
-from loadtests.bench.contenders import START_MAX_SECONDS, Cpus
+from loadtests.frame.client import Client as CClient
+from loadtests.frame.client import compile_programs
+from loadtests.frame.process import START_MAX_SECONDS, Cpus
 
 from .answers import Answer, Promise, Tell
 from .process import ANSWER_SECONDS, Client, Process
@@ -21,7 +21,7 @@ from .process import ANSWER_SECONDS, Client, Process
 QUESTION: Final = "Do silent clients keep the others waiting, and are they gone in time?"
 
 #: One timer looks for all that are silent, each quarter of the time that they have: see
-#: `glb.waiting`.
+#: `glb.serve.idle`.
 LATE: Final = 1.25
 
 #: ``python -m glb``, which ends with us.

@@ -2,8 +2,8 @@
 
 Programs of the standard library, one listener each, run under gevent's patch and under glb's:
 these are to cost the same. Then with four copies on one address, by SO_REUSEPORT: there glb's
-patch is to make the order exact. The client, the server programs and the forms of the report
-are those of `loadtests.bench`. Each module owns one noun::
+patch is to make the order exact. The server programs are those of `loadtests.bench`; the client and
+the forms of the report those of `loadtests.frame`. Each module owns one noun::
 
     __main__    the command
     report      tables

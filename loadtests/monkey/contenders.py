@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from loadtests.bench import contenders
 from loadtests.bench.servers.patched import GEVENT, GLB, GLB_SOCKETS
+from loadtests.frame import process
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ COPIES: Final = 4
 
 
 @dataclass(frozen=True)
-class Contender(contenders.Contender):
+class Contender(process.Contender):
     """*of*, in one copy or several, on *side*."""
 
     of: Program = PROGRAMS[0]

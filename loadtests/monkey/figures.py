@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Final
 
-from loadtests.bench.figures import CPU, ERRORS, EXACT, FAIRNESS, Figure, Results, fairness
+from loadtests.bench.figures import CPU, ERRORS, EXACT, FAIRNESS
+from loadtests.frame.figures import Figure, Results, fairness
 
 __all__ = ["CPU", "ERRORS", "EXACT", "FAIRNESS", "IN_ORDER", "fairness", "quartiles", "ratios"]
 

@@ -20,11 +20,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from loadtests.bench import contenders as bench
-from loadtests.bench.client import GIVE_UP_SECONDS, REQUEST_AND_CLOSE, Client
-from loadtests.bench.contenders import Cpus, Server
-from loadtests.bench.figures import Results
 from loadtests.bench.servers.job import Job
+from loadtests.frame import process
+from loadtests.frame.client import GIVE_UP_SECONDS, REQUEST_AND_CLOSE, Client
+from loadtests.frame.figures import Results
+from loadtests.frame.process import Cpus, Server
 
 from . import figures
 from .contenders import Contender, Group
@@ -43,7 +43,7 @@ WARM_UP: Final = 300
 ORDERED_CONNECTIONS: Final = 200
 
 #: What `clients` talk to. It has no patch, and runs where the client does.
-ECHO: Final = bench.Contender("echo", "who sends back what comes", "patched:echo")
+ECHO: Final = process.Contender("echo", "who sends back what comes", "patched:echo")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loadtests.bench import contenders as bench
-from loadtests.bench.figures import Figure
-from loadtests.bench.promises import Promise
-from loadtests.bench.sheet import NOTHING, Sheet, Table
+from loadtests.frame import process
+from loadtests.frame.figures import Figure
+from loadtests.frame.promise import Promise
+from loadtests.frame.sheet import NOTHING, Sheet, Table
 
 from . import figures
 from .contenders import AGAIN, BASE, COPIES, Contender, contender
@@ -115,7 +115,9 @@ class Report(Sheet):
     def plan_as_json(self) -> dict[str, Any]:
         return asdict(self.plan)
 
-    def ratios_as_json(self, contender: bench.Contender, figure: Figure) -> dict[str, float | None]:
+    def ratios_as_json(
+        self, contender: process.Contender, figure: Figure
+    ) -> dict[str, float | None]:
         base = self._base(contender.name)
         return {"beside_gevents_patch": self.results.ratio(contender.name, base, figure)}
 

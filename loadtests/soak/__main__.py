@@ -19,7 +19,7 @@ import sys
 import click
 from rich.console import Console
 
-from glb.balance import Policy
+from glb.model.policy import Policy
 
 from .plan import Kind, Plan
 from .run import run

@@ -19,12 +19,12 @@ from typing import Any, Final
 import gevent
 from greenlet import greenlet
 
-import glb.hubs
-from glb.gate import Gate
-from glb.handlers import MAX_PARKED
-from glb.registry import REGISTRY, Entry
-from glb.sockets import is_readable
-from glb.states import MOVES, State
+import glb.hubs.threads
+from glb.accept.registry import REGISTRY, Entry
+from glb.hubs.greenlet_pool import MAX_PARKED
+from glb.model.states import MOVES, State
+from glb.net.sockets import is_readable
+from glb.serve.admission import Gate
 
 from .descriptors import Descriptors, count_resident_bytes, leads
 from .plan import Plan
@@ -50,7 +50,9 @@ def watch_moves(tally: Tally) -> Counter[str]:
     def watched(gate: Gate, state: State) -> None:
         name = f"{gate.state.value} -> {state.value}"
         moves[name] += 1
-        tally.hold("a server's state changes as glb.states says", state in MOVES[gate.state], name)
+        tally.hold(
+            "a server's state changes as glb.model.states says", state in MOVES[gate.state], name
+        )
         set_locked(gate, state)
 
     Gate._set_locked = watched  # type: ignore[method-assign, assignment]  # to watch it
@@ -359,7 +361,7 @@ class Checks:
         if not 0 <= spares <= 1:
             wrong["spare"] = f"{spares}"
         others = found.others - self._open_before.others
-        threads = len(glb.hubs._running)
+        threads = len(glb.hubs.threads._running)
         if threads and self._others_a_thread is None and not wrong:
             self._others_a_thread = others // threads
         if others != threads * (self._others_a_thread or 0):
@@ -409,7 +411,7 @@ class Checks:
         watchers = gevent.get_hub().loop.activecnt
         entries = [*REGISTRY]
         self._hold("end: no descriptor is left", not left, left)
-        self._hold("end: no thread is left", not threads and not glb.hubs._running, threads)
+        self._hold("end: no thread is left", not threads and not glb.hubs.threads._running, threads)
         self._hold("end: no entry is left", not entries, entries)
         self._hold(
             "end: no greenlet is left",
@@ -431,7 +433,7 @@ class Checks:
     def _is_as_before(self) -> bool:
         return (
             not [*REGISTRY]
-            and not glb.hubs._running
+            and not glb.hubs.threads._running
             and not _more_than(self._before)
             and _count_greenlets() <= self._greenlets_before
         )

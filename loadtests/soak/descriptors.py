@@ -18,7 +18,7 @@ class Descriptors:
     Attributes:
         listening: Sockets that listen, by port.
         connected: Other sockets of such a port.
-        spares: Of ``os.devnull``: see `glb.reserve`.
+        spares: Of ``os.devnull``: see `glb.net.spare_fd`.
         others: All that is no socket, or one of another kind.
     """
 

@@ -30,7 +30,7 @@ class Plan:
         rate: How many do, a second, at all addresses together.
         clones: How many clones a server begins with.
         kinds: What is spoken, by the names of `Kind`; each has an address.
-        policy: Which ready clone is next, by the names of `glb.balance.Policy`.
+        policy: Which ready clone is next, by the names of `glb.model.policy.Policy`.
         actions: Whether anything is done to the servers.
     """
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from glb.balance import Policy
+from glb.model.policy import Policy
 
 from .load import Load
 from .plan import Kind, Plan
@@ -54,7 +54,8 @@ def run(plan: Plan, command: str = "", server: Sequence[str] = SERVER) -> Report
 
 
 def _ask_in_turn(plan: Plan, load: Load) -> list[str]:
-    # With several hubs one that has blocked has its turns back a while later: see glb.standby.
+    # With several hubs one that has blocked has its turns back a while later: see
+    # glb.accept.watchdog.
     if plan.hubs > 1 or plan.policy != DEALS_IN_TURN:
         return []
     failures = []

@@ -27,7 +27,7 @@ from gevent.hub import Hub
 from gevent.monkey import get_original
 from gevent.util import print_run_info
 
-from glb.states import State
+from glb.model.states import State
 
 from .actions import Actions
 from .checks import Checks, watch_moves

@@ -10,10 +10,10 @@ from typing import Any, Final
 import gevent
 from gevent.pool import Pool
 
+from glb.accept.registry import REGISTRY, Entry
+from glb.model.states import State
 from glb.pywsgi import WSGIServer
-from glb.registry import REGISTRY, Entry
 from glb.server import StreamServer
-from glb.states import State
 
 from .plan import Kind, Plan
 from .tally import Tally

@@ -22,8 +22,8 @@ __all__ = ["Planned", "Versions", "Work"]
 
 _sleep: Final[Callable[[float], None]] = get_original("time", "sleep")
 
-#: How long a handler blocks its hub. Longer than `glb.turns.PATIENCE_SECONDS`: what lies there
-#: meanwhile is taken back.
+#: How long a handler blocks its hub. Longer than `glb.accept.turns.PATIENCE_SECONDS`: what lies
+#: there meanwhile is taken back.
 BLOCK_SECONDS: Final = 0.015
 
 

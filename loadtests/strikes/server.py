@@ -32,7 +32,7 @@ from gevent.hub import Hub
 import glb
 import glb.pywsgi
 import glb.server
-from glb.registry import REGISTRY
+from glb.accept.registry import REGISTRY
 
 from .words import TOKEN_LENGTH, Kind
 

@@ -1,0 +1,15 @@
+"""Accepting: from a shared kernel socket to the clone whose turn it is.
+
+Each module owns one noun::
+
+    listener                    what `glb.bind` gives
+    descriptor                  a clone's descriptor, and the share that comes and goes with it
+    waiters                     greenlets in `accept()`, and programs that poll
+    readiness                   how programs that poll are told
+    watchdog -> dispatcher      what deals turns, and to hubs that turn
+    registry -> turns -> ring   the only process-wide state: who listens, and who is next
+    protocols                   what the order of turns asks of clones and hubs
+    exclusions                  addresses that a program wants to be left alone
+
+It imports `glb.model`, `glb.hubs` and `glb.net`, and knows no server.
+"""

@@ -1,0 +1,510 @@
+"""The dispatcher: gives the turns of one address on one hub.
+
+On duty (see `glb.accept.turns`) it watches one descriptor, the pristine socket's, however many
+clones there are, and only while one of them is ready. When connections wait, it asks whose
+turn it is and lets that clone accept; nothing is taken from the kernel that no clone is ready
+to take, so overload waits in the accept queue and costs nothing here.
+
+Where clones of several hubs share the address, it accepts for them, and hands the connection
+to the clone by the inbox of that one's dispatcher. Whatever a handler that blocks keeps from
+its start is in the accept queue, in an inbox, or among the jobs of its hub's handler greenlets,
+where the standby finds it. Servers that start handlers in another way get one at a time.
+
+When the kernel is out of room for another connection, or gives nothing but errors for another
+reason, the dispatcher pauses for all of its clones at once, says so in the log once, and tries
+again by itself. Nobody is lost: the accept queue keeps who waits.
+
+What a turn is, the clones know: `glb.accept.listener` and `glb.serve.acceptor`. A dispatcher
+belongs to its hub's thread. From others only `send`, `run`, and what ends in ``_locked`` may be
+called.
+
+Source: the shape is memcached's and HAProxy's (accept, then deal out); the pause is theirs
+and trio's.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from ..hubs.greenlet_pool import Job, handlers_here
+from ..hubs.guard import Guard
+from ..hubs.threads import call_each, call_where_it_may_switch
+from ..model.accept_errors import Heap, classify
+from ..net.connection import accept_plain, kind_of
+from ..net.fd_leaks import describe
+from ..originals import monotonic, native_ident
+from .protocols import Handed, Member, Turn
+from .registry import Entry, Registry
+from .ring import Team
+from .turns import Turns
+
+__all__ = ["Dispatcher", "count_connections"]
+
+log: Final = logging.getLogger("glb")
+
+_READ: Final = 1
+
+# As many clients as Linux lets wait in one accept queue, by default, may all have left. When more
+# have done so in a row, with neither a connection nor the end of the queue between them, the
+# kernel doesn't take them out of it: then each wake-up of nothing else is followed by a pause.
+MOST_LEFT_IN_A_ROW: Final = 4096
+
+
+class Dispatcher:
+    """The turns of one entry on one hub; see `glb.accept.watchdog.dispatcher_for`."""
+
+    is_standby: bool = False
+
+    def __init__(self, entry: Entry, hub: Any) -> None:
+        self.thread: int = hub.thread_ident
+        self.accepted = 0
+        self.inbox: deque[Handed] = deque()
+        #: The team of those who have none: plain listeners.
+        self.singles: Team[Member] = Team()
+        self.seated: dict[Team[Any], None] = {self.singles: None}
+        self.servers: dict[Team[Any], None] = {}
+        self.has_turns = True
+        self.stalled_at: float | None = None
+        self.tried_at = self.quick = 0
+        #: Counts what its hub does here, so that the standby sees whether it does.
+        self.moves = 0
+        self.turns: Turns = entry.turns
+        self.hub: Final = hub
+        self._entry = entry
+        self._users = 0
+        self._is_giving_turns = False
+        self._is_orphan = False
+        # Callbacks that may be on their way: to give the next turn, to take up the next connection.
+        self._next_turn: Any = None
+        self._next_take: Any = None
+        self._kind: Final = kind_of(entry.pristine)
+        #: Called by the guard, in this hub: see `glb.hubs.guard`.
+        self.guarded: dict[object, Callable[[], object]] = {}
+        #: What runs the handlers of this hub.
+        self.handlers: Final = handlers_here()
+        # Who keeps the hub alive: servers that have not stopped, listeners on which somebody
+        # waits. Their clones may all be paused, and no descriptor be watched here.
+        self._holders: set[object] = set()
+        self._taken = 0
+        # How many peers had left since the last connection, or the end of the queue.
+        self._left_in_a_row = 0
+        self._calls: deque[Callable[[], object]] = deque()
+        self._pause: Any = None
+        # Neither keeps the hub alive by itself: that is for who holds it.
+        self._io: Any = hub.loop.io(entry.pristine.fileno(), _READ, ref=False)
+        self._wake_up: Any = hub.loop.async_(ref=False)
+        self._wake_up.start(self._answer)
+        self._guard: Final = Guard(hub, self._look_over)
+        entry.keep_reserve()
+
+    # -- who uses it -----------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Count one more user; the dispatcher lives until the last has detached."""
+        self._users += 1
+
+    def detach(self) -> None:
+        """Count a user out."""
+        self._users -= 1
+        if self._users == 0:
+            self.close()
+
+    def send(self, call: Callable[[], object]) -> bool:
+        """Have *call* called in its hub; ``False`` if that is gone. From any thread."""
+        with self.turns.lock:
+            if self._wake_up is None or not self.has_loop:
+                return False
+            self._calls.append(call)
+            self.wake_locked()
+            return True
+
+    def wake_locked(self) -> None:
+        if self._wake_up is None or not self.has_loop:
+            return
+        try:
+            self._wake_up.send()
+        except Exception:
+            if self._can_wake():
+                raise  # it struck from outside, and does not come again
+            # Its thread is destroying the loop this moment, and the watchers with it.
+            self._io = self._wake_up = self._pause = None
+            self._is_orphan = True
+            self.turns.remove_locked(self)
+            self._entry.dispatcher_closed(self)
+            self._answer_calls()
+
+    def _can_wake(self) -> bool:
+        try:
+            self._wake_up.send()
+        except Exception:
+            return False
+        return True
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Call *call*: now, if this thread may touch the dispatcher, else in its hub."""
+        if self.is_here:
+            call()
+        else:
+            self.send(call)
+
+    @property
+    def has_loop(self) -> bool:
+        """Whether its loop is there. A destroyed one has taken its watchers with it."""
+        return not self._is_orphan and self.hub.loop is not None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its hub or thread is gone."""
+        return self.hub.dead or not self.has_loop
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread may touch it: its own, or any once it is dead."""
+        return self.thread == native_ident() or self.is_dead
+
+    def _answer(self) -> None:
+        self.moves += 1
+        self._do_what_is_due()
+
+    def _do_what_is_due(self) -> None:
+        self._answer_calls()
+        self.handlers.look()
+        if (self.inbox or not self.has_turns) and not _is_pending(self._next_take):
+            self._take_up_all()
+        if self.turns.on_duty is self and self.turns.waiting:
+            self._on_readable()
+        else:
+            self._watch_while_ready()
+
+    def _answer_calls(self) -> None:
+        call_each(self._calls, self.hub)
+
+    def _look_over(self) -> None:
+        # The guard's. The loop is here, so nothing of this hub is in the middle of a callback, and
+        # no greenlet holds the registry's lock. From CPython 3.14 on a signal handler may raise
+        # after a `with` has acquired it, and before anything would release it.
+        lock = self.turns.lock
+        while lock._is_owned():
+            lock.release()
+        if self._wake_up is None or not self.has_loop:
+            return
+        self._is_giving_turns = False
+        # Where gevent has stopped them on libuv, both say that they are active; to start what is
+        # started changes nothing.
+        self._wake_up.start(self._answer)
+        if self.is_watching:
+            self._io.start(self._on_readable)
+        if self._pause is not None and not self._pause.active:
+            self._resume()
+        self.handlers.look_over()
+        for look in [*self.guarded.values()]:
+            look()
+        with self.turns.lock:
+            self.turns.look_over_locked(self)
+        self._do_what_is_due()
+
+    def close(self) -> None:
+        """Leave nothing on the loop. Twice is harmless."""
+        with self.turns.lock:
+            if self._io is None:
+                return
+            io, wake_up = self._io, self._wake_up
+            self._io = self._wake_up = None
+            self.turns.remove_locked(self)
+        self._guard.close()
+        if self.has_loop:
+            self._end_pause()
+            for watcher in (io, wake_up):
+                watcher.stop()
+                watcher.close()
+        self._entry.dispatcher_closed(self)
+
+    def abandon(self) -> None:
+        self._io = self._wake_up = self._pause = None
+        self._is_orphan = True
+
+    def hold_loop(self, holder: object, *, is_held: bool) -> None:
+        """Keep the hub alive for *holder*, or no longer. In its own thread."""
+        if is_held:
+            self._holders.add(holder)
+        else:
+            self._holders.discard(holder)
+        if self._wake_up is not None and self.has_loop:
+            self._wake_up.ref = bool(self._holders)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether there was no room a moment ago."""
+        return self._pause is not None
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether the loop has its eye on the pristine socket's descriptor."""
+        return self._io is not None and self.has_loop and bool(self._io.active)
+
+    # -- watching ------------------------------------------------------------------------------
+
+    def look_locked(self) -> None:
+        if self.is_here:
+            self._watch_while_ready()
+        elif not self.is_watching and self._is_to_watch():
+            # The other way round it finds out by itself.
+            self.wake_locked()
+
+    def _is_to_watch(self) -> bool:
+        turns = self.turns
+        return turns.on_duty is self and self._pause is None and turns.is_anybody_ready
+
+    def _watch_while_ready(self) -> None:
+        # Between two turns the ring is often empty for a moment, when a listener's only
+        # greenlet had its turn and is about to accept again: then the watcher stays.
+        if self._is_giving_turns:
+            return
+        with self.turns.lock:  # or the descriptor could be closed as it is about to be watched
+            if self._io is None or self._entry.is_closed or not self.has_loop:
+                return
+            if not self._is_to_watch():
+                self._io.stop()
+            elif not self._io.active:
+                self._io.start(self._on_readable)
+
+    def _on_readable(self) -> None:
+        if self._is_giving_turns or _is_pending(self._next_turn):
+            return
+        self._taken = 0
+        self._give_turns()
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def _give_turns(self) -> None:
+        try:
+            self._is_giving_turns = True
+            self._give_turns_while_ready()
+        finally:
+            self._is_giving_turns = False
+            self._watch_while_ready()
+
+    def _give_turns_while_ready(self) -> None:
+        # Until the queue is empty, at the price of one accept that fails. To stop sooner costs
+        # more than that: CPU a connection beside plain gevent, 64 clients at a time, was 0.54
+        # with 100 turns a wake-up or with 16, 0.57 with 4, 0.70 with 1; and to stop where the
+        # last wake-up found the end, looking on in every 16th, took 3 % less CPU but served
+        # 8 % fewer a second (the client of loadtests/bench, CPython 3.11, libev, Linux 6.18).
+        #
+        # A turn may run a greenlet, or a handler, that changes anything here. So nothing is
+        # remembered from one turn to the next.
+        turns, lock, ring = self.turns, self.turns.lock, self.turns.ring
+        self.moves += 1
+        member: Member | None
+        passed: Member | None = None
+        while self._io is not None and self._pause is None and turns.on_duty is self:
+            with lock:
+                member = ring.first() if turns.policy is None else turns.next_locked()
+            if member is None or self._taken >= member.max_accept:
+                return
+            try:
+                is_plain = turns.standby is None and not turns.waiting
+                turn = member.take_turn() if is_plain else self._deal(member)
+            except BaseException as error:
+                if self._may_go_on(member, error):
+                    continue
+                self._pause_for(member, error)
+                return
+            if turn is not Turn.PASSED:
+                self._left_in_a_row = 0
+            if turn is Turn.EMPTY:
+                return
+            if turn is Turn.TAKEN:
+                self._taken += 1
+                if _is_pending(self._next_turn):
+                    return
+            elif member is passed:
+                return  # it has not left the ring, as an exception struck: see `glb.hubs.guard`
+            else:
+                passed = member
+
+    def _deal(self, member: Member) -> Turn:
+        """Accept one connection, for the clone whose turn it is, on whichever hub."""
+        turns = self.turns
+        standby = turns.standby
+        if standby is not None and not standby.is_ticking:
+            with turns.lock:
+                standby.arm_locked()
+        if member.dispatcher is self and not turns.waiting:
+            turn = member.take_turn()
+            if member.is_out_of_reach:
+                self._go_on_later()
+            return turn
+        if not member.has_room():
+            return Turn.PASSED
+        handed = turns.take_waiting()
+        if handed is None:
+            try:
+                accept: Any = self._entry.pristine._accept  # type: ignore[attr-defined]  # not in the stubs
+                handed = Handed(*accept_plain(accept, self._kind))
+            except BlockingIOError:
+                return Turn.EMPTY
+            except OSError as error:
+                return self._accept_failed(member, error)
+        if turns.hand(handed, self):
+            self._take_up(handed)
+            if handed.member.is_out_of_reach:
+                self._go_on_later()
+        return Turn.TAKEN
+
+    def _go_on_later(self) -> None:
+        if not _is_pending(self._next_turn):
+            self._next_turn = self.hub.loop.run_callback(self._give_turns)
+
+    def _accept_failed(self, member: Member, error: OSError) -> Turn:
+        if self._entry.is_closed:
+            return Turn.EMPTY
+        if classify(error) is Heap.BROKEN or member.wants(error):
+            self.turns.leave(member)
+            member.dispatcher.run(lambda: member.broken(error))
+            return Turn.PASSED
+        raise error
+
+    # -- what was handed to it -----------------------------------------------------------------
+
+    def _take_up_all(self) -> None:
+        turns = self.turns
+        while self.inbox:
+            self.moves += 1
+            with turns.lock:
+                if not self.inbox:
+                    break
+                handed = self.inbox.popleft()
+            try:
+                self._take_up(handed)
+            except BaseException as error:  # an interrupt, say, that strikes here
+                self.hub.loop.handle_error(self, type(error), error, error.__traceback__)
+            # On probation a hub is ready again when the handler has begun, and not before.
+            if handed.member.is_out_of_reach or self.stalled_at is not None:
+                self._next_take = self.hub.loop.run_callback(self._take_up_all)
+                return
+        if not self.has_turns:
+            with turns.lock:
+                if not self.inbox:
+                    turns.restore_locked(self)
+
+    def _take_up(self, handed: Handed) -> None:
+        self.accepted += 1
+        if not handed.member.take(handed):
+            self.accepted -= 1
+            self.turns.give_back(handed)
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether handlers wait for their hub to begin them."""
+        return bool(self.handlers.jobs)
+
+    def take_back_jobs(self) -> list[Handed]:
+        """Take away connections whose handlers have not begun. From any thread."""
+        jobs = self.handlers.take_back(self._can_take_back)
+        return [job[0].__self__.give_up(job) for job in jobs]  # type: ignore[attr-defined]  # a method
+
+    def _can_take_back(self, job: Job) -> bool:
+        member: Any = getattr(job[0], "__self__", None)
+        return getattr(member, "dispatcher", None) is self and bool(member.can_give_up(job))
+
+    # -- pauses --------------------------------------------------------------------------------
+
+    def _may_go_on(self, member: Member, error: BaseException) -> bool:
+        """Whether *error* is of a peer that left, and there may be somebody behind it."""
+        if classify(error) is not Heap.PEER_LEFT:
+            return False
+        self._taken += 1
+        self._left_in_a_row += 1
+        if self._left_in_a_row <= MOST_LEFT_IN_A_ROW:
+            return True
+        self._left_in_a_row -= member.max_accept
+        return False
+
+    def _pause_for(self, member: Member, error: BaseException) -> None:
+        delay = member.next_delay()
+        is_kernels = classify(error) in (Heap.OUT_OF_ROOM, Heap.PEER_LEFT)
+        failures = self._entry.failures if is_kernels else member.failures
+        with self.turns.lock:
+            is_news = failures.is_news(error, delay, monotonic())
+        if is_kernels and is_news:
+            self._log(member.context, error, delay)
+        elif is_news:
+            # It may have struck from outside: an interrupt, or the end of this hub, which goes
+            # on from here. gevent would stop the watcher.
+            self.hub.loop.handle_error(member.context, type(error), error, error.__traceback__)
+        if delay >= 0 and self._io is not None:
+            self._pause = self.hub.loop.timer(delay)
+            self._pause.start(self._resume)
+
+    def _log(self, context: object, error: BaseException, delay: float) -> None:
+        with self._entry.registry.reserve.lend():  # it reads a file
+            found = self._describe(context, error)
+        call_where_it_may_switch(
+            functools.partial(self._write, str(context), str(error), max(delay, 0), found)
+        )
+
+    def _write(self, context: str, error: str, delay: float, found: str) -> None:
+        # A log handler may have a file to open.
+        with self._entry.registry.reserve.lend():
+            log.error(
+                "%s can't accept: %s; clients wait in the accept queue, trying again in %g s%s",
+                context,
+                error,
+                delay,
+                found and f"; {found}",
+            )
+
+    def _describe(self, context: object, error: BaseException) -> str:
+        # Descriptor numbers are given lowest first: so many were open when it was bound.
+        entry = self._entry
+        # Who accepts by a plain listener has handlers of which nobody knows.
+        is_server = hasattr(type(context), "active")
+        count = functools.partial(count_connections, entry.registry) if is_server else _unknown
+        return describe(error, count, entry.pristine.fileno())
+
+    def _resume(self) -> None:
+        self._end_pause()
+        self._entry.registry.reserve.refill()
+        self._watch_while_ready()
+
+    def _end_pause(self) -> None:
+        pause, self._pause = self._pause, None
+        if pause is not None:
+            pause.stop()
+            pause.close()
+
+
+def _is_pending(callback: Any) -> bool:
+    """Whether gevent is still to call what `run_callback` returned."""
+    return callback is not None and bool(callback.pending)
+
+
+def count_connections(registry: Registry) -> int | None:
+    """Return how many connections handlers have, of all servers that are open here.
+
+    A server that drains, or whose clones are all paused, isn't found; its handler greenlets are,
+    while another server is open on their hub. ``None`` without a server: then nobody knows.
+    """
+    with registry.lock:
+        dispatchers = [
+            cast("Dispatcher", each)
+            for entry in registry
+            for each in entry.turns.dispatchers.values()
+        ]
+        teams = [team for each in dispatchers for team in each.servers]
+        first = [next(iter(team.line), None) for team in teams]
+        servers = {id(member.context): member.context for member in first if member is not None}
+    if not teams:
+        return None
+    hubs = {id(each.handlers): each.handlers for each in dispatchers}
+    running = sum(len(each.all) - len(each) + len(each.jobs) for each in hubs.values())
+    return max(running, sum(getattr(server, "active", 0) for server in servers.values()))
+
+
+def _unknown() -> None:
+    return None

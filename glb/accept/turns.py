@@ -1,0 +1,449 @@
+"""Turns: who is next at an address, on whichever hub, and who accepts.
+
+The clones of an entry stand in one ring (see `glb.accept.ring`), on however many hubs they live. Of
+its dispatchers, one a hub, one is **on duty**: it accepts, and deals out. While all clones
+live on one hub that is its dispatcher's for good, and nothing else here is needed. As soon
+as there is a second hub, a **standby** joins them, a dispatcher in a thread of its own that
+runs no handlers (see `glb.accept.watchdog`), and these rules hold:
+
+* A connection is accepted only while a clone is ready, and then **handed** to one. It lies in
+  the inbox of that clone's dispatcher, and then among the jobs of its hub's handler greenlets,
+  until its handler begins.
+* What was not taken up within the bound is **taken back**, and given to the next ready clone.
+  It is in one place at any time: in an inbox, among the jobs of a hub's handler greenlets,
+  waiting here, or in a handler's hands. Nothing is served twice.
+* A hub that let something lie is **withdrawn**: its clones are not ready until it turns again.
+  It is on probation then, and gets the next connection when it has taken up the last.
+
+All state is guarded by the registry's lock, which is native and held for a moment only.
+Watchers are touched by their hub's thread alone.
+
+Source: Node's cluster hands on what a worker has not acknowledged; HAProxy's listeners have
+the queue a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from ..model.policy import Policy, least_loaded
+from ..originals import monotonic
+from .protocols import Dispatcher, Handed, Member, Standby
+from .ring import Ring, Team
+
+__all__ = ["PATIENCE_SECONDS", "Turns"]
+
+# How long a hub may let a connection lie; until a tick sees it, it is up to twice as long.
+# Longer than a hub with much to do takes for a round of its loop (gevent looks at I/O every
+# 5 ms) while another thread keeps the interpreter (5 ms); shorter than what a client notices.
+# With 5 ms four hubs under 64 clients at a time gave a false alarm in every third run of 8,000
+# connections, with 10 ms in none of five.
+PATIENCE_SECONDS: Final = 0.01
+
+
+# A hub that begins what it was handed at once, so often in succession, is trusted again.
+QUICK_TAKES: Final = 16
+
+W = TypeVar("W")
+
+
+class _Wish(Generic[W]):
+    """What servers of one address wish, all of them the same."""
+
+    def __init__(self) -> None:
+        self.what: W | None = None
+        self._wishes = 0
+
+    def check(self, name: str, wish: W | None, address: object) -> None:
+        if wish is not None and self.what not in (None, wish):
+            raise ValueError(
+                f"{name} must be {_value(self.what)!r}, as it is for {address!r} already, "
+                f"got {_value(wish)!r}"
+            )
+
+    def join(self, wish: W | None) -> None:
+        if wish is not None:
+            self.what = wish
+            self._wishes += 1
+
+    def leave(self, wish: W | None) -> None:
+        if wish is not None:
+            self._wishes -= 1
+            if self._wishes == 0:
+                self.what = None
+
+
+def _value(wish: object) -> object:
+    return wish.value if isinstance(wish, Policy) else wish
+
+
+class Turns:
+    """Whose turn it is at one address."""
+
+    def __init__(self, lock: Any) -> None:
+        self.lock: Final = lock
+        self.dispatchers: dict[object, Dispatcher] = {}
+        #: Who accepts; ``None`` without dispatchers.
+        self.on_duty: Dispatcher | None = None
+        #: Only from the second hub on.
+        self.standby: Standby | None = None
+        #: How turns are dealt, while a server wishes it.
+        self.policy: Policy | None = None
+        self.patience = PATIENCE_SECONDS
+        #: The standby's ticks, one each `patience`.
+        self.clock = 0
+        #: How often a connection was taken back from a hub that let it lie.
+        self.taken_back = 0
+        #: How many of those had arrived with their hub already, where they count as accepted.
+        self.given_up = 0
+        #: What was accepted without a dispatcher, or by one that is gone.
+        self.accepted_before = 0
+        self.is_closed = False
+        self._policies: _Wish[Policy] = _Wish()
+        self._patiences: _Wish[float] = _Wish()
+        #: What was accepted, and has no clone now; oldest first. Changed with the lock held.
+        self.waiting: deque[Handed] = deque()
+        #: How many connections lie in pockets: see `glb.accept.waiters`. Changed with the lock
+        #: held.
+        self.in_pockets = 0
+        #: The order of turns. Used with the lock held.
+        self.ring: Final[Ring[Any]] = Ring()
+
+    @property
+    def accepted(self) -> int:
+        """How many connections were given to clones."""
+        taken = sum(each.accepted for each in [*self.dispatchers.values()])
+        return self.accepted_before + taken - self.given_up
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether there was no room for a connection a moment ago."""
+        return any(each.is_paused for each in [*self.dispatchers.values()])
+
+    @property
+    def ready(self) -> int:
+        """How many clones wait for a connection."""
+        with self.lock:
+            return 0 if self.is_paused else len(self.ring)
+
+    # -- what servers wish ---------------------------------------------------------------------
+
+    def join_wishes(self, policy: Policy | None, patience: float | None, address: object) -> None:
+        """Deal turns by *policy*, and with *patience*, until as many `leave_wishes`.
+
+        ``None`` has no wish.
+
+        Raises:
+            ValueError: A server on this address wishes for another. Nothing has changed.
+        """
+        with self.lock:
+            self._policies.check("policy", policy, address)
+            self._patiences.check("patience", patience, address)
+            self._policies.join(policy)
+            self._patiences.join(patience)
+            self._grant_locked()
+
+    def leave_wishes(self, policy: Policy | None, patience: float | None) -> None:
+        """Take wishes back."""
+        with self.lock:
+            self._policies.leave(policy)
+            self._patiences.leave(patience)
+            self._grant_locked()
+
+    def _grant_locked(self) -> None:
+        self.policy = self._policies.what
+        self.patience = self._patiences.what or PATIENCE_SECONDS
+
+    # -- the ring, from any thread -----------------------------------------------------------
+
+    def join(self, member: Member, place: int | None = None) -> None:
+        """Let *member* have its turns, at the end of the line or at the *place* it had."""
+        with self.lock:
+            self.ring.join(member.team, member, place)
+            self._look_locked()
+
+    def leave(self, member: Member) -> int | None:
+        """Give *member* no more turns; return its place, if it had one."""
+        with self.lock:
+            place = self.ring.leave(member.team, member)
+            self._look_locked()
+            return place
+
+    def rotate(self, team: Team[Any], member: Member) -> None:
+        """Send *member* of *team*, who had its turn, to the end of the line."""
+        with self.lock:
+            self.ring.rotate(team, member)
+
+    def seat(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
+        """Let all of *teams*, each with its dispatcher, have turns."""
+        with self.lock:
+            for dispatcher, team in teams:
+                dispatcher.seated[team] = None
+            self.ring.seat(*(team for dispatcher, team in teams if dispatcher.has_turns))
+            self._look_locked()
+
+    def unseat(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
+        """Pass over all of *teams*."""
+        with self.lock:
+            for dispatcher, team in teams:
+                dispatcher.seated.pop(team, None)
+                self.ring.unseat(team)
+            self._look_locked()
+
+    def look_over_locked(self, dispatcher: Dispatcher) -> None:
+        """Take up what an exception has left undone for *dispatcher*'s hub.
+
+        See `glb.hubs.guard`.
+        """
+        if dispatcher.has_turns:
+            self.ring.seat(*dispatcher.seated)
+        self.ring.relist(dispatcher.seated)
+
+    def drop(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
+        """Forget all of *teams*, for good."""
+        with self.lock:
+            for dispatcher, team in teams:
+                dispatcher.seated.pop(team, None)
+                self.ring.drop(team)
+            self._look_locked()
+
+    def next_locked(self) -> Any:
+        """Return the `Member` whose turn it is, or ``None``."""
+        policy = self.policy
+        if policy is None or policy is Policy.ROUND_ROBIN:
+            return self.ring.first()
+        if policy is Policy.LEAST_CONNECTIONS:
+            return least_loaded(self.ring.ready())
+        for dispatcher in self.dispatchers.values():
+            member = self.ring.first_of(dispatcher.seated)
+            if member is not None:
+                return member
+        return None
+
+    @property
+    def is_anybody_ready(self) -> bool:
+        """Whether `next_locked` would find somebody."""
+        with self.lock:
+            return bool(self.ring)
+
+    def _look_locked(self) -> None:
+        if self.standby is not None and self.standby is not self.on_duty:
+            self._relieve_locked()
+            self.standby.look_locked()
+        if self.on_duty is not None:
+            self.on_duty.look_locked()
+            if self.waiting:
+                self.on_duty.wake_locked()
+
+    # -- who accepts -------------------------------------------------------------------------
+
+    def add_locked(self, hub: object, dispatcher: Dispatcher) -> None:
+        """*dispatcher* is *hub*'s from now on."""
+        self.dispatchers[hub] = dispatcher
+        if self.on_duty is None:
+            self.on_duty = dispatcher
+
+    def add_standby_locked(self, hub: object, standby: Standby) -> None:
+        """There is a second hub, or about to be."""
+        self.dispatchers[hub] = standby
+        self.standby = standby
+        self._look_locked()
+
+    def remove_locked(self, dispatcher: Dispatcher) -> None:
+        """Forget *dispatcher*; what lies in its inbox is given to others. Twice is harmless."""
+        hubs = [hub for hub, each in self.dispatchers.items() if each is dispatcher]
+        if not hubs:
+            return
+        del self.dispatchers[hubs[0]]
+        self.accepted_before += dispatcher.accepted
+        self._forget_locked(dispatcher)
+        jobs = dispatcher.take_back_jobs() if dispatcher.is_dead else []
+        self.given_up += len(jobs)
+        self._wait_locked([*jobs, *_take_all_locked(dispatcher)])
+
+    def forget_dead_locked(self) -> None:
+        """Forget the dispatchers of hubs that are no more."""
+        for dispatcher in [*self.dispatchers.values()]:
+            if dispatcher.is_dead:
+                self.remove_locked(dispatcher)
+
+    def _forget_locked(self, dispatcher: Dispatcher) -> None:
+        for team in dispatcher.seated:
+            self.ring.drop(team)
+        if dispatcher is self.standby:
+            self.standby = None
+        if dispatcher is self.on_duty:
+            self.on_duty = self.standby or next(iter(self.dispatchers.values()), None)
+            if self.on_duty is not None:
+                self.on_duty.wake_locked()
+
+    def _relieve_locked(self) -> None:
+        # The hub of a thread that has plain listeners only turns while it waits for a
+        # connection, so it can't accept for others.
+        duty = self.on_duty
+        is_fit = duty is not None and bool(duty.servers)
+        if self.standby is not None and not is_fit and self.next_locked() is not None:
+            self.assign_locked(self.standby)
+
+    def assign_locked(self, dispatcher: Dispatcher) -> None:
+        """Have *dispatcher* accept from now on."""
+        self.on_duty = dispatcher
+        dispatcher.wake_locked()
+
+    def find_fit_locked(self) -> Dispatcher | None:
+        """Return the first hub's dispatcher that could accept for all."""
+        fit = (each for each in self.dispatchers.values() if self._is_fit_locked(each))
+        return next(fit, None)
+
+    def has_hub_that_turns_locked(self) -> bool:
+        """Whether there is one, with a clone that isn't paused; all places may be taken."""
+        return any(
+            any(team.line for team in (*each.servers, each.singles))
+            for each in self.dispatchers.values()
+            if each.has_turns
+        )
+
+    def _is_fit_locked(self, dispatcher: Dispatcher) -> bool:
+        return (
+            not dispatcher.is_standby
+            and dispatcher.has_turns
+            and dispatcher.stalled_at is None
+            and bool(dispatcher.servers)
+        )
+
+    # -- connections on their way --------------------------------------------------------------
+
+    def take_waiting(self) -> Handed | None:
+        """Return the oldest of what was accepted and has no clone now; the caller has it then."""
+        if not self.waiting:
+            return None
+        with self.lock:
+            return self.waiting.popleft() if self.waiting else None
+
+    def hand(self, handed: Handed, giver: Dispatcher) -> bool:
+        """Give *handed* to the next ready clone; tell whether that is one of *giver*'s own.
+
+        Then the giver takes it up itself, now.
+        """
+        with self.lock:
+            member = None if self.is_closed else self.next_locked()
+            while member is not None and not member.may_expect_locked():
+                full, member = member, self.next_locked()
+                if member is full:
+                    member = None  # it did not leave
+            if member is None:
+                self._wait_locked([handed])
+                return False
+            dispatcher = member.dispatcher
+            handed.member = member
+            handed.clock = self.clock
+            self.ring.rotate(member.team, member)
+            member.expect_locked()
+            if dispatcher is giver:
+                return True
+            dispatcher.inbox.append(handed)
+            if dispatcher.stalled_at is not None:
+                dispatcher.tried_at = self.clock
+                self._withdraw_locked(dispatcher)
+            dispatcher.wake_locked()
+            if self.standby is not None:
+                self.standby.arm_locked()
+            return False
+
+    def give_back(self, handed: Handed) -> None:
+        """The clone to which it was handed can't take it: it is the next one's."""
+        with self.lock:
+            handed.member.unexpect_locked()
+            self._wait_locked([handed])
+
+    def put_back_locked(self, accepted: Sequence[Handed]) -> None:
+        """Who was given *accepted*, and counted for it, won't use it: it is the next ones'."""
+        self.given_up += len(accepted)
+        self._wait_locked(accepted)
+
+    def take_back_locked(self, dispatcher: Dispatcher) -> None:
+        """Give what *dispatcher*'s hub lets lie to others."""
+        jobs = dispatcher.take_back_jobs()
+        self.given_up += len(jobs)
+        lying = [*jobs, *_take_all_locked(dispatcher)]
+        for handed in lying:
+            handed.moves += 1
+        self.taken_back += len(lying)
+        self._wait_locked(lying)
+
+    def stall_locked(self, dispatcher: Dispatcher) -> None:
+        """*dispatcher*'s hub does not turn: its clones aren't ready until it does."""
+        dispatcher.stalled_at = monotonic()
+        dispatcher.tried_at, dispatcher.quick = -1, 0
+        self._withdraw_locked(dispatcher)
+        dispatcher.wake_locked()
+
+    def _withdraw_locked(self, dispatcher: Dispatcher) -> None:
+        dispatcher.has_turns = False
+        for team in dispatcher.seated:
+            self.ring.unseat(team)
+
+    def restore_locked(self, dispatcher: Dispatcher) -> None:
+        """*dispatcher*'s hub turns, and has taken up what it was handed."""
+        if not dispatcher.has_turns:
+            if dispatcher.stalled_at is not None:
+                dispatcher.quick = dispatcher.quick + 1 if dispatcher.tried_at == self.clock else 0
+                if dispatcher.quick > QUICK_TAKES:
+                    dispatcher.stalled_at = None  # it was a false alarm, or is over
+            dispatcher.has_turns = True
+            self.ring.seat(*dispatcher.seated)
+            self._look_locked()
+
+    def _wait_locked(self, back: Iterable[Handed]) -> None:
+        # To the front: what comes here was in the accept queue before all that is there now.
+        self.waiting.extendleft(reversed([*back]))
+        if self.is_closed:
+            self._close_waiting_locked()
+        elif self.waiting and self.on_duty is not None:
+            self.on_duty.wake_locked()
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close_locked(self) -> None:
+        """The entry is closed: nobody will take what still waits here."""
+        self.is_closed = True
+        self._close_waiting_locked()
+
+    def _close_waiting_locked(self) -> None:
+        while self.waiting:
+            with contextlib.suppress(OSError):  # EBADF: its number was closed elsewhere
+                self.waiting.popleft().sock.close()
+
+    def keep_thread_locked(self, thread: int) -> None:
+        """Keep the dispatchers of *thread* alone, in a forked child.
+
+        What is on its way is the parent's to serve. Other hubs' loops are not run here, and
+        touching them could touch the parent's.
+        """
+        everybody = self.dispatchers
+        kept = {hub: each for hub, each in everybody.items() if each.thread == thread}
+        # Nobody is woken until only those are left whose loops are here.
+        self.dispatchers = {}
+        self.on_duty = self.standby = None
+        for hub, dispatcher in everybody.items():
+            if hub not in kept:
+                dispatcher.abandon()
+                self._forget_locked(dispatcher)
+            self.waiting.extend([*dispatcher.take_back_jobs(), *_take_all_locked(dispatcher)])
+        self._close_waiting_locked()
+        for hub, dispatcher in kept.items():
+            dispatcher.stalled_at = None
+            self.add_locked(hub, dispatcher)
+            self.restore_locked(dispatcher)
+        self._look_locked()
+
+
+def _take_all_locked(dispatcher: Dispatcher) -> list[Handed]:
+    lying = [*dispatcher.inbox]
+    dispatcher.inbox.clear()
+    for handed in lying:
+        handed.member.unexpect_locked()
+    return lying

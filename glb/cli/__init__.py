@@ -1,0 +1,17 @@
+"""The command line: `glb`, and ``python -m glb``.
+
+Each module owns one noun::
+
+    commands    what people type, and the server that they start
+    console     what they see
+    demo        turns, counted
+    program     a program that `glb run` starts
+    target      an application that `glb serve` imports, and imports afresh
+    fresh_import, watcher, reload    how it does, and when
+
+It may import everything of glb, and needs click and rich.
+"""
+
+from .commands import cli, main
+
+__all__ = ["cli", "main"]

@@ -1,0 +1,185 @@
+"""Signals: greenlets of one hub that wait for what happens in another thread.
+
+gevent's own events can be used between threads, but who waits for one on a hub that has nothing
+else to do is told that it would wait for ever. Here each who waits brings a watcher, which keeps
+its hub going and can be woken from any thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+import gevent
+from gevent import GreenletExit, Timeout, get_hub
+from gevent.hub import Waiter
+
+from ..originals import RLock, monotonic
+
+__all__ = ["Answer", "FairLock", "Signal", "ask"]
+
+# How often who waits for another hub looks whether that is still there: only what was under way
+# to it in the moment of its end is found so.
+LOOK_SECONDS: Final = 0.1
+
+T = TypeVar("T")
+
+
+class Signal:
+    """Something that happens once, for which greenlets of any thread wait.
+
+    Args:
+        lock: What guards its state, native and re-entrant. Who sets it while holding a lock gives
+            that one.
+    """
+
+    def __init__(self, lock: Any = None) -> None:
+        self._lock = RLock() if lock is None else lock
+        self._is_set = False
+        self._watchers: list[Any] = []
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it has happened."""
+        return self._is_set
+
+    def set(self) -> None:
+        """It happens now. From any thread; twice is once."""
+        with self._lock:
+            self._is_set = True
+            for watcher in self._watchers:
+                watcher.send()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until it happens, at most *timeout* seconds; tell whether it has.
+
+        Switches:
+            While waiting.
+        """
+        if self._is_set:
+            return True
+        hub: Any = get_hub()
+        waiter: Waiter[None] = Waiter(hub)
+        watcher = hub.loop.async_()
+        watcher.start(waiter.switch, None)
+        try:
+            with self._lock:
+                is_waiting = not self._is_set
+                if is_waiting:
+                    self._watchers.append(watcher)
+            if is_waiting:
+                with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
+                    waiter.get()
+        finally:
+            with self._lock:
+                if watcher in self._watchers:
+                    self._watchers.remove(watcher)
+            watcher.stop()
+            watcher.close()
+        return self._is_set
+
+    def forget(self) -> None:
+        """Be of a process that was forked: perhaps with the lock held, and without who waits."""
+        self._lock = RLock()
+        self._watchers = []
+
+
+class Answer(Generic[T]):
+    """What a function returns that was sent to another hub. Call it, with a timeout, once or more.
+
+    It raises what the function raises. It returns ``None`` if the time is over, or if the hub ended
+    before; the function goes on, if it has begun.
+    """
+
+    def __init__(self, is_gone: Callable[[], bool]) -> None:
+        self._is_gone = is_gone
+        self._signal = Signal()
+        self._found: list[Any] = []
+
+    def give(self, function: Callable[[], T]) -> None:
+        """Run *function*, and tell what came of it. In the other hub."""
+        answer: tuple[Any, BaseException | None]
+        try:
+            answer = (function(), None)
+        except GreenletExit:  # its hub ends, which is not to end who asks
+            self.end()
+            return
+        except BaseException as error:
+            answer = (None, error)
+        self._found[:] = answer
+        self._signal.set()
+
+    def end(self) -> None:
+        """There won't be any."""
+        self._signal.set()
+
+    def __call__(self, timeout: float | None) -> T | None:
+        until = float("inf") if timeout is None else monotonic() + timeout
+        while not self._signal.wait(max(0.001, min(until - monotonic(), LOOK_SECONDS))):
+            if self._is_gone() or monotonic() >= until:
+                break
+        if not self._found:
+            return None
+        if self._found[1] is not None:
+            raise self._found[1]
+        result: T = self._found[0]
+        return result
+
+
+def ask(
+    send: Callable[[Callable[[], object]], object],
+    function: Callable[[], T],
+    is_gone: Callable[[], bool] = lambda: False,
+) -> Answer[T]:
+    """Run *function* in a greenlet of another hub, and return what waits for its result.
+
+    Args:
+        send: Has something called in that hub, and says ``False`` if there is none, as
+            `glb.hubs.threads.HubThread.send`.
+        is_gone: Tells whether the hub has ended since.
+    """
+    answer: Answer[T] = Answer(is_gone)
+    if send(lambda: gevent.spawn(answer.give, function)) is False:
+        answer.end()
+    return answer
+
+
+class FairLock:
+    """A lock that greenlets of any thread get in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._is_held = False
+        self._waiting: deque[Signal] = deque()
+
+    def __enter__(self) -> None:
+        """Acquire it.
+
+        Switches:
+            While somebody else holds it. A kill leaves it as it was.
+        """
+        with self._lock:
+            if not self._is_held:
+                self._is_held = True
+                return
+            mine = Signal(self._lock)
+            self._waiting.append(mine)
+        try:
+            mine.wait(None)
+        except BaseException:
+            with self._lock:
+                if mine in self._waiting:
+                    self._waiting.remove(mine)
+                else:
+                    self._hand_on_locked()  # it was ours a moment before
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._hand_on_locked()
+
+    def _hand_on_locked(self) -> None:
+        self._is_held = bool(self._waiting)
+        if self._waiting:
+            self._waiting.popleft().set()

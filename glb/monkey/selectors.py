@@ -1,0 +1,277 @@
+"""Polls: ``select`` and its kin, for clones.
+
+All clones of an address lead to one kernel socket, which is readable for each of them as soon as
+one connection waits. Here a clone is told of a connection on its turn, and no other: whoever
+polls it listens to its bell instead (see `glb.accept.waiters`), and it is ready for as long as that
+lasts. A poll that has heard no bell looks into the accept queue before it returns, because it may
+have had no time to hear one: its timeout was 0 or short, or another descriptor was ready at once.
+
+`select`, `poll`, `select_of_selector` and `start_accepting` stand for gevent's, `glb.monkey` puts
+them in place. Descriptors that aren't clones' go to gevent's, as they are.
+
+Source: ``gevent.select``, ``gevent.selectors`` and ``gevent.baseserver``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from selectors import EVENT_READ
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from gevent import get_hub
+from gevent.baseserver import BaseServer
+
+# By name, and now: ours will stand in their places.
+from gevent.select import POLLIN, get_fileno  # type: ignore[attr-defined]  # not in the stubs
+from gevent.select import poll as GeventPoll
+from gevent.select import select as _gevents_select
+from gevent.selectors import GeventSelector
+
+from ..accept.descriptor import NUMBERS, Descriptor, find
+from ..accept.readiness import BellWatcher
+from ..accept.waiters import Seats, in_order
+from .sockets import Adopted
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing, from 3.11 on
+
+__all__ = ["poll", "select", "select_of_selector", "start_accepting"]
+
+_gevents_poll: Final[Any] = GeventPoll.poll
+_gevents_select_of_selector: Final[Any] = GeventSelector.select
+_gevents_start_accepting: Final[Any] = BaseServer.start_accepting
+
+_READ: Final = 1
+_WRITE: Final = 2
+_WRITABLE: Final = 4  # POLLOUT
+
+
+K = TypeVar("K")
+
+
+class _Polled(Generic[K]):
+    """Some clones during a poll: they are ready meanwhile. *clones* are by the poller's key."""
+
+    def __init__(self, clones: Mapping[K, Descriptor], *, is_waiting: bool) -> None:
+        self._seats = {key: clone.seats for key, clone in clones.items()}
+        self._is_waiting = is_waiting
+        self._begun: list[tuple[Seats, Any]] = []
+        self._told: list[Seats] = []
+
+    def __enter__(self) -> Self:
+        try:
+            for seats, mates in in_order(self._seats.values()):
+                seat = seats.begin_poll(is_waiting=self._is_waiting, mates=mates)
+                self._begun.append((seats, seat))
+        except BaseException:
+            self._end([])
+            raise
+        return self
+
+    def ringing(self, *, is_over: bool) -> list[K]:
+        """Return the keys of the clones that have something to accept, or to be told.
+
+        If the poll *is_over* otherwise, and there are none, what waits in the accept queue is
+        dealt out now.
+        """
+        if is_over and not any(seats.is_ringing for seats in self._seats.values()):
+            for one in {seats.entry: seats for seats, _ in self._begun}.values():
+                one.look()
+        ringing = {key: seats for key, seats in self._seats.items() if seats.is_ringing}
+        self._told = [*ringing.values()]
+        return [*ringing]
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._end(self._told if error is None else [])
+
+    def _end(self, told: list[Seats]) -> None:
+        for seats, seat in self._begun:
+            seats.end_poll(seat, is_waiting=self._is_waiting, is_told=seats in told)
+
+
+# -- select ---------------------------------------------------------------------------------------
+
+
+def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
+    """`gevent.select.select`, where a clone is readable on its turn."""
+    if not NUMBERS or (timeout is not None and timeout < 0):
+        return _gevents_select(rlist, wlist, xlist, timeout)
+    rlist, wlist = [*rlist], [*wlist]
+    clones: dict[int, Descriptor] = {}
+    for place, each in enumerate(rlist):
+        clone = _clone_behind(each)
+        if clone is not None:
+            clones[place] = clone
+    if not clones:
+        return _gevents_select(rlist, wlist, xlist, timeout)
+    others = [each for place, each in enumerate(rlist) if place not in clones]
+    is_waiting = timeout is None or timeout > 0
+    with _Polled(clones, is_waiting=is_waiting) as polled:
+        # First what is ready now, and what is wrong with the others, as gevent's.
+        readable, writable, exceptional = _gevents_select(others, wlist, xlist, 0)
+        is_over = bool(readable or writable or exceptional or not is_waiting)
+        told = polled.ringing(is_over=is_over)
+        if told or is_over:
+            told_of = [rlist[place] for place in told]
+            return [*told_of, *readable], [*writable], [*exceptional]
+        # Asked now: what is closed meanwhile has none.
+        reading, writing = ([get_fileno(each) for each in listed] for listed in (rlist, wlist))
+        by_number = {reading[place]: clone for place, clone in clones.items()}
+        flags = dict.fromkeys(writing, _WRITE)
+        for place, number in enumerate(reading):
+            if place not in clones:
+                flags[number] = flags.get(number, 0) | _READ
+        milliseconds = None if timeout is None else timeout * 1000
+        events = dict(_gevents_poll(_Looking(flags, by_number), milliseconds))
+        told = polled.ringing(is_over=True)
+    heard = {*told}
+    # What was closed is told to readers, as gevent does.
+    return (
+        [
+            each
+            for place, (each, number) in enumerate(zip(rlist, reading, strict=True))
+            if place in heard or (place not in clones and events.get(number, 0) & ~_WRITABLE)
+        ],
+        [each for each, n in zip(wlist, writing, strict=True) if events.get(n, 0) & _WRITABLE],
+        [],
+    )
+
+
+def _clone_behind(polled: Any) -> Descriptor | None:
+    try:
+        number = get_fileno(polled)
+    except Exception:
+        return None  # gevent says what is wrong with it
+    return find(number)
+
+
+# -- poll -----------------------------------------------------------------------------------------
+
+
+def poll(self: Any, timeout: Any = None) -> list[tuple[int, int]]:
+    """`gevent.select.poll.poll`, where a clone is readable on its turn."""
+    clones = _clones_among(self.fds.items(), _READ) if NUMBERS else None
+    if not clones:
+        return _gevents_poll(self, timeout)  # type: ignore[no-any-return]  # not in the stubs
+    others = {number: flags for number, flags in self.fds.items() if number not in clones}
+    with _Polled(clones, is_waiting=timeout is None or timeout != 0) as polled:
+        found: list[tuple[int, int]] = _gevents_poll(_Looking(others, clones), timeout)
+        told = polled.ringing(is_over=True)
+    return [*((number, POLLIN) for number in told), *(e for e in found if e[0] not in clones)]
+
+
+class _Looking(GeventPoll):
+    """gevent's ``poll`` of some descriptors, and of the bells of some clones."""
+
+    fds: Any
+
+    def __init__(self, flags: Mapping[int, int], clones: Mapping[int, Descriptor]) -> None:
+        super().__init__()
+        self.fds = flags
+        self._clones = clones
+
+    def _get_started_watchers(self, result: Any) -> list[Any]:
+        watchers: list[Any] = super()._get_started_watchers(result)  # type: ignore[misc]  # not in the stubs
+        hub = get_hub()
+        for number, clone in self._clones.items():
+            watcher = BellWatcher(clone.seats.bell, hub)
+            watchers.append(watcher)
+            watcher.start(result.add_event, number, pass_events=True)
+        return watchers
+
+
+def _clones_among(polled: Iterable[tuple[int, int]], flag: int) -> dict[int, Descriptor]:
+    found = {number: find(number) for number, flags in polled if flags & flag}
+    return {number: clone for number, clone in found.items() if clone is not None}
+
+
+# -- selectors ------------------------------------------------------------------------------------
+
+
+def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
+    """`gevent.selectors.GeventSelector.select`, where a clone is readable on its turn."""
+    clones = None
+    if NUMBERS and self._inactive_watchers is not None:
+        keys = self._fd_to_key.items()
+        clones = _clones_among(((number, key.events) for number, key in keys), EVENT_READ)
+    if not clones:
+        return _gevents_select_of_selector(self, timeout)  # type: ignore[no-any-return]  # as above
+    for number, clone in clones.items():
+        _watch_bell(self, number, clone)
+    with _Polled(clones, is_waiting=timeout is None or timeout > 0) as polled:
+        found: list[Any] = _gevents_select_of_selector(self, timeout)
+        told = polled.ringing(is_over=True)
+    active = self._active_watchers
+    for number in {*told} & {*active}:
+        # It is told of now, and the bell may have been about to tell it.
+        watcher = self._inactive_watchers[number] = active.pop(number)
+        watcher.stop()
+    others = [(key, events) for key, events in found if key.fd not in clones]
+    keys = (self._fd_to_key.get(number) for number in told)
+    return [*((key, EVENT_READ) for key in keys if key is not None), *others]
+
+
+def _watch_bell(selector: Any, number: int, clone: Descriptor) -> None:
+    active, inactive = selector._active_watchers, selector._inactive_watchers
+    heard = selector._accumulated_events
+    watcher = active.get(number) or inactive.get(number)
+    bell = clone.seats.bell
+    is_bells = isinstance(watcher, BellWatcher) and watcher.bell is bell
+    if is_bells and (number not in heard or bell.is_ringing):
+        return
+    # What it has heard between two calls is over.
+    heard.pop(number, None)
+    if not heard:
+        selector._ready.clear()
+    active.pop(number, None)
+    watcher.stop()
+    if not is_bells:
+        watcher.close()
+        watcher = BellWatcher(bell, selector.hub)
+    inactive[number] = watcher
+
+
+# -- gevent's own servers -------------------------------------------------------------------------
+
+
+def start_accepting(self: Any) -> None:
+    """`gevent.baseserver.BaseServer.start_accepting`, which polls a clone for as long as it lasts.
+
+    For servers that were imported before glb's took their place.
+    """
+    sock = getattr(self, "socket", None)
+    clone = getattr(sock, "_sock", sock)  # gevent takes the plain socket out
+    if self._watcher is None and isinstance(clone, Adopted):
+        self._watcher = _ServersWatcher(clone)
+        self._watcher.start(self._do_read)
+    else:
+        _gevents_start_accepting(self)
+
+
+class _ServersWatcher:
+    """Polls a clone from its start to its stop."""
+
+    def __init__(self, clone: Adopted) -> None:
+        self._seats = clone.seats
+        self._bell = BellWatcher(self._seats.bell, get_hub())
+        self._seat: Any = None
+
+    def start(self, callback: Callable[[], object]) -> None:
+        self._seat = self._seats.begin_poll(is_waiting=True)
+        self._bell.start(self._tell, callback)
+
+    def _tell(self, callback: Callable[[], object]) -> None:
+        # In the hub, as gevent's; and again, unless that has stopped it.
+        callback()
+        if self._seat is not None:
+            self._bell.start(self._tell, callback)
+
+    def stop(self) -> None:
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            self._bell.stop()
+            # What it has not fetched is the next one's.
+            self._seats.end_poll(seat, is_waiting=True, is_told=False)
+
+    def close(self) -> None:
+        self.stop()

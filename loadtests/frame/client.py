@@ -1,0 +1,192 @@
+"""The client: `client.c`, compiled and run. And the C loop, compiled beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Final
+
+from loadtests.bench.servers.job import REPLY
+
+from .process import Cpus, pinned
+
+HERE: Final = pathlib.Path(__file__).parent
+
+#: When a load is given up, in seconds: the slowest contender takes 3 for 10,000 connections.
+GIVE_UP_SECONDS: Final = 30
+
+#: Requests of a connection that are not in the latencies: while a connection is new, Linux
+#: acknowledges at once, for 16 segments.
+QUICK_ACKS: Final = 16
+
+_BEGINNING: Final = "GET / HTTP/1.1\r\nHost: bench\r\n"
+_CLOSE: Final = "Connection: close\r\n"
+
+#: What a browser says beside Host and Connection: with them there are 10 headers.
+_OF_A_BROWSER: Final = (
+    "Upgrade-Insecure-Requests: 1\r\n"
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n"
+    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n"
+    "Accept-Language: en-US,en;q=0.5\r\n"
+    "Accept-Encoding: gzip, deflate, br, zstd\r\n"
+    "Sec-Fetch-Dest: document\r\n"
+    "Sec-Fetch-Mode: navigate\r\n"
+    "Sec-Fetch-Site: none\r\n"
+)
+
+REQUEST: Final = f"{_BEGINNING}\r\n"
+REQUEST_AND_CLOSE: Final = f"{_BEGINNING}{_CLOSE}\r\n"
+BROWSER_REQUEST: Final = f"{_BEGINNING}Connection: keep-alive\r\n{_OF_A_BROWSER}\r\n"
+BROWSER_REQUEST_AND_CLOSE: Final = f"{_BEGINNING}{_CLOSE}{_OF_A_BROWSER}\r\n"
+
+
+class CompilerError(Exception):
+    """There is no C compiler, or it failed."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the client saw of one load: counts, seconds, and latencies in microseconds."""
+
+    count: int
+    errors: int
+    seconds: float
+    cpu_seconds: float
+    p50: float
+    p99: float
+    p999: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One connection of a load: when it was due and when it was answered, and by which clone.
+
+    In nanoseconds of the clock of `time.monotonic_ns`, which is that of all processes here.
+    """
+
+    due: int
+    answered: int
+    clone: int
+
+
+class Client:
+    """Puts load on a port of 127.0.0.1, from one thread on the client's CPUs."""
+
+    def __init__(self, program: pathlib.Path, cpus: Cpus) -> None:
+        self._program = program
+        self._cpus = cpus
+
+    def close(
+        self,
+        port: int,
+        count: int,
+        concurrency: int,
+        *,
+        http: bool = False,
+        request: str = REQUEST_AND_CLOSE,
+    ) -> Load:
+        """Open *count* connections, *concurrency* at a time: one reply each."""
+        options = ["-n", str(count), *_reply(http, request)]
+        return self._call("close", port, concurrency, GIVE_UP_SECONDS, options)
+
+    def keep(self, port: int, seconds: float, concurrency: int, request: str = REQUEST) -> Load:
+        """Ask and ask again on *concurrency* HTTP connections."""
+        options = ["-s", str(QUICK_ACKS), *_reply(True, request)]
+        return self._call("keep", port, concurrency, seconds, options)
+
+    def open(
+        self,
+        port: int,
+        seconds: float,
+        rate: float,
+        *,
+        http: bool = False,
+        body: str | None = REPLY.decode(),
+    ) -> Load:
+        """Open *rate* connections a second, whether they are answered or not.
+
+        Over HTTP a reply counts if its body is *body*; ``None`` is any.
+        """
+        options = ["-r", str(rate), *_reply(http, REQUEST_AND_CLOSE, body)]
+        return self._call("open", port, 1, seconds, options)
+
+    def close_noted(self, port: int, count: int, concurrency: int) -> tuple[Load, list[Answer]]:
+        """`close`, with each answer, of servers whose job is to tell who they are."""
+        options = ["-n", str(count)]
+        return self._note("close", port, concurrency, GIVE_UP_SECONDS, options)
+
+    def open_noted(self, port: int, seconds: float, rate: float) -> tuple[Load, list[Answer]]:
+        """`open`, with each answer, of servers whose job is to tell who they are."""
+        return self._note("open", port, 1, seconds, ["-r", str(rate)])
+
+    def _note(
+        self, mode: str, port: int, concurrency: int, seconds: float, more: list[str]
+    ) -> tuple[Load, list[Answer]]:
+        with tempfile.NamedTemporaryFile("r") as file:
+            load = self._call(mode, port, concurrency, seconds, [*more, "-w", file.name])
+            answers = [Answer(*map(int, line.split())) for line in file]
+        return load, sorted(answers, key=lambda answer: answer.due)
+
+    def _call(
+        self, mode: str, port: int, concurrency: int, seconds: float, more: list[str]
+    ) -> Load:
+        command = [str(self._program), "-m", mode, "-p", str(port), "-c", str(concurrency)]
+        command += ["-t", str(seconds), *more]
+        with pinned(self._cpus.client):
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds + 30, check=False
+            )
+        if done.returncode != 0:
+            raise RuntimeError(f"the client failed: {done.stderr.strip()}")
+        return Load(**json.loads(done.stdout))
+
+
+def _reply(http: bool, request: str, body: str | None = REPLY.decode()) -> list[str]:
+    # What to send over HTTP, and what has to come back, all of it.
+    if not http:
+        return ["-e", REPLY.decode()]
+    whole = [] if body is None else ["-b", body]
+    return ["-e", "HTTP/1.1 200", *whole, "-q", request]
+
+
+def ask_in_turn(port: int, count: int) -> list[int]:
+    """Connect *count* times, one after the other; return the clone that answered each.
+
+    In Python: who answers does not depend on how fast is asked.
+    """
+    answers = []
+    for _ in range(count):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            reply = b""
+            while piece := sock.recv(64):
+                reply += piece
+        answers.append(int(reply))
+    return answers
+
+
+def compile_programs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Compile client and C loop into *folder*; return where they are.
+
+    Raises:
+        CompilerError: None is in ``$CC`` or called ``cc``, or it refused.
+    """
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None:
+        raise CompilerError(
+            f"can't compile the client: no C compiler {compiler[0]!r}; install one, or set CC"
+        )
+    programs = folder / "client", folder / "server"
+    for program in programs:
+        source = HERE / f"{program.name}.c"
+        command = [*compiler, "-O2", "-o", str(program), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise CompilerError(f"can't compile {source.name}: {done.stderr.strip()}")
+    return programs

@@ -1,0 +1,232 @@
+"""What reports of load tests have in common: tables, promises, the forms they are written in."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any, ClassVar, Final
+
+import rich.box
+import rich.table
+from rich.console import Console
+
+from .figures import Figure, Results
+from .process import Contender
+from .promise import Promise
+
+NOTHING: Final = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the heads of the columns, and rows of text: the first column is names."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def rich(self) -> rich.table.Table:
+        table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+        for index, head in enumerate(self.head):
+            table.add_column(head, justify="right" if index else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def text(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if index else cell.ljust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in (self.head, *self.rows)
+        ]
+        return "\n".join([self.title, "", *lines, ""])
+
+    def markdown(self) -> str:
+        rule = ["---", *["---:"] * (len(self.head) - 1)]
+        lines = [f"| {' | '.join(row)} |" for row in (self.head, rule, *self.rows)]
+        return "\n".join([f"**{self.title}**", "", *lines, ""])
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A run that is over. Subclasses say which tables there are, and what was promised."""
+
+    results: Results
+    contenders: Sequence[Contender]
+    cpus: str
+    command: str
+
+    #: What the versions are told of.
+    packages: ClassVar[Sequence[str]] = ("gevent", "greenlet")
+
+    # -- what subclasses say --------------------------------------------------------------------
+
+    def heading(self) -> str:
+        raise NotImplementedError
+
+    def tables(self) -> list[Table]:
+        raise NotImplementedError
+
+    def promises(self) -> Sequence[Promise]:
+        raise NotImplementedError
+
+    def plan_as_json(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def ratios_as_json(self, contender: Contender, figure: Figure) -> dict[str, float | None]:
+        """Return *contender*'s *figure* beside that of others."""
+        raise NotImplementedError
+
+    def contender_as_json(self, contender: Contender) -> dict[str, Any]:
+        """Return what there is to say of *contender* beside its figures."""
+        return {"title": contender.title, "failed": self.results.failed.get(contender.name)}
+
+    def plot(self, file: pathlib.Path) -> None:
+        """Draw into *file*; matplotlib is installed."""
+        raise NotImplementedError
+
+    def remark(self, promise: Promise) -> str:
+        """Return what is to be said of *promise* beside the verdict, if anything."""
+        return ""
+
+    def gap(self, contender: Contender) -> str:
+        """Return why there are no figures of *contender*; "" if there are."""
+        return "failed" if contender.name in self.results.failed else ""
+
+    # -- what it was measured with ------------------------------------------------------------
+
+    def surroundings(self) -> str:
+        """Return the versions, the kernel and the number of CPUs: no names, no paths."""
+        words = [f"{platform.python_implementation()} {platform.python_version()}"]
+        for package in self.packages:
+            if importlib.util.find_spec(package) is not None:
+                words.append(f"{package} {metadata.version(package)}")
+        words.append(f"{platform.system()} {platform.release()}")
+        words.append(f"{os.cpu_count()} CPUs")
+        return ", ".join(words)
+
+    # -- pieces of tables -----------------------------------------------------------------------
+
+    def promised(self) -> Table:
+        """Return the table of what was promised, and whether it was kept."""
+        rows = []
+        for promise in self.promises():
+            value, is_kept = promise.measured(self.results), promise.is_kept(self.results)
+            verdict = {None: "not measured", True: "kept", False: "NOT KEPT"}[is_kept]
+            rows.append(
+                (
+                    promise.says,
+                    f"{'>=' if promise.is_floor else '<='} {promise.limit:g}",
+                    NOTHING if value is None else number(value),
+                    verdict + self.remark(promise),
+                )
+            )
+        return Table("What glb promises", ("promise", "limit", "measured", ""), rows)
+
+    def all_kept(self) -> bool:
+        """Tell whether every promise was measured and kept."""
+        return all(promise.is_kept(self.results) for promise in self.promises())
+
+    def rows(
+        self,
+        contenders: Iterable[Contender],
+        cells: Callable[[str], tuple[str, ...]],
+        width: int,
+    ) -> list[tuple[str, ...]]:
+        """Return a row for each of *contenders*: *width* cells, of which *cells* makes the rest."""
+        rows = []
+        for contender in contenders:
+            if gap := self.gap(contender):
+                row = (contender.title, gap, *[NOTHING] * (width - 2))
+            else:
+                row = (contender.title, *cells(contender.name))
+            rows.append(row)
+        return rows
+
+    def median(self, name: str, figure: Figure, unit: str = "") -> str:
+        value = self.results.median(name, figure)
+        return NOTHING if value is None else f"{value:,.{figure.digits}f}{unit}"
+
+    def ratio(self, name: str, beside: str, figure: Figure) -> str:
+        value = self.results.ratio(name, beside, figure)
+        return NOTHING if value is None else number(value)
+
+    # -- forms --------------------------------------------------------------------------------
+
+    def print(self, console: Console) -> None:
+        """Print the tables; plain text if *console* is not a terminal."""
+        for table in self.tables():
+            if console.is_terminal:
+                console.print(table.rich())
+            else:
+                print(table.text())
+        print(self.heading())
+        for name, reason in self.results.failed.items():
+            print(f"{name} failed: {reason}")
+
+    def markdown(self) -> str:
+        tables = [table.markdown() for table in self.tables()]
+        return "\n".join([f"`{self.command}`", "", self.heading(), "", *tables])
+
+    def as_json(self) -> dict[str, Any]:
+        results = self.results
+        contenders = {}
+        for contender in self.contenders:
+            measured = {
+                figure.name: {
+                    "unit": figure.unit,
+                    "median": statistics.median(samples),
+                    "min": min(samples),
+                    "max": max(samples),
+                    "rounds": samples,
+                    **self.ratios_as_json(contender, figure),
+                }
+                for figure, samples in results.samples.get(contender.name, {}).items()
+            }
+            contenders[contender.name] = {
+                **self.contender_as_json(contender),
+                "figures": measured,
+            }
+        promises = [
+            {
+                **asdict(promise),
+                "figure": promise.figure.name,
+                "measured": promise.measured(results),
+                "kept": promise.is_kept(results),
+            }
+            for promise in self.promises()
+        ]
+        return {
+            "command": self.command,
+            "surroundings": self.surroundings(),
+            "cpus": self.cpus,
+            "plan": self.plan_as_json(),
+            "contenders": contenders,
+            "promises": promises,
+        }
+
+    def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
+        """Write JSON, Markdown and, if matplotlib is installed, the plot; return the files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / "results.json", folder / "results.md"]
+        files[0].write_text(json.dumps(self.as_json(), indent=2) + "\n")
+        files[1].write_text(self.markdown())
+        if importlib.util.find_spec("matplotlib") is not None:
+            files.append(folder / "results.png")
+            self.plot(files[-1])
+        return files
+
+
+def number(value: float) -> str:
+    """Return *value* with three digits that count."""
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"

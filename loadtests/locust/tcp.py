@@ -1,0 +1,20 @@
+"""How many connections a second, with an echo each, does a server serve?
+
+    locust -f loadtests/locust/tcp.py --headless -u 100 -r 50 -t 20s [--host tcp://ADDRESS]
+
+Any server that answers a line with a line will do.
+"""
+
+import pathlib
+import sys
+
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
+
+from glb.locust import EchoUser
+from loadtests.target.scenario import Scenario, Want
+
+scenario = Scenario(Want("stream"))
+
+
+class Client(EchoUser):
+    """Connects, has a line echoed, and closes."""

@@ -1,0 +1,878 @@
+"""Seats: waiting, polling and asking for a clone's connections, each exact, alone and mixed."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from gevent.event import Event
+
+import glb
+from glb.accept import waiters as seats
+from glb.accept.descriptor import Descriptor
+from glb.accept.listener import Listener
+from glb.accept.readiness import Bell, BellWatcher
+from glb.accept.registry import REGISTRY
+from glb.monkey import selectors as polls
+
+from ..conftest import open_descriptors
+from ..net.test_sockets import descriptor_limit
+from ..support.adopting import ANY, accept_now, errno_of, opened, queued, sockets_patched
+from ..support.helpers import ask, close_all, connect, let_hub_turn, turns, wait_until
+from .test_registry import Child
+
+Serve = Callable[[Any, bytes], None]
+
+
+@pytest.fixture
+def clones() -> Iterator[list[Listener]]:
+    """Four clones of a new address."""
+    first = glb.bind_load_balanced(ANY)
+    every = [first, *(glb.bind_load_balanced(first.address) for _ in range(3))]
+    yield every
+    close_all(every)
+
+
+@pytest.fixture
+def programs() -> Iterator[list[Any]]:
+    """Four clones of a program's own: these stand in line when they ask."""
+    with sockets_patched():
+        first = opened()
+        every = [first, *(opened(first.getsockname()) for _ in range(3))]
+        yield every
+        close_all(every)
+        let_hub_turn()
+
+
+@pytest.fixture
+def running() -> Iterator[list[gevent.Greenlet[..., Any]]]:
+    """Greenlets that are killed after the test."""
+    greenlets: list[gevent.Greenlet[..., Any]] = []
+    yield greenlets
+    gevent.killall(greenlets)
+    greenlets.clear()  # what killed them has a traceback, and that has their bells
+    let_hub_turn()
+
+
+def seats_of(clone: Any) -> seats.Seats:
+    found: seats.Seats = clone._sock.seats
+    return found
+
+
+def reply(clone: Any, text: bytes) -> None:
+    conn, _ = clone.accept()
+    with conn:
+        conn.sendall(text)
+
+
+def wait_and_serve(clone: Any, text: bytes) -> None:
+    while True:
+        reply(clone, text)
+
+
+def poll_and_serve(clone: Any, text: bytes) -> None:
+    while True:
+        assert polls.select([clone], [], [])[0] == [clone]
+        assert len(seats_of(clone)._pocket) == 1
+        reply(clone, text)
+
+
+def ask_and_serve(clone: Any, text: bytes) -> None:
+    clone.settimeout(0)
+    while True:
+        try:
+            reply(clone, text)
+        except BlockingIOError:
+            gevent.sleep(0.001)
+
+
+def look_and_serve(clone: Any, text: bytes) -> None:
+    while True:
+        if poll(clone, 0):
+            reply(clone, text)
+        gevent.sleep(0.001)
+
+
+def start(
+    running: list[gevent.Greenlet[..., Any]], call: Callable[..., Any], clone: Any, *args: Any
+) -> gevent.Greenlet[..., Any]:
+    """Spawn *call*, which waits for a turn of *clone*, and let it come to that."""
+    turns = seats_of(clone).entry.turns
+    before = turns.ready
+    greenlet = gevent.spawn(call, clone, *args)
+    running.append(greenlet)
+    wait_until(lambda: greenlet.ready() or turns.ready > before)
+    return greenlet
+
+
+def poll(clone: Any, timeout: float | None = None) -> bool:
+    """Tell whether *clone* is readable."""
+    return bool(polls.select([clone], [], [], timeout)[0])
+
+
+# -- each alone, and mixed --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [wait_and_serve] * 4,
+        [poll_and_serve] * 4,
+        [wait_and_serve, poll_and_serve] * 2,
+        [poll_and_serve, poll_and_serve, wait_and_serve, wait_and_serve],
+    ],
+    ids=["wait", "poll", "each in turn", "two and two"],
+)
+def test_who_waits_and_who_polls_take_exact_turns(
+    ways: list[Serve], clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """Whichever way a clone's connections are wanted, the order is 0, 1, 2, 3, 0, ..."""
+    for index, (way, clone) in enumerate(zip(ways, clones, strict=True)):
+        start(running, way, clone, b"%d" % index)
+    assert [int(ask(clones[0].address)) for _ in range(21)] == turns(4, 21)
+    assert REGISTRY.entries()[0].accepted == 21
+
+
+@pytest.mark.parametrize("is_polling", [False, True])
+def test_turns_are_exact_when_all_clients_come_at_once(
+    is_polling: bool, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """A queue that is full of clients is dealt out in turn too.
+
+    A poller that has been told is ready again when it polls again. In which order the loop lets
+    them is its own affair: so each has one of each four.
+    """
+    served: dict[Any, int] = {}
+
+    def serve(clone: Listener, index: int) -> None:
+        while True:
+            if is_polling:
+                polls.select([clone], [], [])
+            conn, peer = clone.accept()
+            served[peer] = index
+            conn.close()
+
+    for index, clone in enumerate(clones):
+        start(running, serve, clone, index)
+    clients = [queued(clones[0]) for _ in range(20)]
+    order = [each.getsockname() for each in clients]
+    wait_until(lambda: len(served) == 20)
+    close_all(clients)
+    found = [served[client] for client in order]
+    if is_polling:
+        found = [clone for start in range(0, 20, 4) for clone in sorted(found[start : start + 4])]
+    assert found == turns(4, 20)
+
+
+WAYS = {
+    "ask": [ask_and_serve] * 4,
+    "look": [look_and_serve] * 4,
+    "all": [wait_and_serve, poll_and_serve, ask_and_serve, look_and_serve],
+    "all, askers first": [ask_and_serve, look_and_serve, poll_and_serve, wait_and_serve],
+    "wait or ask": [wait_and_serve, ask_and_serve] * 2,
+}
+
+
+@pytest.mark.parametrize("ways", WAYS.values(), ids=WAYS)
+def test_waiting_polling_and_asking_are_exact_among_each_other(
+    ways: list[Serve], programs: list[Any], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """Who asks again and again stands in line as who waits, from the first connection on."""
+    for index, (way, clone) in enumerate(zip(ways, programs, strict=True)):
+        start(running, way, clone, b"%d" % index)
+    address = programs[0].getsockname()
+    assert [int(ask(address)) for _ in range(21)] == turns(4, 21)
+    assert REGISTRY.entries()[0].accepted == 21
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
+@pytest.mark.parametrize("way", [accept_now, lambda clone: poll(clone, 0) and accept_now(clone)])
+def test_who_asks_takes_exact_turns(
+    way: Callable[[Any], bool], order: list[int], programs: list[Any]
+) -> None:
+    """In whatever order they ask: first come is first served, once for each connection."""
+    assert [way(clone) for clone in programs] == [False] * 4  # they stand in line now
+    served = []
+    for _ in range(9):
+        with queued(programs[0]):
+            served += [index for index in order if way(programs[index])]
+    assert served == turns(4, 9)
+    assert REGISTRY.entries()[0].accepted == 9
+
+
+def test_a_connection_lies_ready_for_who_asks(programs: list[Any]) -> None:
+    """Whoever asks meanwhile puts it into the pocket of whose turn it is, and gets none."""
+    assert [accept_now(clone) for clone in programs[:2]] == [False] * 2
+    with queued(programs[0]):
+        assert not accept_now(programs[1])
+        assert [len(seats_of(clone)._pocket) for clone in programs] == [1, 0, 0, 0]
+        assert accept_now(programs[0])
+
+
+def test_a_listener_asks_without_standing_in_line(clones: list[Listener]) -> None:
+    """It takes what is there at that moment, and keeps nothing from anybody."""
+    for asking in (clones[0], clones[2], clones[0]):
+        assert [accept_now(clone) for clone in clones] == [False] * 4
+        assert clones[0].entry.turns.ready == 0
+        with queued(clones[0]):
+            assert [accept_now(asking), accept_now(clones[1])] == [True, False]
+
+
+def test_a_question_has_the_place_of_the_poll_before_it(
+    clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """It goes before a poller that came later, once: its turn sends it to the end of the line."""
+    first, second = clones[:2]
+    assert not poll(first, 0.001)
+    start(running, poll_and_serve, second, b"1")
+    with queued(first):
+        assert accept_now(first)
+    with queued(first) as client:
+        assert not accept_now(first)
+        wait_until(lambda: first.entry.turns.accepted == 2)
+        let_hub_turn()
+        assert client.recv(1) == b"1"
+
+
+def test_a_question_that_finds_a_connection_is_a_turn(clones: list[Listener]) -> None:
+    """Clones that were polled apart: the one that asks goes to the end, behind one passed over."""
+    assert [poll(clone, 0.001) for clone in clones] == [False] * 4
+    with queued(clones[0]):
+        assert accept_now(clones[1])
+    order = []
+    for _ in range(5):
+        with queued(clones[0]):
+            (told,) = polls.select(clones, [], [], 0)[0]
+            assert accept_now(told)
+        order.append(clones.index(told))
+    assert order == [2, 3, 0, 1, 2]
+
+
+def test_who_is_polled_with_time_is_ready_only_then(programs: list[Any]) -> None:
+    """An accept that would block, as after each poll, isn't a wish for the next connection."""
+    first, second = programs[:2]
+    assert not poll(first, 0.001)
+    assert [accept_now(first), accept_now(second)] == [False] * 2
+    assert seats_of(first).entry.turns.ready == 1
+    with queued(first):
+        assert accept_now(second)
+    with queued(first):
+        assert accept_now(second)
+
+
+@pytest.mark.parametrize("way", [wait_and_serve, poll_and_serve])
+def test_who_asks_goes_behind_who_waits(
+    way: Serve, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """A connection on its way to who waits, or polls, is not for who asks at that moment."""
+    start(running, way, clones[0], b"mine")
+    client = queued(clones[0])
+    assert [accept_now(clone) for clone in clones[1:]] == [False] * 3
+    assert [poll(clone, 0) for clone in clones[2:]] == [False] * 2
+    with client:
+        client.settimeout(10)
+        wait_until(lambda: clones[0].entry.turns.accepted == 1)
+        let_hub_turn()
+        assert client.recv(10) == b"mine"
+
+
+def test_greenlets_that_wait_on_one_clone_share_its_turns(
+    clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """Longest waiting first, one for each turn of the clone."""
+    start(running, reply, clones[0], b"first")
+    running.append(gevent.spawn(reply, clones[0], b"second"))
+    start(running, reply, clones[1], b"other")
+    assert [ask(clones[0].address) for _ in range(3)] == [b"first", b"other", b"second"]
+
+
+def test_a_clone_is_told_of_one_connection_at_a_time(
+    clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """Who has been told, and hasn't accepted yet, is passed over until it has."""
+    released = Event()
+
+    def serve(clone: Listener, text: bytes) -> None:
+        while poll(clone):
+            if clone is clones[0]:
+                released.wait()
+            reply(clone, text)
+
+    for index, clone in enumerate(clones[:2]):
+        start(running, serve, clone, b"%d" % index)
+    with connect(clones[0].address) as kept:
+        wait_until(lambda: len(clones[0]._sock.seats._pocket) == 1)
+        assert [ask(clones[0].address) for _ in range(3)] == [b"1"] * 3
+        assert len(clones[0]._sock.seats._pocket) == 1
+        released.set()
+        assert kept.recv(10) == b"0"
+    # The other has waited longer by now.
+    assert [ask(clones[0].address) for _ in range(4)] == [b"1", b"0", b"1", b"0"]
+
+
+# -- who stops --------------------------------------------------------------------------------
+
+
+def accept_within(clone: Listener, timeout: float | None) -> bytes:
+    """Accept and reply, or return nothing when *timeout* is over."""
+    clone.settimeout(timeout)
+    try:
+        conn, _ = clone.accept()
+    except TimeoutError:
+        return b""
+    with conn:
+        conn.sendall(b"0")
+    return b"0"
+
+
+def poll_within(clone: Listener, timeout: float | None) -> bytes:
+    return accept_within(clone, None) if poll(clone, timeout) else b""
+
+
+@pytest.mark.parametrize("is_passed_over", [False, True], ids=["kept", "passed over"])
+@pytest.mark.parametrize("way", [accept_within, poll_within])
+def test_a_place_is_kept_unless_it_was_passed_over(
+    way: Callable[[Listener, float | None], bytes],
+    is_passed_over: bool,
+    clones: list[Listener],
+    running: list[gevent.Greenlet[..., Any]],
+) -> None:
+    """However long who was out of time is away: what counts is who was served meanwhile."""
+    is_away, comes_back = Event(), Event()
+
+    def serve(clone: Listener) -> None:
+        assert way(clone, 0.01) == b""
+        is_away.set()
+        comes_back.wait()
+        way(clone, None)
+
+    address, ring = clones[0].address, clones[0].entry.turns
+    running.append(gevent.spawn(serve, clones[0]))
+    # Its time may be over before these have come.
+    running += [gevent.spawn(reply, clones[index], b"%d" % index) for index in (1, 2)]
+    is_away.wait()
+    let_hub_turn()
+    assert ring.ready == 2
+    order = [ask(address)] if is_passed_over else []
+    comes_back.set()
+    wait_until(lambda: ring.ready == 3 - is_passed_over)
+    order += [ask(address) for _ in range(3 - is_passed_over)]
+    assert order == ([b"1", b"2", b"0"] if is_passed_over else [b"0", b"1", b"2"])
+
+
+def test_places_are_kept_by_many_loops_with_time_limits(
+    clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """As of `socketserver`'s polls: whoever is away for a moment, turns are exact."""
+    times = [0] * 4
+
+    def serve(clone: Listener, index: int) -> None:
+        while True:
+            if poll(clone, 0.001 * (1 + index)):
+                reply(clone, b"%d" % index)
+            times[index] += 1
+
+    for index, clone in enumerate(clones):
+        start(running, serve, clone, index)
+    order = []
+    for count in range(12):
+        wait_until(lambda: min(times) > 3 * count)  # noqa: B023  # it is called here and now
+        wait_until(lambda: clones[0].entry.turns.ready == 4)
+        order.append(int(ask(clones[0].address)))
+    assert order == turns(4, 12)
+
+
+@pytest.mark.parametrize("way", [Listener.accept, poll])
+def test_who_is_killed_leaves_its_place(
+    way: Callable[[Listener], object],
+    clones: list[Listener],
+    running: list[gevent.Greenlet[..., Any]],
+) -> None:
+    """A poller, or who waits, that ends in any way is not ready any more."""
+    greenlet = start(running, way, clones[0])
+    start(running, reply, clones[1], b"1")
+    greenlet.kill()
+    let_hub_turn()
+    assert clones[0].entry.turns.ready == 1
+    assert ask(clones[0].address) == b"1"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time at which seats are asked, in seconds: its first element."""
+    now = [1000.0]
+    monkeypatch.setattr(seats, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (0.0, seats.ASKING_MIN_SECONDS),
+        (0.001, seats.ASKING_MIN_SECONDS),
+        (0.1, 0.1 * seats.ASKING_INTERVALS),
+        (0.3, 0.3 * seats.ASKING_INTERVALS),
+        (30.0, seats.ASKING_MAX_SECONDS),
+    ],
+)
+def test_who_asks_is_waited_for_by_how_often_it_asks(
+    interval: float, expected: float, clock: list[float], programs: list[Any]
+) -> None:
+    """So many of its own intervals, neither too short for a busy one nor too long for a client."""
+    for _ in range(2):
+        assert not accept_now(programs[0])
+        clock[0] += interval
+    assert seats_of(programs[0])._asking_seconds == pytest.approx(expected)
+
+
+def test_who_stops_asking_is_passed_over(clock: list[float], programs: list[Any]) -> None:
+    """Its connection is there until then, and the next ones' afterwards; it is out of line."""
+    first, second = programs[:2]
+    for _ in range(2):
+        assert [accept_now(clone) for clone in (first, second)] == [False] * 2
+    pocket = seats_of(first)._pocket
+    with queued(first):
+        assert not accept_now(second)
+        assert len(pocket) == 1
+        clock[0] += seats.ASKING_MIN_SECONDS * 0.9
+        gevent.sleep(seats.ASKING_MIN_SECONDS * 1.5)  # it has been looked into meanwhile
+        assert len(pocket) == 1
+        clock[0] += seats.ASKING_MIN_SECONDS * 0.2
+        wait_until(lambda: not pocket)
+        assert [accept_now(second), accept_now(first)] == [True, False]
+    assert seats_of(first).entry.turns.accepted == 1
+    with queued(first):  # it is the second's turn again: who came back is behind
+        assert [accept_now(first), accept_now(second)] == [False, True]
+
+
+def test_who_asks_on_keeps_its_connection(clock: list[float], programs: list[Any]) -> None:
+    """It is told by each poll without time, however long it goes on."""
+    first, second = programs[:2]
+    assert [poll(clone, 0) for clone in (first, second)] == [False] * 2
+    with queued(first):
+        assert not poll(second, 0)
+        for _ in range(3):
+            clock[0] += 5
+            assert poll(first, 0)
+            let_hub_turn()
+        assert accept_now(first)
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, lambda sock: sock.shutdown(socket.SHUT_RD)])
+def test_who_closes_is_not_waited_for_among_who_asks(
+    leave: Callable[[Any], None], programs: list[Any]
+) -> None:
+    """The next who asks gets the connection at once."""
+    assert [accept_now(clone) for clone in programs] == [False] * 4
+    leave(programs[0])
+    with queued(programs[1]):
+        assert accept_now(programs[1])
+
+
+# -- the pocket -------------------------------------------------------------------------------
+
+
+def drop(listeners: list[Listener]) -> None:
+    with pytest.warns(ResourceWarning, match="unclosed"):  # noqa: PT031  # either may drop it
+        del listeners[0]
+        gc.collect()
+
+
+LEAVES = {
+    "close": lambda listeners: listeners[0].close(),
+    "shutdown": lambda listeners: listeners[0].shutdown(socket.SHUT_RDWR),
+    "detach": lambda listeners: os.close(listeners[0].detach()),
+    "collection": drop,
+}
+
+
+@pytest.mark.parametrize("leave", LEAVES.values(), ids=LEAVES)
+@pytest.mark.parametrize("way", ["wait", "poll", "ask"])
+def test_a_pockets_connection_goes_to_the_next_clone(way: str, leave: Any) -> None:
+    """Told of, and not accepted: no client is lost with the clone, and none counted twice."""
+    first = glb.bind_load_balanced(ANY)
+    other = glb.bind_load_balanced(first.address)
+    listeners = [first]
+    del first
+    try:
+        gevent.spawn(poll, listeners[0])
+        let_hub_turn()
+        with connect(other.address) as client:
+            wait_until(lambda: len(listeners[0]._sock.seats._pocket) == 1)
+            let_hub_turn()
+            leave(listeners)
+            let_hub_turn()
+            assert other.entry.turns.accepted == 0
+            if way == "poll":
+                assert poll(other)
+            other.settimeout(0 if way == "ask" else None)
+            conn, peer = other.accept()
+            with conn:
+                assert peer == client.getsockname()
+                conn.sendall(b"kept")
+                assert client.recv(10) == b"kept"
+        assert other.entry.turns.accepted == 1
+    finally:
+        close_all([*listeners, other])
+
+
+def test_the_last_clone_takes_its_pocket_with_it() -> None:
+    """There is nobody else: the client is told, as by a kernel socket that closes."""
+    with glb.bind_load_balanced(ANY) as clone:
+        greenlet = gevent.spawn(poll, clone)
+        let_hub_turn()
+        client = connect(clone.address)
+        assert greenlet.get()
+    with client:
+        assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_connection_stays_with_who_was_told_and_not_with_who_was_killed(
+    is_told: bool, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """A poll that returned has told of it. One that ended otherwise has not."""
+    polled = seats_of(clones[0])
+    seat = polled.begin_poll(is_waiting=True)
+    start(running, reply, clones[1], b"1")
+    with connect(clones[0].address) as client:
+        wait_until(lambda: len(polled._pocket) == 1)
+        polled.end_poll(seat, is_waiting=True, is_told=is_told)
+        if is_told:
+            let_hub_turn()
+            clones[0].accept()[0].close()
+            assert client.recv(10) == b""
+        else:
+            assert client.recv(10) == b"1"
+    assert clones[0].entry.turns.accepted == 1
+    assert not poll(clones[0], 0)
+
+
+# -- shared seats -----------------------------------------------------------------------------
+
+
+def test_who_waits_by_a_copy_is_told_of_its_end_alone(
+    programs: list[Any], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """Others that have seats in common with it wait on, and share its turns until the last."""
+    clone = programs[0]
+    copy = clone.dup()
+    assert seats_of(copy) is seats_of(clone)
+    by_copy = start(running, copy.accept.__func__, copy)
+    running.append(gevent.spawn(reply, clone, b"clone"))
+    let_hub_turn()
+    copy.close()
+    with pytest.raises(OSError, match=r"closed|descriptor") as caught:
+        by_copy.get()
+    assert errno_of(caught.value) == "EBADF"
+    assert ask(programs[1].getsockname()) == b"clone"
+
+
+def test_copies_have_one_turn_one_pocket_and_one_bell(
+    programs: list[Any], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """Both are told, either accepts; the others have a turn each."""
+    clone, other = programs[:2]
+    with clone.dup() as copy:
+        greenlets = [start(running, poll, clone)]
+        running.append(gevent.spawn(poll, copy))
+        let_hub_turn()
+        start(running, reply, other, b"other")
+        with connect(clone.getsockname()) as client:
+            assert [greenlets[0].get(), running[1].get()] == [True, True]
+            clone.close()
+            assert poll(copy, 0)
+            conn, peer = copy.accept()
+            conn.close()
+            assert peer == client.getsockname()
+        assert ask(other.getsockname()) == b"other"
+
+
+# -- bells ------------------------------------------------------------------------------------
+
+
+def told_by(bell: Bell, *args: object, pass_events: bool = False) -> tuple[BellWatcher, list[Any]]:
+    """Return a watcher that looks at *bell*, and what it has told."""
+    told: list[Any] = []
+    watcher = BellWatcher(bell, gevent.get_hub())
+    watcher.start(lambda *given: told.append(given), *args, pass_events=pass_events)
+    return watcher, told
+
+
+def test_a_bell_is_heard_once_a_start() -> None:
+    """Ringing twice is once; who looks again while it rings is told again, in the hub's turn."""
+    bell = Bell(REGISTRY.lock)
+    watcher, told = told_by(bell, "a", 1)
+    let_hub_turn()
+    assert told == []
+    for _ in range(2):
+        bell.ring(is_ringing=True)
+    assert told == []  # not before the hub turns
+    let_hub_turn()
+    assert told == [("a", 1)]
+    bell.ring(is_ringing=False)
+    bell.ring(is_ringing=True)
+    let_hub_turn()
+    assert told == [("a", 1)]
+    watcher.start(told.append, "again")
+    let_hub_turn()
+    assert told == [("a", 1), "again"]
+
+
+def test_a_bell_that_rings_already_is_heard() -> None:
+    """By everybody who begins to look; with what a loop's watcher would pass."""
+    bell = Bell(REGISTRY.lock)
+    bell.ring(is_ringing=True)
+    found = [told_by(bell, 5, pass_events=True)[1], told_by(bell)[1]]
+    let_hub_turn()
+    assert found == [[(1, 5)], [()]]  # 1 is the loop's READ
+
+
+def test_a_bell_that_is_silent_again_is_not_heard() -> None:
+    """Somebody has fetched what there was before the hub turned; the next ring is heard."""
+    bell = Bell(REGISTRY.lock)
+    _, told = told_by(bell)
+    bell.ring(is_ringing=True)
+    bell.ring(is_ringing=False)
+    let_hub_turn()
+    assert told == []
+    bell.ring(is_ringing=True)
+    let_hub_turn()
+    assert told == [()]
+
+
+@pytest.mark.parametrize("end", [BellWatcher.stop, BellWatcher.close])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_who_looks_away_hears_nothing(end: Callable[[BellWatcher], None], is_late: bool) -> None:
+    """Also if it rang a moment before; twice is harmless, and others hear it."""
+    bell = Bell(REGISTRY.lock)
+    (watcher, told), (_, others) = told_by(bell), told_by(bell)
+    if not is_late:
+        end(watcher)
+    bell.ring(is_ringing=True)
+    end(watcher)
+    end(watcher)
+    let_hub_turn()
+    assert (told, others) == ([], [()])
+
+
+def test_the_end_of_a_bell_is_told_once() -> None:
+    """To all who look, rung or not; who looks on at a closed clone isn't told for ever."""
+    bell = Bell(REGISTRY.lock)
+    watcher, told = told_by(bell)
+    bell.end()
+    bell.ring(is_ringing=False)
+    assert bell.is_over
+    assert bell.is_ringing
+    let_hub_turn()
+    assert told == [()]
+    watcher.start(told.append, "again")
+    let_hub_turn()
+    assert told == [()]
+
+
+def test_a_bell_costs_no_descriptor() -> None:
+    """Nor does one who looks at it, who keeps the loop alive until it is told, as gevent's do."""
+    hub = gevent.get_hub()
+    before = (open_descriptors(), hub.loop.activecnt)
+    bell = Bell(REGISTRY.lock)
+    found = [told_by(bell) for _ in range(10)]
+    assert open_descriptors() == before[0]
+    bell.ring(is_ringing=True)
+    let_hub_turn()
+    assert [told for _, told in found] == [[()]] * 10
+    let_hub_turn()  # libuv closes watchers then
+    assert (open_descriptors(), hub.loop.activecnt) == before
+
+
+def test_a_bell_is_heard_in_the_hub_of_who_looks() -> None:
+    """Whichever thread rings it."""
+    bell = Bell(REGISTRY.lock)
+    threads: list[int] = []
+    watcher = BellWatcher(bell, gevent.get_hub())
+    watcher.start(lambda: threads.append(threading.get_ident()))
+
+    def ring() -> None:
+        with REGISTRY.lock:
+            bell.ring(is_ringing=True)
+
+    thread = threading.Thread(target=ring)
+    thread.start()
+    thread.join()
+    assert threads == []
+    wait_until(lambda: bool(threads))
+    assert threads == [threading.get_ident()]
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+
+def test_an_error_of_accept_is_told_to_who_polls(
+    clones: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is woken, and its accept raises what the kernel said; the other clones go on."""
+    broken = OSError(errno.EINVAL, "broken")
+
+    def take(self: Descriptor) -> Any:
+        if self is clones[0]._sock:
+            raise broken
+        return real(self)
+
+    real = Descriptor.take
+    monkeypatch.setattr(Descriptor, "take", take)
+    greenlet = gevent.spawn(poll, clones[0])
+    let_hub_turn()
+    with connect(clones[0].address) as client:
+        assert greenlet.get()
+        with pytest.raises(OSError, match="broken") as caught:
+            clones[0].accept()
+        assert (errno_of(caught.value), caught.value.strerror) == ("EINVAL", "broken")
+        conn, peer = clones[1].accept()
+        assert peer == client.getsockname()
+        conn.close()
+
+
+def test_out_of_descriptors_a_poller_is_told_later(
+    clones: list[Listener], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client stays in the accept queue until there is room, and nobody else is told."""
+    failures = [OSError(errno.EMFILE, "too many"), OSError(errno.EMFILE, "too many")]
+
+    def take(self: Descriptor) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(self)
+
+    real = Descriptor.take
+    monkeypatch.setattr(Descriptor, "take", take)
+    told: list[int] = []
+
+    def serve(clone: Listener, index: int) -> None:
+        poll(clone)
+        told.append(index)
+
+    greenlets = [gevent.spawn(serve, clone, index) for index, clone in enumerate(clones[:2])]
+    let_hub_turn()
+    with caplog.at_level(logging.CRITICAL, "glb"), connect(clones[0].address):
+        wait_until(lambda: bool(told))
+        let_hub_turn()
+        assert (told, failures) == ([0], [])
+        clones[0].accept()[0].close()
+    gevent.killall(greenlets)
+
+
+def test_polling_needs_no_descriptor(clones: list[Listener]) -> None:
+    """Where there is none left, it tells all the same."""
+    with descriptor_limit(0):
+        assert not poll(clones[0], 0.001)
+        assert not poll(clones[0], 0)
+
+
+# -- threads, and forks -----------------------------------------------------------------------
+
+
+def test_a_poller_in_another_thread_takes_turns_with_this_one(
+    clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+) -> None:
+    """Each thread has a hub of its own, and the ring is one."""
+    failed: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            for _ in range(3):
+                poll_and_reply(clones[1])
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    def poll_and_reply(clone: Listener) -> None:
+        assert poll(clone)
+        reply(clone, b"1")
+
+    start(running, wait_and_serve, clones[0], b"0")
+    thread = threading.Thread(target=serve)
+    thread.start()
+    order = []
+    for _ in range(3):
+        wait_until(lambda: clones[0].entry.turns.ready == 2 or bool(failed))
+        order.append(ask(clones[0].address))
+        wait_until(lambda: clones[0].entry.turns.ready == 2 or bool(failed))
+        order.append(ask(clones[0].address))
+    wait_until(lambda: not thread.is_alive())
+    thread.join()
+    assert failed == []
+    assert order == [b"0", b"1"] * 3
+
+
+def test_a_poller_in_another_thread_is_told_when_the_clone_closes() -> None:
+    """It wakes, whoever closes, and accepts nothing any more."""
+    clone = glb.bind_load_balanced(ANY)
+    told: list[Any] = []
+
+    def look() -> None:
+        try:
+            told.append(poll(clone))
+            clone.accept()
+        except OSError as error:
+            told.append(error.errno)
+        finally:
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    wait_until(lambda: clone.entry.turns.ready == 1 or bool(told))
+    clone.close()
+    wait_until(lambda: not thread.is_alive())
+    thread.join()
+    assert told == [True, errno.EBADF]
+
+
+def test_who_closes_wakes_no_hub_that_is_destroyed_meanwhile() -> None:
+    """Libuv would crash. The poller's hub goes as it is told, while the clone closes still."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(200):
+            test_a_poller_in_another_thread_is_told_when_the_clone_closes()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_forked_child_has_an_empty_pocket_and_a_bell_of_its_own() -> None:
+    """What the parent was told of is the parent's; what the child rings, only the child hears."""
+    clone = glb.bind_load_balanced(ANY)
+    with connect(clone.address) as client:
+        assert poll(clone)
+        assert len(clone._sock.seats._pocket) == 1
+
+        def child() -> None:
+            assert not poll(clone, 0)
+            with connect(clone.address), connect(clone.address) as second:
+                assert poll(clone)
+                clone.accept()[0].close()
+                conn, peer = clone.accept()
+                assert peer == second.getsockname()
+                conn.close()
+            assert not poll(clone, 0)
+            clone.close()
+
+        assert Child(child).told() == "None"
+        assert poll(clone, 0)
+        conn, peer = clone.accept()
+        with conn:
+            assert peer == client.getsockname()
+            conn.sendall(b"mine")
+            assert client.recv(10) == b"mine"
+        assert not poll(clone, 0)
+    clone.close()
+    let_hub_turn()

@@ -1,0 +1,935 @@
+"""The command line, as real processes wherever that can be."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import pty
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+from click.testing import CliRunner
+from gevent.event import Event
+
+import glb.cli.commands
+import glb.cli.console
+import glb.cli.demo
+import glb.model.stats
+from glb.cli.demo import Outcome
+from glb.cli.target import TargetError
+
+from ..support.helpers import (
+    Holder,
+    ask,
+    close_all,
+    comes_true,
+    connect,
+    http_get,
+    is_refused,
+    receive_all,
+    turns,
+    wait_until,
+)
+
+pytestmark = pytest.mark.process
+
+ROOT = pathlib.Path(glb.__file__).parents[1]
+CERTIFICATES = pathlib.Path(gevent.__file__).parent / "tests"
+ENDLESS_SECONDS = 30  # a child that takes longer is ended, and its test fails
+
+PROGRAM = """
+import glb
+
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [b"%d %s" % (environ["glb.clone"], environ["wsgi.url_scheme"].encode())]
+
+def ambiguous(first, second):
+    second("200 OK", [])
+    return [b"wsgi after all"]
+
+def handle(sock, peer):
+    sock.sendall(b"%d" % glb.current_clone())
+
+running = most = 0
+
+def hold(sock, peer):
+    global running, most
+    running += 1
+    most = max(most, running)
+    sock.sendall(b"held ")
+    sock.recv(1)
+    running -= 1
+    sock.sendall(b"most %d" % most)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A current directory with modules, some of which can't be imported."""
+    for name, text in {
+        "program": PROGRAM,
+        "raises": "def fail():\n    raise RuntimeError('no\\nluck')\nfail()",
+        "leaves": "raise SystemExit(3)",
+        "killed": "import gevent\nraise gevent.GreenletExit",
+        "needs": "import no_such_module",
+        "malformed": "x = (",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "garbage.pem").write_text("garbage")
+    return tmp_path
+
+
+@contextlib.contextmanager
+def child(*args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run Python with *args*; whatever comes, it is ended and waited for."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environ = {**os.environ, "PYTHONPATH": path, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+    command = [sys.executable, "-W", "error", *args]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    with subprocess.Popen(command, env=environ, **options) as process:
+        timer = threading.Timer(ENDLESS_SECONDS, process.kill)
+        timer.start()
+        try:
+            yield process
+        finally:
+            timer.cancel()
+            timer.join()
+            process.kill()
+
+
+def run(*args: str, cwd: pathlib.Path | None = None) -> tuple[int, str, str]:
+    """Return the status, stdout and stderr of ``glb`` with *args*."""
+    with child("-m", "glb", *args, cwd=cwd) as process:
+        out, err = process.communicate()
+    return process.returncode, out, err
+
+
+class Served:
+    """A running ``glb serve``, and what its first line said."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        self.process = process
+        self.line = process.stderr.readline()
+        found = re.search(r" on (\w+):(?://)?(\S+) with ", self.line)
+        assert found is not None, self.line + process.stderr.read()
+        self.scheme, place = found.groups()
+        host, _, port = place.rpartition(":")
+        self.address: Any = place if self.scheme == "unix" else (host.strip("[]"), int(port))
+
+    def read_line(self, part: str) -> str:
+        """Return the next line on stderr, in which *part* is."""
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        assert part in line, line or self.process.poll()
+        return line
+
+    def hang_up(self, part: str) -> str:
+        """Send SIGHUP, and return the line that it makes, with *part* in it."""
+        self.process.send_signal(signal.SIGHUP)
+        return self.read_line(part)
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal, and return the status and the rest of stderr."""
+        self.process.send_signal(number)
+        _, err = self.process.communicate()
+        return self.process.returncode, err
+
+
+@contextlib.contextmanager
+def serving(
+    *args: str,
+    cwd: pathlib.Path,
+    bind: str = "127.0.0.1:0",
+    command: tuple[str, ...] = ("-m", "glb"),
+) -> Iterator[Served]:
+    with child(*command, "serve", *args, "--bind", bind, cwd=cwd) as process:
+        yield Served(process)
+
+
+# -- demo ---------------------------------------------------------------------------------------
+
+
+def test_demo_shows_exact_turns() -> None:
+    """All of 1,000 connections went round in turn, the status says so, and nothing blinks."""
+    status, out, err = run("demo")
+    assert (status, err) == (0, "")
+    assert re.search(r"order +│ exact │ +not exact", out)
+    assert len(re.findall(r"clone [0-3] +│ +250 │ +\d+", out)) == 4
+    assert "\x1b" not in out
+
+
+def test_demo_json_is_one_object_and_adds_up() -> None:
+    """``--json`` prints one object alone, and every connection was served by somebody."""
+    status, out, err = run("demo", "--json", "--clones", "3", "--connections", "100")
+    found = json.loads(out)
+    assert (status, err) == (0, "")
+    assert (found["clones"], found["connections"]) == (3, 100)
+    assert found["glb"]["served"] == [34, 33, 33]
+    assert found["glb"]["exact"] is True
+    assert sum(found["gevent"]["served"]) == 100
+    assert found["gevent"]["jain"] == glb.model.stats.jain(found["gevent"]["served"])
+    assert found["seconds"] > 0
+
+
+def test_demo_runs_gevent_servers_that_race() -> None:
+    """The other column is measured: as many clones, as many replies, a step for each."""
+    steps: list[int] = []
+    outcome = glb.cli.demo.run_gevent(4, 20, lambda: steps.append(1))
+    assert (len(outcome.served), len(outcome.order), len(steps)) == (4, 20, 20)
+
+
+def test_demo_takes_the_order_of_the_replies() -> None:
+    """What glb is measured by is the whole order in which the clients were answered."""
+    assert glb.cli.demo.run_glb(4, 42, lambda: None).order == turns(4, 42)
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_demo_fails_when_two_turns_are_swapped(
+    as_json: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal counts are not enough: one swap in the order is status 1."""
+    swapped = [*turns(4, 18), 3, 2]
+    monkeypatch.setattr(glb.cli.commands, "run_glb", lambda *_: Outcome(4, swapped))
+    result = CliRunner().invoke(glb.cli.cli, ["demo", "--connections", "20", *as_json])
+    assert result.exit_code == 1
+    if as_json:
+        found = json.loads(result.stdout)["glb"]
+        assert found == {"served": [5, 5, 5, 5], "exact": False, "jain": 1.0}
+    else:
+        assert re.search(r"order +│ not exact │", result.stdout)
+
+
+def test_demo_leaves_nothing_when_a_reply_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is not answered ends the demo with an error, and closes the servers."""
+    monkeypatch.setattr(glb.cli.demo, "REPLY_TIMEOUT_SECONDS", 0.01)
+    holder = Holder()
+    monkeypatch.setattr(glb.cli.demo, "_reply_clone", holder)
+    with pytest.raises(TimeoutError):
+        glb.cli.demo.run_glb(2, 2, lambda: None)
+    holder.release()
+    wait_until(lambda: holder.served == 1)
+
+
+# -- serve --------------------------------------------------------------------------------------
+
+
+def test_wsgi_target_is_served_in_turn(folder: pathlib.Path) -> None:
+    """A WSGI application is told by its arguments; its access log goes to stderr."""
+    with serving("program:application", cwd=folder) as served:
+        assert served.line == (
+            f"glb: serving program:application on http://127.0.0.1:{served.address[1]}"
+            " with 4 clones\n"
+        )
+        replies = [http_get(served.address) for _ in range(8)]
+        assert replies == [b"%d http" % clone for clone in turns(4, 8)]
+        status, err = served.end()
+    assert status == 0
+    assert err.count('"GET / HTTP/1.0" 200') == 8
+    assert err.endswith("glb: stopped after 8 connections, 0 failed; by clone: 2 2 2 2\n")
+
+
+def test_stream_target_is_served_in_turn(folder: pathlib.Path) -> None:
+    """A handler of (sock, peer) is told by its arguments."""
+    with serving("program:handle", "--clones", "2", cwd=folder) as served:
+        assert served.scheme == "tcp"
+        assert [ask(served.address) for _ in range(4)] == [b"0", b"1", b"0", b"1"]
+
+
+def test_page_tells_who_answers(folder: pathlib.Path) -> None:
+    """Without a target each request shows the next clone, also to a browser that keeps alive."""
+    with serving("--clones", "1", cwd=folder) as served:
+        assert served.line.endswith(" with 1 clone\n")
+        assert http_get(served.address).startswith(b"Clone 0 answers, one of 1.\n")
+        assert b"\r\nConnection: close\r\n" in ask(
+            served.address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
+
+
+def test_module_alone_means_its_application(folder: pathlib.Path) -> None:
+    """A target without a colon is the module's ``application``, or ``app``."""
+    with serving("program", cwd=folder) as served:
+        assert http_get(served.address) == b"0 http"
+
+
+def test_ambiguous_target_is_what_it_is_told_to_be(folder: pathlib.Path) -> None:
+    """``--wsgi`` says what the arguments don't."""
+    with serving("program:ambiguous", "--wsgi", cwd=folder) as served:
+        assert http_get(served.address) == b"wsgi after all"
+
+
+def test_installed_script_imports_from_current_directory(folder: pathlib.Path) -> None:
+    """The current directory is importable, wherever the script lies."""
+    (folder / "bin").mkdir()
+    script = folder / "bin" / "glb-script"
+    script.write_text("from glb.__main__ import main\nmain()\n")
+    with serving("program:handle", cwd=folder, command=(str(script),)) as served:
+        assert ask(served.address) == b"0"
+
+
+def test_unix_socket_is_served_and_removed(folder: pathlib.Path) -> None:
+    """``unix:/path`` is an address, and its file goes with the server."""
+    # Relative, as a path of a Unix socket may have 107 bytes only.
+    with serving("program:handle", cwd=folder, bind="unix:s") as served:
+        assert (served.scheme, served.address) == ("unix", "s")
+        path = os.path.relpath(folder / "s")
+        assert [ask(path) for _ in range(3)] == [b"0", b"1", b"2"]
+        assert served.end()[0] == 0
+    assert not (folder / "s").exists()
+
+
+def test_ipv6_is_announced_in_brackets(folder: pathlib.Path) -> None:
+    """The announced address can be copied into a client."""
+    try:
+        glb.bind(("::1", 0)).close()
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    with serving("program:handle", cwd=folder, bind="[::1]:0") as served:
+        assert "tcp://[::1]:" in served.line
+        assert ask(served.address) == b"0"
+
+
+@pytest.mark.skipif(not (CERTIFICATES / "server.crt").exists(), reason="gevent has no tests here")
+def test_certificate_makes_it_https(folder: pathlib.Path) -> None:
+    """With a certificate and its key TLS is spoken, and the application knows."""
+    tls = ("--certfile", f"{CERTIFICATES}/server.crt", "--keyfile", f"{CERTIFICATES}/server.key")
+    with serving("program:application", *tls, cwd=folder) as served:
+        assert served.scheme == "https"
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        host, port = served.address
+        client = http.client.HTTPSConnection(host, port, timeout=10, context=context)
+        with contextlib.closing(client):
+            client.request("GET", "/")
+            assert client.getresponse().read() == b"0 https"
+
+
+def test_max_connections_bounds_all_clones_together(folder: pathlib.Path) -> None:
+    """One handler runs at a time; the other clients wait, and all are served."""
+    with serving("program:hold", "--max-connections", "1", cwd=folder) as served:
+        clients = [connect(served.address) for _ in range(5)]
+        for client in clients:
+            client.sendall(b"x")
+        assert [receive_all(client) for client in clients] == [b"held most 1"] * 5
+        close_all(clients)
+
+
+# -- the end ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("target", ["program:application", "program:handle"])
+def test_signal_ends_it_and_frees_the_address(
+    number: signal.Signals, target: str, folder: pathlib.Path
+) -> None:
+    """Either signal is a clean end: status 0, nothing but the last line, a free address."""
+    with serving(target, cwd=folder) as served:
+        status, err = served.end(number)
+        assert (status, err) == (
+            0,
+            "glb: stopped after 0 connections, 0 failed; by clone: 0 0 0 0\n",
+        )
+        glb.bind(served.address).close()
+
+
+def test_handler_in_flight_may_finish(folder: pathlib.Path) -> None:
+    """After the signal nobody is let in, and who is in gets the reply."""
+    with serving("program:hold", cwd=folder) as served, connect(served.address) as client:
+        assert client.recv(5) == b"held "
+        served.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: is_refused(served.address))
+        client.sendall(b"x")
+        assert receive_all(client).startswith(b"most ")  # `is_refused` may have come in, too
+        assert served.process.wait() == 0
+
+
+def test_handler_without_end_is_ended(folder: pathlib.Path) -> None:
+    """A handler that doesn't finish can't keep the process alive, and is no failure of it."""
+    options = ("--drain-timeout", "0.1")
+    with serving("program:hold", *options, cwd=folder) as served:
+        client = connect(served.address)
+        assert client.recv(5) == b"held "
+        status, err = served.end()
+        client.close()
+    assert status == 0
+    assert "draining 1 connection, for 0.1 s at most" in err
+    assert "Traceback" not in err
+
+
+def test_a_second_signal_ends_it_at_once(folder: pathlib.Path) -> None:
+    """Whatever the handlers do."""
+    with serving("program:hold", "--drain-timeout", "1000", cwd=folder) as served:
+        client = connect(served.address)
+        assert client.recv(5) == b"held "
+        served.process.send_signal(signal.SIGTERM)
+        served.read_line("draining 1 connection")
+        status, err = served.end(signal.SIGINT)
+        client.close()
+    assert status == 0
+    assert "Traceback" not in err
+
+
+def test_idle_connections_are_closed_at_the_end(folder: pathlib.Path) -> None:
+    """A browser's kept-alive connection doesn't hold the end up."""
+    with serving("program:application", cwd=folder) as served:
+        client = connect(served.address)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        status, _ = served.end()
+        assert client.recv(1000) == b""
+        client.close()
+    assert status == 0
+
+
+def test_silent_clients_are_let_go(folder: pathlib.Path) -> None:
+    """Of HTTP, before a request; a stream's if it is said so."""
+    options = ("--first-byte-timeout", "0.2")
+    for target in ("program:application", "program:handle"):
+        with serving(target, *options, cwd=folder) as served:
+            client = connect(served.address)
+            assert client.recv(1000) == b""
+            client.close()
+
+
+def test_limits_are_the_servers(folder: pathlib.Path) -> None:
+    """What is beyond waits in the kernel."""
+    options = ("--max-connections-per-clone", "1", "--clones", "2", "--accept-rate", "1000")
+    with serving("program:hold", *options, cwd=folder) as served:
+        clients = [connect(served.address) for _ in range(3)]
+        assert [client.recv(5) for client in clients[:2]] == [b"held "] * 2
+        clients[0].sendall(b"x")
+        assert receive_all(clients[0]).startswith(b"most ")
+        assert clients[2].recv(5) == b"held "
+        close_all(clients)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-connections", "0"),
+        ("--max-connections-per-clone", "-1"),
+        ("--accept-rate", "0"),
+        ("--handshake-timeout", "-1"),
+        ("--first-byte-timeout", "x"),
+        ("--max-body", "-1"),
+        ("--body-timeout", "x"),
+        ("--send-timeout", "-1"),
+        ("--drain-timeout", "-0.5"),
+    ],
+)
+def test_bad_limits_are_usage_errors(option: str, value: str, folder: pathlib.Path) -> None:
+    """One line, with the value in it."""
+    status, _, err = run("serve", "program:handle", option, value, cwd=folder)
+    assert status == 2
+    assert err.count("\n") == 1 and err.startswith("glb: ")
+    assert option in err and value in err
+
+
+def ask_raw(address: Any, request: bytes) -> bytes:
+    """Send *request* on a connection of its own, and return all that comes back."""
+    client = connect(address)
+    client.sendall(request)
+    reply = receive_all(client)
+    client.close()
+    return reply
+
+
+def test_http_has_limits_that_are_on_by_default(folder: pathlib.Path) -> None:
+    """RFC 9112 wants Host of every client of HTTP/1.1; a body is 1 GiB long, or what is told."""
+    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with serving("program:application", cwd=folder) as served:
+        assert ask_raw(served.address, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        assert ask_raw(served.address, post % (2**30 + 1)).startswith(b"HTTP/1.1 413 ")
+    options = ("--max-body", "10", "--body-timeout", "0.1", "--send-timeout", "0")
+    with serving("program:application", *options, cwd=folder) as served:
+        assert ask_raw(served.address, post % 11).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("option", ["--max-body", "--body-timeout", "--send-timeout"])
+def test_a_stream_has_no_limits_of_http(option: str, folder: pathlib.Path) -> None:
+    """They would be taken for something that they aren't."""
+    status, _, err = run("serve", "program:handle", option, "1", cwd=folder)
+    assert status == 2
+    assert f"{option} is for WSGI" in err
+
+
+# -- reloads ------------------------------------------------------------------------------------
+
+
+def write_version(folder: pathlib.Path, version: str, before: str = "") -> None:
+    """Write a program, and a package for it: its replies are *version*, at either end."""
+    (folder / "package").mkdir(exist_ok=True)
+    (folder / "package" / "words.py").write_text(f"version = {version.encode()!r}\n")
+    (folder / "versions.py").write_text(
+        f"""{before}
+from package.words import version
+
+def handle(sock, peer):
+    sock.sendall(version)
+
+def hold(sock, peer):
+    sock.sendall(version)
+    sock.recv(1)
+    sock.sendall(b" to the end " + version)
+
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [version]
+"""
+    )
+
+
+@pytest.mark.parametrize("hubs", ["1", "2"])
+def test_hangup_rolls_the_new_source_in(hubs: str, folder: pathlib.Path) -> None:
+    """All clones serve the new source from then on; the address was never free."""
+    write_version(folder, "old")
+    with serving("versions:handle", "--hubs", hubs, cwd=folder) as served:
+        assert ask(served.address) == b"old"
+        for version in ("new", "now"):  # of one size, and likely of one second
+            write_version(folder, version)
+            assert served.hang_up("reload") == "glb: reloaded 'versions:handle' (4 clones)\n"
+            assert [ask(served.address) for _ in range(8)] == [version.encode()] * 8
+        status, err = served.end()
+    told = [line for line in err.splitlines() if "draining" not in line]
+    assert (status, len(told)) == (0, 1)  # who was served last may be on its way out still
+    assert told[0].startswith("glb: stopped after 17 connections, 0 failed; by clone: ")
+
+
+def test_hangup_reloads_an_application(folder: pathlib.Path) -> None:
+    """WSGI as well, also for a client that keeps its connection."""
+    write_version(folder, "old")
+    with serving("versions", cwd=folder) as served:
+        host, port = served.address
+        client = http.client.HTTPConnection(host, port, timeout=10)
+        with contextlib.closing(client):
+            for version in ("old", "new"):
+                write_version(folder, version)
+                if version == "new":
+                    served.hang_up("glb: reloaded 'versions' (4 clones)\n")
+                client.request("GET", "/")
+                assert client.getresponse().read() == version.encode()
+                served.read_line('"GET / HTTP/1.1" 200')
+
+
+def test_old_handlers_finish_in_the_old_source(folder: pathlib.Path) -> None:
+    """Who is in flight keeps the handler that began, with its globals, over several reloads."""
+    write_version(folder, "one")
+    with serving("versions:hold", cwd=folder) as served:
+        clients = []
+        for version in ("two", "three", "four"):
+            clients.append(connect(served.address))
+            assert clients[-1].recv(5) in {b"one", b"two", b"three"}
+            write_version(folder, version)
+            served.hang_up("glb: reloaded ")
+        for client in clients:
+            client.sendall(b"x")
+        ends = [b" to the end one", b" to the end two", b" to the end three"]
+        assert [receive_all(client) for client in clients] == ends
+        close_all(clients)
+
+
+def test_reload_that_fails_leaves_the_old_one_serving(folder: pathlib.Path) -> None:
+    """What is wrong is told in one line, where it is; once it is right it is served."""
+    write_version(folder, "old")
+    with serving("versions:handle", cwd=folder) as served:
+        for broken, reason in (
+            ("fail(", "SyntaxError: "),
+            ("raise RuntimeError('no\\nluck')", "RuntimeError: no luck (at "),
+            ("raise SystemExit", "SystemExit: "),
+            ("raise KeyboardInterrupt('x')", "KeyboardInterrupt: x (at "),
+            ("import gevent; raise gevent.GreenletExit", "GreenletExit: (at "),
+            ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ):
+            write_version(folder, "bad", before=broken)
+            line = served.hang_up(f"glb: can't reload 'versions:handle': {reason}")
+            assert line.endswith("versions.py:1); the old one goes on serving\n")
+            assert [ask(served.address) for _ in range(4)] == [b"old"] * 4
+        write_version(folder, "new")
+        served.hang_up("glb: reloaded ")
+        assert ask(served.address) == b"new"
+        assert served.end()[0] == 0
+
+
+def save(path: pathlib.Path, text: str) -> None:
+    """Write a file in one step: half of it, seen by who looks a hundred times a second, is one."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def test_saved_source_is_rolled_in(folder: pathlib.Path) -> None:
+    """With --reload nobody need send a signal, not even after a mistake."""
+    write_version(folder, "old")
+    code = "import glb.cli, glb.__main__ as m; glb.cli.reload.POLL_SECONDS = 0.01; m.main()"
+    command = ("-c", code)
+    with serving("versions:handle", "--reload", cwd=folder, command=command) as served:
+        save(folder / "package" / "words.py", "version = b'new'")
+        served.read_line("glb: reloaded ")
+        assert ask(served.address) == b"new"
+        save(
+            folder / "versions.py",
+            "from newcomer import reply\ndef handle(sock, peer): sock.sendall(reply)",
+        )
+        served.read_line("No module named 'newcomer' (at ")
+        save(folder / "newcomer.py", "fail(")
+        served.read_line("SyntaxError: ")
+        assert ask(served.address) == b"new"
+        save(folder / "newcomer.py", "reply = b'repaired'")
+        served.read_line("glb: reloaded ")
+        assert ask(served.address) == b"repaired"
+        served.hang_up("glb: reloaded ")
+        status, err = served.end()
+    told = [line for line in err.splitlines() if "draining" not in line]
+    assert (status, len(told)) == (0, 1)  # who was served last may be on its way out still
+
+
+def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Path) -> None:
+    """``dictConfig`` disables all loggers that it doesn't know; glb's lines are for an operator."""
+    configure = "import logging.config; logging.config.dictConfig({'version': 1})"
+    write_version(folder, "old", before=configure)
+    with serving("versions:handle", cwd=folder) as served:
+        served.hang_up("glb: reloaded ")
+        assert served.end() == (
+            0,
+            "glb: stopped after 0 connections, 0 failed; by clone: 0 0 0 0\n",
+        )
+
+
+def test_hangup_without_a_target_is_told_and_ends_nothing(folder: pathlib.Path) -> None:
+    """There is nothing to reload, and an operator's mistake is not the end of a server."""
+    with serving("--clones", "1", cwd=folder) as served:
+        assert served.hang_up("reload") == "glb: nothing to reload: there is no TARGET\n"
+        assert http_get(served.address).startswith(b"Clone 0 answers")
+
+
+class Reloaded:
+    """A server and a target in one, which does what it is told when it is asked to reload."""
+
+    name = "app:handle"
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+        self.answers: list[object] = []
+        self.may_roll = Event()
+        self.may_roll.set()
+        self.reloads = glb.cli.reload.Reloads(self, self)  # type: ignore[arg-type]  # it has what is used
+
+    def files(self) -> set[str]:
+        return set()
+
+    def reason(self, error: BaseException) -> str:
+        return f"{type(error).__name__}: {error}"
+
+    def reload(self) -> object:
+        answer = self.answers.pop(0)
+        self.seen.append(answer)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def roll(self, handle: object, *, wait: bool) -> object:
+        assert wait is False
+        self.may_roll.wait()
+        self.seen.append(f"{handle} rolled")
+        if handle == "unlucky":
+            raise OSError("no luck")
+        return SimpleNamespace(clones=(None,) * 2)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that are put in the log."""
+    lines: list[str] = []
+    monkeypatch.setattr(glb.cli.console, "tell", lambda text, *args: lines.append(text % args))
+    return lines
+
+
+def test_reloads_come_one_after_another(told: list[str]) -> None:
+    """However often it is asked during a reload, there is one more after it."""
+    both = Reloaded()
+    both.answers = ["first", "second", "third"]
+    both.may_roll.clear()
+    with both.reloads:
+        both.reloads.ask()
+        assert comes_true(lambda: both.seen == ["first"])
+        for _ in range(3):
+            both.reloads.ask()
+            gevent.sleep(0)
+        assert both.seen == ["first"]
+        both.may_roll.set()
+        assert comes_true(lambda: len(told) == 2)
+        gevent.sleep(0)
+    assert both.seen == ["first", "first rolled", "second", "second rolled"]
+    assert told == ["reloaded 'app:handle' (2 clones)"] * 2
+
+
+@pytest.mark.parametrize("kind", [gevent.GreenletExit, KeyboardInterrupt, SystemExit])
+def test_reload_that_its_module_ends_is_told_and_not_the_last(
+    kind: type[BaseException], told: list[str]
+) -> None:
+    """What would end a greenlet, or the program, is an import that failed."""
+    both = Reloaded()
+    both.answers = [kind("no"), "lucky"]
+    with both.reloads:
+        for count in (1, 2):
+            both.reloads.ask()
+            assert comes_true(lambda expected=count: len(told) == expected)  # type: ignore[misc]  # bound now
+    assert told == [
+        f"can't reload 'app:handle': {kind.__name__}: no; the old one goes on serving",
+        "reloaded 'app:handle' (2 clones)",
+    ]
+
+
+def test_the_end_of_the_server_ends_a_reload_in_its_middle(told: list[str]) -> None:
+    """A kill at the end is no import that failed."""
+    both = Reloaded()
+    both.answers = ["first"]
+    both.may_roll.clear()
+    with both.reloads:
+        both.reloads.ask()
+        assert comes_true(lambda: both.seen == ["first"])
+    greenlet = both.reloads._greenlet
+    assert greenlet is not None and greenlet.ready()
+    assert told == []
+
+
+def test_reload_that_fails_is_told_and_not_the_last(told: list[str]) -> None:
+    """Whatever comes of one, the next may be asked for."""
+    both = Reloaded()
+    both.answers = [TargetError("bad\nsource"), "unlucky", "lucky"]
+    with both.reloads:
+        for count in (1, 2, 3):
+            both.reloads.ask()
+            assert comes_true(lambda expected=count: len(told) == expected)  # type: ignore[misc]  # bound now
+    assert told == [
+        "can't reload 'app:handle': bad source; the old one goes on serving",
+        "can't reload 'app:handle': OSError: no luck; the old one goes on serving",
+        "reloaded 'app:handle' (2 clones)",
+    ]
+
+
+# -- in a terminal ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def in_terminal(*args: str, cwd: pathlib.Path) -> Iterator[tuple[Any, Callable[[str], str]]]:
+    """Run ``glb`` in a pseudo-terminal; yield it, and what reads until a pattern is seen."""
+    ours, theirs = pty.openpty()
+    seen = ""
+
+    def read_until(pattern: str) -> str:
+        nonlocal seen
+        while not (found := re.search(pattern, seen, re.DOTALL)):
+            try:
+                data = os.read(ours, 65536)
+            except OSError:  # EIO: nobody has the other side any more
+                data = b""
+            assert data, f"{pattern!r} is not in {seen!r}"
+            seen += data.decode(errors="replace")
+        seen = seen[found.end() :]
+        return found[0]
+
+    try:
+        terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+        with child("-m", "glb", *args, cwd=cwd, **terminal) as process:
+            os.close(theirs)
+            theirs = -1
+            yield process, read_until
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
+
+
+def test_table_of_clones_is_live_in_a_terminal(folder: pathlib.Path) -> None:
+    """Counts change in place, no log line tears the table, and the cursor is given back."""
+    with in_terminal("serve", "program", "--bind", "127.0.0.1:0", cwd=folder) as (process, read):
+        port = read(r"serving program on http://127.0.0.1:\d+").rpartition(":")[2]
+        read(r"accepted.*│ +0 │ +0 │ +0 │ +0 │ +0 │ +accepting │")
+        assert http_get(("127.0.0.1", int(port))) == b"0 http"
+        shown = read(r".*?│ +0 │ +1 │ +0 │ +1 │ +0 │ +accepting │")
+        process.send_signal(signal.SIGINT)
+        shown += read(r".*ended.*\x1b\[\?25h")
+        assert process.wait() == 0
+    assert "GET /" not in shown
+    assert "Traceback" not in shown
+
+
+def test_reload_is_told_above_the_table(folder: pathlib.Path) -> None:
+    """A line of its own, with the live table below it again."""
+    write_version(folder, "old")
+    with in_terminal("serve", "versions:handle", "--bind", ":0", cwd=folder) as (process, read):
+        port = read(r"serving versions:handle on tcp://[\d.]+:\d+").rpartition(":")[2]
+        read(r"│ +accepting │")
+        write_version(folder, "new")
+        process.send_signal(signal.SIGHUP)
+        read(
+            r"\nglb: reloaded 'versions:handle' \(4 clones\) *\r?\n|"
+            r"\x1b\[2K(\x1b\[1A\x1b\[2K)*glb: reloaded 'versions:handle' \(4 clones\) *\r?\n"
+        )
+        read(r"serving versions:handle.*│ +accepting │")
+        assert ask(("127.0.0.1", int(port))) == b"new"
+        process.send_signal(signal.SIGINT)
+        read(r".*ended.*\x1b\[\?25h")
+        assert process.wait() == 0
+
+
+def test_closed_terminal_ends_it(folder: pathlib.Path) -> None:
+    """The same signal means what it always meant: nobody is there any more."""
+    ours, theirs = pty.openpty()
+    try:
+        terminal = {"stdin": theirs, "stdout": theirs, "start_new_session": True}
+        args = ("serve", "program:handle", "--bind", "127.0.0.1:0")
+        with child("-m", "glb", *args, cwd=folder, **terminal) as process:
+            os.close(theirs)
+            theirs = -1
+            seen = b""
+            while b"serving" not in seen:
+                seen += os.read(ours, 65536)
+            os.close(ours)
+            ours = -1
+            process.send_signal(signal.SIGHUP)
+            assert process.wait() == -signal.SIGHUP
+    finally:
+        for descriptor in {ours, theirs} - {-1}:
+            os.close(descriptor)
+
+
+def test_progress_is_shown_in_a_terminal(folder: pathlib.Path) -> None:
+    """While the demo runs there is a bar, and then the table."""
+    with in_terminal("demo", "--connections", "100", cwd=folder) as (process, read):
+        read(r"connecting.*\x1b\[\?25h")
+        read(r"order.*exact")
+        assert process.wait() == 0
+
+
+# -- wrong input --------------------------------------------------------------------------------
+
+
+def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> None:
+    status, out, err = run(*args, cwd=folder)
+    assert (status, out) == (2, "")
+    assert err.startswith("glb: ")
+    assert err.count("\n") == 1
+    assert reason in err
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("--bind", "127.0.0.1:70000"), "port must be 0 to 65535, got '127.0.0.1:70000'"),
+        (("--bind", "nowhere"), "port must be a number, got 'nowhere'"),
+        (("--bind", "no.such.host.invalid:0"), "can't bind ('no.such.host.invalid', 0): "),
+        (("--bind", "unix:/no/such/folder/s"), "can't bind '/no/such/folder/s': "),
+        (("--clones", "0"), "'--clones': 0 is not in the range"),
+        (("--clones", "many"), "'--clones': 'many' is not a valid integer"),
+        (("--backlog", "-1"), "backlog must be 0 to 2147483647, got -1"),
+        (("--max-connections", "0"), "'--max-connections': 0 is not in the range"),
+        (("--certfile", "garbage.pem"), "--certfile and --keyfile go together"),
+        (("--keyfile", "garbage.pem"), "--certfile and --keyfile go together"),
+        (("--certfile", "no.pem", "--keyfile", "garbage.pem"), "'no.pem' does not exist"),
+        (("--certfile", "garbage.pem", "--keyfile", "garbage.pem"), "can't load the certificate"),
+        (("--stream",), "--stream needs a TARGET"),
+        (("--reload",), "--reload needs a TARGET"),
+        (("no_such_module:app",), "can't import 'no_such_module': ModuleNotFoundError: "),
+        (("program:nothing",), "there is no 'nothing' in module 'program'"),
+        (("program:number",), "target must be callable, got 'program:number': 3"),
+        (("program:ambiguous",), "can't tell what 'program:ambiguous' is"),
+        (("raises",), "can't import 'raises': RuntimeError: no luck (at "),
+        (("raises:app",), "raises.py:2)"),
+        (("leaves:app",), "can't import 'leaves': SystemExit: 3 (at "),
+        (("killed:app",), "can't import 'killed': GreenletExit: (at "),
+        (("needs:app",), "can't import 'needs': ModuleNotFoundError: No module named 'no_such"),
+        (("malformed:app",), "can't import 'malformed': SyntaxError: "),
+        (("json",), "target must be module:callable; 'json' has no application or app"),
+        (("program:",), "target must be module:callable, got 'program:'"),
+        ((":application",), "target must be module:callable, got ':application'"),
+    ],
+)
+def test_wrong_input_to_serve_is_one_line(
+    args: tuple[str, ...], reason: str, folder: pathlib.Path
+) -> None:
+    """What can't be served is told before anything is, in one line, with status 2."""
+    assert_refused(("serve", "--bind", "127.0.0.1:0", *args), reason, folder)
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("demo", "--clones", "0"), "'--clones': 0 is not in the range"),
+        (("demo", "--connections", "-1"), "'--connections': -1 is not in the range"),
+        (("demo", "extra"), "extra"),
+        (("dance",), "No such command 'dance'"),
+        (("--dance",), "--dance"),
+    ],
+)
+def test_wrong_input_is_one_line(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> None:
+    """What click refuses is one line as well."""
+    assert_refused(args, reason, folder)
+
+
+def test_address_in_use_is_one_line(folder: pathlib.Path) -> None:
+    """Another process's address is refused, with the address."""
+    with glb.bind(("127.0.0.1", 0)) as taken:
+        port = taken.address[1]
+        reason = f"can't bind ('127.0.0.1', {port}): Address already in use"
+        assert_refused(("serve", "--bind", f"127.0.0.1:{port}"), reason, folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="everything is permitted to root")
+def test_missing_permission_is_one_line(folder: pathlib.Path) -> None:
+    """A folder that may not be written to is told as such."""
+    folder.chmod(0o500)
+    bind = f"unix:{os.path.relpath(folder)}/s"
+    assert_refused(("serve", "--bind", bind), "Permission denied", ROOT)
+
+
+# -- words --------------------------------------------------------------------------------------
+
+
+def test_glb_alone_shows_help() -> None:
+    """Who gives no command learns which there are."""
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert re.search(r"demo +Count.*serve +Serve.*Example: ", out, re.DOTALL)
+
+
+def test_version_is_the_package_s() -> None:
+    """``--version`` prints what the package says."""
+    assert run("--version") == (0, f"glb {glb.__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", ["click", "rich"])
+def test_missing_extra_is_one_line(name: str) -> None:
+    """Without click or rich it is told what to install."""
+    code = f"import sys; sys.modules[{name!r}] = None; import glb.__main__ as m; m.main()"
+    with child("-c", code) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert re.fullmatch(rf"glb: the command line needs {name}\S*: pip install 'glb\[cli\]'\n", err)
+
+
+def test_without_its_extra_the_command_says_what_it_needs() -> None:
+    """Installed without click and rich, the command names the extra."""
+    program = "import sys; sys.modules['click'] = None; import glb.__main__ as m; m.main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr == "glb: the command line needs click: pip install 'glb[cli]'\n"
