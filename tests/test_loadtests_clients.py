@@ -49,7 +49,7 @@ def test_a_short_run_finds_nothing(loop: str) -> None:
     options = [part for name in clients for part in ("--client", name)]
     status, printed = run_load_test("clients", "--requests", "20", *options, GEVENT_LOOP=loop)
     assert (status, "\n0 faults, in " in printed) == (0, True), printed
-    assert "\nglb 2 hubs: " in printed
+    assert "\nglb by hooks 2 hubs: " in printed
     assert all(f"{name} " in printed for name in (*clients, "plain", "django"))
 
 

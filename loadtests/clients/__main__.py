@@ -3,9 +3,10 @@
     python -m loadtests.clients --requests 200
 
 Clients (curl, ab, h2load, wrk, requests, httpx, aiohttp) ask applications (Flask, Django, Falcon,
-Bottle), each within wsgiref.validate, under gevent's server and under glb's with 4 clones. What
-isn't installed is left out, and named. The exit status is 1 if a client or an application saw
-something else than under gevent, a reply was no 2xx, or a server wrote to its standard error.
+Bottle), each within wsgiref.validate, under gevent's server and under glb's with 4 clones, by
+each of its loops. What isn't installed is left out, and named. The exit status is 1 if a client or
+an application saw something else than under gevent, a reply was no 2xx, or a server wrote to its
+standard error.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .serve import APPLICATIONS
 SERVER = (sys.executable, "-m", "loadtests.clients.serve")
 
 #: (server, hubs). The others are compared with the first.
-SERVERS: Final = (("gevent", "1"), ("glb", "1"), ("glb", "2"))
+SERVERS: Final = (("gevent", "1"), ("glb", "1"), ("glb", "2"), ("glb by hooks", "2"))
 
 END_SECONDS: Final = 30.0
 

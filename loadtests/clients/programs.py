@@ -176,7 +176,8 @@ def version(name: str) -> str | None:
         if shutil.which(name) is None:
             return None
         told = subprocess.run([name, _PROGRAMS[name]], stdout=subprocess.PIPE, check=False).stdout
-        return re.findall(r"\d+\.\d[\d.]*|$", told.decode("latin-1"))[0]
+        found: list[str] = re.findall(r"\d+\.\d[\d.]*|$", told.decode("latin-1"))
+        return found[0]
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

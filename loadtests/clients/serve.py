@@ -112,7 +112,7 @@ def recorded(application: Any, calls: list[tuple[str, str, str]]) -> Any:
     return called
 
 
-class Handler(gevent.pywsgi.WSGIHandler):
+class GeventHandler(gevent.pywsgi.WSGIHandler):
     """gevent's, without the bodies that frameworks have for HEAD and leave to the server.
 
     gevent sends them; clients take them for the beginning of the next reply (RFC 9110, 9.3.2).
@@ -122,18 +122,33 @@ class Handler(gevent.pywsgi.WSGIHandler):
         super().write(b"" if self.command == "HEAD" else data)
 
 
+class HooksHandler(glb.pywsgi.WSGIHandler):
+    """Overrides a method of gevent's, so that requests are read by the other loop."""
+
+    def get_environ(self) -> dict[str, Any]:
+        return super().get_environ()
+
+
+HANDLERS: Final = {
+    "gevent": GeventHandler,
+    "glb": glb.pywsgi.WSGIHandler,
+    "glb by hooks": HooksHandler,
+}
+
+
 def main(server: str, hubs: str, *names: str) -> None:
     calls: dict[str, list[tuple[str, str, str]]] = {name: [] for name in names}
     servers: list[Any] = []
     for name in names:
         checked = validator(recorded(APPLICATIONS[name](), calls[name]))
+        options: dict[str, Any] = {"log": None, "handler_class": HANDLERS[server]}
         if server == "gevent":
-            started = gevent.pywsgi.WSGIServer(LOCAL, checked, log=None, handler_class=Handler)
+            started = gevent.pywsgi.WSGIServer(LOCAL, checked, **options)
             started.init_socket()
             # For its connections too: else clients that don't acknowledge at once wait 40 ms.
             started.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
-            started = glb.pywsgi.WSGIServer(LOCAL, checked, log=None, clones=4, hubs=int(hubs))
+            started = glb.pywsgi.WSGIServer(LOCAL, checked, clones=4, hubs=int(hubs), **options)
         started.start()
         servers.append(started)
     print(json.dumps([each.address[1] for each in servers]), flush=True)
