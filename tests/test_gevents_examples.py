@@ -8,6 +8,7 @@ stand in their code, which must be free.
 from __future__ import annotations
 
 import http.client
+import http.server
 import importlib.util
 import os
 import re
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -85,14 +87,14 @@ HTTP: Final = ("127.0.0.1", 8088)
 UNIX: Final = "./unixsocket_server.py.sock"
 PLAIN: Final = (("GET", "/", ""), ("GET", "/none", ""), ("POST", "/", "a=b"), ("GET", "/", ""))
 
-#: What gevent's tests ask of none, or only with a network. The proxy is asked for its own page,
-#: which is large, for a port on which nothing listens, and for what it doesn't know.
+#: What gevent's tests ask of none, or only with a network. The proxy is asked for a page, for a
+#: port on which nothing listens, and for what it doesn't know.
 ASKED: Final[dict[str, tuple[Any, tuple[tuple[str, str, str], ...]]]] = {
     "webproxy.py": (
         HTTP,
         (
             ("GET", "/", ""),
-            ("GET", "/127.0.0.1:8088/127.0.0.1:8088/none/", ""),
+            ("GET", "/127.0.0.1:{page}/search?q=a", ""),
             ("GET", "/http://127.0.0.1:1/", ""),
             ("POST", "/", "url=http%3A%2F%2Fexample.org%2F"),
             ("POST", "/none", "url=http"),
@@ -200,12 +202,12 @@ class Client(http.client.HTTPConnection):
         self.sock.connect(self._address)
 
 
-def ask(address: Any, requests: tuple[tuple[str, str, str], ...]) -> list[Any]:
+def ask(address: Any, requests: tuple[tuple[str, str, str], ...], page: int) -> list[Any]:
     """Return status, fields but the date and the connection's, and body of each reply."""
     replies = []
     with closing(Client(address)) as client:
         for method, path, body in requests:
-            client.request(method, path, body or None)
+            client.request(method, path.format(page=page), body or None)
             reply = client.getresponse()
             fields = {name.lower(): value for name, value in reply.getheaders()}
             for name in ("date", "connection"):
@@ -214,10 +216,39 @@ def ask(address: Any, requests: tuple[tuple[str, str, str], ...]) -> list[Any]:
     return replies
 
 
+class Page(http.server.BaseHTTPRequestHandler):
+    """A page with a link, and without a length: the proxy makes links longer, and keeps lengths."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<a href='/search'>%b</a>" % self.path.encode())
+
+    def log_message(self, *_args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def page() -> Iterator[int]:
+    """The port of a page."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield server.server_port
+        server.shutdown()
+        serving.join()
+
+
 @loops
 @pytest.mark.parametrize("name", [*ASKED])
 def test_an_example_replies_as_with_gevents_classes(
-    name: str, loop: str, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    loop: str,
+    examples: Path,
+    page: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same statuses, fields and bodies."""
     if name == "webpy.py" and importlib.util.find_spec("web") is None:
@@ -227,6 +258,12 @@ def test_an_example_replies_as_with_gevents_classes(
     for classes in ("gevent", "glb"):
         told = tmp_path / classes
         with running(name, classes, loop, told):
-            found[classes] = ask(*ASKED[name])
+            found[classes] = ask(*ASKED[name], page)
         assert classes == "gevent" or "0" in told.read_text()
     assert found["glb"] == found["gevent"]
+    assert found["glb"][0][0] == 200
+    if name == "webproxy.py":
+        assert (
+            found["glb"][1][3]
+            == b'<a href="http://127.0.0.1/http://127.0.0.1:%d/search">/search?q=a</a>' % page
+        )
