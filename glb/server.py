@@ -65,7 +65,7 @@ from .serve.admission import Gate
 from .serve.bounds import SharedBound
 from .serve.drain import LINGER_SECONDS, Draining
 from .serve.drain_worker import Ending
-from .serve.hub_worker import Branch
+from .serve.hub_worker import Branch, Hub
 from .serve.idle import Waiting, has_ended
 from .serve.rolling import Rolling, make_handlers
 
@@ -1063,6 +1063,10 @@ class StreamServer(gevent.server.StreamServer):
     def active(self) -> int:
         """How many connections it has: for which a handler runs, or is about to."""
         return sum(branch.active for branch in self._branches)
+
+    def hubs_now(self) -> list[Hub]:
+        """Return its hubs, by index, while it is started."""
+        return [each.as_hub() for each in self._branches if each.dispatcher is not None]
 
     def clone_stats(self) -> list[CloneStats]:
         """Return what each clone has done since the server was made, by index."""

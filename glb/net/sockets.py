@@ -73,6 +73,9 @@ FOLDER_LOCK_LOOK_SECONDS: Final = 0.001
 # Of a socket that is nothing yet, or no more: see <netinet/tcp.h>.
 TCP_CLOSE: Final = 7
 
+# The protocol of netlink by which the kernel tells of sockets: see <linux/netlink.h>.
+_NETLINK_SOCK_DIAG: Final = 4
+
 
 @dataclass(frozen=True)
 class Platform:
@@ -546,3 +549,20 @@ def admit_newcomers(sock: _socket.socket) -> None:
     """Undo `refuse_newcomers`."""
     with contextlib.suppress(OSError):
         sock.setsockopt(_socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def ask_sock_diag(request: bytes) -> bytes:
+    """Return what the kernel replies to *request*, a message of sock_diag(7).
+
+    Raises:
+        OSError: It can't be asked: Linux alone has it.
+    """
+    family = getattr(_socket, "AF_NETLINK", None)
+    if family is None:
+        raise OSError(errno.EAFNOSUPPORT, "there is no sock_diag(7)")
+    sock = _socket.socket(family, _socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    try:
+        sock.sendto(request, (0, 0))
+        return sock.recv(65536)  # the reply is there when sendto returns
+    finally:
+        sock.close()

@@ -12,7 +12,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import gevent
 from gevent import Greenlet, GreenletExit, get_hub
@@ -31,12 +31,24 @@ from .idle import Wait, Waiting
 if TYPE_CHECKING:
     from .acceptor import Acceptor
 
-__all__ = ["Branch"]
+__all__ = ["Branch", "Hub"]
 
 # So many handlers are killed at once, and what they leave is freed, before the next ones are. All
 # 18,000 at once kept everything alive until the last had ended, and the garbage collector looked
 # through it again and again, for as long as the rest took.
 KILLED_AT_ONCE: Final = 256
+
+
+class Hub(NamedTuple):
+    """A hub of a server, as other threads may know it.
+
+    Attributes:
+        thread: The native ident of its thread.
+        send: Has something called in it, from any thread; ``False`` if it has ended.
+    """
+
+    thread: int
+    send: Callable[[Callable[[], object]], bool]
 
 
 class Branch:
@@ -251,6 +263,11 @@ class Branch:
                         acceptor.unexpect_locked()
 
     # -- its handlers ----------------------------------------------------------------------------
+
+    def as_hub(self) -> Hub:
+        """Return it as other threads may know it. While it is open."""
+        assert self.dispatcher is not None, "it is open"
+        return Hub(self.dispatcher.thread, self.send)
 
     def send(self, call: Callable[[], object]) -> bool:
         """Have *call* called in its hub; ``False`` if that is gone. From any thread."""

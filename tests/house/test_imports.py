@@ -35,7 +35,8 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "http": _BELOW_SERVERS,
     "pywsgi": _SERVERS - {"pywsgi"},
     "monkey": _SERVERS,
-    "cli": {*_SERVERS, "monkey"},
+    "admin": {*_SERVERS, "monkey"},
+    "cli": {*_SERVERS, "monkey", "admin"},
     "locust": {"model", "net.connection"},
     # What is public under a name of its own.
     "": {"_version", "registry", "handlers", "balance", "states", "model", "accept", "serve"},
