@@ -106,6 +106,12 @@ class HeaderReader:
             return 1
         return max(0, _FIXED_2.size + int.from_bytes(self._data[14:16], "big") - have)
 
+    def count(self, peeked: bytes) -> int:
+        """Return how many of the bytes that are there belong to the header, as far as is known."""
+        is_line = self._data.startswith(_START_1)
+        end = peeked.find(b"\n") + 1 if is_line else self.wanted
+        return min(end or len(peeked), len(peeked))
+
     def feed(self, data: bytes) -> None:
         """Take *data*: as much as is `wanted`, or more of a line up to its first LF.
 
