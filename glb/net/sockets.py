@@ -566,3 +566,17 @@ def ask_sock_diag(request: bytes) -> bytes:
         return sock.recv(65536)  # the reply is there when sendto returns
     finally:
         sock.close()
+
+
+def send_datagram(path: str, data: bytes) -> None:
+    """Send *data* to the Unix socket *path*, whose name is abstract if it begins with ``@``.
+
+    Raises:
+        OSError: As sendto(2). It doesn't wait.
+    """
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.sendto(data, "\0" + path[1:] if path.startswith("@") else path)
+    finally:
+        sock.close()
