@@ -30,7 +30,7 @@ from gevent.selectors import GeventSelector
 from ..accept.descriptor import NUMBERS, Descriptor, find
 from ..accept.readiness import BellWatcher
 from ..accept.waiters import Seats, in_order
-from .sockets import Adopted
+from .sockets import SharedSocket
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing, from 3.11 on
@@ -241,7 +241,7 @@ def start_accepting(self: Any) -> None:
     """
     sock = getattr(self, "socket", None)
     clone = getattr(sock, "_sock", sock)  # gevent takes the plain socket out
-    if self._watcher is None and isinstance(clone, Adopted):
+    if self._watcher is None and isinstance(clone, SharedSocket):
         self._watcher = _ServersWatcher(clone)
         self._watcher.start(self._do_read)
     else:
@@ -251,7 +251,7 @@ def start_accepting(self: Any) -> None:
 class _ServersWatcher:
     """Polls a clone from its start to its stop."""
 
-    def __init__(self, clone: Adopted) -> None:
+    def __init__(self, clone: SharedSocket) -> None:
         self._seats = clone.seats
         self._bell = BellWatcher(self._seats.bell, get_hub())
         self._seat: Any = None
