@@ -23,20 +23,19 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote_to_bytes
 
-import gevent.pywsgi
 from gevent import Timeout, getcurrent
 from gevent.pywsgi import OldMessage
 
 # By name, and now: programs may put ours in the place of gevent's later.
 from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
-from gevent.socket import socket as GeventSocket
 
 from ..net.connection import Connection, say_goodbye
 from ..serve.idle import has_ended
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
-from .head import END, BadRequest, Head, Limits, find_end, parse, without_empty_lines
-from .replies import DISCARD_SECONDS, Replier
+from .head import BadRequest, Head, find_end, parse
+from .reading import DISCARD_SECONDS
+from .replies import Replier
 from .reply import ReplyHead, as_lines
 from .settings import Settings
 from .stream import RawStream
@@ -54,15 +53,6 @@ LINGER_SECONDS: Final = 5.0
 _KNOWN_MAX_BYTES: Final = 2048
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class SilentClientError(BadRequest):
-    """A client did not go on with its request."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the client was silent within the head of a request", "408 Request Timeout"
-        )
 
 
 class WSGIHandler(Replier):
@@ -108,7 +98,7 @@ class WSGIHandler(Replier):
         server = self.server
         if isinstance(server, Settings):
             self._settings = server
-        self._gate = getattr(server, "_gate", None)
+        self._admission = getattr(server, "_gate", None)
         waiting = getattr(server, "waiting_here", None)
         if waiting is not None and (self._is_lean or type(self.rfile) is io.BufferedReader):
             self._waiting = waiting
@@ -226,146 +216,6 @@ class WSGIHandler(Replier):
         if sock is not None and (self._is_ending or has_ended(sock)):
             say_goodbye(sock)
 
-    @property
-    def _limits_now(self) -> Limits:
-        # gevent's limit counts the line's end. It is read when it is used, as a program may set it,
-        # and holds unless the server has one of its own.
-        line: int = gevent.pywsgi.MAX_REQUEST_LINE - 2  # type: ignore[attr-defined]  # not in the stubs
-        limits = self._settings.limits
-        if line == limits.line or limits.line != Limits.line:
-            return limits
-        return Limits(line, limits.field, limits.head, limits.fields)
-
-    # -- waiting for a request -----------------------------------------------------------------
-
-    def _receive_head(self, limits: Limits) -> bytes | None:
-        """Return the head of the next request, with the end of its last line.
-
-        Returns:
-            ``None`` if there will be none.
-
-        Raises:
-            BadRequest: It can't become one any more.
-            OSError: As recv(2).
-        """
-        data, self._rest = self._rest, b""
-        seen = 0
-        while True:
-            if data[:2] == b"\r\n":
-                data = without_empty_lines(data)
-                seen = 0
-            # Mostly all of it comes at once, and is short.
-            end = -1 if seen else data.find(END)
-            if data and not 0 <= end <= limits.line:
-                end = find_end(data, seen, limits)
-            if end >= 0:
-                if self._is_in_head:
-                    self._leave_head()
-                self._has_served = True
-                self._rest = data[end + 4 :]
-                return data[: end + 2]
-            seen = len(data)
-            if data:
-                if self._is_timed and not self._is_in_head:
-                    assert self._waiting is not None, "it has the timeout"
-                    self._is_in_head = True
-                    self._waiting.enter_head(self.socket)
-                more = self._receive()
-            else:
-                more = self._receive_first()
-            if not more:
-                if self._is_in_head:
-                    self._leave_head()
-                if not data:
-                    return None
-                raise BadRequest("the client left within the head of a request")
-            data = data + more if data else more
-
-    def _leave_head(self) -> None:
-        self._is_in_head = False
-        assert self._waiting is not None, "it has the timeout"
-        if self._waiting.leave_head():
-            # What there was of it reads as if it were whole, and must not be served.
-            raise SilentClientError
-
-    def _receive(self) -> bytes:
-        plain = self._plain
-        if plain is None:
-            data: bytes = self.socket.recv(READ_BYTES)
-            return data
-        while True:
-            try:
-                data = plain.recv(READ_BYTES)
-            except BlockingIOError:
-                sock = self.socket
-                sock._wait(sock._read_event)
-            else:
-                return data
-
-    def _receive_first(self) -> bytes:
-        """Wait for the client's next request, and return the first bytes of it.
-
-        Returns:
-            ``b""`` if there will be none.
-        """
-        waiting, plain = self._waiting, self._plain
-        if not self._has_served and plain is not None:
-            # The first one mostly is there already.
-            try:
-                data: bytes = plain.recv(READ_BYTES)
-            except BlockingIOError:
-                pass
-            else:
-                return data
-        if waiting is None:
-            return self._receive()
-        if not self._enter_wait():
-            return b""
-        try:
-            if self._rest:  # it has come since
-                data, self._rest = self._rest, b""
-                return data
-            if plain is not None:  # and mostly there is nothing yet of a later one
-                sock = self.socket
-                sock._wait(sock._read_event)
-            data = self._receive()
-        finally:
-            del waiting.waits[self._greenlet]
-        if waiting.told and self._greenlet in waiting.told:
-            return b""  # perhaps with a part of a request, which it won't get the rest of
-        return data
-
-    def _enter_wait(self) -> bool:
-        """Say that this handler waits; ``False`` if it is not to."""
-        waiting = self._waiting
-        assert waiting is not None, "only then it enters"
-        if self._has_served:
-            gate = self._gate
-            if gate is not None and gate.is_ending and self._is_ending and not self._has_come():
-                return False  # the reply before had not said so; what has come is served
-            if waiting.timeout is None and not waiting.watchers:
-                waiting.waits[self._greenlet] = (self.socket, 0.0, True)
-                return True
-        waiting.enter(self.socket, self._greenlet, has_served=self._has_served)
-        return True
-
-    def _has_come(self) -> bool:
-        """Whether something of a request is there, in a buffer or in the kernel, or may be."""
-        sock: Any = self.socket
-        if not isinstance(sock, GeventSocket):
-            return True  # a wrapper of the program's own: it is told to end while it waits
-        timeout = sock.gettimeout()
-        sock.settimeout(0.0)
-        try:
-            if self._is_lean:
-                self._rest = sock.recv(READ_BYTES)
-                return bool(self._rest)
-            return bool(self.rfile.peek(1))
-        except OSError:  # TLS's word for: not now
-            return False
-        finally:
-            sock.settimeout(timeout)
-
     # -- gevent's hooks: from the line to the environ --------------------------------------------
 
     def handle_one_request(self) -> Any:
@@ -424,24 +274,6 @@ class WSGIHandler(Replier):
             return self.read_requestline()
         finally:
             self._is_in_line = False
-
-    def _wait_for_request(self) -> bool:
-        """Return when something of a request is there; ``False`` if none will come."""
-        if not self._enter_wait():
-            return False
-        waiting = self._waiting
-        assert waiting is not None, "only then it enters"
-        try:
-            first = self.rfile.peek(1)  # which waits, if nothing is there
-        finally:
-            del waiting.waits[self._greenlet]
-        if not first or self._greenlet in waiting.told:
-            return False
-        self._has_served = True
-        if self._is_timed:
-            self._is_in_head = True
-            waiting.enter_head(self.socket)
-        return True
 
     def _read_request_in_time(self, line: str) -> Any:
         try:
@@ -605,14 +437,6 @@ class WSGIHandler(Replier):
             if self._raw is not None:
                 self._raw.timeout = self._settings.body_timeout
         self._body = self.wsgi_input = env["wsgi.input"] = body
-
-    def _open(self) -> Any:
-        """Return what is read from on this connection."""
-        if self._is_lean:
-            self._raw = RawStream(self.socket, self._rest)
-            self._rest = b""
-            self.rfile = io.BufferedReader(self._raw)
-        return self.rfile
 
     def _send_continue(self) -> None:
         if not self.headers_sent:
