@@ -35,7 +35,7 @@ __all__ = [
 
 
 class _Trial(Handlers):
-    """Handlers that keep their greenlet, or don't, and are known to."""
+    """Jobs that are known to keep their greenlet, or not to."""
 
     def __init__(self, hub: Any) -> None:
         super().__init__(hub, Proof(_Trial))
@@ -44,12 +44,12 @@ class _Trial(Handlers):
 
     def _new(self) -> HandlerGreenlet:
         self._made += 1
-        return HandlerGreenlet(self)  # of which spawn callbacks are not to know
+        return HandlerGreenlet(self)  # not started, so that no spawn callback sees it
 
     def count_unused(self) -> int | None:
         """Return how many references there are to a parked greenlet that nothing refers to.
 
-        ``None``, if something does.
+        ``None`` if something does.
         """
         started = self.started
         started.append(self._new())
@@ -63,7 +63,7 @@ class _Trial(Handlers):
         return parked if is_alone and not is_seen else None
 
     def find_fault(self) -> str:
-        """Return what goes wrong when greenlets are used again, or ``""``."""
+        """Return the fault of using greenlets again, or ``""``."""
         for waits in (False, True):
             made = self._made
             self._run_jobs(lambda: None, waits=waits)
@@ -73,7 +73,7 @@ class _Trial(Handlers):
                 made = self._made
                 kept: list[object] = []
                 self._run_jobs(functools.partial(keep, kept), waits=waits)
-                # Parked before, so nothing referred to it: the first may be the last one of those.
+                # The first may be one that was parked before, to which nothing referred.
                 if len(self) or len(kept) != 2 * WARM_UP:
                     return "one that was kept is used again"
                 greenlets = {*map(_greenlet_of, kept)}
@@ -90,7 +90,7 @@ class _Trial(Handlers):
                 self.hub.switch()
             run()
 
-        # One after the other, and then in one go.
+        # One at a time, and then all at once.
         for each in (*(1 for _ in range(WARM_UP)), WARM_UP):
             for _ in range(each):
                 self.jobs.append((wait_and_run, run, run, (), None))
@@ -125,12 +125,12 @@ def _greenlet_of(kept: Any) -> object:
     return next(kept) if hasattr(kept, "gi_frame") else kept.__self__
 
 
-#: Of this process. A child that is forked has its parent's.
+#: Of this process. A forked child has its parent's.
 PROOF: Final = Proof(_Trial)
 
 
 class HandlerPool(Pool):
-    """A `gevent.pool.Pool` that has handler greenlets as well, by `handle`."""
+    """A `gevent.pool.Pool` that counts handler greenlets as well: see `handle`."""
 
     # gevent's, which the stubs leave out.
     _empty_event: Any
@@ -158,32 +158,32 @@ class HandlerPool(Pool):
         """
         handlers = handlers_here()
         if self._semaphore.locked() and not self.full():
-            self.look_over(handlers)  # an exception has struck as one was discarded
+            self.look_over(handlers)  # an exception was raised as one was discarded
         self._semaphore.acquire()
         self._waiting += 1
         self._empty_event.clear()
         handlers.spawn(run, handle, close, args, self)
 
     def kill(self, *args: Any, **kwargs: Any) -> None:
-        """Kill all handlers, and who waits for one. The arguments are gevent's."""
+        """Kill all handlers, and drop the jobs that wait for one. The arguments are gevent's."""
         handlers = handlers_here()
         handlers.drop(lambda job: job[-1] is self)
-        self.look_over(handlers)  # gevent's waits without a switch for one that is dead
+        self.look_over(handlers)  # gevent's waits without a switch for a dead one
         super().kill(*args, **kwargs)
 
     def begin(self) -> None:
-        """Count one that waited as one that runs, in this greenlet."""
+        """Count a job that waited as running, in this greenlet."""
         self._waiting -= 1
-        # No local name for it: an error that strikes here would keep it, and it the error.
+        # No local name for it: an error that is raised here would keep it, and it the error.
         self.greenlets.add(getcurrent())  # type: ignore[arg-type]  # it is a Greenlet
 
     def end(self, greenlet: HandlerGreenlet) -> None:
-        """*greenlet* is done with it."""
-        if greenlet in self.greenlets:  # somebody may have discarded it
+        """Count out *greenlet*, whose job is done."""
+        if greenlet in self.greenlets:  # the program may have discarded it
             self._discard(greenlet)
 
     def cancel(self) -> None:
-        """One that waited never will run."""
+        """Count out a job that waited and will never run."""
         self._waiting -= 1
         self._discard(None)
 
@@ -200,7 +200,7 @@ class HandlerPool(Pool):
             self._empty_event.set()
 
     def _discard(self, greenlet: Greenlet | None) -> None:  # type: ignore[type-arg]  # as above
-        # gevent's, but for who waits.
+        # As gevent's, which would count greenlets alone.
         self.greenlets.discard(greenlet)
         self.dying.discard(greenlet)
         if not len(self):

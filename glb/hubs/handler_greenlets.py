@@ -37,12 +37,12 @@ __all__ = ["END", "MAX_PARKED", "THREAD", "HandlerGreenlet", "Handlers", "Job", 
 # (250 of them, CPython 3.11 and 3.13).
 MAX_PARKED: Final = 256
 
-# Who was not needed for so long is let go. Longer than the pause between two bursts, short
-# enough that a peak's memory is back before anybody asks where it is.
+# A greenlet that was not needed for so long ends. Longer than the pause between two bursts, short
+# enough that the memory of a peak is soon free.
 TRIM_SECONDS: Final = 5.0
 
-# What a parked greenlet is sent when there is a job for it. Any other value comes from somewhere
-# else, and ends it.
+# A switch with this value starts a job in a parked greenlet. Any other value comes from elsewhere,
+# and ends it.
 _GO: Final = object()
 END: Final = object()
 
@@ -83,13 +83,13 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
         handlers = self._handlers
         handlers.all.add(self)
         try:
-            super().run()  # gevent's: runs `_run`, and tells what came of it
+            super().run()  # gevent's: runs `_run`, and reports its result
         finally:
             handlers.all.discard(self)
             self.job = None
             # gevent keeps an error with the greenlet, and the error keeps the frames that it went
-            # through and their callers, down to this one. Without the greenlet in them that is no
-            # cycle, and what the handler held is released as soon as the greenlet is.
+            # through and their callers, down to this one. If no frame has the greenlet there is no
+            # cycle, and what the handler held is released together with the greenlet.
             del self
 
     def _run(self) -> object:
@@ -97,14 +97,14 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
         jobs, started = handlers.jobs, handlers.started
         park = handlers.hub.switch
         try:
-            told = park()  # for its first count
-            while told is _GO:
+            sent = park()  # for its first count
+            while sent is _GO:
                 handlers.due -= 1
                 handlers.begun += 1
                 try:
                     self.job = run, handle, close, args, pool = jobs.popleft()
                 except IndexError:
-                    # They were taken back, see `Handlers.take_back`. It has touched nothing.
+                    # They were taken back, see `Handlers.take_back`. No handler has run.
                     handlers.begun -= 1
                     handlers.due = 0
                     break
@@ -133,19 +133,19 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
                 self._has_ended = True
                 handlers.ended(self)
                 try:
-                    told = park()
+                    sent = park()
                 except BaseException:
                     if handlers.is_started(self):
-                        raise  # an interrupt, which struck as the next job came
-                    told = END  # a kill or a Timeout that comes too late: as nothing to the dead
+                        raise  # an interrupt, just as the next job came
+                    sent = END  # a kill or a Timeout that comes too late: no effect
                 self._has_ended = False
         except BaseException:
             del self  # as in `run`
             raise
         return self._result
 
-    # Whoever asks knows it: then it ends at once, and not when the hub looks at it. (But for
-    # who asks whether it is `dead`: gevent does, of one that it has just thrown something into.)
+    # Code that calls these has a reference: the greenlet ends at once, and not when the hub judges
+    # it. (`dead` is gevent's own: gevent reads it after it has thrown something into a greenlet.)
 
     def ready(self) -> bool:
         self._end_if_ended()
@@ -164,7 +164,7 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
             self.end()
 
     def end(self) -> None:
-        """Let it end, which is parked, and come back here."""
+        """End it, which is parked, and return here."""
         hub, here = cast("Any", self.parent), cast("Any", getcurrent())
         self.parent = here
         self.switch(END)
@@ -181,7 +181,7 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
         )
 
     def _formatinfo(self) -> str:
-        # For reports, as gevent's: what runs, and for whom.
+        # For reports, as gevent's: the handler and its arguments.
         if self.job is None:
             return ""
         _, handle, _, args, _ = self.job
@@ -197,21 +197,20 @@ class Handlers:
         self.proof = proof
         #: Its greenlets, from their start to their end.
         self.all: set[HandlerGreenlet] = set()
-        #: What waits for a greenlet.
+        #: The jobs that wait for a greenlet.
         self.jobs: deque[Job] = deque()
-        #: How many of them are to start before the hub has another turn: not those that they
-        #: bring about themselves.
+        #: How many of them start before the hub goes on: not those that they spawn themselves.
         self.due = 0
         #: How many have begun, ever.
         self.begun = 0
-        #: The greenlet that runs within the switch that started it, and has not waited for
-        #: anything yet. One or none, and no other reference to it.
+        #: The greenlet that runs within the switch that started it, and has not waited yet. One or
+        #: none, and no other reference to it.
         self.started: list[HandlerGreenlet] = []
         self._is_starting = False
-        # What will start the jobs that wait, if it is pending.
+        # The callback that starts the jobs that wait, if it is pending.
         self._callback: Any = None
         self._ended: list[HandlerGreenlet] = []
-        # The one of them that is being looked at.
+        # The one of them that is being judged.
         self._judged: list[HandlerGreenlet] = []
         self._parked: list[HandlerGreenlet] = []
         self._least_parked = 0
@@ -222,13 +221,13 @@ class Handlers:
         """How many are parked."""
         return len(self._parked)
 
-    # -- who uses it -----------------------------------------------------------------------
+    # -- users -----------------------------------------------------------------------------
 
     def acquire(self) -> None:
         """Count one more server; while there is one, greenlets are parked."""
         self._users += 1
         if self.proof.is_given is None:
-            self._start_soon()  # tries whether it can be given, before the first job comes
+            self._start_soon()  # the trial runs before the first job comes
 
     def release(self) -> None:
         """Count a server out. With the last one the parked greenlets end."""
@@ -258,7 +257,7 @@ class Handlers:
             self._callback = self.hub.loop.run_callback(self._start)
 
     def look(self) -> None:
-        """Start what waits, soon, unless that is about to happen."""
+        """Start the jobs that wait, soon, unless that is about to happen."""
         if self.jobs:
             self._start_soon()
 
@@ -273,23 +272,23 @@ class Handlers:
             self._trimmer.start(self._trim)
 
     def _start_soon(self) -> None:
-        # An exception may strike `_start` before its first line. gevent's callback knows that it
-        # was called, where a flag of ours would stay.
+        # An exception may be raised in `_start` before its first line. gevent's callback knows that
+        # it was called, where a flag of ours would stay.
         if self._callback is None or not self._callback.pending:
             self._callback = self.hub.loop.run_callback(self._start)
 
     def is_started(self, greenlet: HandlerGreenlet) -> bool:
-        """Whether *greenlet* runs within the switch that started it."""
+        """Return True if *greenlet* runs within the switch that started it."""
         return bool(self.started) and self.started[0] is greenlet
 
     def take_back(self, is_wanted: Callable[[Job], bool]) -> list[Job]:
-        """Take away what waits and *is_wanted*, oldest first. From any thread.
+        """Remove and return the jobs that wait and that *is_wanted* accepts, oldest first.
 
-        The hub is to `look` after that.
+        From any thread. Call `look` in the hub after that.
         """
         taken: list[Job] = []
         left: list[Job] = []
-        # The hub may take jobs meanwhile: each has them to itself, whoever pops first.
+        # The hub may take jobs meanwhile: a job belongs to the thread that pops it.
         while True:
             try:
                 job = self.jobs.pop()
@@ -301,12 +300,12 @@ class Handlers:
         return taken
 
     def drop(self, is_dropped: Callable[[Job], bool]) -> None:
-        """Kill the jobs that wait and for which *is_dropped*: their connections are closed."""
+        """Kill the jobs that wait and that *is_dropped* accepts: their connections are closed."""
         for job in self.take_back(is_dropped):
             self._kill(job)
 
     def running(self, is_wanted: Callable[[Job], bool]) -> list[HandlerGreenlet]:
-        """Return the greenlets that run a job for which *is_wanted*."""
+        """Return the greenlets that run a job that *is_wanted* accepts."""
         return [each for each in self.all if each.job is not None and is_wanted(each.job)]
 
     def _start(self) -> None:
@@ -330,11 +329,11 @@ class Handlers:
             self._least_parked = min(self._least_parked, len(parked))
 
     def _take_greenlet(self) -> None:
-        """Have a parked greenlet in `started`."""
+        """Put a parked greenlet into `started`."""
         parked, started = self._parked, self.started
         while parked:
             started.append(parked.pop())
-            # What looks at all objects, as the garbage collector's lists do, may have found it.
+            # Code that lists all objects, by the garbage collector, may have found it.
             if self.proof.holds(started):
                 return
             started[0].end()
@@ -348,8 +347,8 @@ class Handlers:
     def _new(self) -> HandlerGreenlet:
         try:
             greenlet = HandlerGreenlet(self)
-            # For who asked to see each greenlet that starts (`Greenlet.add_spawn_callback`).
-            # The switch to it takes it off the loop again.
+            # For spawn callbacks (`Greenlet.add_spawn_callback`). The switch to it takes it off the
+            # loop again.
             greenlet.start()
         except BaseException:
             self.due -= 1
@@ -372,15 +371,15 @@ class Handlers:
     # -- parking ---------------------------------------------------------------------------
 
     def ended(self, greenlet: HandlerGreenlet) -> None:
-        """*greenlet* has done its job, and is about to switch to the hub."""
+        """Note that *greenlet* has done its job, and is about to switch to the hub."""
         self._ended.append(greenlet)
         if not self._is_starting and len(self._ended) == 1:
-            # Whoever switched to it has a reference, until it is off the stack.
+            # The code that switched to it has a reference, until that is off the stack.
             self.hub.loop.run_callback(self._park_untouched)
 
     def _park_untouched(self) -> None:
         ended, judged = self._ended, self._judged
-        ended += judged  # an exception struck here the last time
+        ended += judged  # an exception was raised here the last time
         judged.clear()
         while ended:
             judged.append(ended.pop())

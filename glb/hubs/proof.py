@@ -50,7 +50,7 @@ WARM_UP: Final = 32
 def count(one: list[Any]) -> int:
     """Return how many references there are to the greenlet that *one* has; 0 if it has none.
 
-    No frame has it in its hands meanwhile: see the module's docstring.
+    No frame has it meanwhile: see the module's docstring.
     """
     return next(map(_count_references, one), 0) if _count_references is not None else 0
 
@@ -68,7 +68,7 @@ class Trial(Protocol):
 
 
 class Proof:
-    """Whether handler greenlets are used again in this process, and why not.
+    """Says if handler greenlets are used again in this process, and why not.
 
     Args:
         make_trial: Returns a trial in a hub.
@@ -76,10 +76,10 @@ class Proof:
 
     def __init__(self, make_trial: Callable[[Any], Trial]) -> None:
         self._make_trial = make_trial
-        #: Whether they are; ``None`` before the first server of this process starts, and after a
-        #: trial that could not tell.
+        #: ``None`` before the first server of this process starts, and after a trial without a
+        #: result.
         self.is_given: bool | None = None
-        #: Why they are not, if they aren't.
+        #: Why they are not used again, or ``""``.
         self.reason = ""
         # How many references there are to a parked greenlet that nothing refers to.
         self._untouched = 0
@@ -88,7 +88,7 @@ class Proof:
         return f"<Proof is_given={self.is_given} reason={self.reason!r}>"
 
     def holds(self, one: list[Any]) -> bool:
-        """Whether nothing refers to the parked greenlet that *one* has, but for *one*."""
+        """Return True if only the list *one* refers to the parked greenlet in it."""
         return (
             self.is_given is True and count(one) == self._untouched and not getweakrefcount(one[0])
         )
@@ -100,7 +100,7 @@ class Proof:
             self._log(log.debug, "handlers run in fresh greenlets, as %s", self.reason)
 
     def give(self, hub: Any) -> None:
-        """Try, in *hub* and within its callback, and set `is_given`.
+        """Run the trial, within a callback of *hub*, and set `is_given`.
 
         It takes about a millisecond, once a process.
         """
@@ -112,7 +112,7 @@ class Proof:
         counts: list[int] = []
         for _ in range(WARM_UP):
             found = trial.count_unused()
-            if found is None:  # what refers to it may be gone when the next server starts
+            if found is None:  # the reference may be gone when the next server starts
                 self.found_traced()
                 return
             counts.append(found)

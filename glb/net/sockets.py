@@ -1,9 +1,9 @@
 """The kernel's side: opening listening sockets, duplicating them, and their options.
 
 Everything here works on plain ``_socket.socket`` objects, which know no hub, are never
-inherited by a child program, and stay what they are under monkey patching. None of it
-waits, except that a host *name* is looked up as bind(2) in Python always did: by the C
-library, with the whole process waiting. Give numeric addresses where that matters.
+inherited by a child program, and stay what they are under monkey patching. Nothing here
+waits, except that the C library looks up a host *name*, as for Python's ``bind``, and the whole
+process waits for it. Give numeric addresses where that matters.
 
 Where platforms differ, the differences are the fields of `Platform`, which comes in as an
 argument.
@@ -58,7 +58,7 @@ _NO_NEWCOMERS: Final = b"".join(
     )
 )
 
-# Of a socket that is nothing yet, or no more: see <netinet/tcp.h>.
+# The state of a socket that neither listens nor is connected: see <netinet/tcp.h>.
 TCP_CLOSE: Final = 7
 
 
@@ -150,7 +150,7 @@ def open_listening(
         backlog: Length of the accept queue, in connections. The kernel lowers it to what
             it allows without a word.
         reuse_port: Set SO_REUSEPORT, where the kernel balances by it.
-        reuse_addr: Set SO_REUSEADDR, where it means what it says.
+        reuse_addr: Set SO_REUSEADDR, but not on Windows: see `Platform.reuse_addr`.
 
     Returns:
         The socket; the caller closes it.
@@ -185,8 +185,8 @@ def open_listening(
                 unlink(bound_address(sock))
             sock.close()
         if isinstance(error, OSError):
-            # Made from the errno, so that it is the PermissionError, say, which it was. What
-            # Python itself refuses, a path that is too long, has none.
+            # The errno chooses the class, PermissionError say. Errors of Python's own have
+            # none, as that of a path that is too long.
             number = error.errno or errno.EINVAL
             raise OSError(number, _cannot_bind(address, error)) from error
         raise
@@ -223,7 +223,7 @@ def duplicate(sock: _socket.socket) -> int:
 
 
 def adopt(descriptor: int) -> _socket.socket:
-    """Return a non-blocking socket on a duplicate of somebody's listening *descriptor*.
+    """Return a non-blocking socket on a duplicate of a foreign listening *descriptor*.
 
     Raises:
         OSError: It isn't open, or isn't a socket.
@@ -260,7 +260,7 @@ def set_nodelay(sock: _socket.socket) -> None:
 
 
 def is_readable(sock: _socket.socket) -> bool:
-    """Whether something can be read from *sock* now, or a connection be accepted."""
+    """Return True if *sock* has data to read, or a connection to accept."""
     if originals.poll is None:
         return bool(originals.select([sock], [], [], 0)[0])
     poll = originals.poll()
@@ -274,7 +274,7 @@ def bound_address(sock: _socket.socket) -> Address:
 
 
 def is_loopback(sock: _socket.socket) -> bool:
-    """Whether *sock* is bound to an address that only this machine reaches."""
+    """Return True if *sock* is bound to an address that only this machine reaches."""
     if sock.family == AF_UNIX:
         return True
     host = str(sock.getsockname()[0]).partition("%")[0]
@@ -296,8 +296,8 @@ def address_of(number: int) -> Address | None:
 def find_key(address: Address) -> Key | None:
     """Return the key of a numeric *address*, or ``None`` if nothing can be bound there.
 
-    A Unix socket is told by its file, not by its name: the file that a path leads to,
-    whichever way it is spelled, and not one that has taken its place since.
+    A Unix socket's key is its file and not its path: all spellings of the path have one key, and
+    another file at the same path has another one.
     """
     if address.family != AF_UNIX:
         return addresses.key_of(address)
@@ -312,11 +312,11 @@ def find_key(address: Address) -> Key | None:
 
 
 def park(sock: _socket.socket) -> None:
-    """Let go of *sock*'s kernel socket at once, but keep its descriptor number taken.
+    """Release *sock*'s kernel socket at once, but keep its descriptor number taken.
 
     For a socket that another thread's event loop still watches: the address is free as
-    soon as this returns, and no new file can get the number before that loop has looked
-    away and closed it. Where no descriptor is left for the stand-in, *sock* is closed.
+    soon as this returns, and no new file can get the number before that loop has stopped its
+    watcher and closed it. If no descriptor is left for the stand-in, *sock* is closed.
     """
     number = sock.fileno()
     try:
@@ -341,7 +341,7 @@ def kind_of(sock: _socket.socket) -> tuple[object, ...]:
 
 
 def has_reuse_port(sock: _socket.socket) -> bool:
-    """Whether SO_REUSEPORT is set on *sock*, and it is one that could share a TCP port."""
+    """Return True if *sock* is a TCP socket with SO_REUSEPORT."""
     if sock.family not in (_socket.AF_INET, AF_INET6) or _kind(sock) != _socket.SOCK_STREAM:
         return False
     option = getattr(_socket, "SO_REUSEPORT", None)
@@ -349,7 +349,7 @@ def has_reuse_port(sock: _socket.socket) -> bool:
 
 
 def is_idle(sock: _socket.socket) -> bool:
-    """Whether *sock* neither listens nor is connected, or about to be."""
+    """Return True if *sock* neither listens nor is connected, or about to be."""
     if sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
         return False
     if hasattr(_socket, "TCP_INFO"):
@@ -388,13 +388,13 @@ def sharing_facts(sock: _socket.socket) -> SharingFacts | None:
 
 
 def numeric(family: int, address: Any) -> Any:
-    """Return the host and port that bind(2) takes *address* for, in whatever form it is.
+    """Return the numeric host and port that bind(2) would bind *address* to, in any form.
 
     Raises:
         OSError, TypeError, ValueError: As bind(2) of Python does.
     """
     host, port, *rest = address
-    # Python's own reading of it, on a port that is free.
+    # Python itself reads it, on a free port.
     with contextlib.closing(_socket.socket(family, _socket.SOCK_STREAM)) as scratch:
         scratch.bind((host, 0, *rest))
         bound = scratch.getsockname()
@@ -402,7 +402,7 @@ def numeric(family: int, address: Any) -> Any:
 
 
 def open_bound(like: _socket.socket) -> _socket.socket:
-    """Return a new socket with SO_REUSEPORT that is bound to *like*'s address, and is nothing else.
+    """Return a new socket with SO_REUSEPORT that is bound to *like*'s address, and doesn't listen.
 
     Raises:
         OSError: The kernel said no; nothing stays open.
@@ -424,12 +424,12 @@ def open_bound(like: _socket.socket) -> _socket.socket:
 
 
 def stand_in(number: int, sock: _socket.socket) -> None:
-    """Make descriptor *number* one of *sock*'s kernel socket, and close what it was."""
+    """Have descriptor *number* lead to *sock*'s kernel socket, and close what it led to."""
     os.dup2(sock.fileno(), number, inheritable=os.get_inheritable(number))
 
 
 def file_of(number: int) -> tuple[int, int] | None:
-    """Return what tells the open file behind *number* from all others; ``None`` if closed."""
+    """Return the identity of the open file behind *number*; ``None`` if it is closed."""
     try:
         found = os.fstat(number)
     except OSError:
@@ -438,12 +438,12 @@ def file_of(number: int) -> tuple[int, int] | None:
 
 
 def refuse_newcomers(sock: _socket.socket) -> bool:
-    """Let no new handshake reach the accept queue of *sock*; those that wait there stay.
+    """Let no new handshake reach the accept queue of *sock*; connections in the queue stay.
 
-    A client that comes tries again a second later, as if its packet had been lost.
+    A new client tries again a second later, as if its packet had been lost.
 
     Returns:
-        Whether the kernel can do so: Linux can, for TCP.
+        ``False`` if the kernel can't: Linux can, for TCP.
     """
     if not sys.platform.startswith("linux") or sock.family == AF_UNIX:
         return False

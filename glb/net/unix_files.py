@@ -1,7 +1,7 @@
-"""Unix socket files: the file of a socket outlives its process, and may be in the way of another.
+"""Unix socket files: a socket's file outlives its process, and may be in the way of a new one.
 
-A file that no process has its socket open of is removed, and the address bound. Everything else in
-the way stays there, and the error says what it is.
+A stale file, whose socket no process has open, is removed before a bind. Everything else in the way
+stays there, and the error says what it is.
 
 Source: unix(7), flock(2).
 """
@@ -37,16 +37,16 @@ def remove_stale(path: Any) -> None:
     Raises:
         OSError: EADDRINUSE: the file is in use, or isn't ours to remove. The text has the reason.
     """
-    # To look and to remove are two steps. Two processes that have both seen the stale file would
-    # remove it in turn, and the second one the new socket of the first. So each locks the folder
-    # for the two steps. The lock needs no file, and a process that is killed lets go of it. The
-    # way without a lock, to rename the file and look at it then, takes a server's path away for
-    # a moment. bind(2) needs no lock: one process gets the path, the other one EADDRINUSE.
+    # The check and the removal are two steps. Two processes that have both found the file stale
+    # would remove it in turn, and the second one the new socket of the first. So each locks the
+    # folder for the two steps. The lock needs no file, and a killed process releases it. Without a
+    # lock one could rename the file and check it then, which takes a server's path away for a
+    # moment. bind(2) needs no lock: one process gets the path, the other one EADDRINUSE.
     with _locked_folder(path):
         try:
             found = os.lstat(path)
         except FileNotFoundError:
-            return  # its server has removed it, or another one that starts
+            return  # its server has removed it, or another server that starts
         if not stat.S_ISSOCK(found.st_mode):
             raise _in_use(f"{_KINDS.get(stat.S_IFMT(found.st_mode), 'no socket')} is there")
         if found.st_uid != os.geteuid():
@@ -64,11 +64,11 @@ _KINDS: Final = {
 
 
 def _check_is_stale(path: Any) -> None:
-    # Linux and BSD find the socket by its file first, and look at its type then. So a datagram
-    # socket learns from EPROTOTYPE that a process has it open, and the server sees nothing of it;
-    # also if it has been bound, and doesn't listen yet. (Linux 6.18; FreeBSD's and macOS's
-    # uipc_usrreq.c.) A kernel that looks at the type first, as gVisor, refuses both: so the
-    # stream socket asks, too. Neither waits; where the accept queue is full it is EAGAIN.
+    # Linux and BSD find the socket by its file first, and check its type then. So a datagram
+    # socket gets EPROTOTYPE if a process has it open, and the server sees nothing of it; also if
+    # it is bound and doesn't listen yet. (Linux 6.18; FreeBSD's and macOS's uipc_usrreq.c.) A
+    # kernel that checks the type first, as gVisor, refuses both: so a stream socket tries, too.
+    # Neither waits; if the accept queue is full it gets EAGAIN.
     for kind in (_socket.SOCK_DGRAM, _socket.SOCK_STREAM):
         with contextlib.closing(_socket.socket(AF_UNIX, kind)) as probe:
             probe.setblocking(False)
@@ -85,7 +85,7 @@ def _check_is_stale(path: Any) -> None:
 
 @contextlib.contextmanager
 def _locked_folder(path: Any) -> Iterator[None]:
-    # Whatever has no flock(2), Windows, has no Unix sockets of ours either.
+    # Windows has no flock(2), and we open no Unix sockets there.
     try:
         folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY)
     except PermissionError as error:
@@ -114,8 +114,8 @@ def _in_use(reason: str) -> OSError:
 def unlink(address: Address, key: Key | None = None) -> None:
     """Remove the file of a bound Unix socket's *address*, if it still has the *key* it had.
 
-    A bound path outlives its socket. Only a file that is still this socket's is removed, and
-    not a symbolic link that leads there. Failing is no error: then it wasn't ours to remove.
+    Only a file that is still this socket's is removed, and no symbolic link that leads there.
+    Failing is no error: then it wasn't ours to remove.
     """
     path: Any = address.sockaddr
     if not path or is_abstract(path):
