@@ -62,10 +62,10 @@ class HandlerAttributes(GeventWSGIHandler):
     # Of the connection.
     _plain: Any  # the plain socket of a `Connection`
     _settings: Settings | type[Settings]
-    _rest: bytes  # what was read behind the last request
-    _may_have_more: bool  # whether the client may still send what will not be served
+    _rest: bytes  # read already, and behind the last request
+    _may_have_more: bool  # the client may still send bytes that will not be served
     _admission: Any
-    _is_secured: bool  # whether it speaks TLS
+    _is_secured: bool  # it is TLS
     _has_read_body: bool  # some clients send a line end behind one
     _has_served: bool
     _is_timed: bool
@@ -74,18 +74,18 @@ class HandlerAttributes(GeventWSGIHandler):
     _waiting: Waiting | None
     _greenlet: Any
     _tls: dict[str, str] | None
-    _known: Head | None  # that of the last request
+    _known: Head | None  # the last request's
     _peer: Any  # address and port, as the environ has them; empty on a Unix socket
     # Of the request.
     _head: Head | None
     _raw: RawStream | None
     _body: Body | None
-    _is_raw: bool  # whether the application has the connection itself to read from
-    _buffered: int  # how much of it was there before
-    _has_logged: bool  # whether the log has a line about its body
-    _has_left: bool  # whether some of the reply may have left
-    _has_failed: bool  # whether a send has
-    _left: int | None  # what is left of the reply's Content-Length
+    _is_raw: bool  # the application reads from the connection itself
+    _buffered: int  # bytes of it that were there before
+    _has_logged: bool  # the log has a line about its body
+    _has_left: bool  # some of the reply may have left
+    _has_failed: bool  # a send has failed
+    _left: int | None  # bytes left of the reply's Content-Length
     _options: frozenset[str]
     _reply: ReplyHead | None
 
@@ -98,7 +98,7 @@ class HandlerAttributes(GeventWSGIHandler):
     ignored_socket_errors: tuple[int, ...]  # of the class
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
-        """Make one with nothing of a connection or a request yet."""
+        """Make one that has no connection and no request yet."""
         self = super().__new__(cls)
         self.socket = self.client_address = self.server = self.rfile = self._plain = None
         self._admission = self._waiting = self._greenlet = self._tls = self._peer = None

@@ -4,10 +4,10 @@
 subclass may override, the same attributes while a request is served. It reads requests by
 `glb.http.head` and `glb.http.body`, and frames replies by `glb.http.reply`.
 
-There are two loops over the requests of a connection. The *lean* one reads a head from the socket
-at once. It is for handlers that override none of gevent's methods, and makes a buffer for a
-connection only when a body has to be read. The other one calls each method as gevent calls it. From
-the head on both do the same, in the same methods.
+There are two loops over the requests of a connection. The *lean* one, for handlers that override
+none of gevent's methods, reads heads directly from the socket, and makes a buffer only when a body
+has to be read. The other one calls each method as gevent calls it. After the head both use the same
+methods.
 
 Source: gevent's ``pywsgi.py``; PEP 3333.
 """
@@ -26,7 +26,7 @@ from urllib.parse import unquote_to_bytes
 from gevent import Timeout, getcurrent
 from gevent.pywsgi import OldMessage
 
-# By name, and now: programs may put ours in the place of gevent's later.
+# By name, and now: programs may replace gevent's by ours later.
 from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 
 from ..net.connection import Connection, say_goodbye
@@ -45,11 +45,12 @@ __all__ = ["WSGIHandler"]
 log: Final = logging.getLogger("glb")
 
 # A client that still sends when its connection is closed gets a reset, and many clients then report
-# that and not the reply. So what it sends is read away for so long, while it comes. nginx does so
-# for 30 s and Apache too. It is less here: a server that drains waits for it.
+# the reset and not the reply. So its bytes are read away for so long. nginx and Apache have 30 s.
+# It is less here, as a server that drains waits for it.
 LINGER_SECONDS: Final = 5.0
 
-# So many bytes of a head are kept for the next one on its connection. Browsers send 500 to 1,500.
+# A head of at most so many bytes is kept for the next one on its connection. Browsers send 500 to
+# 1,500.
 _KNOWN_MAX_BYTES: Final = 2048
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -83,7 +84,7 @@ class WSGIHandler(Replier):
         self.server = server
         if rfile is not None:
             self.rfile = rfile
-            self._is_lean = False  # type: ignore[misc]  # of this one
+            self._is_lean = False  # type: ignore[misc]  # this one's
         elif not self._is_lean:
             self._raw = RawStream(sock)
             self.rfile = io.BufferedReader(self._raw)
@@ -112,7 +113,7 @@ class WSGIHandler(Replier):
         finally:
             if waiting is not None and self._greenlet is not None:
                 waiting.leave(self._greenlet)
-                self._greenlet = None  # or an error's traceback keeps it, and it keeps the error
+                self._greenlet = None  # else it and an error's traceback keep each other
                 if self._is_timed:
                     waiting.leave_head()
             self._close()
@@ -134,8 +135,8 @@ class WSGIHandler(Replier):
                 self._refuse(self._handle_client_error(error))
                 break
             except OSError:
-                break  # a reset, say, isn't interesting here
-            # An idle connection is to be small.
+                break  # a reset, say: no reply can be sent
+            # An idle connection must be small.
             self._known = head if len(head.rest) <= _KNOWN_MAX_BYTES else None
             del head, data
             self.application = server.application
@@ -172,11 +173,11 @@ class WSGIHandler(Replier):
             if sock is not None:
                 self._close_socket(sock)
         finally:
-            # What it has of the connection, as gevent. An error may keep the handler.
+            # As gevent, since an error may keep the handler.
             self.socket = self.rfile = self.wsgi_input = self.environ = None
             self._plain = self._raw = self._body = None
-            # Its descriptor is closed. What is left in a cycle would be closed by whatever thread
-            # collects it, which must not touch this one's watchers.
+            # The descriptor is closed. The garbage collector could close the files in another
+            # thread, which must not touch this one's watchers.
             if rfile is not None:
                 for each in (rfile, raw):
                     try:
@@ -186,8 +187,8 @@ class WSGIHandler(Replier):
                         log.debug("can't close what requests were read from", exc_info=True)
 
     def _close_socket(self, sock: Any) -> None:
-        # Data of the client that was not read makes the kernel reset the connection, and the client
-        # may lose the reply. So it is read away, for a while.
+        # Unread data makes the kernel reset the connection, and the client may lose the reply. So
+        # it is read away, for a while.
         plain = getattr(sock, "_sock", None)
         with contextlib.suppress(OSError):
             if plain is not None:
@@ -207,7 +208,7 @@ class WSGIHandler(Replier):
         sock.settimeout(DISCARD_SECONDS)
         with Timeout(LINGER_SECONDS, False):  # type: ignore[arg-type]  # not in the stubs
             while True:
-                sock._wait(sock._read_event)  # also when more is there: others have their turn
+                sock._wait(sock._read_event)  # also if more is there: the hub has other turns
                 if not plain.recv(READ_BYTES):
                     return
 
@@ -266,7 +267,7 @@ class WSGIHandler(Replier):
                 return line.decode("latin-1")
 
     def _read_programs_requestline(self) -> Any:
-        # Of a subclass that has its own, which may ask for ours.
+        # Of a subclass that has its own, which may call ours.
         if self._waiting is not None and not self._wait_for_request():
             return ""
         self._is_in_line = True
@@ -286,20 +287,20 @@ class WSGIHandler(Replier):
         """Read the head of a request, whose first line is *raw_requestline*.
 
         Raises:
-            BadRequest: It is refused. This is no server's error, and not reported as one.
+            BadRequest: It is refused. The error isn't reported: it is the client's.
         """
         limits = self._limits_now
         data = raw_requestline.encode("latin-1")
         most = len(data) + limits.head + 2
         line = data
-        find_end(data, 0, limits)  # what can't become a request is refused at its first line
+        find_end(data, 0, limits)  # no request: it is refused at its first line
         while line not in {b"\r\n", b"\n"}:
             if not line.endswith(b"\n"):
                 raise BadRequest("the client left within the head of a request")
             line = self.rfile.readline(most - len(data) + 1)
             data += line
             if len(data) > most:
-                find_end(data, 0, limits)  # perhaps a line is too long, or something worse
+                find_end(data, 0, limits)  # another fault comes first
                 raise BadRequest(
                     f"more than {limits.head} bytes of header fields",
                     "431 Request Header Fields Too Large",
@@ -312,7 +313,7 @@ class WSGIHandler(Replier):
         return True
 
     def _take(self, head: Head) -> None:
-        """Have gevent's attributes say what *head* does."""
+        """Set gevent's attributes by *head*."""
         most = self._settings.max_body
         if head.length is not None and most is not None and head.length > most:
             raise BadRequest(
@@ -337,7 +338,7 @@ class WSGIHandler(Replier):
             raise BadRequest(f"invalid headers: {self.headers.status!a}")
 
     def MessageClass(self, rfile: Any, *_args: Any) -> Any:  # noqa: N802  # gevent's name
-        """Return the fields of a head that was checked, as gevent has them."""
+        """Return the fields of a checked head, as gevent has them."""
         if type(rfile) is not io.BytesIO:  # a `read_request` of the program's own
             return super().MessageClass(rfile, *_args)
         message = OldMessage()
@@ -358,7 +359,7 @@ class WSGIHandler(Replier):
         return env
 
     def _make_environ(self, head: Head) -> dict[str, Any]:
-        # What gevent's method does, without what was done before.
+        # As gevent's method, without steps that are done already.
         env: dict[str, Any] = self.server.get_environ()
         env["REQUEST_METHOD"] = head.method
         env["SCRIPT_NAME"] = ""
@@ -378,7 +379,7 @@ class WSGIHandler(Replier):
             env.update(fields)
         else:
             for key, value in fields.items():
-                # As gevent: what the program has put there stands before it.
+                # As gevent: the program's own value stands before it.
                 comma = "; " if "COOKIE" in key else ","
                 env[key] = f"{env[key]}{comma}{value}" if key in env else value
         self._add_ours(env, head)
@@ -390,7 +391,7 @@ class WSGIHandler(Replier):
         return env
 
     def _add_ours(self, env: dict[str, Any], head: Head) -> None:
-        """Add what gevent's environ hasn't."""
+        """Add the keys that gevent's environ hasn't."""
         env["RAW_URI"] = env["REQUEST_URI"] = head.target
         if head.version == "HTTP/1.1":
             env["wsgi.early_hints"] = self._send_early_hints
@@ -403,7 +404,7 @@ class WSGIHandler(Replier):
         self._body = None
         self._has_read_body = True
         upgrade = head.upgrade
-        # gevent's own test for it, and one for the protocol that nearly everybody means.
+        # gevent's own test for it, and one for the most usual protocol.
         is_raw = bool(upgrade) and (upgrade == "websocket" or len(head.options) == 1)
         self._is_raw = is_raw
         env["wsgi.input_terminated"] = not is_raw

@@ -1,4 +1,4 @@
-"""How requests are read: waiting for one, its head, and what is left of its body.
+"""How a handler waits for requests and reads them: heads, and the rest of bodies.
 
 Source: gevent's ``pywsgi.py``; RFC 9112.
 """
@@ -19,12 +19,12 @@ from .stream import RawStream
 
 __all__ = ["DISCARD_SECONDS", "RequestReader", "SilentClientError"]
 
-# So long, in seconds, a body that the application hasn't read is read away.
+# For so many seconds the rest of a body is read away, which the application hasn't read.
 DISCARD_SECONDS: Final = 1.0
 
 
 class SilentClientError(BadRequest):
-    """A client did not go on with its request."""
+    """A client was silent within the head of a request."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -39,8 +39,8 @@ class RequestReader(HandlerAttributes):
 
     @property
     def _limits_now(self) -> Limits:
-        # gevent's limit counts the line's end. It is read when it is used, as a program may set it,
-        # and holds unless the server has one of its own.
+        # gevent's limit counts the line's end. A program may set it at any time. It holds unless
+        # the server has one of its own.
         line: int = gevent.pywsgi.MAX_REQUEST_LINE - 2  # type: ignore[attr-defined]  # not in the stubs
         limits = self._settings.limits
         if line == limits.line or limits.line != Limits.line:
@@ -56,7 +56,7 @@ class RequestReader(HandlerAttributes):
             ``None`` if there will be none.
 
         Raises:
-            BadRequest: It can't become one any more.
+            BadRequest: It is none.
             OSError: As recv(2).
         """
         data, self._rest = self._rest, b""
@@ -65,7 +65,7 @@ class RequestReader(HandlerAttributes):
             if data[:2] == b"\r\n":
                 data = without_empty_lines(data)
                 seen = 0
-            # Mostly all of it comes at once, and is short.
+            # Mostly it comes at once, and is short.
             end = -1 if seen else data.find(END)
             if data and not 0 <= end <= limits.line:
                 end = find_end(data, seen, limits)
@@ -96,7 +96,7 @@ class RequestReader(HandlerAttributes):
         self._is_in_head = False
         assert self._waiting is not None, "it has the timeout"
         if self._waiting.leave_head():
-            # What there was of it reads as if it were whole, and must not be served.
+            # The part that has come looks like a whole one, and must not be served.
             raise SilentClientError
 
     def _receive(self) -> bytes:
@@ -121,7 +121,7 @@ class RequestReader(HandlerAttributes):
         """
         waiting, plain = self._waiting, self._plain
         if not self._has_served and plain is not None:
-            # The first one mostly is there already.
+            # Mostly the first one is there already.
             try:
                 data: bytes = plain.recv(READ_BYTES)
             except BlockingIOError:
@@ -143,11 +143,11 @@ class RequestReader(HandlerAttributes):
         finally:
             del waiting.waits[self._greenlet]
         if waiting.told and self._greenlet in waiting.told:
-            return b""  # perhaps with a part of a request, which it won't get the rest of
+            return b""  # perhaps with a part of a request, whose rest won't come
         return data
 
     def _enter_wait(self) -> bool:
-        """Say that this handler waits; ``False`` if it is not to."""
+        """Register that this handler waits; return ``False`` if it must not."""
         waiting = self._waiting
         assert waiting is not None, "only then it enters"
         if self._has_served:
@@ -158,7 +158,7 @@ class RequestReader(HandlerAttributes):
                 and self._is_ending
                 and not self._has_come()
             ):
-                return False  # the reply before had not said so; what has come is served
+                return False  # the last reply did not announce it: what has come is served
             if waiting.timeout is None and not waiting.watchers:
                 waiting.waits[self._greenlet] = (self.socket, 0.0, True)
                 return True
@@ -166,10 +166,10 @@ class RequestReader(HandlerAttributes):
         return True
 
     def _has_come(self) -> bool:
-        """Whether something of a request is there, in a buffer or in the kernel, or may be."""
+        """Return True if a part of a request may be there, in a buffer or in the kernel."""
         sock: Any = self.socket
         if not isinstance(sock, GeventSocket):
-            return True  # a wrapper of the program's own: it is told to end while it waits
+            return True  # a wrapper of the program's own: it can be ended while it waits
         timeout = sock.gettimeout()
         sock.settimeout(0.0)
         try:
@@ -177,13 +177,13 @@ class RequestReader(HandlerAttributes):
                 self._rest = sock.recv(READ_BYTES)
                 return bool(self._rest)
             return bool(self.rfile.peek(1))
-        except OSError:  # TLS's word for: not now
+        except OSError:  # TLS has nothing now
             return False
         finally:
             sock.settimeout(timeout)
 
     def _wait_for_request(self) -> bool:
-        """Return when something of a request is there; ``False`` if none will come."""
+        """Return when a part of a request is there; ``False`` if none will come."""
         if not self._enter_wait():
             return False
         waiting = self._waiting
@@ -203,7 +203,7 @@ class RequestReader(HandlerAttributes):
     # -- the body ------------------------------------------------------------------------------
 
     def _open(self) -> Any:
-        """Return what is read from on this connection."""
+        """Return the file that reads from this connection."""
         if self._is_lean:
             self._raw = RawStream(self.socket, self._rest)
             self._rest = b""
@@ -212,7 +212,7 @@ class RequestReader(HandlerAttributes):
 
     @property
     def _may_read_on(self) -> bool:
-        """Whether the next request will be found, as far as is known before the reply."""
+        """True if the end of this request, and so the next one, can be found after the reply."""
         if self._is_raw:
             return not self._is_touched
         body = self._body
@@ -224,8 +224,8 @@ class RequestReader(HandlerAttributes):
             return False
         if body.left is not None and not body.is_awaited:
             return body.left <= DISCARD_MAX_BYTES
-        # Of a chunked one the client alone knows how long it is; and one that waits for a word
-        # before it sends a body may never send it.
+        # Only the client knows the length of a chunked one; and a client that waits for 100
+        # Continue may never send its body.
         return self._is_all_here(body)
 
     def _is_all_here(self, body: Body) -> bool:
@@ -239,14 +239,14 @@ class RequestReader(HandlerAttributes):
 
     @property
     def _is_taken(self) -> bool:
-        # Then a reply to it would be in the midst of whatever the application speaks there.
+        # Then a reply would get into the middle of the application's own protocol.
         return self._is_raw and self._raw is not None and self._raw.is_taken
 
     def _peek_buffered(self) -> bytes:
         return b"" if self._raw is None else self._raw.peek_buffered(self.rfile)
 
     def _end_input(self) -> None:
-        """Read away what the application hasn't read, so that the next request is found."""
+        """Read away the rest of the body, so that the next request is found."""
         body, raw = self._body, self._raw
         if raw is not None:
             raw.timeout = raw.on_taken = None
@@ -267,13 +267,13 @@ class RequestReader(HandlerAttributes):
 
     @property
     def _is_read_otherwise(self) -> bool:
-        # By a `get_environ` of the program's own: nothing tells where its body was left.
+        # By a `get_environ` of the program's own: how much of the body was read isn't known.
         head = self._head
         is_announced = head is not None and (head.is_chunked or bool(head.length))
         return is_announced and self._body is None
 
     def _end_gevents_input(self) -> None:
-        # Of a `read_request` of the program's own: gevent's code has read the request.
+        # After a `read_request` of the program's own: gevent's code has read the request.
         if not self.environ.get("wsgi.input_terminated", True):
             self.close_connection = True
         elif not self.close_connection:

@@ -1,8 +1,7 @@
-"""How a reply is made: the application is called, and what it returns is framed and sent.
+"""How a handler replies: it calls the application, and frames and sends the result.
 
-`Replier` is the part of gevent's handler that does so. What an application does can't break the
-framing of its connection: what could is an error of the application, or is mended and told in the
-log.
+An application can't break the framing of its connection: what would break it is an error of the
+application, or is mended with a line in the log.
 
 Source: gevent's ``pywsgi.py``; PEP 3333; RFC 9112, 6 and 9.
 """
@@ -15,7 +14,7 @@ from typing import Any, Final
 
 import gevent.pywsgi
 
-# By name, and now: programs may put ours in the place of gevent's later.
+# By name, and now: programs may replace gevent's by ours later.
 from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 from gevent.pywsgi import (  # type: ignore[attr-defined]  # not in the stubs
     _InvalidClientInput,
@@ -35,17 +34,17 @@ __all__ = ["Replier"]
 # it saves takes 5 us (CPython 3.11, loopback). A larger one rarely leaves in one send anyhow.
 SMALL_BODY_BYTES: Final = 16384
 
-# As it was made: a program may put its own there, to see each request.
+# gevent's own: a program may replace it, to see each request.
 _FORMAT_REQUEST: Final = GeventWSGIHandler.format_request
 
-# Those statuses are of no reply with a body, or of none that is HTTP's.
+# The statuses of replies without a body, or with one that isn't HTTP.
 _WITHOUT_BODY: Final = frozenset({101, 204, 304})
 
 _EMPTY_REFUSAL: Final = (("Connection", "close"), ("Content-Length", "0"))
 
 
 class Replier(RequestReader):
-    """The part of a handler that has a request and makes its reply."""
+    """The part of a handler that replies to a request."""
 
     __slots__ = ()
 
@@ -101,12 +100,12 @@ class Replier(RequestReader):
                 if close is not None:
                     close()
             finally:
-                # What a generator's frame keeps is free now.
+                # This frees what a generator's frame keeps.
                 close = None
                 self.result = None
 
     def _run_lean(self) -> None:
-        # What the methods do that a subclass may override, in one go, for a reply that is whole.
+        # All steps of gevent's methods in one go, for a reply of one piece.
         result = self.application(self.environ, self.start_response)
         if type(result) is list and len(result) == 1:
             data, reply, admission = result[0], self._reply, self._admission
@@ -150,11 +149,11 @@ class Replier(RequestReader):
         self.response_length = len(whole)
         plain, settings = self._plain, self._settings
         if plain is not None and settings.send_timeout is None:
-            # Mostly all goes at once.
+            # Mostly one send is enough.
             try:
                 sent = plain.send(whole)
             except OSError:
-                sent = 0  # if it was an error, it comes again
+                sent = 0  # a real error comes again
             if sent == len(whole):
                 return
             whole = whole[sent:]
@@ -237,7 +236,7 @@ class Replier(RequestReader):
         self._finish_connection()
 
     def _finish_connection(self) -> None:
-        # What the reply says of the connection is what happens.
+        # The reply's Connection field must be true.
         admission = self._admission
         if self.code == 101:
             self.close_connection = True
@@ -279,7 +278,7 @@ class Replier(RequestReader):
                 self.close_connection = True  # see `_frame`; its head is to say so
             self.finalize_headers()
         except BaseException:
-            self.headers_sent = False  # there is a reply to be had still
+            self.headers_sent = False  # another reply is still possible
             raise
         head = b"HTTP/1.1 %b\r\n%b\r\n" % (self.status, as_lines(self.response_headers))
         try:
@@ -299,11 +298,11 @@ class Replier(RequestReader):
             self._sendall(data)
 
     def _frame(self, data: Any) -> Any:
-        """Return what goes out for *data*."""
+        """Return the bytes to send for *data*."""
         if not data:
             return b""
         if isinstance(data, str):
-            # It goes out as it was meant, with a line in the log.
+            # It is sent as latin-1, with a line in the log.
             self.close_connection = True
             if not self._has_logged:
                 self._has_logged = True
@@ -318,7 +317,7 @@ class Replier(RequestReader):
         left = self._left
         if left is not None:
             if len(data) > left:
-                # It is whole for the client, so the connection may stay.
+                # The client has the whole reply, so the connection may stay.
                 if not self._has_logged:
                     self._has_logged = True
                     self.log_error(
@@ -349,7 +348,7 @@ class Replier(RequestReader):
             raise
 
     def _send_in_time(self, sock: Any, data: Any, seconds: float) -> None:
-        # gevent's `sendall` would bound the whole of it.
+        # gevent's `sendall` would bound the time of all sends together.
         view = memoryview(data)
         timeout = sock.gettimeout()
         sock.settimeout(seconds)
@@ -361,7 +360,7 @@ class Replier(RequestReader):
                 sock.settimeout(timeout)
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
-        """Have the kernel send a file's rest; ``False`` if it must be read."""
+        """Have the kernel send the rest of a file; ``False`` if it can't."""
         is_plain = type(self.socket) is Connection
         size = wrapper.size() if is_plain and not self.headers_sent else None
         if size is None or self.status is None or self.code in _WITHOUT_BODY:
@@ -412,7 +411,7 @@ class Replier(RequestReader):
             self.close_connection = True
 
     def log_request(self) -> None:
-        # gevent makes the line, and throws it away. Another `format_request` may keep it.
+        # gevent makes the line and drops it. Another `format_request` may keep it.
         is_read = type(self.server.log) is not _NoopLog
         if is_read or type(self).format_request is not _FORMAT_REQUEST:
             super().log_request()

@@ -202,8 +202,8 @@ def test_a_child_does_not_wait_for_the_parents_threads(spare: SpareDescriptor) -
 def test_it_is_lent_with_the_registrys_lock_held() -> None:
     """By who closes the last clone of an address, from wherever that strikes."""
     with REGISTRY.lock:
-        REGISTRY.spare.acquire()
-        with REGISTRY.spare.lend():
-            assert not has_spare(REGISTRY.spare)
-        assert has_spare(REGISTRY.spare)
-        REGISTRY.spare.release()
+        REGISTRY.reserve.acquire()
+        with REGISTRY.reserve.lend():
+            assert not has_spare(REGISTRY.reserve)
+        assert has_spare(REGISTRY.reserve)
+        REGISTRY.reserve.release()
