@@ -2,7 +2,8 @@
 
 Each module owns one noun::
 
-    threads          hubs in native threads, and calls into them
+    threads          hubs in native threads
+    mailbox          calls into another hub, and what wakes it
     signals          events that threads wait for
     greenlet_pool    the greenlets that handlers run in
     guard            what takes up what an exception left undone
