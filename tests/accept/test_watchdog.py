@@ -189,7 +189,7 @@ def wake_ups_of(dispatcher: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_hub_is_woken_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connections of the batch are for its clones, which are all there by then."""
     with serving(Blocking()) as server:
-        found = wake_ups_of(server._branches[1].dispatcher, monkeypatch)
+        found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         with blocked(hub_of(server, 1)):
             clients = [native_connect(server.address) for _ in range(8)]
             wait_until(lambda: bool(found))
@@ -204,7 +204,7 @@ def test_a_batch_that_ends_by_an_error_wakes_hubs_too(monkeypatch: pytest.Monkey
     accept, count = accept_plain, iter(range(100))
     handle = Blocking()
     with serving(handle) as server:
-        found = wake_ups_of(server._branches[1].dispatcher, monkeypatch)
+        found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         reports: list[int] = []
 
         def fail_at_second(*args: Any) -> Any:
@@ -245,7 +245,7 @@ def test_a_handler_within_the_turn_begins_when_other_hubs_are_woken(
     with serving(handle, spawn=None) as server:
         assert ask(server.address) == b"0"
         handle.noted.clear()
-        handle.found = wake_ups_of(server._branches[1].dispatcher, monkeypatch)
+        handle.found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         clients = [native_connect(server.address) for _ in range(2)]
         wait_until(lambda: len(handle.served) == 3)
         assert [receive_all(client) for client in clients] == [b"1", b"0"]
@@ -269,7 +269,7 @@ def test_a_greenlet_that_goes_on_within_the_turn_does_so_when_other_hubs_are_wok
         server.pause_clone(0)
         greenlet = gevent.spawn(accept)
         let_hub_turn()
-        found = wake_ups_of(server._branches[1].dispatcher, monkeypatch)
+        found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         clients = [native_connect(server.address) for _ in range(2)]
         greenlet.join(20)
         wait_until(lambda: len(handle.served) == 1)
