@@ -29,7 +29,7 @@ from gevent.pywsgi import (
     WSGISecureEnviron,
 )
 
-# By name, and now: programs may put ours in the place of gevent's later.
+# By name, and now: programs may replace gevent's by ours later.
 from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
 from ._version import VERSION
@@ -79,8 +79,8 @@ if TYPE_CHECKING or not issubclass(GeventWSGIServer, StreamServer):
         """gevent's server, on ours."""
 
 else:
-    # A program put our StreamServer in the place of gevent's before gevent.pywsgi was first
-    # imported: then it is the base of gevent's server already.
+    # A program replaced gevent's StreamServer by ours before gevent.pywsgi was first imported: then
+    # ours is the base of gevent's server already.
     _Both = GeventWSGIServer
 
 
@@ -100,7 +100,7 @@ class WSGIServer(Settings, _Both):
 
     handler_class: Any = WSGIHandler
 
-    # Programs ask whether it begins with gevent's name (simple-websocket does).
+    # Programs check that it begins with gevent's name (simple-websocket does).
     base_env: Any = {  # noqa: RUF012  # as gevent's
         **GeventWSGIServer.base_env,
         "SERVER_SOFTWARE": f"gevent/{gevent.__version__} glb/{VERSION}",
@@ -140,8 +140,17 @@ class WSGIServer(Settings, _Both):
         send_timeout: float | None = None,
         **ssl_args: Any,
     ) -> None:
-        self._take_arguments(application, backlog, spawn, handler_factory, policy, nodelay)
-        self._take_limits(
+        self._take_options(
+            application,
+            backlog,
+            spawn,
+            clones=clones,
+            hubs=hubs,
+            handler_factory=handler_factory,
+            policy=policy,
+            reuse_port=reuse_port,
+            patience=patience,
+            nodelay=nodelay,
             max_connections=max_connections,
             max_connections_per_clone=max_connections_per_clone,
             accept_rate=accept_rate,
@@ -152,7 +161,6 @@ class WSGIServer(Settings, _Both):
             send_timeout=send_timeout,
         )
         self._upgraded = WeakSet()
-        self._take_places(spawn, clones, hubs, patience, reuse_port)
         if self.handler_factory is not None:
             application = self._apply_by_clone
         GeventWSGIServer.__init__(
@@ -177,7 +185,7 @@ class WSGIServer(Settings, _Both):
             check_seconds(name, getattr(self, name))
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:
-        # Here the handler is the one that speaks HTTP, and the clones' are its applications.
+        # Here *handle* speaks HTTP, and the clones' handlers are its applications.
         BaseServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
 
     def set_environ(self, environ: dict[str, Any] | None = None) -> None:
@@ -192,13 +200,13 @@ class WSGIServer(Settings, _Both):
             self.environ["SERVER_NAME"] = "localhost"
         if not self.environ["SERVER_PORT"]:
             self.environ["SERVER_PORT"] = "443" if self.ssl_enabled else "80"
-        # With one hub it is what a program has set, which may be after `set_environ`.
+        # With one hub the program's value stays, which may be set after `set_environ`.
         if not self._is_threads_told and (self.hubs > 1 or self._is_threads_ours):
             self._is_threads_ours = self.hubs > 1
             self.environ["wsgi.multithread"] = self.hubs > 1
 
     def handshake_failed(self, sock: Any, peer: Any, error: OSError) -> bool:
-        # Most are port scans, or browsers that were told "http:" of this port.
+        # Most are port scans, or browsers with an "http:" link to this port.
         reason = getattr(error, "reason", None) or error
         self.error_log.write(f"TLS handshake with {peer!a} failed: {reason}\n")
         if getattr(error, "reason", None) == "HTTP_REQUEST":
@@ -211,13 +219,13 @@ class WSGIServer(Settings, _Both):
 
     def handle_by_clone(self) -> bool:
         if self.application != self._apply_by_clone:
-            for acceptor in self._acceptors:
+            for acceptor in self.glb_engine.clones.acceptors:
                 acceptor.handle = self.application
             self.application = self._apply_by_clone
         return False  # each request asks for its application
 
     def has_upgraded(self, sock: Any) -> None:
-        """*sock* speaks another protocol from now on, for as long as it likes."""
+        """Note that *sock* speaks another protocol from now on, and may be open for long."""
         self._upgraded.add(sock)
 
     def is_long_lived(self, sock: Any) -> bool:
@@ -225,7 +233,8 @@ class WSGIServer(Settings, _Both):
 
     def _apply_by_clone(self, environ: dict[str, Any], start_response: Any) -> Any:
         # By the environ, for a handler class that runs applications in another greenlet.
-        return self._handler_of(environ.get("glb.clone"))(environ, start_response)
+        handle = self.glb_engine.clones.handler_of(environ.get("glb.clone"))
+        return handle(environ, start_response)
 
     def init_socket(self) -> None:
         StreamServer.init_socket(self)

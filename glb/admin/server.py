@@ -240,16 +240,16 @@ class _Watched:
 
     def pulses(self) -> list[Pulse]:
         """Return those of the hubs that it has now; none while it is stopped."""
-        hubs = self._server.hubs_now()
-        if [pulse.thread for pulse in self._pulses] != [hub.thread for hub in hubs]:
+        hubs = [
+            (worker.dispatcher.thread, worker.send)
+            for worker in self._server.glb_engine.workers
+            if worker.dispatcher is not None
+        ]
+        if [pulse.thread for pulse in self._pulses] != [thread for thread, _ in hubs]:
+            server = self.view().address or repr(self._server)
             self._pulses = [
-                Pulse(
-                    f"hub {index} of {self.view().address or repr(self._server)}",
-                    hub.thread,
-                    hub.send,
-                    self._stall_limit,
-                )
-                for index, hub in enumerate(hubs)
+                Pulse(f"hub {index} of {server}", thread, send, self._stall_limit)
+                for index, (thread, send) in enumerate(hubs)
             ]
         return self._pulses
 
