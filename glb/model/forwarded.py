@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
-__all__ = ["AmbiguousHopsError", "Forwarded", "TrustedProxies"]
+__all__ = ["FIELDS", "AmbiguousHopsError", "Forwarded", "TrustedProxies"]
 
 _FOR: Final = "HTTP_X_FORWARDED_FOR"
 _PROTO: Final = "HTTP_X_FORWARDED_PROTO"
 _HOST: Final = "HTTP_X_FORWARDED_HOST"
 _FORWARDED: Final = "HTTP_FORWARDED"
+
+#: What is looked at, by the keys of the environ.
+FIELDS: Final = (_FOR, _PROTO, _HOST, _FORWARDED)
 
 _SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _AUTHORITY: Final = re.compile(r"(?:\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9\-._~%]+)(?::[0-9]*)?")
@@ -57,18 +60,20 @@ class TrustedProxies:
     """The addresses of proxies whose word counts.
 
     Args:
-        networks: Addresses, or networks as ``10.0.0.0/8``. ``"*"`` is every address, and
-            ``"unix"`` whatever comes by a Unix socket.
+        networks: Addresses, or networks as ``10.0.0.0/8``; a string has them between commas.
+            ``"*"`` is every address, and ``"unix"`` whatever comes by a Unix socket.
 
     Raises:
-        ValueError: One of them is none of these; the error has it.
+        TypeError, ValueError: One of them is none of these; the error has it.
     """
 
-    def __init__(self, networks: Iterable[str]) -> None:
+    def __init__(self, networks: Iterable[str] | str) -> None:
         self._networks: list[IPv4Network | IPv6Network] = []
         self._is_any = False
         self._has_unix = False
-        for each in networks:
+        for each in networks.split(",") if isinstance(networks, str) else networks:
+            if not isinstance(each, str):
+                raise TypeError(f"an address or a network must be a string, got {each!r}")
             text = each.strip()
             if text == "*":
                 self._is_any = self._has_unix = True

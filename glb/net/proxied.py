@@ -13,7 +13,7 @@ from gevent import Timeout
 
 from ..model.proxy_header import HeaderError, HeaderReader, ProxyHeader, Version
 
-__all__ = ["HEADER_SECONDS", "header_of", "read_header", "remember_header"]
+__all__ = ["HEADER_SECONDS", "hand_header_on", "header_of", "read_header", "remember_header"]
 
 #: A balancer sends it with its first packet; the specification asks for 3 s and more, in case that
 #: is lost.
@@ -60,3 +60,10 @@ def header_of(sock: Any) -> ProxyHeader | None:
         sock: What the handler was called with.
     """
     return _headers.get(sock)
+
+
+def hand_header_on(sock: Any, secured: Any) -> None:
+    """Have what was said of *sock*'s connection be found by the TLS socket on it as well."""
+    header = _headers.get(sock)
+    if header is not None:
+        _headers[secured] = header
