@@ -26,6 +26,7 @@ from . import states as states
 from ._version import VERSION
 from .accept.listener import Listener, bind, bind_direct, bind_load_balanced
 from .model.clone import Clone, current_clone
+from .net.proxied import header_of as proxied
 from .serve.idle import idle
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "bind_load_balanced",
     "current_clone",
     "idle",
+    "proxied",
     "registry",
 ]
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 import gevent
@@ -27,6 +27,9 @@ from .demo import run_gevent, run_glb
 from .program import Program, ProgramNotFoundError
 from .reload import Reloads
 from .target import Target, TargetError
+
+if TYPE_CHECKING:
+    from ..admin import Admin
 
 __all__ = ["cli", "main"]
 
@@ -226,6 +229,20 @@ def run(
     help="Seconds that handlers in flight have after SIGINT or SIGTERM; a second one ends them.",
 )
 @click.option(
+    "--admin",
+    metavar="ADDRESS",
+    help="Tell there over HTTP how the server is: /livez, /readyz, /clones, and /metrics for"
+    " Prometheus, which needs 'glb[metrics]'. There is no password.",
+)
+@click.option(
+    "--stall-limit",
+    type=ABOVE_ZERO,
+    default=10,
+    show_default=True,
+    help="Seconds after which a hub that does not turn is logged, and /livez tells of it. With"
+    " --admin.",
+)
+@click.option(
     "--reload",
     "is_watched",
     is_flag=True,
@@ -250,6 +267,8 @@ def serve(
     body_timeout: float | None,
     send_timeout: float | None,
     drain_timeout: float,
+    admin: str | None,
+    stall_limit: float,
     is_watched: bool,
 ) -> None:
     """Serve TARGET until SIGINT or SIGTERM, and finish what is in flight.
@@ -298,13 +317,22 @@ def serve(
             **http,
             **tls,
         )
-        server.start()
-    some = console.count(server.clones, "clone")
-    if hubs > 1:
-        some += f" on {console.count(hubs, 'hub')}"
-    reloads = None if loaded is None else Reloads(server, loaded, is_watched)
-    title = f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}"
-    _run(server, reloads, title, drain_timeout)
+    with contextlib.ExitStack() as stack:
+        with _refusing("" if admin is None else f"can't tell of it on {admin!r}: "):
+            # Before the server: until that takes clients, it says that it is not ready.
+            seen = None if admin is None else _admin(server, admin, stall_limit)
+            if seen is not None:
+                stack.enter_context(seen)
+        with _refusing():
+            server.start()
+        some = console.count(server.clones, "clone")
+        if hubs > 1:
+            some += f" on {console.count(hubs, 'hub')}"
+        title = f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}"
+        if seen is not None:
+            title += f", seen on {seen.url}"
+        reloads = None if loaded is None else Reloads(server, loaded, is_watched)
+        _run(server, reloads, title, drain_timeout)
 
 
 def _most_connections() -> int | None:
@@ -334,6 +362,12 @@ def _make_server(is_wsgi: bool, *args: Any, **options: Any) -> StreamServer:
     if body is not None:
         server.max_body = body or None
     return server
+
+
+def _admin(server: StreamServer, where: str, stall_limit: float) -> Admin:
+    from ..admin import Admin  # noqa: PLC0415  # it imports gevent.pywsgi: see `serve`
+
+    return Admin(server, parse(where), stall_limit=stall_limit)
 
 
 def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:

@@ -419,6 +419,26 @@ def test_limits_are_the_servers(folder: pathlib.Path) -> None:
         close_all(clients)
 
 
+@pytest.mark.parametrize("hubs", ["1", "2"])
+def test_it_is_seen_from_outside(hubs: str, folder: pathlib.Path) -> None:
+    """Ready while it serves; not any more from the moment on in which it drains."""
+    options = ("--hubs", hubs, "--admin", "127.0.0.1:0")
+    with serving("program:hold", *options, cwd=folder) as served:
+        found = re.search(r", seen on http://127\.0\.0\.1:(\d+)$", served.line)
+        assert found is not None, served.line
+        admin = ("127.0.0.1", int(found[1]))
+        assert http_get(admin, "/readyz").endswith(b": accepting\n")
+        client = connect(served.address)
+        assert client.recv(5) == b"held "
+        assert b'"active": 1' in http_get(admin, "/clones")
+        served.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: http_get(admin, "/readyz").endswith(b": draining\n"))
+        client.sendall(b"x")
+        assert receive_all(client).startswith(b"most ")
+        client.close()
+        assert served.end()[0] == 0
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -431,6 +451,7 @@ def test_limits_are_the_servers(folder: pathlib.Path) -> None:
         ("--body-timeout", "x"),
         ("--send-timeout", "-1"),
         ("--drain-timeout", "-0.5"),
+        ("--stall-limit", "0"),
     ],
 )
 def test_bad_limits_are_usage_errors(option: str, value: str, folder: pathlib.Path) -> None:
@@ -845,6 +866,8 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
         (("--keyfile", "garbage.pem"), "--certfile and --keyfile go together"),
         (("--certfile", "no.pem", "--keyfile", "garbage.pem"), "'no.pem' does not exist"),
         (("--certfile", "garbage.pem", "--keyfile", "garbage.pem"), "can't load the certificate"),
+        (("--admin", "nowhere"), "can't tell of it on 'nowhere': port must be a number"),
+        (("--admin", "unix:/no/such/folder/s"), "can't bind '/no/such/folder/s': "),
         (("--stream",), "--stream needs a TARGET"),
         (("--reload",), "--reload needs a TARGET"),
         (("no_such_module:app",), "can't import 'no_such_module': ModuleNotFoundError: "),

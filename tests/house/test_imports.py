@@ -35,10 +35,21 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "http": _BELOW_SERVERS,
     "pywsgi": _SERVERS - {"pywsgi"},
     "monkey": _SERVERS,
-    "cli": {*_SERVERS, "monkey"},
+    "admin": {*_SERVERS, "monkey"},
+    "cli": {*_SERVERS, "monkey", "admin"},
     "locust": {"model", "net.connection"},
     # What is public under a name of its own.
-    "": {"_version", "registry", "handlers", "balance", "states", "model", "accept", "serve"},
+    "": {
+        "_version",
+        "registry",
+        "handlers",
+        "balance",
+        "states",
+        "model",
+        "accept",
+        "net",
+        "serve",
+    },
     "__main__": {"cli"},
     "balance": {"model"},
     "handlers": {"hubs"},
@@ -160,7 +171,7 @@ def test_the_test_sees_imports() -> None:
 @pytest.mark.parametrize("module", ["body", "head", "reply", "settings"])
 def test_words_of_http_wait_for_nothing(module: str) -> None:
     """Heads, bodies and replies can be read, and tested, without a server or a loop."""
-    assert imports_of(f"http.{module}") <= {"http.body", "http.head"}
+    assert imports_of(f"http.{module}") <= {"http.body", "http.head", "model.forwarded"}
 
 
 @pytest.mark.parametrize("module", HTTP)
