@@ -63,7 +63,7 @@ class Watcher:
             self._changed()
 
     def note(self) -> None:
-        """Note the present state of new files among the watched, without waiting for the next poll."""
+        """Note the present state of new files among the watched, before the next poll."""
         self._stamps |= {file: _stamp(file) for file in self._files() if file not in self._stamps}
 
     def _run(self) -> None:

@@ -86,7 +86,7 @@ def test_a_server_that_tells_something_new_each_time_fills_no_memory() -> None:
     measure = measured(*(f"request {n}" for n in range(MOST_CLONES + 50)), "0/999999")
     assert len(turns(measure)) == MOST_CLONES + 1
     assert turns(measure)[OTHERS] == 51
-    assert len(measure._told) == MOST_CLONES
+    assert len(measure._known) == MOST_CLONES
 
 
 @given(st.lists(st.lists(st.one_of(TOLD, st.none())), min_size=1, max_size=3))

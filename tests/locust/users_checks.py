@@ -46,7 +46,7 @@ from locust.user.task import filter_tasks_by_tags
 
 import glb
 from glb.locust import EchoUser, TcpUser
-from glb.locust.users import TOLD_BYTES, RequestFailed, tcp_target
+from glb.locust.users import SHOWN_BYTES, RequestFailed, tcp_target
 from glb.server import StreamServer
 
 from ..support.helpers import wait_until
@@ -571,7 +571,10 @@ def test_reset_in_the_middle() -> None:
     [
         (b"", "the server closed the connection without a reply"),
         (b"3/4 he", "the server closed the connection after 6 bytes: b'3/4 he'"),
-        (b"x" * 200, f"the server closed the connection after 200 bytes: b'{'x' * TOLD_BYTES}'..."),
+        (
+            b"x" * 200,
+            f"the server closed the connection after 200 bytes: b'{'x' * SHOWN_BYTES}'...",
+        ),
     ],
 )
 def test_an_end_in_the_middle(reply: bytes, words: str) -> None:
@@ -1184,7 +1187,7 @@ def test_another_reply_is_a_failure(reply: bytes) -> None:
             user.tasks[0](user)
         assert not user.client.is_connected
     ((name, error),) = log.failures
-    came = repr(reply) if len(reply) <= TOLD_BYTES else f"{reply[:TOLD_BYTES]!r}..."
+    came = repr(reply) if len(reply) <= SHOWN_BYTES else f"{reply[:SHOWN_BYTES]!r}..."
     assert (name, str(error)) == ("echo", f"sent b'hello\\n', got {came}")
     assert log.clones == []
 
