@@ -308,7 +308,7 @@ def test_the_report_has_the_section(pages: Pages, measure: Measure, theme: str) 
 def test_nothing_is_told_without_the_login_that_locust_asks_for(
     pages: Pages, measure: Measure
 ) -> None:
-    """Each page sends who isn't known to the login, with no figure in it; then it tells."""
+    """Each page sends an unknown user to the login, without a figure; then it shows them."""
     environment, client = pages.extended(measure, login=True)
     ui = environment.web_ui
     assert ui is not None and ui.app is not None
