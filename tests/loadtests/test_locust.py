@@ -1,7 +1,7 @@
 """The scenarios of `loadtests`, run by the real locust, without a web page, for a second each.
 
-locust is never imported here: it patches the process that does. A run has ended when no process holds
-its output any more, so none of them leaves a server or a worker behind.
+locust is never imported here: it patches the process that does. A run has ended when no process
+holds its output any more, so none of them leaves a server or a worker behind.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def _serve(handle: Callable[[Any, Any], None]) -> tuple[gevent.server.StreamServ
 
 
 def test_each_loss_has_its_name() -> None:
-    """Resets, ends without a reply, parts of one; and refusals, when there is no listener any more."""
+    """Resets, ends without a reply, parts of one; and refusals, without a listener."""
     server, port = _serve(Careless())
     arrivals = Arrivals()
     try:
