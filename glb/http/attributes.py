@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 
 from ..model.clone import current_clone
-from ..serve.idle import Waiting
+from ..serve.idle import IdleConnections
 from .body import Body
 from .head import Head
 from .reply import ReplyHead
@@ -71,7 +71,7 @@ class HandlerAttributes(GeventWSGIHandler):
     _is_timed: bool
     _is_in_head: bool
     _is_in_line: bool
-    _waiting: Waiting | None
+    _waiting: IdleConnections | None
     _greenlet: Any
     _tls: dict[str, str] | None
     _known: Head | None  # the last request's
@@ -125,5 +125,5 @@ class HandlerAttributes(GeventWSGIHandler):
         return (
             admission is not None
             and admission.is_ending
-            and bool(admission.server.is_ending(current_clone()))
+            and bool(self.server.glb_engine.is_ending(current_clone()))
         )

@@ -99,8 +99,11 @@ class WSGIHandler(Replier):
         server = self.server
         if isinstance(server, Settings):
             self._settings = server
-        self._admission = getattr(server, "_gate", None)
-        waiting = getattr(server, "waiting_here", None)
+        engine = getattr(server, "glb_engine", None)
+        waiting = None
+        if engine is not None:
+            self._admission = engine.admission
+            waiting = engine.idle_here
         if waiting is not None and (self._is_lean or type(self.rfile) is io.BufferedReader):
             self._waiting = waiting
             self._greenlet = getcurrent()

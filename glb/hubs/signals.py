@@ -16,6 +16,7 @@ from gevent import GreenletExit, Timeout, get_hub
 from gevent.hub import Waiter
 
 from ..originals import RLock, monotonic
+from .mailbox import WakeUp
 
 __all__ = ["Answer", "FairLock", "Signal", "ask"]
 
@@ -37,7 +38,7 @@ class Signal:
     def __init__(self, lock: Any = None) -> None:
         self._lock = RLock() if lock is None else lock
         self._is_set = False
-        self._watchers: list[Any] = []
+        self._wake_ups: list[WakeUp] = []
 
     @property
     def is_set(self) -> bool:
@@ -47,8 +48,8 @@ class Signal:
         """Wake all that wait. From any thread; twice is once."""
         with self._lock:
             self._is_set = True
-            for watcher in self._watchers:
-                watcher.send()
+            for wake_up in self._wake_ups:
+                wake_up.send()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until it is set, at most *timeout* seconds; return ``False`` if it isn't.
@@ -60,28 +61,26 @@ class Signal:
             return True
         hub: Any = get_hub()
         waiter: Waiter[None] = Waiter(hub)
-        watcher = hub.loop.async_()
-        watcher.start(waiter.switch, None)
+        wake_up = WakeUp(hub, waiter.switch, None)
         try:
             with self._lock:
                 is_waiting = not self._is_set
                 if is_waiting:
-                    self._watchers.append(watcher)
+                    self._wake_ups.append(wake_up)
             if is_waiting:
                 with Timeout(timeout, False):  # type: ignore[arg-type]  # not in the stubs
                     waiter.get()
         finally:
             with self._lock:
-                if watcher in self._watchers:
-                    self._watchers.remove(watcher)
-            watcher.stop()
-            watcher.close()
+                if wake_up in self._wake_ups:
+                    self._wake_ups.remove(wake_up)
+            wake_up.close()
         return self._is_set
 
     def forget(self) -> None:
         """Start anew in a forked child, where the lock may be held and no greenlet waits."""
         self._lock = RLock()
-        self._watchers = []
+        self._wake_ups = []
 
 
 class Answer(Generic[T]):

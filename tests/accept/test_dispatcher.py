@@ -35,6 +35,7 @@ from glb.monkey import selectors as polls
 from glb.net.sockets import address_of
 from glb.server import StreamServer
 
+from ..support.engine import entry_of
 from ..support.failing import REFUSALS, failing_accepts
 from ..support.helpers import (
     ask,
@@ -742,7 +743,7 @@ def test_peers_that_leave_for_ever_are_paused_for_and_told_once(
     server.max_delay = 0.004
     with server:
         server.start()
-        entry = server._listeners[0].entry
+        entry = entry_of(server)
         with failing_accepts(entry, code) as fault, connect(server.address) as client:
             wait_until(lambda: len(caplog.records) > 0)
             before = fault.calls
@@ -1533,7 +1534,8 @@ def test_a_close_while_another_thread_destroys_its_hub_frees_the_address() -> No
     thread = HubThread(work)
     waiting.wait()
     (dispatcher,) = dispatchers(opened[0])
-    watchers = [dispatcher._io, dispatcher._wake_up]
+    wake_up: Any = dispatcher.mailbox._wake_up
+    watchers = [dispatcher._io, wake_up._watcher]
 
     class Destroyed:
         active = True
@@ -1541,7 +1543,7 @@ def test_a_close_while_another_thread_destroys_its_hub_frees_the_address() -> No
         def send(self) -> None:
             raise Exception("Closing handle")  # libuv's loop says it so
 
-    dispatcher._wake_up = Destroyed()
+    wake_up._watcher = Destroyed()
     opened[0].close()
     assert is_refused(opened[0].address)
     assert glb.registry.entries() == []
