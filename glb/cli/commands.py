@@ -1,4 +1,4 @@
-"""The command line: ``glb demo`` shows the turns, ``glb serve`` and ``glb run`` take programs.
+"""The commands: ``glb demo`` shows the turns, ``glb serve`` and ``glb run`` start programs.
 
 Wrong input gets one line on stderr, which starts with ``glb:``, and status 2.
 """
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["cli", "main"]
 
-# A client that sends nothing has either gone or means harm. nginx gives 60 s for a request's head
-# and 75 s between two, gunicorn's workers 2 s.
+# A client that sends nothing is gone, or an attacker. nginx gives 60 s for a request's head and 75
+# s between two, gunicorn's workers 2 s.
 FIRST_BYTE_SECONDS: Final = 60
 
 # Within a body or a reply, as nginx's client_body_timeout and send_timeout.
@@ -57,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except click.Abort:
         status = 128 + signal.SIGINT
     if isinstance(status, Program):
-        # Not in the command: click would meet what it raises, and take some for its own.
+        # Not within the command: click would take some of the program's exceptions for its own.
         try:
             status.run()
         except ProgramNotFoundError as error:
@@ -70,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 @contextlib.contextmanager
 def _refusing(what: str = "") -> Iterator[None]:
-    """Turn what glb and the kernel say of wrong input into a usage error."""
+    """Turn errors of glb and the kernel about wrong input into a usage error."""
     try:
         yield
     except (OSError, TypeError, ValueError, TargetError) as error:
@@ -101,7 +101,7 @@ def cli(context: click.Context) -> None:
     "--connections", type=POSITIVE, default=1000, show_default=True, help="How many clients."
 )
 def demo(as_json: bool, clones: int, connections: int) -> None:
-    """Count who serves whom, with glb and with gevent servers that race.
+    """Count the clients of each clone, with glb and with gevent servers that race.
 
     Real clients connect to a free port, one after another. The status is 0 if glb served
     them in exact turn, 1 if not.
@@ -153,7 +153,7 @@ def run(
     The sockets that it opens on one address with SO_REUSEPORT, and the clones of gevent's
     servers, get their connections in exact turn.
     """
-    from .. import monkey  # noqa: PLC0415  # it would import what the other commands don't need
+    from .. import monkey  # noqa: PLC0415  # the other commands don't need it
 
     with _refusing():
         monkey.patch_all(clones, hubs, exclude=exclude)
@@ -178,7 +178,10 @@ def run(
     "--backlog", type=int, help="Length of the accept queue. [default: what the kernel allows]"
 )
 @click.option(
-    "--wsgi/--stream", "is_wsgi", default=None, help="What TARGET is, if it can't be told."
+    "--wsgi/--stream",
+    "is_wsgi",
+    default=None,
+    help="The kind of TARGET, if its arguments don't show it.",
 )
 @click.option("--certfile", type=FILE, help="Serve TLS with this certificate.")
 @click.option("--keyfile", type=FILE, help="The certificate's key.")
@@ -274,13 +277,13 @@ def serve(
     """Serve TARGET until SIGINT or SIGTERM, and finish what is in flight.
 
     TARGET is module:callable, found from the current directory on: a WSGI application, or a
-    handler of (socket, address). Without it, a page tells which clone answers.
+    handler of (socket, address). Without it, a page shows which clone answers.
     """
     with _refusing():
         address = parse(where)
     loaded = None
     if target is not None:
-        # Before ssl and what needs it: a program that patches modules is to come first.
+        # Before ssl is imported: a program that patches modules must come first.
         with _refusing():
             loaded = Target(target, is_wsgi)
             try:
@@ -336,7 +339,7 @@ def serve(
 
 
 def _most_connections() -> int | None:
-    """Return how many connections leave room for what else a program opens; ``None`` is any."""
+    """Return a limit of connections that leaves descriptors for other files; ``None`` is any."""
     try:
         import resource  # noqa: PLC0415  # Windows has none
     except ImportError:
@@ -387,15 +390,15 @@ def _run(
     def end(number: int) -> None:
         signals.append(number)
         if len(signals) > 1:
-            server.stop(0)  # who asks twice doesn't want to wait
+            server.stop(0)  # the second signal: no more waiting
             return
         if server.active:
             some = console.count(server.active, "connection")
             console.tell("draining %s, for %g s at most; again to end at once", some, drain_timeout)
         server.drain(drain_timeout)
 
-    # Before the first line, whose reader may send a signal, and until the process is gone:
-    # a second one must not turn a clean end into a kill.
+    # Before the first line, since its reader may send a signal at once, and until the process is
+    # gone: a second one must not turn a clean end into a kill.
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, end, number)
     if hasattr(signal, "SIGHUP"):
@@ -406,7 +409,7 @@ def _run(
 
 
 def _terminal() -> int | None:
-    """Return the descriptor of the terminal that is written to, if it is one."""
+    """Return the descriptor of stdout, if it is a terminal."""
     with contextlib.suppress(OSError, ValueError):  # stdout may be closed, or no file
         descriptor = sys.stdout.fileno()
         if os.isatty(descriptor):
@@ -416,7 +419,7 @@ def _terminal() -> int | None:
 
 def _on_hangup(terminal: int | None, reloads: Reloads | None) -> None:
     if terminal is not None and not os.isatty(terminal):
-        # Its window was closed: the signal has its first meaning. A server that is to outlive its
+        # Its window was closed: the signal has its first meaning. A server that must outlive its
         # terminal doesn't write to it.
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -441,7 +444,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> dict[str, Any]:
 
 
 def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    """Tell which clone answers, and what all of them have done."""
+    """Show which clone answers, and what all of them have done."""
     clone = environ["glb.clone"]
     lines = [f"Clone {clone} answers, one of {clone.server.clones}.", ""]
     for row in (CloneStats._fields, *clone.server.clone_stats()):
@@ -450,7 +453,7 @@ def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[b
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),
-        # Turns are taken by connections: so that each reload shows the next one.
+        # Connections take turns, not requests: so each reload shows the next clone.
         ("Connection", "close"),
     ]
     start_response("200 OK", headers)

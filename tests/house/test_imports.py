@@ -235,7 +235,7 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_import_glb_is_light() -> None:
-    """Neither TLS nor WSGI nor anything of the doors is loaded for who binds a listener."""
+    """Neither TLS nor WSGI nor anything of the doors is loaded to bind a listener."""
     heavy = {"ssl", "gevent.ssl", "gevent.pywsgi", "click", "rich"}
     heavy |= {"glb.server", "glb.http", "glb.pywsgi", "glb.monkey", "glb.cli", "glb.locust"}
     loaded = modules_after("import glb")
@@ -244,7 +244,7 @@ def test_import_glb_is_light() -> None:
 
 
 def test_import_glb_patches_nothing_and_starts_no_hub() -> None:
-    """Who imports glb has decided nothing yet: no monkey patching, no loop, no thread."""
+    """An import of glb decides nothing yet: no monkey patching, no loop, no thread."""
     program = (
         "import glb, threading, gevent.monkey, gevent._hub_local as hub_local\n"
         "assert not gevent.monkey.saved, gevent.monkey.saved\n"
@@ -267,7 +267,7 @@ def test_each_name_of_the_package_is_there() -> None:
 
 
 def test_a_module_stands_in_for_gevents_as_a_whole() -> None:
-    """Whoever changes ``from gevent import pywsgi`` finds every public name here."""
+    """After a change of ``from gevent import pywsgi`` every public name is here."""
     import gevent.pywsgi
     import gevent.server
 
