@@ -17,9 +17,9 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..accept.dispatcher import Dispatcher
+from ..accept.handover import HandOver
 from ..accept.registry import REGISTRY
 from ..accept.ring import Team
-from ..accept.turns import Turns
 from ..hubs.greenlet_pool import HandlerPool, handlers_here
 from ..hubs.guard import GUARD_SECONDS
 from ..model.accept_errors import Episode
@@ -42,7 +42,7 @@ class Gate:
         self.server = server
         self.state = State.STOPPED
         #: Its address's, once it was opened.
-        self.turns: Turns | None = None
+        self.turns: HandOver | None = None
         #: Connections that are on their way to a clone. Changed with the registry's lock held.
         self.expected = 0
         #: Whether there is a limit to look at before each connection.
@@ -83,7 +83,7 @@ class Gate:
 
     # -- the state -----------------------------------------------------------------------------
 
-    def open(self, turns: Turns) -> None:
+    def open(self, turns: HandOver) -> None:
         """Its clones are to stand in *turns*; they have none yet."""
         server = self.server
         self.turns = turns
