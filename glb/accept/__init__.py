@@ -4,8 +4,9 @@ Each module owns one noun::
 
     listener                    what `glb.bind` gives
     descriptor                  a clone's descriptor, and the share that comes and goes with it
-    waiters                     greenlets in `accept()`, and programs that poll
-    readiness                   how programs that poll are told
+    waiters                     greenlets in `accept()`
+    readiness                   clones of programs that poll
+    readiness_event             what wakes programs that poll
     watchdog -> dispatcher      what deals turns, and to hubs that turn
     registry                    the only process-wide state: the open addresses
     handover -> turns -> ring   the clone that is next, and connections on their way to it

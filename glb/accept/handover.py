@@ -52,7 +52,7 @@ class HandOver(Turns):
         #: Connections that were accepted, and have no clone now; oldest first.
         self.waiting: deque[Handed] = deque()
         #: How many connections are pending for programs that poll: see `glb.accept.readiness`.
-        self.in_pockets = 0
+        self.pending = 0
 
     @property
     def accepted(self) -> int:

@@ -28,8 +28,8 @@ from gevent.select import select as _gevents_select
 from gevent.selectors import GeventSelector
 
 from ..accept.descriptor import NUMBERS, Descriptor, find
-from ..accept.readiness import BellWatcher
-from ..accept.waiters import Seats, in_order
+from ..accept.readiness import Readiness, in_order
+from ..accept.readiness_event import ReadinessWatcher
 from .sockets import Adopted
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ class _Polled(Generic[K]):
     """Some clones during a poll: they are ready meanwhile. *clones* are by the poller's key."""
 
     def __init__(self, clones: Mapping[K, Descriptor], *, is_waiting: bool) -> None:
-        self._seats = {key: clone.seats for key, clone in clones.items()}
+        self._polled = {key: clone.readiness for key, clone in clones.items()}
         self._is_waiting = is_waiting
-        self._begun: list[tuple[Seats, Any]] = []
-        self._told: list[Seats] = []
+        self._begun: list[tuple[Readiness, Any]] = []
+        self._told: list[Readiness] = []
 
     def __enter__(self) -> Self:
         try:
-            for seats, mates in in_order(self._seats.values()):
-                seat = seats.begin_poll(is_waiting=self._is_waiting, mates=mates)
-                self._begun.append((seats, seat))
+            for one, mates in in_order(self._polled.values()):
+                here = one.begin_poll(is_waiting=self._is_waiting, mates=mates)
+                self._begun.append((one, here))
         except BaseException:
             self._end([])
             raise
@@ -74,19 +74,19 @@ class _Polled(Generic[K]):
         If the poll *is_over* otherwise, and there are none, what waits in the accept queue is
         dealt out now.
         """
-        if is_over and not any(seats.is_ringing for seats in self._seats.values()):
-            for one in {seats.entry: seats for seats, _ in self._begun}.values():
-                one.look()
-        ringing = {key: seats for key, seats in self._seats.items() if seats.is_ringing}
+        if is_over and not any(one.is_ready for one in self._polled.values()):
+            for one in {one.entry: one for one, _ in self._begun}.values():
+                one.deal()
+        ringing = {key: one for key, one in self._polled.items() if one.is_ready}
         self._told = [*ringing.values()]
         return [*ringing]
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._end(self._told if error is None else [])
 
-    def _end(self, told: list[Seats]) -> None:
-        for seats, seat in self._begun:
-            seats.end_poll(seat, is_waiting=self._is_waiting, is_told=seats in told)
+    def _end(self, told: list[Readiness]) -> None:
+        for one, here in self._begun:
+            one.end_poll(here, is_waiting=self._is_waiting, is_told=one in told)
 
 
 # -- select ---------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class _Looking(GeventPoll):
         watchers: list[Any] = super()._get_started_watchers(result)  # type: ignore[misc]  # not in the stubs
         hub = get_hub()
         for number, clone in self._clones.items():
-            watcher = BellWatcher(clone.seats.bell, hub)
+            watcher = ReadinessWatcher(clone.readiness.event, hub)
             watchers.append(watcher)
             watcher.start(result.add_event, number, pass_events=True)
         return watchers
@@ -197,7 +197,7 @@ def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
     if not clones:
         return _gevents_select_of_selector(self, timeout)  # type: ignore[no-any-return]  # as above
     for number, clone in clones.items():
-        _watch_bell(self, number, clone)
+        _watch_event(self, number, clone)
     with _Polled(clones, is_waiting=timeout is None or timeout > 0) as polled:
         found: list[Any] = _gevents_select_of_selector(self, timeout)
         told = polled.ringing(is_over=True)
@@ -211,13 +211,13 @@ def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
     return [*((key, EVENT_READ) for key in keys if key is not None), *others]
 
 
-def _watch_bell(selector: Any, number: int, clone: Descriptor) -> None:
+def _watch_event(selector: Any, number: int, clone: Descriptor) -> None:
     active, inactive = selector._active_watchers, selector._inactive_watchers
     heard = selector._accumulated_events
     watcher = active.get(number) or inactive.get(number)
-    bell = clone.seats.bell
-    is_bells = isinstance(watcher, BellWatcher) and watcher.bell is bell
-    if is_bells and (number not in heard or bell.is_ringing):
+    event = clone.readiness.event
+    is_ours = isinstance(watcher, ReadinessWatcher) and watcher.event is event
+    if is_ours and (number not in heard or event.is_set):
         return
     # What it has heard between two calls is over.
     heard.pop(number, None)
@@ -225,9 +225,9 @@ def _watch_bell(selector: Any, number: int, clone: Descriptor) -> None:
         selector._ready.clear()
     active.pop(number, None)
     watcher.stop()
-    if not is_bells:
+    if not is_ours:
         watcher.close()
-        watcher = BellWatcher(bell, selector.hub)
+        watcher = ReadinessWatcher(event, selector.hub)
     inactive[number] = watcher
 
 
@@ -252,26 +252,26 @@ class _ServersWatcher:
     """Polls a clone from its start to its stop."""
 
     def __init__(self, clone: Adopted) -> None:
-        self._seats = clone.seats
-        self._bell = BellWatcher(self._seats.bell, get_hub())
-        self._seat: Any = None
+        self._readiness = clone.readiness
+        self._watcher = ReadinessWatcher(self._readiness.event, get_hub())
+        self._here: Any = None
 
     def start(self, callback: Callable[[], object]) -> None:
-        self._seat = self._seats.begin_poll(is_waiting=True)
-        self._bell.start(self._tell, callback)
+        self._here = self._readiness.begin_poll(is_waiting=True)
+        self._watcher.start(self._tell, callback)
 
     def _tell(self, callback: Callable[[], object]) -> None:
         # In the hub, as gevent's; and again, unless that has stopped it.
         callback()
-        if self._seat is not None:
-            self._bell.start(self._tell, callback)
+        if self._here is not None:
+            self._watcher.start(self._tell, callback)
 
     def stop(self) -> None:
-        seat, self._seat = self._seat, None
-        if seat is not None:
-            self._bell.stop()
+        here, self._here = self._here, None
+        if here is not None:
+            self._watcher.stop()
             # What it has not fetched is the next one's.
-            self._seats.end_poll(seat, is_waiting=True, is_told=False)
+            self._readiness.end_poll(here, is_waiting=True, is_told=False)
 
     def close(self) -> None:
         self.stop()

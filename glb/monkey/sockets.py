@@ -52,13 +52,13 @@ class Adopted(Descriptor):
 
     def _accept(self) -> tuple[int, Any]:
         # For who goes under the cooperative socket, as gevent's servers do: never waits.
-        sock, address = self.seats.ask(is_in_line=True)
+        sock, address = self.readiness.accept_nowait(is_in_line=True)
         return sock.detach(), address
 
     def listen(self, *args: Any) -> None:
         """Take connections, again if need be. The accept queue is never shortened."""
         _raise_backlog(self.entry, args)
-        self.seats.reopen()
+        self.waiters.reopen()
 
     def connect(self, address: Any) -> None:
         """Refuse: its kernel socket listens, for others as well."""
@@ -67,7 +67,7 @@ class Adopted(Descriptor):
 
     def connect_ex(self, address: Any) -> int:
         """Refuse, as `connect`, by an errno."""
-        return errno.EADDRINUSE if self.seats.is_cancelled else int(super().connect_ex(address))
+        return errno.EADDRINUSE if self.waiters.is_cancelled else int(super().connect_ex(address))
 
     def shutdown(self, how: int) -> None:
         """Take no more connections, until it listens again; for who goes under `shutdown`."""
@@ -75,13 +75,13 @@ class Adopted(Descriptor):
 
     def cancel(self) -> None:
         """Be a socket that doesn't listen: accept fails, and pollers are told."""
-        self.seats.cancel(lambda: OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
+        self.waiters.cancel(lambda: OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
 
     def detach(self) -> int:
         left = _Left(self.fileno(), self.entry.backlog)
         if self.entry.clones == 1:
             # Nobody else could have it.
-            left.pocket = self.seats.take_pocket()
+            left.pending = self.readiness.take_all()
         number = super().detach()
         if find(number) is None:
             _left[number] = left
@@ -97,7 +97,7 @@ class _Left:
         #: Of the entry to which it belonged.
         self.backlog = backlog
         #: What it was given, and hadn't accepted.
-        self.pocket: list[tuple[Any, Any]] = []
+        self.pending: list[tuple[Any, Any]] = []
 
     @property
     def is_there(self) -> bool:
@@ -106,9 +106,9 @@ class _Left:
 
     def drop(self) -> None:
         """Nobody will have it."""
-        while self.pocket:
+        while self.pending:
             with contextlib.suppress(OSError):  # EBADF: its number was closed elsewhere
-                self.pocket.pop()[0].close()
+                self.pending.pop()[0].close()
 
 
 # -- Global state ---------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def listen(sock: Any, *args: Any) -> bool:
 
 def accept(sock: Any, clone: Descriptor) -> tuple[GeventSocket, Any]:
     """Wait for the turn of *clone*, which *sock* stands on, as `gevent.socket.socket.accept`."""
-    plain, address = clone.seats.accept(sock.timeout, clone)
+    plain, address = clone.waiters.accept(sock.timeout, clone)
     number = plain.detach()
     try:
         connection = GeventSocket(sock.family, sock.type, sock.proto, fileno=number)
@@ -197,12 +197,12 @@ def shutdown(sock: Any, clone: Adopted, how: Any) -> None:
     how = operator.index(how)
     if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if clone.seats.is_cancelled:
+    if clone.waiters.is_cancelled:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
     if how == _socket.SHUT_WR:
         return
     clone.cancel()
-    if clone.seats.is_shared:
+    if clone.waiters.is_shared:
         return
     try:
         own = sockets.open_bound(clone)
@@ -229,7 +229,7 @@ def duplicate(sock: Any, clone: Descriptor) -> Any:
 def join(sock: Any, clone: Descriptor) -> None:
     """Let *sock*, which stands on a descriptor of *clone*'s socket, be the same clone."""
     try:
-        _become(sock, REGISTRY.acquire(clone.entry)).share_seats(clone)
+        _become(sock, REGISTRY.acquire(clone.entry)).share_waiters(clone)
     except BaseException:
         sock.close()
         raise
@@ -240,7 +240,7 @@ def made(sock: Any, number: int) -> None:
     clone = find(number) if number in NUMBERS else None
     try:
         if clone is not None:
-            _become(sock, REGISTRY.acquire(clone.entry)).share_seats(clone)
+            _become(sock, REGISTRY.acquire(clone.entry)).share_waiters(clone)
         elif number in _left:
             _adopt_again(sock, _left.pop(number))
     except OSError:
@@ -320,7 +320,7 @@ def _adopt_again(sock: Any, left: _Left) -> None:
         else:
             left.drop()
             return  # the kernel has two sockets there now, and shares by itself
-        _become(sock, share).seats.fill_pocket(left.pocket)
+        _become(sock, share).readiness.put_back(left.pending)
 
 
 def _raise_backlog(entry: Entry, args: tuple[Any, ...], beyond: int = 0) -> None:

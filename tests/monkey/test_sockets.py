@@ -903,7 +903,7 @@ def test_copies_share_a_turn(
 
 
 def test_a_copy_lives_on_when_the_first_is_closed(first: socket.socket) -> None:
-    """Whoever closes, the seats are there until the last; time is each object's own."""
+    """The waiters are there until the last close; time is each object's own."""
     first.settimeout(5)
     with first.dup() as copy, opened(first.getsockname()) as other:
         assert (type(copy), copy.gettimeout()) == (type(first), 5)
@@ -915,7 +915,7 @@ def test_a_copy_lives_on_when_the_first_is_closed(first: socket.socket) -> None:
 
 
 def test_what_a_copy_was_told_of_another_accepts(first: socket.socket) -> None:
-    """One pocket: the connection is there for whoever of them comes, once."""
+    """A pending connection is there for each of them, once."""
     with first.dup() as copy, opened(first.getsockname()) as other, polling_told(first):
         assert select.select([copy], [], [], 0)[0] == [copy]
         first.close()
@@ -936,7 +936,7 @@ def test_two_objects_on_one_number_are_two_clones(first: socket.socket) -> None:
     """As programs do that pass numbers about; whoever detaches leaves the other a clone."""
     other = socket.socket(fileno=first.fileno())
     assert (is_clone(other), clones()) == (True, [2])
-    assert other._sock.seats is first._sock.seats  # type: ignore[attr-defined]  # as above
+    assert other._sock.waiters is first._sock.waiters  # type: ignore[attr-defined]  # as above
     assert other.detach() == first.fileno()
     assert clones() == [1]
     assert orders([first], 2) == [0, 0]
