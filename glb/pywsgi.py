@@ -140,8 +140,17 @@ class WSGIServer(Settings, _Both):
         send_timeout: float | None = None,
         **ssl_args: Any,
     ) -> None:
-        self._take_arguments(application, backlog, spawn, handler_factory, policy, nodelay)
-        self._take_limits(
+        self._take_options(
+            application,
+            backlog,
+            spawn,
+            clones=clones,
+            hubs=hubs,
+            handler_factory=handler_factory,
+            policy=policy,
+            reuse_port=reuse_port,
+            patience=patience,
+            nodelay=nodelay,
             max_connections=max_connections,
             max_connections_per_clone=max_connections_per_clone,
             accept_rate=accept_rate,
@@ -152,7 +161,6 @@ class WSGIServer(Settings, _Both):
             send_timeout=send_timeout,
         )
         self._upgraded = WeakSet()
-        self._take_places(spawn, clones, hubs, patience, reuse_port)
         if self.handler_factory is not None:
             application = self._apply_by_clone
         GeventWSGIServer.__init__(
@@ -211,7 +219,7 @@ class WSGIServer(Settings, _Both):
 
     def handle_by_clone(self) -> bool:
         if self.application != self._apply_by_clone:
-            for acceptor in self._acceptors:
+            for acceptor in self.glb_engine.clones.acceptors:
                 acceptor.handle = self.application
             self.application = self._apply_by_clone
         return False  # each request asks for its application
@@ -225,7 +233,8 @@ class WSGIServer(Settings, _Both):
 
     def _apply_by_clone(self, environ: dict[str, Any], start_response: Any) -> Any:
         # By the environ, for a handler class that runs applications in another greenlet.
-        return self._handler_of(environ.get("glb.clone"))(environ, start_response)
+        handle = self.glb_engine.clones.handler_of(environ.get("glb.clone"))
+        return handle(environ, start_response)
 
     def init_socket(self) -> None:
         StreamServer.init_socket(self)

@@ -108,8 +108,11 @@ class WSGIHandler(Replier):
         server = self.server
         if isinstance(server, Settings):
             self._settings = server
-        self._gate = getattr(server, "_gate", None)
-        waiting = getattr(server, "waiting_here", None)
+        engine = getattr(server, "glb_engine", None)
+        waiting = None
+        if engine is not None:
+            self._admission = engine.admission
+            waiting = engine.idle_here
         if waiting is not None and (self._is_lean or type(self.rfile) is io.BufferedReader):
             self._waiting = waiting
             self._greenlet = getcurrent()
@@ -340,8 +343,13 @@ class WSGIHandler(Replier):
         waiting = self._waiting
         assert waiting is not None, "only then it enters"
         if self._has_served:
-            gate = self._gate
-            if gate is not None and gate.is_ending and self._is_ending and not self._has_come():
+            admission = self._admission
+            if (
+                admission is not None
+                and admission.is_ending
+                and self._is_ending
+                and not self._has_come()
+            ):
                 return False  # the reply before had not said so; what has come is served
             if waiting.timeout is None and not waiting.watchers:
                 waiting.waits[self._greenlet] = (self.socket, 0.0, True)

@@ -25,7 +25,7 @@ from gevent.pywsgi import (  # type: ignore[attr-defined]  # not in the stubs
 
 from ..model.clone import current_clone
 from ..net.connection import Connection
-from ..serve.idle import Waiting
+from ..serve.idle import IdleConnections
 from .body import DISCARD_MAX_BYTES, Body, BodyError, ClientLeft
 from .head import BadRequest, Head
 from .reply import ReplyHead, as_lines, checked, date
@@ -59,9 +59,9 @@ class Replier(GeventWSGIHandler):
     # They are read and set much faster than the attributes of an object that has so many, and take
     # less memory. A subclass may have other attributes, and may do without our constructor.
     __slots__ = (
+        "_admission",
         "_body",
         "_buffered",
-        "_gate",
         "_greenlet",
         "_has_failed",
         "_has_left",
@@ -153,14 +153,14 @@ class Replier(GeventWSGIHandler):
     _settings: Settings | type[Settings]
     _rest: bytes  # what was read behind the last request
     _may_have_more: bool  # whether the client may still send what will not be served
-    _gate: Any
+    _admission: Any
     _is_secured: bool  # whether it speaks TLS
     _has_read_body: bool  # some clients send a line end behind one
     _has_served: bool
     _is_timed: bool
     _is_in_head: bool
     _is_in_line: bool
-    _waiting: Waiting | None
+    _waiting: IdleConnections | None
     _greenlet: Any
     _tls: dict[str, str] | None
     _known: Head | None  # that of the last request
@@ -182,7 +182,7 @@ class Replier(GeventWSGIHandler):
         """Make one with nothing of a connection or a request yet."""
         self = super().__new__(cls)
         self.socket = self.client_address = self.server = self.rfile = self._plain = None
-        self._gate = self._waiting = self._greenlet = self._tls = self._peer = None
+        self._admission = self._waiting = self._greenlet = self._tls = self._peer = None
         self.requestline = self.command = self.path = self.request_version = self.environ = None
         self.application = self.wsgi_input = self._head = self._raw = self._body = None
         self._reply = self._known = None
@@ -202,8 +202,12 @@ class Replier(GeventWSGIHandler):
 
     @property
     def _is_ending(self) -> bool:
-        gate = self._gate
-        return gate is not None and gate.is_ending and bool(gate.server.is_ending(current_clone()))
+        admission = self._admission
+        return (
+            admission is not None
+            and admission.is_ending
+            and bool(self.server.glb_engine.is_ending(current_clone()))
+        )
 
     # -- the application -----------------------------------------------------------------------
 
@@ -265,7 +269,7 @@ class Replier(GeventWSGIHandler):
         # What the methods do that a subclass may override, in one go, for a reply that is whole.
         result = self.application(self.environ, self.start_response)
         if type(result) is list and len(result) == 1:
-            data, reply, gate = result[0], self._reply, self._gate
+            data, reply, admission = result[0], self._reply, self._admission
             if (
                 reply is not None
                 and type(data) is bytes
@@ -278,7 +282,7 @@ class Replier(GeventWSGIHandler):
                 and self.request_version == "HTTP/1.1"
                 and self._body is None
                 and self._raw is None
-                and (gate is None or not gate.is_ending)
+                and (admission is None or not admission.is_ending)
             ):
                 self.headers_sent = self._has_left = True
                 self._send_whole(reply, data)
@@ -394,14 +398,14 @@ class Replier(GeventWSGIHandler):
 
     def _finish_connection(self) -> None:
         # What the reply says of the connection is what happens.
-        gate = self._gate
+        admission = self._admission
         if self.code == 101:
             self.close_connection = True
             upgraded = getattr(self.server, "has_upgraded", None)
             if upgraded is not None:
                 upgraded(self.socket)
             return
-        if (gate is not None and gate.is_ending and self._is_ending) or (
+        if (admission is not None and admission.is_ending and self._is_ending) or (
             not self.close_connection and not self._may_read_on
         ):
             self.close_connection = True

@@ -15,8 +15,8 @@ one clone's alone, a pause by its owner, a limit of its own, the end of its use,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from gevent import getcurrent
 
@@ -28,16 +28,18 @@ from ..model.accept_errors import Episode, Heap, classify
 from ..model.clone import CURRENT, Clone
 from ..model.states import State, before, of_clone
 from ..model.stats import CloneStats
-from ..net.connection import Connection
+from ..net.connection import Connection, Kind, accept_plain
 from ..originals import monotonic
+from .admission import Admission
+from .hooks import Handler, Hooks
+from .hooks import Turn as Thread
+from .hub_worker import HubWorker
+from .workers import Workers
 
 if TYPE_CHECKING:
     from ..hubs.greenlet_pool import Job
-    from ..server import StreamServer
-    from .admission import Gate
-    from .hub_worker import Branch
 
-__all__ = ["Acceptor"]
+__all__ = ["Acceptor", "read", "read_handed"]
 
 
 class Acceptor:
@@ -45,67 +47,76 @@ class Acceptor:
 
     __slots__ = (
         "accepted",
+        "admission",
+        "assigned",
         "begun",
-        "branch",
-        "charged",
         "clone",
         "completed",
         "dispatcher",
         "failed",
-        "gate",
-        "given_up",
         "handle",
+        "in_flight",
         "is_out_of_reach",
         "own",
-        "promised",
+        "reclaimed",
         "server",
         "spawned",
         "team",
+        "worker",
+        "workers",
     )
 
-    def __init__(self, server: StreamServer, index: int, branch: Branch) -> None:
+    def __init__(
+        self,
+        server: Hooks,
+        index: int,
+        worker: HubWorker,
+        workers: Workers,
+        admission: Admission,
+    ) -> None:
         self.server = server
-        self.gate: Gate = server._gate
+        self.admission: Final = admission
+        self.workers: Final = workers
         #: Of the hub on which it lives.
-        self.branch = branch
-        branch.acceptors[self] = None
-        #: Its hub's, and its place in the ring, once the branch was opened.
+        self.worker = worker
+        worker.acceptors[self] = None
+        #: Its hub's, and its place in the ring, once the worker was opened.
         self.dispatcher: Any = None
         self.team: Team[Any] = Team(seated=False)
         #: Whether what it takes is where nobody can take it back, until its handler begins.
         self.is_out_of_reach = False
-        self.clone = Clone(index, server)
+        self.clone: Final = Clone(index, cast("Any", server))
         #: Its own handler, where there is a ``handler_factory``.
-        self.handle: Callable[..., object] | None = None
+        self.handle: Handler | None = None
         #: Its own state, as far as it isn't the server's: see `enter`.
         self.own = State.ACCEPTING
         # Each is changed by one thread at a time: these by its hub's,
         self.accepted = self.begun = self.completed = self.failed = 0
         #: Handlers that have begun, or are certain to.
-        self.charged = 0
+        self.assigned = 0
         #: What a ``spawn`` of the user's own was given, and has not begun: the handlers' arguments,
         #: by their identity. It may take its time, or forget them.
         self.spawned: dict[int, Any] = {}
         #: and these with the registry's lock held: connections on their way here, and such as
         #: were taken back from here.
-        self.promised = self.given_up = 0
+        self.in_flight = self.reclaimed = 0
 
     @property
     def load(self) -> int:
         """Connections that it has, or is about to have."""
-        return self.charged - self.given_up - self.completed - self.failed + self.promised
+        return self.assigned - self.reclaimed - self.completed - self.failed + self.in_flight
 
     @property
     def state(self) -> State:
         """What it does about new connections, and why."""
-        return of_clone(self.own, self.gate.shown_state)
+        return of_clone(self.own, self.admission.shown_state)
 
     def enter(self, state: State, after: Collection[State] = tuple(State)) -> bool:
         """Change its own state, and with it whether it has turns; tell whether it has changed.
 
         Only if that is one of *after* now, and leads there. From any thread.
         """
-        turns = self.gate.turns
+        turns = self.admission.turns
         with REGISTRY.lock:
             if self.own not in before(state) or self.own not in after:
                 return False
@@ -125,24 +136,24 @@ class Acceptor:
 
     @property
     def runs_at_once(self) -> bool:
-        return self.is_out_of_reach or self.server._spawn is None
+        return self.is_out_of_reach or self.admission.runs_at_once
 
     @property
     def max_accept(self) -> int:
         return self.server.max_accept
 
     def next_delay(self) -> float:
-        return self.gate.next_delay()
+        return self.admission.next_delay()
 
     @property
     def failures(self) -> Episode:
-        return self.gate.failures
+        return self.admission.failures
 
     def wants(self, error: OSError) -> bool:
         return self.server.is_fatal_error(error)
 
     @property
-    def context(self) -> StreamServer:
+    def context(self) -> Hooks:
         return self.server
 
     def __repr__(self) -> str:
@@ -164,18 +175,18 @@ class Acceptor:
         turns = dispatcher.turns
         with turns.lock:
             turns.ring.rotate(self.team, self)
-        if self.gate.bucket is not None:
-            self.gate.bucket.take(monotonic())
+        if self.admission.bucket is not None:
+            self.admission.bucket.take(monotonic())
         self._handle(args)
         return Turn.TAKEN
 
     def has_room(self) -> bool:
-        gate = self.gate
-        if self.server.full() or (gate.expected and gate.has_promised_all()):
-            gate.found_full()
+        admission = self.admission
+        if self.server.full() or (admission.expected and admission.has_assigned_all()):
+            admission.found_full()
             return False
-        if gate.is_limited:
-            if not gate.is_within_limits():
+        if admission.is_limited:
+            if not admission.is_within_limits():
                 return False
             if not self._is_within_limit():
                 self.enter(State.FULL, after=(State.ACCEPTING,))
@@ -198,38 +209,38 @@ class Acceptor:
         return False
 
     def expect_locked(self) -> None:
-        self.promised += 1
-        self.gate.expect_locked()
+        self.in_flight += 1
+        self.admission.expect_locked()
 
     def unexpect_locked(self) -> None:
-        self.promised -= 1
-        self.gate.unexpect_locked()
+        self.in_flight -= 1
+        self.admission.unexpect_locked()
         if self.own is State.FULL:
             self._look_for_room()
 
     def take(self, handed: Handed) -> bool:
         server = self.server
-        turn = server._turn
-        branch = turn.branch or self.branch
-        if branch.is_closed:
+        turn = self.workers.turn
+        worker = turn.worker or self.worker
+        if worker.is_closed:
             return False
         turn.handed = handed
         try:
             # A pool that others use as well may have filled up since it was asked.
             if server.full():
-                self.gate.found_full()
+                self.admission.found_full()
                 return False
             args: Any = server.do_read()
             if turn.handed is not None:
                 # A `do_read` that accepts by itself. What it may have got is served as well.
                 if args:
                     self._handle(args)
-                args = server.read_handed()
+                args = read_handed(turn, self.admission)
             server.delay = server.min_delay
             self._handle(args)
         except BaseException as error:
             # Nothing was accepted here, so it is nothing that the kernel says.
-            self.gate.accept_failed(error)
+            self.admission.accept_failed(error)
             if turn.handed is not None:
                 return False
         finally:
@@ -253,54 +264,52 @@ class Acceptor:
         connection, address = args
         moves = getattr(connection, "moves", 0)
         handed = Handed(connection.give_up(), address, moves)
-        self.given_up += 1
-        branch = self.branch
-        branch.given_up += 1
+        self.reclaimed += 1
+        worker = self.worker
+        worker.reclaimed += 1
         if pool is not None:
             self.dispatcher.send(pool.cancel)
-        if self.gate.state is State.FULL:
-            self.gate.look_for_room_soon()
+        if self.admission.state is State.FULL:
+            self.admission.look_for_room_soon()
         if self.own is State.FULL:
             self._look_for_room()
-        if branch.is_closed or branch.watched:
-            self.dispatcher.send(functools.partial(branch.handler_ended, args))
+        if worker.is_closed or worker.watched:
+            self.dispatcher.send(functools.partial(worker.handler_ended, args))
         return handed
 
     def broken(self, error: OSError) -> None:
         self._read_failed(error)
-        if self.gate.turns is not None:  # not every broken socket is fatal to gevent
-            self.join(self.gate.turns)
+        if self.admission.turns is not None:  # not every broken socket is fatal to gevent
+            self.join(self.admission.turns)
 
     def _handle(self, args: Any) -> None:
         server = self.server
         self.accepted += 1
-        turn = server._turn
+        turn = self.workers.turn
         turn.acceptor = self
         try:
             server.do_handle(*args)
         except BaseException as error:
             # Its context is the peer and the server, as gevent's is.
             peer = args[1:] if isinstance(args, (tuple, list)) else args
-            self.gate.back_off((peer, server), error)
+            self.admission.back_off((peer, server), error)
         finally:
             turn.acceptor = None
 
     def _read_failed(self, error: BaseException) -> Turn:
         server = self.server
-        if self.branch.is_closed:
+        if self.worker.is_closed:
             return Turn.PASSED  # by another thread, in the middle of this turn
         if server.is_fatal_error(error):
-            server.fail(error)
+            self.admission.fail(error)
             return Turn.PASSED
         if classify(error) in (Heap.PEER_LEFT, Heap.OUT_OF_ROOM):
             raise error
-        self.gate.accept_failed(error)
+        self.admission.accept_failed(error)
         # With a negative delay the server goes on, at the next wake-up: as gevent.
         return Turn.EMPTY
 
-    def serve(
-        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
-    ) -> object:
+    def serve(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         """Handle one connection, in a greenlet whose context nobody has after it; close it."""
         self.begun += 1
         CURRENT.set(self.clone)
@@ -316,63 +325,56 @@ class Acceptor:
             try:
                 close(*args)
             finally:
-                server = self.server
                 # This thread's: the server may have been started again, on other threads.
-                branch = server._turn.branch or self.branch
-                branch.done += 1
-                if branch.is_closed or branch.watched:
-                    branch.handler_ended(args)
+                worker = self.workers.turn.worker or self.worker
+                worker.done += 1
+                if worker.is_closed or worker.watched:
+                    worker.handler_ended(args)
                 if self.own is State.FULL:
                     self._look_for_room()
-                if self.gate.state is not State.ACCEPTING:
-                    self.gate.handler_ended()
+                if self.admission.state is not State.ACCEPTING:
+                    self.admission.handler_ended()
 
-    def serve_anywhere(
-        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
-    ) -> object:
+    def serve_anywhere(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
-        self.charged += 1
-        return self._serve_charged(handle, close, args)
+        self.assigned += 1
+        return self._serve_assigned(handle, close, args)
 
-    def serve_spawned(
-        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
-    ) -> object:
+    def serve_spawned(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         """`serve_anywhere` what is among the `spawned`, unless it was killed before."""
         if id(args) not in self.spawned:
             return None
         # In this order: another thread may look whether there is room.
-        self.charged += 1
+        self.assigned += 1
         del self.spawned[id(args)]
-        return self._serve_charged(handle, close, args)
+        return self._serve_assigned(handle, close, args)
 
-    def _serve_charged(
-        self, handle: Callable[..., object], close: Callable[..., object], args: tuple[Any, ...]
-    ) -> object:
+    def _serve_assigned(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         # No local name for the greenlet: an error's traceback would keep it, and it the error.
         outer = CURRENT.get()
-        strangers = (self.server._turn.branch or self.branch).strangers
-        outer_args = strangers.get(getcurrent())
-        strangers[getcurrent()] = (self, args)
+        unpooled = (self.workers.turn.worker or self.worker).unpooled
+        outer_args = unpooled.get(getcurrent())
+        unpooled[getcurrent()] = (self, args)
         try:
             return self.serve(handle, close, args)
         finally:
             if outer_args is None:
-                strangers.pop(getcurrent(), None)
+                unpooled.pop(getcurrent(), None)
             else:  # one that serves a connection and, within that, another
-                strangers[getcurrent()] = outer_args
+                unpooled[getcurrent()] = outer_args
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
 
-    def never_served(self, *, is_charged: bool) -> None:
+    def never_served(self, *, is_assigned: bool) -> None:
         """A connection that was taken could not be given to a handler."""
-        self.charged += not is_charged
+        self.assigned += not is_assigned
         self.begun += 1
         self.failed += 1
-        (self.server._turn.branch or self.branch).done += 1
+        (self.workers.turn.worker or self.worker).done += 1
 
     def look_over(self) -> None:
         """Take up what an exception has left undone: see `glb.hubs.guard`."""
         with REGISTRY.lock:  # or another thread could pause it in between
-            turns = self.gate.turns
+            turns = self.admission.turns
             if turns is not None and self.own is State.ACCEPTING and self not in self.team.line:
                 turns.join(self)
         self._look_for_room()
@@ -380,7 +382,7 @@ class Acceptor:
     @property
     def has_miscounted(self) -> bool:
         """Whether it counts handlers, where none runs nor is about to."""
-        is_idle = not self.promised and not self.spawned
+        is_idle = not self.in_flight and not self.spawned
         return is_idle and (self.load != 0 or self.begun != self.completed + self.failed)
 
     def lose_count(self) -> None:
@@ -389,34 +391,66 @@ class Acceptor:
             if self.has_miscounted:
                 self.begun = max(self.begun, self.completed + self.failed)
                 self.failed = self.begun - self.completed
-                self.charged = self.completed + self.failed + self.given_up
+                self.assigned = self.completed + self.failed + self.reclaimed
         self._look_for_room()
 
     def kill_spawned(self, keys: set[int]) -> None:
         """End those of the `spawned` that have not begun. In their hub."""
-        branch = self.server._turn.branch or self.branch
+        worker = self.workers.turn.worker or self.worker
         for key in keys & self.spawned.keys():
             args = self.spawned.pop(key)
             try:
                 self.server.do_close(*args)
             finally:
-                self.never_served(is_charged=False)
-                branch.handler_ended(args)
+                self.never_served(is_assigned=False)
+                worker.handler_ended(args)
 
     def forget(self) -> None:
         """What it is about to handle, or does, is the parent's: this process was forked."""
-        self.begun = self.charged = self.completed + self.failed
-        self.accepted, self.given_up = self.begun, 0
+        self.begun = self.assigned = self.completed + self.failed
+        self.accepted, self.reclaimed = self.begun, 0
         self.spawned = {}
 
     def stats(self) -> CloneStats:
         return CloneStats(
             self.clone.index,
-            self.accepted - self.given_up,
+            self.accepted - self.reclaimed,
             self.begun - self.completed - self.failed,
             self.completed,
             self.failed,
-            self.own is State.ACCEPTING and self.gate.is_open and self.branch.is_ready,
-            self.branch.index,
+            self.own is State.ACCEPTING and self.admission.is_open and self.worker.is_ready,
+            self.worker.index,
             self.state.value,
         )
+
+
+def read(sock: Any, kind: Kind, admission: Admission) -> tuple[Connection, Any] | None:
+    """Accept a connection from the kernel, if one waits in the accept queue of *sock*.
+
+    Raises:
+        OSError: As gevent's ``do_read``.
+    """
+    try:
+        plain, address = accept_plain(sock._accept, kind)
+    except BlockingIOError:
+        if sock.timeout:
+            raise
+        return None
+    number = plain.fileno()
+    if number >= admission.watermark.level:
+        admission.watermark.reached(admission.server, number)
+    return Connection.on(plain), address
+
+
+def read_handed(turn: Thread, admission: Admission) -> tuple[Connection, Any]:
+    """Take the connection that was accepted for the clone whose turn it is."""
+    handed = turn.handed
+    assert handed is not None, "only in a turn"
+    number = handed.sock.fileno()
+    if number >= admission.watermark.level:
+        admission.watermark.reached(admission.server, number)
+    connection = Connection.on(handed.sock)
+    if handed.moves:
+        connection.moves = handed.moves
+    turn.handed = None
+    return connection, handed.address

@@ -1,11 +1,11 @@
-"""The gate: whether a server's clones have turns, and why not.
+"""Admission: whether a server's clones have turns, and why not.
 
-A server has one. Its state is changed in one place, `Gate.enter`, from any thread, and only as
-`glb.model.states` allows. What closes it for a while (a pool without room, a limit, an accept that
-failed) opens it again by itself: with the end of a handler, or with a timer.
+A server has one. Its state is changed in one place, `Admission.enter`, from any thread, and only as
+`glb.model.states` allows. What ends the turns for a while (a pool without room, a limit, an accept
+that failed) gives them back by itself: with the end of a handler, or with a timer.
 
 gevent's servers have two hooks for the same, ``stop_accepting`` and ``start_accepting``, which
-programs override. So pauses go through these, see `Gate.pause`.
+programs override. So pauses go through these, see `Admission.pause`.
 
 All of it is guarded by the registry's lock.
 """
@@ -13,34 +13,54 @@ All of it is guarded by the registry's lock.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable, Collection
+from typing import Any, Final
 
 from ..accept.dispatcher import Dispatcher
 from ..accept.handover import HandOver
 from ..accept.registry import REGISTRY
-from ..accept.ring import Team
 from ..hubs.greenlet_pool import HandlerPool, handlers_here
 from ..hubs.guard import GUARD_SECONDS
+from ..hubs.threads import call_where_it_may_switch
 from ..model.accept_errors import Episode
 from ..model.limits import Bucket
 from ..model.states import MOVES, PAUSES, State, before
+from ..net.fd_leaks import Watermark
 from ..originals import monotonic
 from .bounds import SharedBound
 from .drain_worker import FOREVER
+from .hooks import Hooks
+from .spawning import Spawning
+from .workers import Workers
 
-if TYPE_CHECKING:
-    from ..server import StreamServer
+__all__ = ["Admission"]
 
-__all__ = ["Gate"]
+log: Final = logging.getLogger("glb")
 
 
-class Gate:
-    """Whether the clones of *server* have turns."""
+class Admission:
+    """Whether the clones of *server* have turns.
 
-    def __init__(self, server: StreamServer) -> None:
-        self.server = server
+    Args:
+        spawning: Has the pool that bounds its handlers, if any.
+        on_room: Called by the semaphore of a pool that may have room again.
+    """
+
+    def __init__(
+        self,
+        server: Hooks,
+        workers: Workers,
+        spawning: Spawning,
+        on_room: Callable[[object], object],
+    ) -> None:
+        self.server: Final = server
+        self._workers: Final = workers
+        self._spawning: Final = spawning
+        self.on_room: Final = on_room
         self.state = State.STOPPED
+        #: Tells how many descriptors are open; of a server that was opened.
+        self.watermark: Watermark
         #: Its address's, once it was opened.
         self.turns: HandOver | None = None
         #: Connections that are on their way to a clone. Changed with the registry's lock held.
@@ -64,10 +84,15 @@ class Gate:
         self._until = FOREVER
         # Counts the changes of state, so that a timer knows whether it still matters.
         self._episode = 0
-        # Whether the pool tells when it has room, by its semaphore.
-        self._is_told_of_room = False
-        # Whether it is full since it has as many connections as it may.
+        # Whether a pool's semaphore calls when there is room.
+        self._is_called_for_room = False
+        # Whether it is full because it has as many connections as it may.
         self._has_reached_most = False
+
+    @property
+    def runs_at_once(self) -> bool:
+        """Whether a handler, or a ``spawn`` of the program's own, runs within a turn."""
+        return self._spawning.replaced is None
 
     @property
     def is_open(self) -> bool:
@@ -83,16 +108,22 @@ class Gate:
 
     # -- the state -----------------------------------------------------------------------------
 
-    def open(self, turns: HandOver) -> None:
-        """Its clones are to stand in *turns*; they have none yet."""
+    def open(self, turns: HandOver, home: Dispatcher, *, is_ending: bool) -> None:
+        """Its clones are to stand in *turns*; they have none yet.
+
+        Args:
+            home: The dispatcher of its first hub, which is this thread's.
+            is_ending: Whether some of its clones went, and may have connections still.
+        """
         server = self.server
         self.turns = turns
         self.is_drained = False
-        self.is_ending = bool(server._rolling.gone)
+        self.is_ending = is_ending
         rate = server.accept_rate
         self.bucket = None if rate is None else Bucket(rate, monotonic())
         limits = (server.max_connections, server.max_connections_per_clone, rate)
         self.is_limited = any(limit is not None for limit in limits)
+        home.guarded[self] = self.look_over
 
     def linger(self) -> None:
         """A drain has begun, which `close` follows: leave the turns as they are until then."""
@@ -108,8 +139,12 @@ class Gate:
                 self._set_locked(state)
             self.turns = None
 
-    def end_timer(self, home: Dispatcher) -> None:
-        """Leave no timer on the loop of *home*. In its hub."""
+    def leave(self, home: Dispatcher) -> None:
+        """Leave nothing in *home*, the dispatcher of its first hub. In that hub."""
+        self._end_timer(home)
+        home.guarded.pop(self, None)
+
+    def _end_timer(self, home: Dispatcher) -> None:
         timer, self._timer = self._timer, None
         if timer is not None and home.has_loop:
             timer.stop()
@@ -127,10 +162,9 @@ class Gate:
 
         Only if it is one of *after* now, if that leads there, and if it is that *episode*.
         """
-        branches = self.server._branches
         with REGISTRY.lock:
             turns = self.turns
-            opened = self._opened()
+            opened = self._workers.opened()
             if turns is None or not opened:
                 return  # there is no timer, and no place in a ring
             if self.state not in after or self.state not in before(state):
@@ -146,7 +180,7 @@ class Gate:
                 turns.unseat(opened)
             standby = turns.standby
         home = opened[0][0]
-        if delay is not None and standby is not None and len(branches) > 1:
+        if delay is not None and standby is not None and len(self._workers) > 1:
             # Its first hub may be stalled, and the others be waiting for nothing else.
             is_kept = standby.later(delay, functools.partial(self.accept_again, episode))
             delay = None if is_kept else delay
@@ -160,34 +194,28 @@ class Gate:
 
     def _entered(self, home: Dispatcher, episode: int, delay: float | None) -> None:
         # In the server's first hub. Here everything may have changed again.
-        if home is not self.server._home:
+        if home is not self._workers.home:
             return
-        home.hold_loop(self.server._branches[0], is_held=self.state is not State.STOPPED)
+        home.hold_loop(self._workers[0], is_held=self.state is not State.STOPPED)
         if episode != self._episode:
             return
-        self.end_timer(home)
+        self._end_timer(home)
         if delay is not None and home.has_loop:
             self._timer = home.hub.loop.timer(delay)
             self._timer.start(self.accept_again, episode)
 
-    def _opened(self) -> list[tuple[Dispatcher, Team[Any]]]:
-        """Return the dispatchers of its hubs, while it is open, each with its clones there."""
-        branches = self.server._branches
-        return [(each.dispatcher, each.team) for each in branches if each.dispatcher]
-
     def look_over(self) -> None:
         """Take up what an exception has left undone: see `glb.hubs.guard`. In the first hub."""
         with REGISTRY.lock:  # or another thread could change the state in between
-            turns, opened = self.turns, self._opened()
+            turns, opened = self.turns, self._workers.opened()
             is_accepting = self.state is State.ACCEPTING
             is_wrong = any((team in each.seated) is not is_accepting for each, team in opened)
             if turns is not None and is_wrong and is_accepting:
                 turns.seat(opened)
             elif turns is not None and is_wrong:
                 turns.unseat(opened)
-            acceptors = [*self.server._acceptors, *self.server._rolling.gone.values()]
-            self.expected = sum(each.promised for each in acceptors)
-        bound = self.server._bound
+            self.expected = sum(worker.in_flight for worker in self._workers)
+        bound = self._spawning.bound
         if isinstance(bound, HandlerPool):
             bound.look_over(handlers_here())
         if self.state is State.FULL:
@@ -199,7 +227,7 @@ class Gate:
 
     def pause(self, state: State, delay: float | None = None) -> None:
         """Go from accepting to *state*, by gevent's hook, for *delay* seconds if given."""
-        turn = self.server._turn
+        turn = self._workers.turn
         turn.pause = (state, delay)
         try:
             self.server.stop_accepting()
@@ -209,7 +237,7 @@ class Gate:
 
     def accept_again(self, episode: int | None = None) -> None:
         """End a pause, by gevent's hook: this one, or the one with that number."""
-        turn = self.server._turn
+        turn = self._workers.turn
         turn.resumed = self._episode if episode is None else episode
         try:
             self.server.start_accepting()
@@ -218,7 +246,7 @@ class Gate:
 
     def stopped_accepting(self) -> None:
         """Gevent's hook says so: for a pause, or since its owner wants it."""
-        pause = self.server._turn.pause
+        pause = self._workers.turn.pause
         if pause is None:
             self.enter(State.STOPPED)
         else:
@@ -226,7 +254,7 @@ class Gate:
 
     def starts_again(self) -> bool:
         """Gevent's hook says so: if it is for the end of a pause, end it, and tell."""
-        episode = self.server._turn.resumed
+        episode = self._workers.turn.resumed
         if episode is None:
             return False
         self.enter(State.ACCEPTING, after=PAUSES, episode=episode)
@@ -234,9 +262,9 @@ class Gate:
 
     # -- room ----------------------------------------------------------------------------------
 
-    def has_promised_all(self) -> bool:
+    def has_assigned_all(self) -> bool:
         """Whether all room in the pool is for connections that are on their way here."""
-        pool = self.server._bound
+        pool = self._spawning.bound
         return (
             self.expected > 0
             and pool is not None
@@ -247,7 +275,7 @@ class Gate:
     def is_within_limits(self) -> bool:
         """Whether no limit of the whole server keeps it from one more; if one does, pause."""
         if self._has_most():
-            self._is_told_of_room = False
+            self._is_called_for_room = False
             self._has_reached_most = True
             if self.state is State.ACCEPTING:
                 self.pause(State.FULL)
@@ -263,16 +291,16 @@ class Gate:
 
     def _has_most(self) -> bool:
         most = self.server.max_connections
-        return most is not None and self.server.active + self.expected >= most
+        return most is not None and self._workers.active + self.expected >= most
 
     def found_full(self) -> None:
         """A turn found no room for its handler: pass over all clones until there is some."""
         if self.state is not State.ACCEPTING:
             return  # `full` itself has stopped or closed the server
-        bound = self.server._bound
+        bound = self._spawning.bound
         is_shared = isinstance(bound, SharedBound)
         is_locked = bound is not None and bound._semaphore.locked()
-        self._is_told_of_room = is_locked
+        self._is_called_for_room = is_locked
         self._has_reached_most = False
         if is_locked or is_shared:
             self.pause(State.FULL)
@@ -280,33 +308,44 @@ class Gate:
             # A `full` of the user's own: nobody tells when it changes its mind. The end of
             # each handler is a good moment to ask (see `handler_ended`), and so is this.
             self.pause(State.FULL, self.next_delay() if self.server.delay >= 0 else None)
-        home = self.server._home
-        locked = [each for each in self.server._semaphores if each.locked()]
+        home = self._workers.home
+        locked = [each for each in self.semaphores if each.locked()]
         if is_shared:
             self.look_for_room()  # the last handler may have ended a moment before
         elif locked and home is not None:
             home.run(functools.partial(self._ask_for_room, locked))
 
     def _ask_for_room(self, semaphores: list[Any]) -> None:
-        tell = self.server._start_accepting_if_started
         for semaphore in semaphores:
-            semaphore.unlink(tell)
-            semaphore.rawlink(tell)
+            semaphore.unlink(self.on_room)
+            semaphore.rawlink(self.on_room)
+
+    @property
+    def semaphores(self) -> list[Any]:
+        """Those of the pool that bounds the handlers, and of one that a program has set."""
+        bound, pool = self._spawning.bound, self.server.pool
+        pools = [bound] if pool is bound else [bound, pool]
+        return [each._semaphore for each in pools if hasattr(each, "_semaphore")]
+
+    def forget_room(self) -> None:
+        """It is closed: be called by no semaphore any more."""
+        for semaphore in self.semaphores:
+            semaphore.unlink(self.on_room)
 
     def handler_ended(self) -> None:
         """A handler is done, in whatever thread it ran. If all was full, there may be room."""
-        if self.state is not State.FULL or self._is_told_of_room:
+        if self.state is not State.FULL or self._is_called_for_room:
             return
-        home = self.server._home
-        if len(self.server._branches) > 1:
+        home = self._workers.home
+        if len(self._workers) > 1:
             self.look_for_room()
         elif home is not None:
             home.send(self.look_for_room)
 
     def look_for_room_soon(self) -> None:
         """What was on its way is not any more: if all was full, there may be room."""
-        turns, home = self.turns, self.server._home
-        if turns is not None and turns.standby is not None and len(self.server._branches) > 1:
+        turns, home = self.turns, self._workers.home
+        if turns is not None and turns.standby is not None and len(self._workers) > 1:
             turns.standby.send(self.look_for_room)
         elif home is not None:
             home.send(self.look_for_room)
@@ -319,7 +358,7 @@ class Gate:
             # Others may have filled the pool meanwhile: the next turn finds that out.
             self._has_reached_most = False
             self.accept_again()
-        elif not self.server.full() and not self.has_promised_all():
+        elif not self.server.full() and not self.has_assigned_all():
             self.accept_again()
 
     def expect_locked(self) -> None:
@@ -357,3 +396,13 @@ class Gate:
             server.loop.handle_error(context, type(error), error, error.__traceback__)
         if server.delay >= 0 and self.state is State.ACCEPTING:
             self.pause(State.BACKING_OFF, self.next_delay())
+
+    def fail(self, error: BaseException) -> None:
+        """The listener is broken: report it, and close the server, once."""
+        server = self.server
+        server.loop.handle_error(server, type(error), error, error.__traceback__)
+        name = str(server)
+        server.close()
+        call_where_it_may_switch(
+            functools.partial(log.error, "%s failed with %s", name, str(error) or repr(error))
+        )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import gevent
 from gevent import Greenlet
 from gevent.lock import DummySemaphore
 
-if TYPE_CHECKING:
-    from .hub_worker import Branch
+from .workers import Workers
 
 __all__ = ["SharedBound"]
 
@@ -22,17 +20,17 @@ class SharedBound:
 
     Args:
         size: How many.
-        branches: Called for the server's branches.
+        workers: The server's.
     """
 
-    def __init__(self, size: int, branches: Callable[[], Sequence[Branch]]) -> None:
+    def __init__(self, size: int, workers: Workers) -> None:
         self.size: Final = size
-        self._branches = branches
+        self._workers: Final = workers
         # gevent's servers link themselves to it.
         self._semaphore: Final = DummySemaphore()
 
     def __len__(self) -> int:
-        return sum(branch.active for branch in self._branches())
+        return self._workers.active
 
     def free_count(self) -> int:
         """How many more there could be."""

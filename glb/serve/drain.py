@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import gevent
 from gevent import getcurrent
@@ -28,10 +28,11 @@ from ..model.states import PAUSES, State
 from ..model.stats import DrainReport
 from ..net.sockets import is_loopback, is_readable
 from ..originals import monotonic
-from .drain_worker import KILL_SECONDS, Ending
-
-if TYPE_CHECKING:
-    from ..server import StreamServer
+from .admission import Admission
+from .clone_set import CloneSet
+from .drain_worker import KILL_SECONDS, DrainPlan, begin, finish, wait_for_handlers
+from .hooks import Hooks
+from .workers import Workers
 
 __all__ = ["LINGER_SECONDS", "Draining"]
 
@@ -58,19 +59,32 @@ CALLERS_LOOK_SECONDS: Final = 0.1
 class _Drain:
     """A drain that goes on, for who waits for its end."""
 
-    def __init__(self, ending: Ending) -> None:
-        self.ending: Final = ending
+    def __init__(self, plan: DrainPlan) -> None:
+        self.plan: Final = plan
         self.over: Final = Signal()
         self.report = DrainReport(0, 0, 0, 0.0)
 
 
 class Draining:
-    """The end of *server*."""
+    """The end of *server*.
 
-    def __init__(self, server: StreamServer) -> None:
-        self.server = server
-        #: Greenlets that wait for its handlers to end.
-        self.callers: set[object] = set()
+    Args:
+        leave: Leaves the server's turns, and its address.
+    """
+
+    def __init__(
+        self,
+        server: Hooks,
+        workers: Workers,
+        admission: Admission,
+        clones: CloneSet,
+        leave: Callable[[State], object],
+    ) -> None:
+        self._server: Final = server
+        self._workers: Final = workers
+        self._admission: Final = admission
+        self._clones: Final = clones
+        self._leave: Final = leave
         self._drain: _Drain | None = None
 
     @property
@@ -82,84 +96,83 @@ class Draining:
         """Somebody has closed the server: a drain waits for its handlers no longer."""
         drain, self._drain = self._drain, None
         if drain is not None:
-            drain.ending.is_called_off = True
+            drain.plan.is_called_off = True
             drain.over.set()
 
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
         """In this block the greenlet waits for handlers to end: its own is not waited for."""
-        greenlet = getcurrent()
-        if greenlet in self.callers:
+        greenlet, callers = getcurrent(), self._workers.callers
+        if greenlet in callers:
             yield
             return
-        self.callers.add(greenlet)
+        callers.add(greenlet)
         try:
-            branch = self.server.branch_here
-            if branch is not None:
-                branch.handler_ended(None)  # who waits already counts one less
+            worker = self._workers.here
+            if worker is not None:
+                worker.handler_ended(None)  # who waits already counts one less
             yield
         finally:
-            self.callers.discard(greenlet)
+            callers.discard(greenlet)
 
     def stop(self, timeout: float) -> None:
         """Stop. A drain that is under way has no longer than *timeout* seconds from now on."""
         drain = self._drain
         with self.calling():
             if drain is None:
-                self.end(Ending(timeout, kill=True), State.STOPPED)
+                self.end(DrainPlan(timeout, kill=True), State.STOPPED)
             else:
-                drain.ending.hasten(timeout)
+                drain.plan.hasten(timeout)
                 drain.over.wait(None)
-                if drain.ending.is_called_off:  # by a close, in another thread
-                    self.end(Ending(timeout, kill=True), State.STOPPED)
+                if drain.plan.is_called_off:  # by a close, in another thread
+                    self.end(DrainPlan(timeout, kill=True), State.STOPPED)
 
-    def drain(self, ending: Ending, linger: float) -> DrainReport:
+    def drain(self, plan: DrainPlan, linger: float) -> DrainReport:
         """See `glb.server.StreamServer.drain`."""
         with REGISTRY.lock:
             drain, is_first = self._drain, self._drain is None
             if drain is None:
-                self._drain = drain = _Drain(ending)
+                self._drain = drain = _Drain(plan)
         with self.calling():
             if is_first:
-                self._run(drain, ending.began + linger)
+                self._run(drain, plan.began + linger)
             else:
                 drain.over.wait(None)
         return drain.report
 
     def _run(self, drain: _Drain, linger_until: float) -> None:
-        server, ending = self.server, drain.ending
-        branches = [*server._branches]
-        before = [branch.done for branch in branches]
+        plan, workers = drain.plan, [*self._workers]
+        before = [worker.done for worker in workers]
         try:
             try:
-                self._empty_accept_queue(ending, linger_until)
-                if not ending.is_called_off:
-                    self.end(ending, State.DRAINING)
+                self._empty_accept_queue(plan, linger_until)
+                if not plan.is_called_off:
+                    self.end(plan, State.DRAINING)
             except BaseException:
-                ending.is_called_off = True  # what hubs have begun of it ends
+                plan.is_called_off = True  # what hubs have begun of it ends
                 raise
             finally:
                 if self._drain is drain:  # no close has called it off
                     self._drain = None  # nor does this one, where a hub is late
-                    server.close()
+                    self._server.close()
         finally:
             # Of a hub that is late this is what has become of its connections until now.
-            watches = [branch.watch for branch in branches if branch.watch is not None]
+            watches = [*plan.workers]
             reports = [watch.report for watch in watches]
-            total = DrainReport.total(reports, monotonic() - ending.began)
+            total = DrainReport.total(reports, monotonic() - plan.began)
             # Those that ended before anybody watched have finished, too.
-            done = sum(branch.done - begun for branch, begun in zip(branches, before, strict=True))
+            done = sum(worker.done - begun for worker, begun in zip(workers, before, strict=True))
             others = sum(watch.ended_otherwise for watch in watches)
             drain.report = total._replace(finished=max(0, done - others))
             drain.over.set()
 
-    def _empty_accept_queue(self, ending: Ending, until: float) -> None:
-        server, gate = self.server, self.server._gate
-        turns, listeners = gate.turns, server._listeners
+    def _empty_accept_queue(self, plan: DrainPlan, until: float) -> None:
+        admission, listeners = self._admission, self._clones.listeners
+        turns = admission.turns
         if turns is None or not listeners or monotonic() >= until:
             return
         entry = listeners[0].entry
-        handed_in = getattr(server._handed_in, "_sock", None)
+        handed_in = getattr(self._clones.handed_in, "_sock", None)
         if entry.clones > len(listeners) + is_adopted(handed_in):
             return  # others serve who waits there
         is_shut = entry.refuse_newcomers()
@@ -167,81 +180,82 @@ class Draining:
         # Who has the kernel's answer is in, as far as it knows, and is in the queue when its own
         # answer has come.
         shaken_by = began + HANDSHAKE_SECONDS * (is_shut and not is_loopback(entry.pristine))
-        while gate.turns is turns and gate.state in SERVES:
-            if monotonic() >= min(until, ending.until):
+        while admission.turns is turns and admission.state in SERVES:
+            if monotonic() >= min(until, plan.until):
                 return
-            is_empty = not (turns.waiting or gate.expected or is_readable(entry.pristine))
+            is_empty = not (turns.waiting or admission.expected or is_readable(entry.pristine))
             if is_empty and monotonic() >= shaken_by:
                 return
-            if not ending.lingers:
-                self._linger(ending)
+            if not plan.lingers:
+                self._linger(plan)
             gevent.sleep(QUEUE_LOOK_SECONDS)
 
-    def _linger(self, ending: Ending) -> None:
+    def _linger(self, plan: DrainPlan) -> None:
         """Begin the end of connections in use; its clones have their turns still.
 
         What is idle makes room for what waits in the accept queue, if the server is full.
         """
-        ending.lingers = True
-        self.server._gate.linger()
-        for branch in self.server._branches:
-            if branch.is_here:
-                branch.begin(ending)
+        plan.lingers = True
+        self._admission.linger()
+        for worker in self._workers:
+            if worker.is_here:
+                begin(worker, plan)
             else:
-                branch.send(functools.partial(branch.begin, ending))
+                worker.send(functools.partial(begin, worker, plan))
 
-    def end(self, ending: Ending, state: State) -> None:
+    def end(self, plan: DrainPlan, state: State) -> None:
         """Leave for *state*, and see to the end of its handlers, and of its threads."""
-        server = self.server
-        branches = [*server._branches]
-        turns, home = server._gate.turns, branches[0]
+        workers = [*self._workers]
+        turns, home = self._admission.turns, workers[0]
         standby = None if turns is None else turns.standby
-        here = [branch for branch in branches if branch.is_here]
+        here = [worker for worker in workers if worker.is_here]
         if state is State.DRAINING:
-            server._gate.close(state)  # replies say so from now on
+            self._admission.close(state)  # replies say so from now on
         dispatcher = home.dispatcher
         home_ends = None
         if dispatcher is not None and home not in here:
             # Asked before it leaves, and is not to be reached any more.
-            wait = functools.partial(home.wait, ending)
+            wait = functools.partial(wait_for_handlers, home, plan)
             home_ends = ask(
                 dispatcher.send,
                 wait,
-                lambda: ending.is_called_off or dispatcher.is_dead or monotonic() >= last(ending),
+                lambda: plan.is_called_off or dispatcher.is_dead or monotonic() >= last(plan),
             )
         if state is State.STOPPED:
-            server.close()
+            self._server.close()
         else:
-            server.leave(state)
-        ending.lingers = False  # not before: what comes after the deadline would not be killed
-        for branch in branches:
-            if branch not in here:
-                branch.finish(ending)
-        for branch in here:
-            branch.wait(ending)
-            branch.finish(ending.again())
-            if branch.thread is None and branch.has_callers:
-                gevent.spawn(branch.wait, ending.again())
+            self._leave(state)
+        plan.lingers = False  # not before: what comes after the deadline would not be killed
+        for worker in workers:
+            if worker not in here:
+                finish(worker, plan)
+        for worker in here:
+            wait_for_handlers(worker, plan)
+            finish(worker, plan.again())
+            if worker.thread is None and worker.has_callers:
+                gevent.spawn(wait_for_handlers, worker, plan.again())
         if home_ends is not None:
             home_ends(None)
-        threads = [branch.thread for branch in branches if branch not in here and branch.thread]
+        threads = [worker.thread for worker in workers if worker not in here and worker.thread]
         if turns is not None and turns.is_closed and standby is not None:
             threads.append(standby.thread_of_its_own)
         for thread in threads:
-            if not self._wait_for(thread, ending):
+            if not self._wait_for(thread, plan):
                 with REGISTRY.reserve.lend():  # for the log's file
                     log.error(
-                        "%s: the thread %r is blocked, and ends when it isn't", server, thread.name
+                        "%s: the thread %r is blocked, and ends when it isn't",
+                        self._server,
+                        thread.name,
                     )
 
-    def _wait_for(self, thread: HubThread, ending: Ending) -> bool:
+    def _wait_for(self, thread: HubThread, plan: DrainPlan) -> bool:
         # Unless a handler there waits for the same end: its thread ends after it.
-        branches = [branch for branch in self.server._branches if branch.thread is thread]
-        until, active = last(ending), sum(branch.active for branch in branches)
+        workers = [worker for worker in self._workers if worker.thread is thread]
+        until, active = last(plan), sum(worker.active for worker in workers)
         while monotonic() < until:
-            if ending.is_called_off or any(branch.has_callers for branch in branches):
+            if plan.is_called_off or any(worker.has_callers for worker in workers):
                 return True
-            before, active = active, sum(branch.active for branch in branches)
+            before, active = active, sum(worker.active for worker in workers)
             if active < before:  # it isn't blocked: thousands that were killed take their time
                 until = max(until, monotonic() + 2 * KILL_SECONDS)
             left = until - monotonic()
@@ -250,6 +264,6 @@ class Draining:
         return thread.has_ended
 
 
-def last(ending: Ending) -> float:
+def last(plan: DrainPlan) -> float:
     """Return until when to wait for hubs that may be stalled, on `time.monotonic`'s clock."""
-    return ending.until + 2 * KILL_SECONDS
+    return plan.until + 2 * KILL_SECONDS

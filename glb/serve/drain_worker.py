@@ -1,7 +1,7 @@
-"""Endings: how the connections of a server come to their end.
+"""Drain workers: how the connections of a server come to their end, on one hub.
 
-An `Ending` is the plan, the same for all hubs of a server: until when, what is closed before, and
-whether the rest is killed. A `Watch` carries it out on one hub: it waits for handlers to end, and
+A `DrainPlan` is the same for all hubs of a server: until when, what is closed before, and whether
+the rest is killed. A `DrainWorker` carries it out on one hub: it waits for handlers to end, and
 meanwhile closes what is idle, all at once or spread over a window, so that thousands of clients
 don't all come back in the same moment. It counts what becomes of each connection, once.
 
@@ -10,21 +10,21 @@ Source: HAProxy's ``hard-stop-after`` and ``close-spread-time``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Final
 
+import gevent
 from gevent.event import Event
 
+from ..hubs.threads import HubThread
 from ..model.stats import DrainReport
 from ..originals import monotonic
-from .idle import Wait, close_reading, connection_of
+from .hub_worker import HubWorker, InUse
+from .idle import Wait, close_reading
 
-if TYPE_CHECKING:
-    from .acceptor import Acceptor
-    from .hub_worker import Branch
-
-__all__ = ["Ending", "InUse", "Watch"]
+__all__ = ["DrainPlan", "DrainWorker", "begin", "finish", "wait_for_handlers"]
 
 # A client that has just connected has not asked anything yet, and has no reason to think that
 # it might be closed: so long for the first request. Longer than a client on another continent
@@ -41,7 +41,7 @@ FOREVER: Final = float("inf")
 
 
 @dataclass
-class Ending:
+class DrainPlan:
     """How the connections that are in use are to end.
 
     Attributes:
@@ -51,10 +51,12 @@ class Ending:
         spread: Over how many seconds that is spread. With more than 0, connections that have
             no requests, but a stream or a websocket, are closed in the same way.
         began: On `time.monotonic`'s clock.
-        announced: When the first of several endings began, of which this one is a part.
+        announced: When the first of several plans began, of which this one is a part.
         lingers: Whether connections may still come: then it isn't over when there are none.
         leaves_callers: Whether handlers are left alone that wait for others' end themselves.
-        is_called_off: Whether nobody wants it any more: set by who has begun it.
+        is_called_off: Whether it is not to be carried out any further.
+        workers: Those that carry it out, if it closes what is idle: they count what it comes to.
+        begun: What carries it out already, by its hub: see `begin`.
     """
 
     timeout: float | None
@@ -66,13 +68,15 @@ class Ending:
     lingers: bool = False
     leaves_callers: bool = True
     is_called_off: bool = False
+    workers: list[DrainWorker] = field(default_factory=list)
+    begun: dict[HubWorker, gevent.Greenlet[..., DrainReport]] = field(default_factory=dict)
 
-    def again(self) -> Ending:
+    def again(self) -> DrainPlan:
         """Return one for handlers that have waited for this one's end: the same time, from now."""
         # At least as long as who was killed has: it has a reply to send.
         timeout = None if self.timeout is None else max(self.timeout, KILL_SECONDS)
         kill = self.kill and timeout is not None
-        return Ending(timeout, kill=kill, leaves_callers=False)
+        return DrainPlan(timeout, kill=kill, leaves_callers=False)
 
     def hasten(self, timeout: float) -> None:
         """Be over *timeout* seconds from now, at the latest."""
@@ -81,7 +85,7 @@ class Ending:
     def first_request_until(self, since: float) -> float:
         """Return until when a client may send its first request that was waited for *since* then.
 
-        One that had connected before the ending began has its time from that moment on.
+        One that had connected before the plan began has its time from that moment on.
         """
         announced = self.began if self.announced is None else self.announced
         seconds = FIRST_REQUEST_SECONDS
@@ -95,21 +99,7 @@ class Ending:
         return FOREVER if self.timeout is None else self.began + self.timeout
 
 
-class InUse(NamedTuple):
-    """A connection that a handler has."""
-
-    greenlet: Any
-    acceptor: Acceptor
-    #: The handler's arguments: the connection, and its peer.
-    args: Any
-
-    @property
-    def sock(self) -> Any:
-        """The connection, or the TLS socket that has taken it over."""
-        return connection_of(self.args)
-
-
-class Watch:
+class DrainWorker:
     """Waits for handlers of one hub to end. In that hub.
 
     Args:
@@ -120,36 +110,36 @@ class Watch:
 
     def __init__(
         self,
-        branch: Branch,
-        ending: Ending,
+        worker: HubWorker,
+        plan: DrainPlan,
         is_wanted: Callable[[InUse], bool] | None = None,
         *,
         until_idle: bool = False,
     ) -> None:
-        self._branch: Final = branch
-        self._ending: Final = ending
+        self._worker: Final = worker
+        self._plan: Final = plan
         self._until_idle: Final = until_idle
         self._changed: Final = Event()
         self._left: dict[int, InUse] | None = None
         # What became of connections: each is one of these when its handler ends.
         self.finished = self.closed = self.killed = 0
         # Those that were told, by the identity of their handlers' arguments.
-        self._told: set[int] = set()
+        self._closing: set[int] = set()
         self._killed: set[int] = set()
         if is_wanted is not None:
-            self._left = {id(each.args): each for each in branch.in_use() if is_wanted(each)}
+            self._left = {id(each.args): each for each in worker.in_use() if is_wanted(each)}
             if until_idle:
                 for each in [*self._left.values()]:
-                    if branch.wait_of(each.greenlet) is not None:
+                    if worker.wait_of(each.greenlet) is not None:
                         del self._left[id(each.args)]
         # When connections are to be closed, earliest first; without a window at once.
         self._due: dict[int, float] = {}
         self._open: dict[int, InUse] = {}
-        if ending.spread:
-            found = branch.in_use()
-            step = ending.spread / max(1, len(found))
+        if plan.spread:
+            found = worker.in_use()
+            step = plan.spread / max(1, len(found))
             for place, each in enumerate(found):
-                self._due[id(each.args)] = ending.began + step * (place + branch.share)
+                self._due[id(each.args)] = plan.began + step * (place + worker.share)
                 self._open[id(each.args)] = each
 
     @property
@@ -157,9 +147,9 @@ class Watch:
         """What has become of them until now. From any thread."""
         return DrainReport(
             self.finished,
-            self.closed + len(self._told),
+            self.closed + len(self._closing),
             self.killed + len(self._killed),
-            monotonic() - self._ending.began,
+            monotonic() - self._plan.began,
         )
 
     @property
@@ -171,44 +161,44 @@ class Watch:
         """Wait, and return what became of them.
 
         Switches:
-            While waiting.
+            While idle.
         """
-        ending, branch = self._ending, self._branch
-        waiting = branch.waiting
-        branch.watched.append(self._ended)
-        if self._until_idle and waiting is not None:
-            waiting.watchers.append(self._went_idle)
+        plan, worker = self._plan, self._worker
+        idle = worker.idle
+        worker.watched.append(self._ended)
+        if self._until_idle and idle is not None:
+            idle.watchers.append(self._went_idle)
         try:
-            while ending.lingers and not ending.is_called_off:
+            while plan.lingers and not plan.is_called_off:
                 self._close_due()
                 self._changed.clear()
                 self._changed.wait(LOOK_SECONDS)
-            while self._count() > 0 and not ending.is_called_off:
-                when = ending.until
-                if ending.closes_idle:
+            while self._count() > 0 and not plan.is_called_off:
+                when = plan.until
+                if plan.closes_idle:
                     self._close_due()
                     when = min(when, monotonic() + LOOK_SECONDS)
-                if self._wait_until(when) or monotonic() >= ending.until:
+                if self._wait_until(when) or monotonic() >= plan.until:
                     break
-            if ending.kill and not ending.is_called_off and self._count() > 0:
-                self._kill(but=self._told)
-                if self._told:  # they are about to end
+            if plan.kill and not plan.is_called_off and self._count() > 0:
+                self._kill(but=self._closing)
+                if self._closing:  # they are about to end
                     self._wait_until(monotonic() + LOOK_SECONDS)
                     self._kill(but=self._killed)
                 self._wait_until(monotonic() + KILL_SECONDS)
         finally:
-            branch.watched.remove(self._ended)
-            if self._until_idle and waiting is not None:
-                waiting.watchers.remove(self._went_idle)
+            worker.watched.remove(self._ended)
+            if self._until_idle and idle is not None:
+                idle.watchers.remove(self._went_idle)
         return self.report
 
     def _count(self) -> int:
         # Who waits for the end of others is not waited for, but by what may take for ever.
-        branch = self._branch
-        count = branch.active if self._left is None else len(self._left)
-        if self._ending.leaves_callers and branch.callers and count <= len(branch.callers):
+        worker = self._worker
+        count = worker.active if self._left is None else len(self._left)
+        if self._plan.leaves_callers and worker.callers and count <= len(worker.callers):
             # Only then can it matter which callers are handlers here. This is asked at each end.
-            callers = {id(branch.args_of(each)) for each in [*branch.callers]} - {id(None)}
+            callers = {id(worker.args_of(each)) for each in [*worker.callers]} - {id(None)}
             count -= len(callers if self._left is None else callers & self._left.keys())
         return count
 
@@ -229,8 +219,8 @@ class Watch:
         elif key in self._killed:
             self._killed.discard(key)
             self.killed += 1
-        elif key in self._told:
-            self._told.discard(key)
+        elif key in self._closing:
+            self._closing.discard(key)
             self.closed += 1
         else:
             self.finished += 1
@@ -241,53 +231,105 @@ class Watch:
             self._changed.set()
 
     def _went_idle(self, greenlet: object) -> None:
-        self._ended(self._branch.args_of(greenlet))
+        self._ended(self._worker.args_of(greenlet))
 
     # -- closing -------------------------------------------------------------------------------
 
     def _close_due(self) -> None:
-        waiting = self._branch.waiting
+        idle = self._worker.idle
         now = monotonic()
-        if waiting is not None:
-            for greenlet, wait in [*waiting.waits.items()]:
-                args = self._branch.args_of(greenlet)
+        if idle is not None:
+            for greenlet, wait in [*idle.waits.items()]:
+                args = self._worker.args_of(greenlet)
                 key = id(args)
                 if args is None or not self._is_open(key) or now < self._due_of(key, wait):
                     continue
-                if waiting.tell(greenlet):
-                    self._told.add(key)
+                if idle.tell(greenlet):
+                    self._closing.add(key)
         current: dict[int, InUse] | None = None
         for key, in_use in [*self._open.items()]:
             if self._due[key] > now:
                 break
             if in_use.greenlet is None:  # it had not begun
                 if current is None:
-                    current = {id(each.args): each for each in self._branch.in_use()}
+                    current = {id(each.args): each for each in self._worker.in_use()}
                 in_use = current.get(key, in_use)  # noqa: PLW2901
                 self._open[key] = in_use
                 if key in current and in_use.greenlet is None:
                     continue
-            if self._branch.args_of(in_use.greenlet) is not in_use.args:
+            if self._worker.args_of(in_use.greenlet) is not in_use.args:
                 del self._open[key]  # it is over
-            elif not self._is_open(key) or self._branch.wait_of(in_use.greenlet) is not None:
+            elif not self._is_open(key) or self._worker.wait_of(in_use.greenlet) is not None:
                 continue
             elif in_use.acceptor.server.is_long_lived(in_use.sock) and close_reading(in_use.sock):
-                self._told.add(key)
+                self._closing.add(key)
 
     def _is_open(self, key: int) -> bool:
-        return key not in self._told and (self._left is None or key in self._left)
+        return key not in self._closing and (self._left is None or key in self._left)
 
     def _due_of(self, key: int, wait: Wait) -> float:
         # Of those that have come later nobody waits for a share in the window.
-        due = self._due.get(key, self._ending.began)
-        return due if wait[2] else max(due, self._ending.first_request_until(wait[1]))
+        due = self._due.get(key, self._plan.began)
+        return due if wait[2] else max(due, self._plan.first_request_until(wait[1]))
 
     def _kill(self, but: Collection[int] = ()) -> None:
-        branch = self._branch
-        left = branch.in_use() if self._left is None else [*self._left.values()]
-        callers = [*branch.callers] if self._ending.leaves_callers else []
+        worker = self._worker
+        left = worker.in_use() if self._left is None else [*self._left.values()]
+        callers = [*worker.callers] if self._plan.leaves_callers else []
         keys = {id(each.args) for each in left if each.greenlet not in callers} - {*but}
         del left  # or it would keep all alive until the last is killed
-        self._told -= keys
+        self._closing -= keys
         self._killed |= keys
-        branch.kill(keys)
+        worker.kill(keys)
+
+
+def begin(worker: HubWorker, plan: DrainPlan) -> None:
+    """Carry out *plan* from now on; `wait_for_handlers` is to follow. In the worker's hub."""
+    plan.begun[worker] = gevent.spawn(_watch(worker, plan).run)
+
+
+def wait_for_handlers(worker: HubWorker, plan: DrainPlan) -> None:
+    """Wait for all handlers, as *plan* says. In the worker's hub.
+
+    Switches:
+        While waiting.
+    """
+    begun = plan.begun.pop(worker, None)
+    if begun is not None:
+        begun.join()
+    else:
+        _watch(worker, plan).run()
+
+
+def _watch(worker: HubWorker, plan: DrainPlan) -> DrainWorker:
+    watching = DrainWorker(worker, plan)
+    if plan.closes_idle:
+        plan.workers.append(watching)
+    return watching
+
+
+def finish(worker: HubWorker, plan: DrainPlan) -> None:
+    """`wait_for_handlers`, and end the worker's thread, if it has one of its own.
+
+    From any thread; returns at once.
+    """
+    thread = worker.thread
+    if thread is not None:
+        end = functools.partial(_finish, worker, thread, worker.leave, plan)
+        thread.send(functools.partial(gevent.spawn, end))
+
+
+def _finish(
+    worker: HubWorker, thread: HubThread, leave: Callable[[], object], plan: DrainPlan
+) -> None:
+    try:
+        leave()  # if it has not come to it yet
+        wait_for_handlers(worker, plan)
+        if plan.is_called_off:  # a drain is, by a close, which leaves handlers to finish
+            wait_for_handlers(worker, DrainPlan(None, kill=False, leaves_callers=False))
+        if worker.has_callers:  # a handler that waits for others' end comes to its own after it
+            wait_for_handlers(worker, plan.again())
+    finally:
+        if worker.idle is not None:
+            worker.idle.close()
+        thread.end()

@@ -1,4 +1,4 @@
-"""Branches: a server's part on one hub.
+"""Hub workers: a server's part on one hub.
 
 A server has one for each of its hubs: the acceptors that live there, their team in the ring,
 and what runs handlers. The first is on the hub that starts the server, each other one on a
@@ -8,14 +8,13 @@ done.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import gevent
-from gevent import Greenlet, GreenletExit, get_hub
+from gevent import GreenletExit, get_hub
 
 from ..accept.dispatcher import Dispatcher
 from ..accept.registry import Entry
@@ -23,15 +22,10 @@ from ..accept.ring import Team
 from ..accept.watchdog import dispatcher_for
 from ..hubs.greenlet_pool import Handlers, Job, handlers_here
 from ..hubs.threads import HubThread
-from ..model.stats import DrainReport
 from ..originals import native_ident
-from .drain_worker import Ending, InUse, Watch
-from .idle import Wait, Waiting
+from .idle import IdleConnections, Wait, connection_of
 
-if TYPE_CHECKING:
-    from .acceptor import Acceptor
-
-__all__ = ["Branch"]
+__all__ = ["HubWorker", "InUse", "Served"]
 
 # So many handlers are killed at once, and what they leave is freed, before the next ones are. All
 # 18,000 at once kept everything alive until the last had ended, and the garbage collector looked
@@ -39,21 +33,60 @@ __all__ = ["Branch"]
 KILLED_AT_ONCE: Final = 256
 
 
-class Branch:
+class Served(Protocol):
+    """A clone, as its hub worker sees it: a `glb.serve.acceptor.Acceptor`."""
+
+    server: Any
+    worker: HubWorker
+    dispatcher: Any
+    team: Team[Any]
+    is_out_of_reach: bool
+    assigned: int
+    begun: int
+    in_flight: int
+    spawned: dict[int, Any]
+
+    @property
+    def has_miscounted(self) -> bool: ...
+    def forget(self) -> None: ...
+    def kill_spawned(self, keys: set[int]) -> None: ...
+    def look_over(self) -> None: ...
+    def lose_count(self) -> None: ...
+    def never_served(self, *, is_assigned: bool) -> None: ...
+    def serve(self, handle: Any, close: Any, args: Any) -> object: ...
+    def serve_anywhere(self, handle: Any, close: Any, args: Any) -> object: ...
+    def serve_spawned(self, handle: Any, close: Any, args: Any) -> object: ...
+    def unexpect_locked(self) -> None: ...
+
+
+class InUse(NamedTuple):
+    """A connection that a handler has."""
+
+    greenlet: Any
+    acceptor: Served
+    #: The handler's arguments: the connection, and its peer.
+    args: Any
+
+    @property
+    def sock(self) -> Any:
+        """The connection, or the TLS socket that has taken it over."""
+        return connection_of(self.args)
+
+
+class HubWorker:
     """A server's part on one hub. The caller closes what it has opened.
 
     Args:
+        index: Which hub of the server's, 0 for the one that starts it.
         callers: See `callers`.
-        share: Its index, as a part of their number.
     """
 
-    def __init__(self, index: int, callers: set[object], share: float = 0.0) -> None:
-        #: Which hub of the server's, 0 for the one that started it.
+    def __init__(self, index: int, callers: set[object]) -> None:
         self.index: Final = index
-        #: Its share of the hubs before it: 0 to 1.
-        self.share = share
-        #: Those that live here, and those that did, and may have handlers still.
-        self.acceptors: dict[Acceptor, None] = {}
+        #: Its index, as a part of the number of hubs.
+        self.share = 0.0
+        #: The clones that live here, and those that did and may have handlers still.
+        self.acceptors: dict[Served, None] = {}
         #: Its clones, in the ring; a new one each time it is opened.
         self.team: Team[Any] = Team(seated=False)
         #: Only while it is open.
@@ -66,20 +99,18 @@ class Branch:
         #: Connections for which it was to run a handler, and those with which that is over:
         #: changed by its own thread alone.
         self.taken = self.done = 0
-        #: Connections that were taken back from it: changed with the registry's lock held.
-        self.given_up = 0
-        #: Greenlets that run handlers, and that ours aren't: for which clone, and with what.
-        self.strangers: dict[Any, tuple[Acceptor, Any]] = {}
+        #: Connections that were reclaimed from it: changed with the registry's lock held.
+        self.reclaimed = 0
+        #: Greenlets that run handlers and are not from our pool: for which clone, with what.
+        self.unpooled: dict[Any, tuple[Served, Any]] = {}
         #: Its connections whose handlers wait for their client, once it was opened.
-        self.waiting: Waiting | None = None
-        #: Who is told of each handler's end, by its arguments.
+        self.idle: IdleConnections | None = None
+        #: Called with the arguments of each handler that ends.
         self.watched: list[Callable[[object], object]] = []
-        #: Greenlets of any hub that wait for the end of others' handlers: the server's.
+        #: Greenlets of any hub that wait for the end of the server's handlers.
         self.callers: Final = callers
-        #: What counts what becomes of its connections, since a drain has begun.
-        self.watch: Watch | None = None
-        # What carries out an ending that began before it is waited for: see `begin`.
-        self._begun: tuple[Ending, Greenlet[..., DrainReport]] | None = None
+        #: Gives its clones no more turns; called in its hub, once it was closed.
+        self.leave: Callable[[], object] = lambda: None
         self._is_out_of_reach = False
         # What was counted when the guard last looked, and what was wrong with it then: ``None`` if
         # nothing was.
@@ -87,12 +118,16 @@ class Branch:
         self._astray: tuple[object, ...] | None = ()
         # Of the thread that runs its hub, also when it is closed: handlers may be there still.
         self._ident: int | None = None
-        self._leave: Callable[[], object] = lambda: None
 
     @property
     def active(self) -> int:
         """Connections for which a handler runs, or is about to."""
-        return self.taken - self.done - self.given_up
+        return self.taken - self.done - self.reclaimed
+
+    @property
+    def in_flight(self) -> int:
+        """Connections that are on their way to its clones."""
+        return sum(each.in_flight for each in self.acceptors if each.worker is self)
 
     @property
     def is_ready(self) -> bool:
@@ -102,20 +137,12 @@ class Branch:
 
     # -- opening and closing -------------------------------------------------------------------
 
-    def open(
-        self,
-        entry: Entry,
-        turn: Any,
-        *,
-        is_out_of_reach: bool,
-        client_timeout: float | None = None,
-    ) -> None:
+    def open(self, entry: Entry, *, is_out_of_reach: bool, client_timeout: float | None) -> None:
         """Open it on this thread's hub; its clones have no turns yet.
 
         Args:
-            turn: The server's of this thread, which is told.
             is_out_of_reach: See `glb.accept.protocols.Member`.
-            client_timeout: See `glb.serve.idle.Waiting`.
+            client_timeout: See `glb.serve.idle.IdleConnections`.
 
         Raises:
             OSError, RuntimeError: There is no room for a watcher or a thread. It is closed.
@@ -123,11 +150,10 @@ class Branch:
         dispatcher = dispatcher_for(entry, get_hub())
         self.handlers = handlers_here()
         self.handlers.acquire()
-        if self.waiting is not None and self.waiting.hub is get_hub():
-            self.waiting.timeout = client_timeout  # handlers of the last time may wait there still
+        if self.idle is not None and self.idle.hub is get_hub():
+            self.idle.timeout = client_timeout  # handlers of the last time may wait there still
         else:
-            self.waiting = Waiting(get_hub(), client_timeout)
-        self.watch = None
+            self.idle = IdleConnections(get_hub(), client_timeout)
         # A ring's own from here on; a server that starts again brings a new one.
         self.team = Team(seated=False)
         with dispatcher.turns.lock:
@@ -137,44 +163,34 @@ class Branch:
         self._is_out_of_reach = is_out_of_reach
         for acceptor in self.acceptors:
             self.place(acceptor)
-        turn.branch = self
         self.is_closed = False
         dispatcher.guarded[self] = self.look_over
 
-    def place(self, acceptor: Acceptor) -> None:
+    def place(self, acceptor: Served) -> None:
         """Have *acceptor*, one of its own, stand with its team. It has no turns yet."""
         acceptor.dispatcher = self.dispatcher
         acceptor.team = self.team
         acceptor.is_out_of_reach = self._is_out_of_reach
 
-    def open_in_thread(
+    def start_thread(
         self,
-        entry: Entry,
-        turn: Any,
         name: str,
+        opening: Callable[[], object],
         on_system_error: Callable[[BaseException], object],
-        *,
-        is_out_of_reach: bool,
-        client_timeout: float | None = None,
-    ) -> int:
-        """Start a thread, and open it there; return the thread's native ident.
+    ) -> HubThread:
+        """Start a thread for it, and return it when *opening*, which opens it, was called there.
 
         Raises:
             OSError, RuntimeError: There is no room for it. Nothing is left.
         """
         thread = HubThread(name, on_system_error).start()
         try:
-            thread.call(
-                lambda: self.open(
-                    entry, turn, is_out_of_reach=is_out_of_reach, client_timeout=client_timeout
-                )
-            )
+            thread.call(opening)
         except BaseException:
             thread.end()
             raise
         self.thread = thread
-        thread.at_exit = self._end_at_exit
-        return thread.ident
+        return thread
 
     def close(self, then: Callable[[], object]) -> None:
         """Give no more turns, at once, and call *then* in its hub. From any thread."""
@@ -193,13 +209,13 @@ class Branch:
                 left.clear()
                 dispatcher.guarded.pop(self, None)
                 then()
-                if self.waiting is not None and not len(self.waiting):
-                    self.waiting.close()
+                if self.idle is not None and not len(self.idle):
+                    self.idle.close()
                 handlers.release()
                 dispatcher.hold_loop(self, is_held=False)
                 dispatcher.detach()
 
-        self._leave = dispatcher.guarded[self] = leave
+        self.leave = dispatcher.guarded[self] = leave
         dispatcher.run(leave)
 
     # -- what an exception has left undone -------------------------------------------------------
@@ -211,22 +227,21 @@ class Branch:
         that are under way may be counted a moment late, so a difference that stays is one.
         """
         # A connection that was lost between its inbox and its count has changed the last one alone.
-        promised = sum(each.promised for each in self.acceptors if each.branch is self)
-        seen = (self.taken, self.done, self.given_up, promised)
+        seen = (self.taken, self.done, self.reclaimed, self.in_flight)
         is_quiet, self._seen = seen == self._seen, seen
-        waiting = self.waiting
-        if waiting is not None:
-            waiting.look_over()
+        idle = self.idle
+        if idle is not None:
+            idle.look_over()
         if not is_quiet or self.dispatcher is None:
             self._astray = ()
             return
         if self._astray is None:
             return  # nothing has changed since all was right
-        for greenlet in [each for each in self.strangers if each.dead]:
-            del self.strangers[greenlet]
+        for greenlet in [each for each in self.unpooled if each.dead]:
+            del self.unpooled[greenlet]
         self._count_arrivals(self.dispatcher)
         for acceptor in self.acceptors:
-            if acceptor.branch is self:
+            if acceptor.worker is self:
                 acceptor.look_over()
         in_use = self.in_use()
         busy = {each.acceptor for each in in_use}
@@ -246,8 +261,8 @@ class Branch:
         with dispatcher.turns.lock:
             coming = Counter(handed.member for handed in dispatcher.inbox)
             for acceptor in self.acceptors:
-                if acceptor.branch is self:
-                    for _ in range(acceptor.promised - coming[acceptor]):
+                if acceptor.worker is self:
+                    for _ in range(acceptor.in_flight - coming[acceptor]):
                         acceptor.unexpect_locked()
 
     # -- its handlers ----------------------------------------------------------------------------
@@ -272,13 +287,13 @@ class Branch:
         return self._ident in (None, native_ident())
 
     def handler_ended(self, args: object) -> None:
-        """A handler is done, while somebody watches. ``None``: it is to be looked again."""
+        """Tell the watchers that a handler is done; with ``None``, that they are to look again."""
         for watcher in [*self.watched]:
             watcher(args)
 
     def args_of(self, greenlet: Any) -> Any:
         """Return the arguments of the handler that *greenlet* runs here; ``None`` if it doesn't."""
-        found = self.strangers.get(greenlet)
+        found = self.unpooled.get(greenlet)
         if found is not None:
             return found[1]
         job = getattr(greenlet, "job", None)
@@ -291,7 +306,7 @@ class Branch:
 
     def wait_of(self, greenlet: Any) -> Wait | None:
         """Return for what client *greenlet* waits, if it does."""
-        return None if self.waiting is None else self.waiting.get(greenlet)
+        return None if self.idle is None else self.idle.get(greenlet)
 
     def in_use(self) -> list[InUse]:
         """Return the connections that handlers have, or that wait for one to begin."""
@@ -305,35 +320,13 @@ class Branch:
             ((None, job) for job in [*handlers.jobs] if self._is_ours(job)),
         )
         found = [InUse(each, job[0].__self__, job[3]) for each, job in jobs if job]  # type: ignore[attr-defined]  # a method
-        found += [InUse(each, *what) for each, what in self.strangers.items()]
+        found += [InUse(each, *what) for each, what in self.unpooled.items()]
         for acceptor in self.acceptors:
             found += [InUse(None, acceptor, args) for args in acceptor.spawned.values()]
         return found
 
     def _is_ours(self, job: Job) -> bool:
         return getattr(job[0], "__self__", None) in self.acceptors
-
-    def begin(self, ending: Ending) -> None:
-        """Carry out *ending* from now on; `wait` is to follow. In its hub, returns at once."""
-        self._begun = (ending, gevent.spawn(self._watch(ending).run))
-
-    def wait(self, ending: Ending) -> None:
-        """Wait for all handlers, as *ending* says. In its hub.
-
-        Switches:
-            While waiting.
-        """
-        begun, self._begun = self._begun, None
-        if begun is not None and begun[0] is ending:
-            begun[1].join()
-        else:
-            self._watch(ending).run()
-
-    def _watch(self, ending: Ending) -> Watch:
-        watch = Watch(self, ending)
-        if ending.closes_idle:
-            self.watch = watch
-        return watch
 
     def kill(self, keys: set[int]) -> None:
         """Kill the handlers whose arguments have these identities; don't wait for their ends.
@@ -361,32 +354,8 @@ class Branch:
         """Its thread is not in this process, which was forked."""
         self.dispatcher = self.handlers = self.thread = None
         self.is_closed = True
-        self.taken = self.done = self.given_up = 0
-        self.strangers = {}
-        self.waiting = self._ident = None
-
-    # -- the end of its thread -------------------------------------------------------------------
-
-    def finish(self, ending: Ending) -> None:
-        """`wait`, and end its thread, if it has one. From any thread; returns at once."""
-        thread = self.thread
-        if thread is not None:
-            finish = functools.partial(self._finish, thread, self._leave, ending)
-            thread.send(functools.partial(gevent.spawn, finish))
-
-    def _finish(self, thread: HubThread, leave: Callable[[], object], ending: Ending) -> None:
-        try:
-            leave()  # if it has not come to it yet
-            self.wait(ending)
-            if ending.is_called_off:  # a drain is, by a close, which leaves handlers to finish
-                self.wait(Ending(None, kill=False, leaves_callers=False))
-            if self.has_callers:  # a handler that waits for others' end comes to its own after it
-                self.wait(ending.again())
-        finally:
-            if self.waiting is not None:
-                self.waiting.close()
-            thread.end()
-
-    def _end_at_exit(self) -> None:
-        self.close(lambda: None)
-        self.finish(Ending(0, kill=True))
+        self.taken = self.done = self.reclaimed = 0
+        self.unpooled = {}
+        self.idle = self._ident = None
+        for acceptor in self.acceptors:
+            acceptor.forget()

@@ -1,4 +1,4 @@
-"""Waiting: connections whose handlers wait for their client to say something.
+"""Idle connections: those whose handlers wait for their client to say something.
 
 A handler between two requests does nothing that would be lost, so such a connection may be
 closed when its server drains, or when the client has been silent for too long. It is closed
@@ -6,7 +6,7 @@ closed when its server drains, or when the client has been silent for too long. 
 the end of the stream, as if the client had left. So a request that is on its way is served or
 has not begun, and nothing is raised in the middle of it.
 
-`Waiting` belongs to one hub, and only its thread may touch it.
+`IdleConnections` belongs to one hub, and only its thread may touch it.
 
 Source: shutdown(2); nginx and HAProxy close idle connections on a soft stop, too.
 """
@@ -27,7 +27,7 @@ from ..hubs.threads import call_where_it_may_switch
 from ..model.clone import current_clone
 from ..originals import monotonic
 
-__all__ = ["Waiting", "idle"]
+__all__ = ["IdleConnections", "idle"]
 
 # How much later than its time a silent client may be gone: a quarter of it, and not longer than
 # that. One timer looks for all of them, so that thousands cost no more than one.
@@ -46,7 +46,7 @@ _DONTWAIT: Final[int] = getattr(_socket, "MSG_DONTWAIT", 0)  # Windows has none
 Wait = tuple[Any, float, bool | None]
 
 
-class Waiting:
+class IdleConnections:
     """The connections of one server that wait on one hub, by the greenlets of their handlers.
 
     Args:
@@ -259,19 +259,19 @@ def idle() -> Iterator[None]:
         Never.
     """
     clone = current_clone()
-    branch = None if clone is None else clone.server.branch_here
-    waiting = None if branch is None else branch.waiting
+    worker = None if clone is None else clone.server.glb_engine.workers.here
+    connections = None if worker is None else worker.idle
     greenlet = getcurrent()
-    args = None if branch is None else branch.args_of(greenlet)
-    if waiting is None or args is None or waiting.get(greenlet) is not None:
+    args = None if worker is None else worker.args_of(greenlet)
+    if connections is None or args is None or connections.get(greenlet) is not None:
         yield  # or it is within another such block
         return
     sock = connection_of(args)
-    waiting.enter(sock, greenlet, has_served=waiting.has_served(sock))
+    connections.enter(sock, greenlet, has_served=connections.has_served(sock))
     try:
         yield
     finally:
-        waiting.leave(greenlet)
+        connections.leave(greenlet)
         del greenlet  # or an error's traceback keeps it, and it keeps the error
-        with contextlib.suppress(TypeError):  # see `Waiting.has_served`
-            waiting.served.add(sock)
+        with contextlib.suppress(TypeError):  # see `IdleConnections.has_served`
+            connections.served.add(sock)

@@ -202,7 +202,9 @@ class Trial:
 
     def _let_go(self, server: StreamServer, handle: _PerHub) -> None:
         # Each in its own hub, as what it kept is that hub's.
-        threads = {each.thread.hub: each.thread for each in server._branches if each.thread}
+        threads = {
+            each.thread.hub: each.thread for each in server.glb_engine.workers if each.thread
+        }
         answers = []
         for hub, fuzz in [*handle.fuzzes.items()]:
             if hub is get_hub():

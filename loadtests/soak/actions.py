@@ -92,7 +92,7 @@ class Actions:
         self._greenlets.clear()
         for service in self._services:
             for server in service.staying:
-                for index in range(len(server._acceptors)):
+                for index in range(len(server.clone_stats())):
                     server.resume_clone(index)
                 server.start_accepting()
 
@@ -116,12 +116,14 @@ class Actions:
     def _pause(self, service: Service, dice: random.Random) -> None:
         began = self._tally.seconds
         server = dice.choice(service.staying)
-        paused = [index for index in range(len(server._acceptors)) if dice.random() < dice.random()]
+        paused = [
+            index for index in range(len(server.clone_stats())) if dice.random() < dice.random()
+        ]
         for index in paused:
             server.pause_clone(index)
         gevent.sleep(dice.uniform(0.002, 0.4))
         for index in paused:
-            if index < len(server._acceptors):  # it may have been resized
+            if index < len(server.clone_stats()):  # it may have been resized
                 server.resume_clone(index)
         self._tally.act("pause, resume", began)
 
@@ -132,7 +134,7 @@ class Actions:
         handle = self._work.handler(service.kind, number, version)
         changing = self._versions.changing()
         waits = dice.random() < 0.7
-        count = len(server._acceptors)
+        count = len(server.clone_stats())
         way = dice.choice(["replace_clone", "roll", "roll with a factory"])
         if way == "replace_clone":
             clones = [dice.randrange(count)]
@@ -155,7 +157,7 @@ class Actions:
         began = self._tally.seconds
         server = dice.choice(service.staying)
         clones = dice.randint(server.hubs, max(server.hubs, 2 * self._plan.clones))
-        before = len(server._acceptors)
+        before = len(server.clone_stats())
         self._versions.resizing(server.soak_number)
         try:
             report = server.resize(clones)

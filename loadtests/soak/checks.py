@@ -24,7 +24,7 @@ from glb.accept.registry import REGISTRY, Entry
 from glb.hubs.greenlet_pool import MAX_PARKED
 from glb.model.states import MOVES, State
 from glb.net.sockets import is_readable
-from glb.serve.admission import Gate
+from glb.serve.admission import Admission
 
 from .descriptors import Descriptors, count_resident_bytes, leads
 from .plan import Plan
@@ -45,17 +45,19 @@ SETTLE_SECONDS: Final = 3.0
 def watch_moves(tally: Tally) -> Counter[str]:
     """Have each change of a server's state looked at; return what counts them."""
     moves: Counter[str] = Counter()
-    set_locked = Gate._set_locked
+    set_locked = Admission._set_locked
 
-    def watched(gate: Gate, state: State) -> None:
-        name = f"{gate.state.value} -> {state.value}"
+    def watched(admission: Admission, state: State) -> None:
+        name = f"{admission.state.value} -> {state.value}"
         moves[name] += 1
         tally.hold(
-            "a server's state changes as glb.model.states says", state in MOVES[gate.state], name
+            "a server's state changes as glb.model.states says",
+            state in MOVES[admission.state],
+            name,
         )
-        set_locked(gate, state)
+        set_locked(admission, state)
 
-    Gate._set_locked = watched  # type: ignore[method-assign, assignment]  # to watch it
+    Admission._set_locked = watched  # type: ignore[method-assign, assignment]  # to watch it
     return moves
 
 
@@ -137,7 +139,7 @@ class Checks:
         self._hold("no entry more than addresses", count == len(self._services), count)
 
     def _look_at_entry(self, service: Service, entry: Entry) -> None:
-        clones = sum(len(each._listeners) for each in service.servers)
+        clones = sum(len(each.glb_engine.clones.listeners) for each in service.servers)
         self._hold(
             "an entry's clones are its servers'", entry.clones == clones, (entry.clones, clones)
         )
@@ -158,8 +160,8 @@ class Checks:
         for server in service.servers:
             for acceptor in acceptors_of(server):
                 self._hold(
-                    "what lies in an inbox was promised",
-                    inboxes.pop(acceptor, 0) <= acceptor.promised,
+                    "what lies in an inbox is in flight",
+                    inboxes.pop(acceptor, 0) <= acceptor.in_flight,
                     acceptor,
                 )
         self._hold("an inbox holds servers'", not inboxes, inboxes)
@@ -167,7 +169,7 @@ class Checks:
         is_ready = any(
             each.team.line and each.team.seated
             for server in service.servers
-            for each in server._branches
+            for each in server.glb_engine.workers
         )
         self._stays(
             "nobody waits while a clone is ready",
@@ -220,11 +222,11 @@ class Checks:
         teams = {each.singles for each in turns.dispatchers.values()}
         ready = 0
         for server in service.servers:
-            for branch in server._branches:
-                if branch.dispatcher is not None:
-                    teams.add(branch.team)
-                    self._look_at_team(server, branch, listed)
-                    ready += len(branch.team.line) if branch.team.seated else 0
+            for worker in server.glb_engine.workers:
+                if worker.dispatcher is not None:
+                    teams.add(worker.team)
+                    self._look_at_team(server, worker, listed)
+                    ready += len(worker.team.line) if worker.team.seated else 0
         for team in {*teams, *listed}:
             lines.update([*team.line])
             self._hold(
@@ -233,10 +235,12 @@ class Checks:
                 [*team.line],
             )
         for server in service.servers:
-            is_open = server._gate.turns is not None
+            is_open = server.glb_engine.admission.turns is not None
             for acceptor in acceptors_of(server):
                 is_to_stand = (
-                    is_open and acceptor.own is State.ACCEPTING and acceptor in server._acceptors
+                    is_open
+                    and acceptor.own is State.ACCEPTING
+                    and acceptor in server.glb_engine.clones.acceptors
                 )
                 self._hold(
                     "who is ready stands in line once, who isn't doesn't",
@@ -250,10 +254,10 @@ class Checks:
             "the ring yields each ready clone once", len({*order}) == len(order) == ready, order
         )
 
-    def _look_at_team(self, server: Any, branch: Any, listed: Counter[Any]) -> None:
-        team, dispatcher = branch.team, branch.dispatcher
-        accepts = server._gate.state is State.ACCEPTING
-        where = f"hub {branch.index} of {server!r}, {server.state}"
+    def _look_at_team(self, server: Any, worker: Any, listed: Counter[Any]) -> None:
+        team, dispatcher = worker.team, worker.dispatcher
+        accepts = server.glb_engine.admission.state is State.ACCEPTING
+        where = f"hub {worker.index} of {server!r}, {server.state}"
         self._hold("an open server is its dispatcher's", team in dispatcher.servers, where)
         self._hold(
             "teams of those that accept have turns",
@@ -271,49 +275,49 @@ class Checks:
     # -- servers ----------------------------------------------------------------------------------
 
     def _look_at_server(self, server: Any) -> None:
-        gate = server._gate
+        admission = server.glb_engine.admission
         acceptors = acceptors_of(server)
-        self._hold("a server's state is one", isinstance(gate.state, State), gate.state)
-        promised = sum(each.promised for each in acceptors)
+        self._hold("a server's state is one", isinstance(admission.state, State), admission.state)
+        in_flight = sum(each.in_flight for each in acceptors)
         self._hold(
-            "expected is the sum of what was promised",
-            gate.expected == promised >= 0 and all(each.promised >= 0 for each in acceptors),
-            f"{server!r}: {gate.expected}, {[each.promised for each in acceptors]}",
+            "expected is the sum of what is in flight",
+            admission.expected == in_flight >= 0 and all(each.in_flight >= 0 for each in acceptors),
+            f"{server!r}: {admission.expected}, {[each.in_flight for each in acceptors]}",
         )
         self._stays(
             "who is full has no room",
-            gate.state is not State.FULL
+            admission.state is not State.FULL
             or server.full()
-            or gate.has_promised_all()
-            or gate._has_most(),
-            (id(server), gate._episode),
-            f"{server!r}: {server.active} active, {gate.expected} expected",
+            or admission.has_assigned_all()
+            or admission._has_most(),
+            (id(server), admission._episode),
+            f"{server!r}: {server.active} active, {admission.expected} expected",
         )
         self._stays(
             "who backs off accepts again",
-            gate.state is not State.BACKING_OFF,
-            (id(server), gate._episode),
+            admission.state is not State.BACKING_OFF,
+            (id(server), admission._episode),
             f"{server!r}: delay {server.delay}",
         )
         for each in acceptors:
             self._look_at_clone(server, each)
-        for branch in server._branches:
-            done, given_up = branch.done, branch.given_up
-            active = branch.taken - done - given_up
+        for worker in server.glb_engine.workers:
+            done, reclaimed = worker.done, worker.reclaimed
+            active = worker.taken - done - reclaimed
             self._hold("no hub has less than 0 connections", active >= 0, f"{server!r}: {active}")
 
     def _look_at_clone(self, server: Any, acceptor: Any) -> None:
         # In this order: see above.
         done = acceptor.completed + acceptor.failed
         begun = acceptor.begun
-        charged = acceptor.charged - acceptor.given_up
-        accepted = acceptor.accepted - acceptor.given_up
-        load = charged - done + acceptor.promised
-        what = f"{acceptor!r}: {accepted} accepted, {charged} charged, {begun} begun, {done} done"
+        assigned = acceptor.assigned - acceptor.reclaimed
+        accepted = acceptor.accepted - acceptor.reclaimed
+        load = assigned - done + acceptor.in_flight
+        what = f"{acceptor!r}: {accepted} accepted, {assigned} assigned, {begun} begun, {done} done"
         self._hold("a clone's counts add up", accepted >= begun >= done >= 0, what)
-        self._hold("no clone's load is below 0", load >= 0 and acceptor.promised >= 0, what)
+        self._hold("no clone's load is below 0", load >= 0 and acceptor.in_flight >= 0, what)
         self._hold("a clone's state is one", isinstance(acceptor.state, State), acceptor.own)
-        is_gone = acceptor not in server._acceptors
+        is_gone = acceptor not in server.glb_engine.clones.acceptors
         self._hold(
             "a clone that went is not in use, one that is there is",
             (acceptor.own in {State.DRAINING, State.STOPPED}) == is_gone,
@@ -351,7 +355,7 @@ class Checks:
                 expected[port] = entry.clones + 1
                 active[port] = len(entry.turns.waiting)
             for server in service.servers:
-                active[port] += server.active + server._gate.expected
+                active[port] += server.active + server.glb_engine.admission.expected
         found = Descriptors.look(frozenset(expected))
         if found.listening != expected:
             wrong["listening"] = f"{found.listening}, and clones and pristine: {expected}"
@@ -379,7 +383,7 @@ class Checks:
                 lambda service=service: all(  # type: ignore[misc]  # mypy can't infer a default's
                     each.active == 0
                     and not (each.pool and len(each.pool))
-                    and each._gate.expected == 0
+                    and each.glb_engine.admission.expected == 0
                     and all(clone.ready for clone in each.clone_stats())
                     for each in service.servers
                 ),

@@ -153,7 +153,7 @@ class Life:
 
     def _say_stuck(self, what: str, print_info: Any) -> None:
         states = [
-            (server, server.state, server.active, server._gate.expected)
+            (server, server.state, server.active, server.glb_engine.admission.expected)
             for service in self._services
             for server in service.servers
             if server.state is not State.STOPPED or server.active

@@ -169,7 +169,7 @@ class Service:
             Until its handlers have ended.
         """
         self.leaving.add(server)
-        threads = [each.thread for each in server._branches if each.thread is not None]
+        threads = [each.thread for each in server.glb_engine.workers if each.thread is not None]
         if how == "drain":
             report = server.drain()
             self._tally.hold("a drain without a deadline kills nobody", report.killed == 0, report)
@@ -183,7 +183,7 @@ class Service:
                 server.active == 0
                 and not (server.pool and len(server.pool))
                 and all(each.has_ended for each in threads)
-                and not any(each.watched for each in server._branches)
+                and not any(each.watched for each in server.glb_engine.workers)
             )
 
         is_over = wait_until(has_ended, END_SECONDS)
@@ -211,24 +211,24 @@ class Service:
         """See whether everything adds up that *server* has done, now that nothing goes on."""
         for each in acceptors_of(server):
             numbers = (
-                each.accepted - each.given_up,
+                each.accepted - each.reclaimed,
                 each.begun,
-                each.charged - each.given_up,
+                each.assigned - each.reclaimed,
                 each.completed + each.failed,
             )
             self._tally.hold(
                 "quiet: a clone's counts are equal",
-                len({*numbers}) == 1 and each.load == 0 and each.promised == 0,
-                f"clone {each.clone.index} of {server!r}: accepted, begun, charged, done are "
-                f"{numbers}, promised {each.promised}",
+                len({*numbers}) == 1 and each.load == 0 and each.in_flight == 0,
+                f"clone {each.clone.index} of {server!r}: accepted, begun, assigned, done are "
+                f"{numbers}, in flight {each.in_flight}",
             )
         pool = server.pool
-        for branch in server._branches:
+        for worker in server.glb_engine.workers:
             self._tally.hold(
                 "quiet: nothing is left of handlers",
-                not branch.strangers and not branch.watched and branch.active == 0,
-                f"hub {branch.index} of {server!r}: {branch.strangers}, {branch.watched}, "
-                f"{branch.active} active",
+                not worker.unpooled and not worker.watched and worker.active == 0,
+                f"hub {worker.index} of {server!r}: {worker.unpooled}, {worker.watched}, "
+                f"{worker.active} active",
             )
         if pool is not None and pool.size is not None:
             self._tally.hold(
@@ -237,17 +237,19 @@ class Service:
                 f"{pool!r} of {server!r}: {pool.free_count()} of {pool.size} free",
             )
         self._tally.hold(
-            "quiet: nothing is on its way", server._gate.expected == 0, server._gate.expected
+            "quiet: nothing is on its way",
+            server.glb_engine.admission.expected == 0,
+            server.glb_engine.admission.expected,
         )
 
 
 def _count_accepted(server: Any) -> int:
-    return sum(each.accepted - each.given_up for each in acceptors_of(server))
+    return sum(each.accepted - each.reclaimed for each in acceptors_of(server))
 
 
 def acceptors_of(server: Any) -> list[Any]:
     """Return those of all clones of *server*, also of those that are about to go, or went."""
-    return [*server._acceptors, *server._rolling.gone.values()]
+    return [*server.glb_engine.clones.acceptors, *server.glb_engine.clones.gone.values()]
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float) -> bool:

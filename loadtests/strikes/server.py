@@ -300,8 +300,8 @@ def what_is_left(servers: list[Any], before: int) -> dict[str, object]:
             found |= {
                 f"{name}: active": server.active,
                 f"{name}: active of clones": sum(each.active for each in stats),
-                f"{name}: load": sum(each.load for each in server._acceptors),
-                f"{name}: expected": server._gate.expected,
+                f"{name}: load": sum(each.load for each in server.glb_engine.clones.acceptors),
+                f"{name}: expected": server.glb_engine.admission.expected,
             }
     return {what: count for what, count in found.items() if count}
 

@@ -35,6 +35,7 @@ from glb.monkey import selectors as polls
 from glb.net.sockets import address_of
 from glb.server import StreamServer
 
+from ..support.engine import entry_of
 from ..support.failing import REFUSALS, failing_accepts
 from ..support.helpers import (
     ask,
@@ -742,7 +743,7 @@ def test_peers_that_leave_for_ever_are_paused_for_and_told_once(
     server.max_delay = 0.004
     with server:
         server.start()
-        entry = server._listeners[0].entry
+        entry = entry_of(server)
         with failing_accepts(entry, code) as fault, connect(server.address) as client:
             wait_until(lambda: len(caplog.records) > 0)
             before = fault.calls

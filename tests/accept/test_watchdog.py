@@ -41,6 +41,7 @@ from glb.net.connection import Connection, accept_plain
 from glb.originals import native_ident
 from glb.server import StreamServer
 
+from ..support.engine import admission_of, turns_of, workers_of
 from ..support.helpers import (
     ask,
     call_in,
@@ -108,7 +109,7 @@ def serving(handle: Any, kind: type[StreamServer] = StreamServer, **more: Any) -
 
 
 def standby_of(server: StreamServer) -> Standby:
-    turns = server._gate.turns
+    turns = turns_of(server)
     assert turns is not None and isinstance(turns.standby, Standby)
     return turns.standby
 
@@ -147,7 +148,7 @@ def blocked(hub: Any) -> Iterator[None]:
 
 
 def hub_of(server: StreamServer, index: int) -> Any:
-    thread = server._branches[index].thread
+    thread = workers_of(server)[index].thread
     assert thread is not None
     return thread.hub
 
@@ -164,8 +165,8 @@ def native_ask(address: Any) -> bytes:
 
 
 def on_duty(server: StreamServer) -> Any:
-    assert server._gate.turns is not None
-    return server._gate.turns.on_duty
+    assert turns_of(server) is not None
+    return turns_of(server).on_duty
 
 
 # -- wake-ups --------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def wake_ups_of(dispatcher: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_hub_is_woken_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connections of the batch are for its clones, which are all there by then."""
     with serving(Blocking()) as server:
-        found = wake_ups_of(server._branches[1].dispatcher, monkeypatch)
+        found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         with blocked(hub_of(server, 1)):
             clients = [native_connect(server.address) for _ in range(8)]
             wait_until(lambda: bool(found))
@@ -203,7 +204,7 @@ def test_a_batch_that_ends_by_an_error_wakes_hubs_too(monkeypatch: pytest.Monkey
     accept, count = accept_plain, iter(range(100))
     handle = Blocking()
     with serving(handle) as server:
-        found = wake_ups_of(server._branches[1].dispatcher, monkeypatch)
+        found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         reports: list[int] = []
 
         def fail_at_second(*args: Any) -> Any:
@@ -244,7 +245,7 @@ def test_a_handler_within_the_turn_begins_when_other_hubs_are_woken(
     with serving(handle, spawn=None) as server:
         assert ask(server.address) == b"0"
         handle.noted.clear()
-        handle.found = wake_ups_of(server._branches[1].dispatcher, monkeypatch)
+        handle.found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         clients = [native_connect(server.address) for _ in range(2)]
         wait_until(lambda: len(handle.served) == 3)
         assert [receive_all(client) for client in clients] == [b"1", b"0"]
@@ -268,7 +269,7 @@ def test_a_greenlet_that_goes_on_within_the_turn_does_so_when_other_hubs_are_wok
         server.pause_clone(0)
         greenlet = gevent.spawn(accept)
         let_hub_turn()
-        found = wake_ups_of(server._branches[1].dispatcher, monkeypatch)
+        found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         clients = [native_connect(server.address) for _ in range(2)]
         greenlet.join(20)
         wait_until(lambda: len(handle.served) == 1)
@@ -290,7 +291,7 @@ def test_a_stalled_hub_has_what_it_was_handed_taken_back() -> None:
         assert [ask(server.address) for _ in range(8)] == [b"0"] * 8
         assert handle.served == [1] + [0] * 8
         assert not server.clone_stats()[1].ready
-        assert server._gate.turns.taken_back > 0
+        assert turns_of(server).taken_back > 0
         handle.go_on.set()
         assert receive_all(client) == b"1"
         client.close()
@@ -313,8 +314,8 @@ def test_a_hub_that_comes_back_has_its_turns_again() -> None:
         served = len(handle.served)
         wait_until(lambda: entries()[0].accepted - before == served)
         wait_until(lambda: server.clone_stats()[1].ready)
-        wait_until(lambda: server._gate.expected == 0)
-        assert not server._gate.turns.waiting
+        wait_until(lambda: admission_of(server).expected == 0)
+        assert not turns_of(server).waiting
 
 
 def test_connections_in_an_inbox_are_taken_back_in_their_order() -> None:
@@ -323,12 +324,12 @@ def test_connections_in_an_inbox_are_taken_back_in_their_order() -> None:
     with serving(handle) as server, blocked(hub_of(server, 1)):
         server.pause_clone(0)
         clients = [connect(server.address) for _ in range(5)]
-        inbox = server._branches[1].dispatcher.inbox
+        inbox = workers_of(server)[1].dispatcher.inbox
         wait_until(lambda: len(inbox) == 5)
         server.resume_clone(0)
         tick(standby_of(server), 4)
         assert [receive_all(client) for client in clients] == [b"0"] * 5
-        assert server._gate.turns.taken_back == 5
+        assert turns_of(server).taken_back == 5
         assert [each.failed for each in server.clone_stats()] == [0, 0]
         close_all(clients)
     assert handle.served == [0] * 5
@@ -341,7 +342,7 @@ def test_jobs_that_have_not_begun_are_taken_back() -> None:
         server.pause_clone(0)
         with blocked(hub_of(server, 1)):
             clients = [connect(server.address) for _ in range(5)]
-            inbox = server._branches[1].dispatcher.inbox
+            inbox = workers_of(server)[1].dispatcher.inbox
             wait_until(lambda: len(inbox) == 5)
         wait_until(handle.inside.is_set)
         assert not inbox
@@ -352,7 +353,7 @@ def test_jobs_that_have_not_begun_are_taken_back() -> None:
         handle.go_on.set()
         assert receive_all(clients[0]) == b"1"
         close_all(clients)
-        wait_until(lambda: server._branches[1].active == 0)
+        wait_until(lambda: workers_of(server)[1].active == 0)
         completed = [each.completed for each in server.clone_stats()]
         assert [each.accepted for each in server.clone_stats()] == completed
 
@@ -362,10 +363,10 @@ def test_the_first_jobs_of_all_are_taken_back_as_any() -> None:
     handle = Blocking(1)
     with StreamServer(LOCAL, handle, hubs=2, clones=2, patience=NEVER) as server:
         server.start()
-        handlers = [branch.handlers for branch in server._branches]
+        handlers = [worker.handlers for worker in workers_of(server)]
         wait_until(lambda: all(each is not None for each in handlers))
         server.pause_clone(0)
-        dispatcher = server._branches[1].dispatcher
+        dispatcher = workers_of(server)[1].dispatcher
         assert dispatcher is not None
         with blocked(hub_of(server, 1)):
             clients = [connect(server.address) for _ in range(3)]
@@ -422,7 +423,7 @@ def test_the_hub_on_duty_may_be_stalled() -> None:
     """Connections are accepted and served by others while this thread's hub does not turn."""
     handle = Blocking()
     with serving(handle, patience=SHORT) as server:
-        assert on_duty(server) is server._branches[0].dispatcher
+        assert on_duty(server) is workers_of(server)[0].dispatcher
         assert [native_ask(server.address) for _ in range(8)] == [b"1"] * 8
         assert on_duty(server) is standby_of(server)
         assert not server.clone_stats()[0].ready
@@ -438,7 +439,7 @@ def test_with_all_hubs_stalled_the_first_that_comes_back_takes_what_waits() -> N
         wait_until(handle.inside.is_set)
         server.resume_clone(0)
         clients = [native_connect(server.address) for _ in range(6)]
-        turns = server._gate.turns
+        turns = turns_of(server)
         while turns.next_locked() is not None:  # natively: this hub is stalled, too
             threading.Event().wait(0.001)
         assert handle.served == [1]
@@ -469,7 +470,7 @@ def test_a_closed_server_lets_nobody_wait_for_a_stalled_hub() -> None:
     with serving(handle) as server, blocked(hub_of(server, 1)):
         server.pause_clone(0)
         client = connect(server.address)
-        inbox = server._branches[1].dispatcher.inbox
+        inbox = workers_of(server)[1].dispatcher.inbox
         wait_until(lambda: len(inbox) == 1)
         server.close()
         assert client.recv(10) == b""
@@ -487,7 +488,7 @@ def test_a_second_server_serves_what_was_on_its_way_to_a_closed_one() -> None:
         with blocked(hub_of(server, 1)):
             server.pause_clone(0)
             client = connect(server.address)
-            inbox = server._branches[1].dispatcher.inbox
+            inbox = workers_of(server)[1].dispatcher.inbox
             wait_until(lambda: len(inbox) == 1)
             other.start()
             server.close()
@@ -562,7 +563,7 @@ def test_who_starts_handlers_in_a_way_of_its_own_gets_one_at_a_time(
         server.pause_clone(0)
         with blocked(hub_of(server, 1)):
             clients = [connect(server.address) for _ in range(4)]
-            inbox = server._branches[1].dispatcher.inbox
+            inbox = workers_of(server)[1].dispatcher.inbox
             wait_until(lambda: len(inbox) == 4)
         wait_until(handle.inside.is_set)
         assert len(inbox) == 3
@@ -578,7 +579,7 @@ def test_what_is_handled_out_of_turn_stays_where_it_is() -> None:
     """Nobody handed it there: its handler runs once, on that hub, when that turns again."""
     handle = Blocking()
     with serving(handle) as server:
-        dispatcher = server._branches[1].dispatcher
+        dispatcher = workers_of(server)[1].dispatcher
         ours, theirs = native_socket.socketpair()
         # As one that came by a turn.
         connection = Connection(theirs.family, theirs.type, theirs.proto, theirs.detach())
@@ -588,7 +589,7 @@ def test_what_is_handled_out_of_turn_stays_where_it_is() -> None:
             server.do_handle(connection, "a peer")
             _block(inside, go_on)
 
-        server._branches[1].thread.send(handle_and_block)
+        workers_of(server)[1].thread.send(handle_and_block)
         assert inside.wait(10)
         server.pause_clone(0)
         client = connect(server.address)
@@ -596,14 +597,14 @@ def test_what_is_handled_out_of_turn_stays_where_it_is() -> None:
         server.resume_clone(0)
         tick(standby_of(server), 5)
         assert receive_all(client) == b"0"
-        assert (server._gate.turns.taken_back, handle.served) == (1, [0])
+        assert (turns_of(server).taken_back, handle.served) == (1, [0])
         assert not dispatcher.has_turns
         go_on.set()
         ours.settimeout(10)
         assert ours.recv(10) == b"0"  # counted for the first clone
         close_all([ours, client])
         assert handle.served == [0, 0]
-        wait_until(lambda: server._branches[1].active == 0)
+        wait_until(lambda: workers_of(server)[1].active == 0)
         assert [each.active for each in server.clone_stats()] == [0, 0]
         wait_until(lambda: bool(dispatcher.has_turns))
 
@@ -616,12 +617,12 @@ def test_what_the_first_hub_handles_out_of_turn_is_not_another_ones() -> None:
         connection = Connection(theirs.family, theirs.type, theirs.proto, theirs.detach())
         server.do_handle(connection, "a peer")
         tick(standby_of(server), 5)  # natively: this hub does not turn
-        assert not server._branches[0].dispatcher.has_turns
-        assert (server._gate.turns.taken_back, handle.served) == (0, [])
+        assert not workers_of(server)[0].dispatcher.has_turns
+        assert (turns_of(server).taken_back, handle.served) == (0, [])
         wait_until(lambda: handle.served == [0])
         assert ours.recv(10) == b"0"
         ours.close()
-        wait_until(lambda: server._branches[0].active == 0)
+        wait_until(lambda: workers_of(server)[0].active == 0)
 
 
 def test_a_pool_that_filled_up_on_the_way_gives_the_connection_back() -> None:
@@ -654,7 +655,7 @@ def test_a_pool_that_filled_up_on_the_way_gives_the_connection_back() -> None:
             thread.send(block_and_fill)
             assert inside.wait(10)
             client = connect(server.address)
-            inbox = other._branches[0].dispatcher.inbox  # type: ignore[union-attr]  # open
+            inbox = workers_of(other)[0].dispatcher.inbox
             wait_until(partial(has_one, inbox))
             go_on.set()
             wait_until(lambda: other.state is State.FULL)
@@ -664,7 +665,10 @@ def test_a_pool_that_filled_up_on_the_way_gives_the_connection_back() -> None:
             server.pause_clone(1)
             thread.send(lambda: pools[0].kill(block=False))
             assert ask(server.address) == b"x"
-            assert (other._gate.expected, [each.accepted for each in other.clone_stats()]) == (
+            assert (
+                admission_of(other).expected,
+                [each.accepted for each in other.clone_stats()],
+            ) == (
                 0,
                 [2],
             )
@@ -680,7 +684,7 @@ def test_a_bound_is_no_trap_for_what_was_taken_back() -> None:
     with serving(handle, spawn=1) as server, blocked(hub_of(server, 1)):
         server.pause_clone(0)
         first = connect(server.address)
-        inbox = server._branches[1].dispatcher.inbox
+        inbox = workers_of(server)[1].dispatcher.inbox
         wait_until(lambda: len(inbox) == 1)
         server.resume_clone(0)
         second = connect(server.address)
@@ -702,7 +706,7 @@ def test_a_hub_has_two_ticks_to_take_up_what_it_was_handed() -> None:
         wait_until(lambda: standby._timer is not None or not standby.is_ticking)
         server.pause_clone(0)
         client = connect(server.address)
-        dispatcher = server._branches[1].dispatcher
+        dispatcher = workers_of(server)[1].dispatcher
         wait_until(lambda: len(dispatcher.inbox) == 1)
         wait_until(lambda: standby._timer is not None)
         server.resume_clone(0)
@@ -758,7 +762,7 @@ def test_late_ticks_judge_nobody_until_they_count() -> None:
         standby = standby_of(server)
         server.pause_clone(0)
         client = connect(server.address)
-        dispatcher = server._branches[1].dispatcher
+        dispatcher = workers_of(server)[1].dispatcher
         wait_until(lambda: len(dispatcher.inbox) == 1 and standby._timer is not None)
         server.resume_clone(0)
         tick(standby)
@@ -798,13 +802,13 @@ def stepping(kind: type[StreamServer], count: int) -> Iterator[tuple[Any, Steppi
         handle.is_blocking = True
         with blocked(hub_of(server, 1)):
             clients = [connect(server.address) for _ in range(count)]
-            inbox = server._branches[1].dispatcher.inbox
+            inbox = workers_of(server)[1].dispatcher.inbox
             wait_until(lambda: len(inbox) == count)
         wait_until(lambda: handle.served == [1])
         server.resume_clone(0)
         # From here on, whatever went before.
         tick(standby_of(server))
-        assert server._gate.turns.taken_back == 0
+        assert turns_of(server).taken_back == 0
         yield server, handle, clients
         handle.go_on.set()
         replies = [receive_all(client) for client in clients]
@@ -824,15 +828,15 @@ def test_a_hub_that_goes_on_slowly_is_let_alone_for_some_ticks(kind: type[Stream
     """What is there is begun not much later than elsewhere; after that it is taken back."""
     many = 4 * SLOW_TICKS
     with stepping(kind, many) as (server, handle, _):
-        standby, dispatcher = standby_of(server), server._branches[1].dispatcher
+        standby, dispatcher = standby_of(server), workers_of(server)[1].dispatcher
         ticks = 0
-        while server._gate.turns.taken_back == 0:
+        while turns_of(server).taken_back == 0:
             go_on(handle)
             tick(standby)
             ticks += 1
-            assert dispatcher.has_turns == (server._gate.turns.taken_back == 0)
+            assert dispatcher.has_turns == (turns_of(server).taken_back == 0)
         assert SLOW_TICKS <= ticks <= 2 * SLOW_TICKS
-        assert server._gate.turns.taken_back == many - 1 - ticks
+        assert turns_of(server).taken_back == many - 1 - ticks
         assert handle.served[: ticks + 1] == [1] * (ticks + 1)
         wait_until(lambda: len(handle.served) == many)
         assert handle.served[ticks + 1 :] == [0] * (many - 1 - ticks)
@@ -845,10 +849,10 @@ def test_a_hub_that_is_slow_but_through_in_time_keeps_all(kind: type[StreamServe
         for _ in range(SLOW_TICKS - 1):
             go_on(handle)
             tick(standby_of(server))
-        assert (server._gate.turns.taken_back, handle.served) == (0, [1] * SLOW_TICKS)
+        assert (turns_of(server).taken_back, handle.served) == (0, [1] * SLOW_TICKS)
         tick(standby_of(server), 2 * SLOW_TICKS)
-        assert server._gate.turns.taken_back == 0
-        assert server._branches[1].dispatcher.has_turns
+        assert turns_of(server).taken_back == 0
+        assert workers_of(server)[1].dispatcher.has_turns
 
 
 @pytest.mark.parametrize("kind", [StreamServer, OwnHandle])
@@ -857,25 +861,25 @@ def test_a_hub_that_goes_on_no_more_loses_all_at_once(kind: type[StreamServer]) 
     with stepping(kind, 3 * SLOW_TICKS) as (server, handle, _):
         go_on(handle)
         tick(standby_of(server))
-        assert server._gate.turns.taken_back == 0
+        assert turns_of(server).taken_back == 0
         tick(standby_of(server))
-        assert server._gate.turns.taken_back == 3 * SLOW_TICKS - 2
+        assert turns_of(server).taken_back == 3 * SLOW_TICKS - 2
 
 
 def test_what_nobody_else_could_take_lies_where_it_is() -> None:
     """Its hub may be back first; it is withdrawn, and as soon as another is ready, that has it."""
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
-        standby, dispatcher = standby_of(server), server._branches[1].dispatcher
+        standby, dispatcher = standby_of(server), workers_of(server)[1].dispatcher
         server.pause_clone(0)
         clients = [connect(server.address) for _ in range(2)]
         wait_until(lambda: len(dispatcher.inbox) == 2)
         tick(standby, 5)
-        assert (dispatcher.has_turns, server._gate.turns.taken_back) == (False, 0)
+        assert (dispatcher.has_turns, turns_of(server).taken_back) == (False, 0)
         assert len(dispatcher.inbox) == 2
         server.resume_clone(0)
         tick(standby)
-        assert (len(dispatcher.inbox), server._gate.turns.taken_back) == (0, 2)
+        assert (len(dispatcher.inbox), turns_of(server).taken_back) == (0, 2)
         assert [receive_all(client) for client in clients] == [b"0"] * 2
         close_all(clients)
 
@@ -890,7 +894,7 @@ def test_what_was_taken_back_may_lie_twice_as_long_each_time() -> None:
     ):
         standby = standby_of(server)
         server.pause_clone(0)
-        one, two = (server._branches[index].dispatcher for index in (1, 2))
+        one, two = (workers_of(server)[index].dispatcher for index in (1, 2))
         client = connect(server.address)
         wait_until(lambda: len(one.inbox) + len(two.inbox) == 1)
         lying = []
@@ -898,9 +902,9 @@ def test_what_was_taken_back_may_lie_twice_as_long_each_time() -> None:
             (at,) = (each for each in (one, two) if each.inbox)
             other = two if at is one else one
             # Everybody seems to be back in time.
-            with server._gate.turns.lock:
+            with turns_of(server).lock:
                 other.stalled_at = None
-                server._gate.turns.restore_locked(other)
+                turns_of(server).restore_locked(other)
             count = 0
             while at.inbox:
                 tick(standby)
@@ -942,7 +946,7 @@ def test_the_duty_is_given_back_when_all_is_calm(monkeypatch: pytest.MonkeyPatch
     """Not before `CALM_SECONDS` without a stall, and to the first hub, which is trusted again."""
     handle = Blocking()
     with serving(handle) as server:
-        standby, home = standby_of(server), server._branches[0].dispatcher
+        standby, home = standby_of(server), workers_of(server)[0].dispatcher
         now = monotonic()
         monkeypatch.setattr(standby_module, "monotonic", lambda: now)
         client = native_connect(server.address)
@@ -959,7 +963,7 @@ def test_the_duty_is_given_back_when_all_is_calm(monkeypatch: pytest.MonkeyPatch
         home.stalled_at = now
         tick(standby)
         assert on_duty(server) is not home
-        server._gate.turns.assign_locked(standby)
+        turns_of(server).assign_locked(standby)
         now += PROBATION_SECONDS + 0.001
         tick(standby)
         assert on_duty(server) is home
@@ -970,12 +974,12 @@ def test_a_hub_is_trusted_again_after_its_probation(monkeypatch: pytest.MonkeyPa
     """That begins anew with each stall, and goes on while the hub isn't back."""
     handle = Blocking()
     with serving(handle) as server:
-        standby, dispatcher = standby_of(server), server._branches[1].dispatcher
+        standby, dispatcher = standby_of(server), workers_of(server)[1].dispatcher
         now = monotonic()
         monkeypatch.setattr(standby_module, "monotonic", lambda: now)
         with blocked(hub_of(server, 1)):
-            with server._gate.turns.lock:
-                server._gate.turns.stall_locked(dispatcher)
+            with turns_of(server).lock:
+                turns_of(server).stall_locked(dispatcher)
             dispatcher.stalled_at = now
             now += 2 * PROBATION_SECONDS
             tick(standby)
@@ -994,7 +998,7 @@ def test_a_hub_on_probation_is_handed_one_at_a_time() -> None:
     """It has the next when the handler of the last has begun; meanwhile others serve."""
     handle = Blocking()
     with serving(handle) as server:
-        dispatcher = server._branches[1].dispatcher
+        dispatcher = workers_of(server)[1].dispatcher
         dispatcher.stalled_at = monotonic()
         with blocked(hub_of(server, 1)):
             clients = [connect(server.address) for _ in range(5)]
@@ -1276,7 +1280,7 @@ def test_a_server_accepts_for_plain_listeners_of_other_threads() -> None:
             started = [Thread(first, number, served) for number in range(2)]
             for each in started:
                 each.start()
-            assert on_duty(server) is server._branches[0].dispatcher
+            assert on_duty(server) is workers_of(server)[0].dispatcher
             for _ in range(20):
                 wait_until(lambda: entries()[0].ready == 4)
                 ask(server.address)

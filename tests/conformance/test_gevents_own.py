@@ -75,7 +75,7 @@ def start_in_the_other(self):
         self.pause_clone(clone)
     start_accepting(self)
 def serve_and_count(self, *args):
-    served[self.branch.index] += 1
+    served[self.worker.index] += 1
     return serve(self, *args)
 Acceptor.serve = serve_and_count
 class Loader(unittest.TestLoader):

@@ -226,7 +226,8 @@ def test_ours_can_take_the_place_of_gevents_in_any_order(first: str) -> None:
             ("127.0.0.1", 0), handler_factory=factory, policy="round_robin", clones=3, log=None
         ) as server:
             server.start()
-            print([http_get(server.address) for _ in range(4)], server._policy.value)
+            order = [http_get(server.address) for _ in range(4)]
+            print(order, server.glb_engine.clones.policy.value)
     """
     result = subprocess.run(
         [sys.executable, "-c", program],

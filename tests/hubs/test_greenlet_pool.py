@@ -562,7 +562,7 @@ def test_a_timeout_that_was_never_closed_hits_nobody(
     with StreamServer(LOCAL, leave, spawn=spawn) as server:
         server.start()
         assert talk(connect(server.address))[-4:] == b"left"
-        server._handle = stay  # what each connection asks for
+        server.set_handle(stay)  # what each connection asks for
         assert ask(server.address) == b"stayed"
         assert reported == []
         assert [clone.failed for clone in server.clone_stats()] == [0, 0, 0, 0]
@@ -1179,7 +1179,7 @@ def test_trimming_leaves_what_was_needed() -> None:
         for at_once, left in ((10, 10), (4, 4), (4, 4), (1, 1), (0, 0)):
             if at_once:
                 holder = Holder()
-                server._handle = holder  # what each connection asks for
+                server.set_handle(holder)  # what each connection asks for
                 hold_at_once(server, holder, at_once)
             here._trim()
             assert (len(here), alive()) == (left, left)

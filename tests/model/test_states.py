@@ -13,6 +13,7 @@ from glb.model import states
 from glb.model.states import MOVES, PAUSES, State, before, of_clone, of_server
 from glb.server import StreamServer
 
+from ..support.engine import acceptors_of, admission_of
 from ..support.helpers import Holder, ask, close_all, connect, receive_all, wait_until
 
 LOCAL = ("127.0.0.1", 0)
@@ -148,7 +149,7 @@ def test_a_server_is_full_when_every_clone_is_that_is_not_paused() -> None:
 
 def test_a_clone_makes_the_moves_of_the_table() -> None:
     """Each pair of states: any other move is refused, and changes nothing."""
-    acceptor = StreamServer(LOCAL, reply_ok, clones=1)._acceptors[0]
+    acceptor = acceptors_of(StreamServer(LOCAL, reply_ok, clones=1))[0]
     for own, then in product(State, State):
         acceptor.own = own
         is_legal = then in MOVES[own]
@@ -158,7 +159,7 @@ def test_a_clone_makes_the_moves_of_the_table() -> None:
 
 def test_a_clone_moves_only_from_where_it_is_said_to_be() -> None:
     """Room is no reason to end a pause by the owner."""
-    acceptor = StreamServer(LOCAL, reply_ok, clones=1)._acceptors[0]
+    acceptor = acceptors_of(StreamServer(LOCAL, reply_ok, clones=1))[0]
     acceptor.enter(State.PAUSED)
     assert acceptor.enter(State.ACCEPTING, after=(State.FULL,)) is False
     assert acceptor.own is State.PAUSED
@@ -168,7 +169,7 @@ def test_a_clone_that_drains_is_not_resumed_nor_paused() -> None:
     """It gets no connection any more; the others have all turns."""
     with StreamServer(LOCAL, lambda sock, _: sock.sendall(b"%d" % index()), clones=2) as server:
         server.start()
-        server._acceptors[0].enter(State.DRAINING)
+        acceptors_of(server)[0].enter(State.DRAINING)
         server.resume_clone(0)
         server.pause_clone(0)
         server.resume_clone(0)
@@ -236,7 +237,7 @@ def test_a_server_makes_the_moves_of_the_table() -> None:
     """Each pair of states: any other move changes nothing."""
     with StreamServer(LOCAL, reply_ok, clones=2) as server:
         server.start()
-        gate = server._gate
+        gate = admission_of(server)
         for own, then in product(State, State):
             gate.state = own
             gate.enter(then)
@@ -250,7 +251,7 @@ def test_a_server_moves_only_from_where_it_is_said_to_be() -> None:
     """And only in the pause that it is about: a timer of an earlier one changes nothing."""
     with StreamServer(LOCAL, reply_ok, clones=2) as server:
         server.start()
-        gate = server._gate
+        gate = admission_of(server)
         gate.enter(State.FULL)
         earlier = gate._episode
         gate.enter(State.ACCEPTING, after=(State.BACKING_OFF,))
@@ -329,8 +330,8 @@ def test_no_pause_begins_or_ends_while_a_server_drains() -> None:
     server.resume_clone(0)
     server.resume_clone(1)
     for state in (State.FULL, State.BACKING_OFF, State.ACCEPTING, State.PAUSED):
-        server._gate.enter(state)
-    server._gate.accept_again()
+        admission_of(server).enter(state)
+    admission_of(server).accept_again()
     assert (state_of(server), clone_states(server)) == (State.DRAINING, ["draining"] * 2)
     draining.finish()
 
@@ -359,6 +360,6 @@ def test_room_does_not_start_a_server_whose_owner_has_stopped_it() -> None:
         wait_until(lambda: server.active == 0)
         with connect(server.address) as waiting:
             gevent.idle()
-            assert (state_of(server), server._acceptors[1].accepted) == (State.STOPPED, 0)
+            assert (state_of(server), acceptors_of(server)[1].accepted) == (State.STOPPED, 0)
             server.start_accepting()
             assert receive_all(waiting) == b"done"

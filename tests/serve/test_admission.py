@@ -25,6 +25,7 @@ from glb.serve import admission as gate_module
 from glb.server import StreamServer
 
 from ..conftest import open_descriptors
+from ..support.engine import admission_of
 from ..support.helpers import (
     Clock,
     ask,
@@ -902,7 +903,7 @@ def test_hooks_are_called_once_for_a_pause_by_the_rate(clock: Clock) -> None:
     kind: Any = type("Hooked", (Hooks, StreamServer), {"calls": calls})
     with kind(LOCAL, lambda *_: None, accept_rate=10) as server:
         server.start()
-        server._gate.bucket.take(clock.now)
+        admission_of(server).bucket.take(clock.now)
         clock.now += 0.1
         assert calls == ["start"]
         assert ask(server.address) == b""

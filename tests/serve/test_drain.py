@@ -26,6 +26,7 @@ from glb.model.stats import DrainReport
 from glb.pywsgi import WSGIHandler, WSGIServer
 from glb.server import StreamServer
 
+from ..support.engine import admission_of, callers_of, idle_here, workers_of
 from ..support.helpers import (
     Holder,
     Looks,
@@ -176,7 +177,7 @@ def test_a_request_that_has_come_before_the_close_is_served() -> None:
     server.start()
     client = connect(server.address)
     request(client)
-    wait_until(lambda: server.waiting_here is not None and len(server.waiting_here) == 1)
+    wait_until(lambda: idle_here(server) is not None and len(idle_here(server)) == 1)
     client._sock.send(GET)  # type: ignore[attr-defined]  # gevent's  # and no turn of the hub in between
     report = server.drain(10)
     reply = receive_all(client)
@@ -544,8 +545,8 @@ def test_a_full_server_closes_what_is_idle_and_serves_who_waits(way: str, kind: 
         return client, client.recv(100)
 
     idle = [speak(connect(server.address))[0] for _ in range(FULL_OF)]
-    branches = server._branches
-    wait_until(lambda: sum(len(each.waiting or ()) for each in branches) == FULL_OF)
+    workers = workers_of(server)
+    wait_until(lambda: sum(len(each.idle or ()) for each in workers) == FULL_OF)
     wait_until(lambda: server.state is State.FULL)
     waiting = [connect(server.address) for _ in range(3 * FULL_OF)]
     asks = [gevent.spawn(speak, client) for client in waiting]
@@ -630,8 +631,8 @@ def test_who_is_accepted_late_has_a_second_from_then_on(
     application.may_reply.set()
     for client in busy:
         assert receive_all(client).endswith(b"ok")
-    branches = server._branches
-    wait_until(lambda: sum(len(each.waiting or ()) for each in branches) == 2)
+    workers = workers_of(server)
+    wait_until(lambda: sum(len(each.idle or ()) for each in workers) == 2)
     looks.wait()
     clock.skip(50)
     looks.wait()
@@ -657,7 +658,7 @@ def test_who_had_connected_before_has_a_second_from_the_drain_on(
 
     server = StreamServer(LOCAL, handle, clones=1)
     client = start_with_client(server)
-    wait_until(lambda: server.waiting_here is not None and len(server.waiting_here) == 1)
+    wait_until(lambda: idle_here(server) is not None and len(idle_here(server)) == 1)
     clock.skip(500)
     draining = begin_drain(server, None)
     clock.skip(50)
@@ -723,7 +724,7 @@ def test_a_full_server_that_waits_for_room_can_be_ended(
     ends = [receive_all(client) for client in busy]
     assert ends == ([b""] * 2 if how == "stop" else [b"end"] * 2)
     wait_until(lambda: server.active == 0)
-    wait_until(lambda: not any(branch.watched for branch in server._branches))
+    wait_until(lambda: not any(worker.watched for worker in workers_of(server)))
     close_all([*busy, waiting])
 
 
@@ -932,7 +933,7 @@ def test_nothing_undoes_a_drain() -> None:
     draining = begin_drain(server)
     server.start_accepting()
     server.resume_clone(0)
-    server._gate.accept_again()
+    admission_of(server).accept_again()
     assert server.state is State.DRAINING
     holder.release()
     assert counts(draining.get()) == (1, 0, 0)
@@ -1012,7 +1013,7 @@ def test_drains_of_two_threads_are_one() -> None:
     client = start_with_client(server)
     threads = [HubThread("glb test").start() for _ in range(2)]
     answers = [run_there(thread.send, lambda: server.drain(10)) for thread in threads]
-    wait_until(lambda: len(server._draining.callers) == 2)
+    wait_until(lambda: len(callers_of(server)) == 2)
     holder.release()
     reports = [answer(None) for answer in answers]
     assert reports[0] == reports[1] and counts(reports[0]) == (1, 0, 0)
@@ -1215,7 +1216,7 @@ def test_a_handlers_cleanup_is_not_cut_short() -> None:
     clients = [connect(server.address) for _ in range(2)]
     for client, what in zip(clients, (b"i", b"k"), strict=True):
         client.sendall(what)
-    wait_until(lambda: server.waiting_here is not None and len(server.waiting_here) == 1)
+    wait_until(lambda: idle_here(server) is not None and len(idle_here(server)) == 1)
     server.drain(0.1)
     assert told == ["cleaned up"]
     close_all(clients)

@@ -472,12 +472,12 @@ wait_for_one()
 ask_in_turn(b"b")
 ask_in_turn(b"s")
 # Hub 1 has both in its inbox; it takes up both, and blocks in the first of them.
-handed = server._branches[1].dispatcher
+handed = server.glb_engine.workers[1].dispatcher
 while len(handed.inbox) < 2:
     gevent.sleep(0.001)
 os.write(first[1], b"x")
 wait_for_one()
-in_jobs = len(server._branches[1].handlers.jobs)
+in_jobs = len(server.glb_engine.workers[1].handlers.jobs)
 ask_in_turn(b"s")
 while not handed.inbox:
     gevent.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Waiting: handlers say when they wait for their client, and silent clients are let go."""
+"""Idle connections: handlers say when they wait for their client, and silent clients are let go."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ import glb
 from glb.net.connection import Connection, say_goodbye, wait_for_data
 from glb.pywsgi import WSGIServer
 from glb.serve import idle as waiting_module
-from glb.serve.drain_worker import InUse
-from glb.serve.idle import Waiting, close_reading, idle
+from glb.serve.hub_worker import InUse
+from glb.serve.idle import IdleConnections, close_reading, idle
 from glb.server import StreamServer
 
+from ..support.engine import workers_of
 from ..support.helpers import Clock, close_all, connect, let_hub_turn, receive_all, wait_until
 
 LOCAL = ("127.0.0.1", 0)
@@ -95,8 +96,8 @@ def echo(sock: Any, _peer: Any) -> None:
         sock.sendall(data)
 
 
-def waiting_of(server: StreamServer) -> list[Waiting]:
-    return [branch.waiting for branch in server._branches if branch.waiting is not None]
+def waiting_of(server: StreamServer) -> list[IdleConnections]:
+    return [worker.idle for worker in workers_of(server) if worker.idle is not None]
 
 
 def waits(server: StreamServer) -> int:
@@ -116,7 +117,7 @@ def completed(server: StreamServer) -> int:
     return sum(each.completed for each in server.clone_stats())
 
 
-def timer_of(waiting: Waiting) -> Any:
+def timer_of(waiting: IdleConnections) -> Any:
     """Return its timer as it is now."""
     return waiting._timer
 
@@ -320,7 +321,7 @@ def test_in_a_greenlet_with_its_handlers_context_idle_does_nothing() -> None:
 # -- silent clients, by the clock ---------------------------------------------------------------
 
 
-def wait_in(waiting: Waiting, sock: Any) -> gevent.Greenlet[[], tuple[Any, bool]]:
+def wait_in(waiting: IdleConnections, sock: Any) -> gevent.Greenlet[[], tuple[Any, bool]]:
     """Return a greenlet that waits for *sock*'s client: what it reads, and whether it was told."""
 
     def wait() -> tuple[Any, bool]:
@@ -341,7 +342,7 @@ def test_a_silent_client_is_let_go_when_its_time_is_over(
     pair: tuple[Any, Any], clock: Clock
 ) -> None:
     """Not a moment before, and the reader meets the end and no error."""
-    waiting = Waiting(get_hub(), SHORT)
+    waiting = IdleConnections(get_hub(), SHORT)
     reader = wait_in(waiting, pair[0])
     clock.now += SHORT * 0.99
     waiting._look(SHORT)
@@ -357,7 +358,7 @@ def test_the_oldest_is_let_go_first(clock: Clock) -> None:
     """Each has its own time, and the next look is soon enough for the next one."""
     pairs = [native_socket.socketpair() for _ in range(4)]
     ends = [Connection(ours.family, ours.type, ours.proto, ours.detach()) for ours, _ in pairs]
-    waiting = Waiting(get_hub(), SHORT)
+    waiting = IdleConnections(get_hub(), SHORT)
     readers = []
     for end in ends:
         readers.append(wait_in(waiting, end))
@@ -374,7 +375,7 @@ def test_the_oldest_is_let_go_first(clock: Clock) -> None:
 def test_who_has_said_something_is_not_let_go(pair: tuple[Any, Any], clock: Clock) -> None:
     """What is there counts, although nobody has read it."""
     end, client = pair
-    waiting = Waiting(get_hub(), SHORT)
+    waiting = IdleConnections(get_hub(), SHORT)
     go_on = Event()
 
     def wait() -> tuple[Any, bool]:
@@ -396,7 +397,7 @@ def test_who_has_said_something_is_not_let_go(pair: tuple[Any, Any], clock: Cloc
 
 def test_without_a_timeout_nobody_is_let_go(pair: tuple[Any, Any], clock: Clock) -> None:
     """There is no timer even."""
-    waiting = Waiting(get_hub())
+    waiting = IdleConnections(get_hub())
     reader = wait_in(waiting, pair[0])
     waiting.enter_head(pair[0])
     waiting.leave_head()
@@ -411,7 +412,7 @@ def test_without_a_timeout_nobody_is_let_go(pair: tuple[Any, Any], clock: Clock)
 def test_one_timer_looks_for_all_and_is_gone_when_nobody_waits(pair: tuple[Any, Any]) -> None:
     """And is back with the next one."""
     end, client = pair
-    waiting = Waiting(get_hub(), SHORT)
+    waiting = IdleConnections(get_hub(), SHORT)
     assert timer_of(waiting) is None
     for _ in range(2):
         reader = wait_in(waiting, end)
@@ -428,7 +429,7 @@ def test_one_timer_looks_for_all_and_is_gone_when_nobody_waits(pair: tuple[Any, 
 
 def test_closing_takes_the_timer_away(pair: tuple[Any, Any]) -> None:
     """Twice is harmless."""
-    waiting = Waiting(get_hub(), SHORT)
+    waiting = IdleConnections(get_hub(), SHORT)
     reader = wait_in(waiting, pair[0])
     waiting.close()
     waiting.close()
@@ -439,7 +440,7 @@ def test_closing_takes_the_timer_away(pair: tuple[Any, Any]) -> None:
 
 def test_who_is_told_is_told_once(pair: tuple[Any, Any]) -> None:
     """And who doesn't wait is not told at all."""
-    waiting = Waiting(get_hub())
+    waiting = IdleConnections(get_hub())
     reader = wait_in(waiting, pair[0])
     assert [waiting.tell(reader), waiting.tell(reader)] == [True, False]
     assert waiting.tell(gevent.getcurrent()) is False
@@ -449,7 +450,7 @@ def test_who_is_told_is_told_once(pair: tuple[Any, Any]) -> None:
 
 def test_watchers_hear_of_each_that_begins_to_wait(pair: tuple[Any, Any]) -> None:
     """By its greenlet."""
-    waiting = Waiting(get_hub())
+    waiting = IdleConnections(get_hub())
     heard: list[object] = []
     waiting.watchers.append(heard.append)
     reader = wait_in(waiting, pair[0])
@@ -460,7 +461,7 @@ def test_watchers_hear_of_each_that_begins_to_wait(pair: tuple[Any, Any]) -> Non
 def test_who_begins_a_request_is_to_go_on_with_it(pair: tuple[Any, Any], clock: Clock) -> None:
     """Its time begins with the head, and what has come of it is read."""
     end, client = pair
-    waiting = Waiting(get_hub(), SHORT)
+    waiting = IdleConnections(get_hub(), SHORT)
 
     def read() -> list[Any]:
         waiting.enter(end, gevent.getcurrent(), has_served=False)
@@ -776,7 +777,7 @@ def test_a_connection_knows_the_tls_that_has_taken_it_over() -> None:
     found: list[tuple[bool, bool]] = []
 
     def handle(sock: Any, _peer: Any) -> None:
-        (in_use,) = server._branches[0].in_use()
+        (in_use,) = workers_of(server)[0].in_use()
         found.append((in_use.sock is sock, in_use.args[0].secured is sock))
         sock.sendall(b"x")
 

@@ -26,6 +26,7 @@ from glb.accept.registry import REGISTRY, Entry
 from glb.net import sockets
 from glb.server import StreamServer
 
+from ..support.engine import entry_of
 from ..support.helpers import ask, close_all, connect, is_refused, receive_all, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -303,7 +304,7 @@ def test_a_drain_serves_the_queue_and_lets_nobody_in() -> None:
         address: Any = server.address
         clients = [connect(address) for _ in range(4)]
         wait_until(lambda: handle.begun == 1)
-        entry = server._listeners[0].entry
+        entry = entry_of(server)
         draining = gevent.spawn(server.drain, linger=30)
         wait_until(lambda: entry._refuses_newcomers)
         assert not lets_in(address)
@@ -325,7 +326,7 @@ def test_who_joins_a_draining_servers_address_gets_the_newcomers() -> None:
         address: Any = server.address
         clients = [connect(address) for _ in range(2)]
         wait_until(lambda: handle.begun == 1)
-        entry = server._listeners[0].entry
+        entry = entry_of(server)
         draining = gevent.spawn(server.drain, linger=30)
         wait_until(lambda: entry._refuses_newcomers)
         assert not lets_in(address)

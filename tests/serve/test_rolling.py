@@ -18,6 +18,7 @@ from glb.model.states import State
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
+from ..support.engine import acceptors_of, clones_of, idle_here, workers_of
 from ..support.helpers import (
     Looks,
     SkippingClock,
@@ -108,7 +109,7 @@ def test_what_is_in_flight_finishes_with_the_old_handler(hubs: int) -> None:
         wait_until(lambda: slow.begun == 4)
         rolling = gevent.spawn(server.roll, reply(b"new"))
         # The first clone waits for its old handlers, so the second is what it was.
-        wait_until(lambda: server._acceptors[0].handle is not slow)
+        wait_until(lambda: acceptors_of(server)[0].handle is not slow)
         assert ask(server.address) == b"new0"
         assert not rolling.ready()
         slow.may_end.set()
@@ -128,7 +129,7 @@ def test_what_takes_longer_than_its_time_is_killed(hubs: int) -> None:
         clients = [connect(server.address) for _ in range(hubs)]
         wait_until(lambda: old.begun == hubs)
         rolling = gevent.spawn(server.roll, new, timeout=0.2)
-        wait_until(lambda: server._acceptors[0].handle is new)
+        wait_until(lambda: acceptors_of(server)[0].handle is new)
         later = connect(server.address)
         wait_until(lambda: new.begun == 1)
         report = rolling.get()
@@ -371,7 +372,7 @@ def test_a_roll_from_another_thread() -> None:
         wait_until(lambda: slow.begun == 1)
         thread = HubThread("rolls").start()
         wait = run_there(thread.send, lambda: server.roll(reply(b"new")))
-        wait_until(lambda: bool(server._branches[0].watched))
+        wait_until(lambda: bool(workers_of(server)[0].watched))
         slow.may_end.set()
         report = wait(None)
         assert report is not None
@@ -430,9 +431,9 @@ def test_who_goes_is_drained(hubs: int) -> None:
         wait_until(lambda: slow.begun == 8)
         shrinking = gevent.spawn(server.resize, 2)
         wait_until(lambda: server.clones == 2)
-        leaving = [*server._rolling.gone.values()]
+        leaving = [*clones_of(server).gone.values()]
         assert {acceptor.state for acceptor in leaving} == {State.DRAINING}
-        wait_until(lambda: all(branch.watched for branch in server._branches))
+        wait_until(lambda: all(worker.watched for worker in workers_of(server)))
         assert not shrinking.ready()
         slow.may_end.set()
         assert [receive_all(client) for client in clients] == [b"slow"] * 8
@@ -543,7 +544,7 @@ def test_a_clone_that_is_back_while_its_handlers_end_keeps_its_counts(hubs: int)
         clients = [connect(server.address) for _ in range(4)]
         wait_until(lambda: slow.begun == 4)
         shrinking = gevent.spawn(server.resize, 2)
-        wait_until(lambda: all(branch.watched for branch in server._branches))
+        wait_until(lambda: all(worker.watched for worker in workers_of(server)))
         server.close()
         server.clones = 4
         server.start()
@@ -573,7 +574,7 @@ def test_out_of_descriptors_leaves_the_size_as_it_was(
     """Half of the new clones are not left behind."""
     with StreamServer(LOCAL, reply(b""), clones=2, hubs=hubs, patience=NEVER) as server:
         server.start()
-        listener = type(server._listeners[0])
+        listener = type(clones_of(server).listeners[0])
         dup, made = listener.dup, list[bool]()
 
         def fail_the_third(self: Any) -> Any:
@@ -714,7 +715,7 @@ def test_who_has_not_spoken_yet_gets_the_new_handler() -> None:
     with StreamServer(LOCAL, reply(b"old"), clones=2, first_byte_timeout=60) as server:
         server.start()
         clients = [connect(server.address) for _ in range(2)]
-        wait_until(lambda: server.waiting_here is not None and len(server.waiting_here) == 2)
+        wait_until(lambda: idle_here(server) is not None and len(idle_here(server)) == 2)
         report = server.roll(new)
         assert [clone[:3] for clone in report.clones] == [(0, 0, 0)] * 2
         for client in clients:
@@ -750,11 +751,11 @@ def test_who_connects_during_a_roll_has_a_second_for_the_first_request(
         assert receive_all(other) == b"old"
         wait_until(lambda: len(begun) == 2 and server.active == 2)
         roll = gevent.spawn(server.roll, reply(b"new"))
-        wait_until(lambda: bool(server._branches[0].watched))
+        wait_until(lambda: bool(workers_of(server)[0].watched))
         clock.skip(500)
         late = connect(server.address)
-        branches = server._branches
-        wait_until(lambda: sum(len(each.waiting or ()) for each in branches) == 2)
+        workers = workers_of(server)
+        wait_until(lambda: sum(len(each.idle or ()) for each in workers) == 2)
         assert [each.accepted for each in server.clone_stats()] == [2, 2]
         looks.wait()
         assert server.active == 3
@@ -782,5 +783,5 @@ def test_a_timeout_in_the_middle_of_a_change_leaves_nothing(hubs: int) -> None:
         slow.may_end.set()
         assert [receive_all(client) for client in clients] == [b"slow"] * 4
         server.resize(4)
-        wait_until(lambda: not any(branch.watched for branch in server._branches))
+        wait_until(lambda: not any(worker.watched for worker in workers_of(server)))
         close_all(clients)

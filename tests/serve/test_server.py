@@ -31,6 +31,7 @@ from glb.net import sockets
 from glb.server import StreamServer
 
 from ..conftest import open_descriptors
+from ..support.engine import admission_of, clones_of, entry_of
 from ..support.failing import REFUSALS, failing_accepts
 from ..support.helpers import (
     Holder,
@@ -592,7 +593,7 @@ def test_a_clone_of_one_server_is_no_clone_of_another() -> None:
         return lambda *_: index
 
     other = StreamServer(LOCAL, handler_factory=inner, clones=2)
-    other._make_handlers()
+    clones_of(other).renew_handlers()
     failed: list[str] = []
 
     def handle(sock: Any, peer: Any) -> None:
@@ -1201,7 +1202,7 @@ def test_a_second_episode_of_refusals_is_reported_again(
     monkeypatch.setattr("glb.serve.admission.monotonic", lambda: now[0])
     with StreamServer(LOCAL, reply_ok) as server:
         server.start()
-        with failing_accepts(server._listeners[0].entry, None) as fault:
+        with failing_accepts(entry_of(server), None) as fault:
             for seconds, code, expected in (
                 (0, errno.EIO, 1),
                 (0, errno.EIO, 1),
@@ -1294,7 +1295,7 @@ def test_stop_closes_all_when_a_clone_was_closed_behind_its_back(
     before = open_descriptors()
     server = StreamServer(LOCAL, reply_ok, clones=4, hubs=hubs)
     server.start()
-    clone = server._listeners[index]._sock
+    clone = clones_of(server).listeners[index]._sock
     if way == "number":
         os.close(clone.fileno())
     else:
@@ -1319,9 +1320,9 @@ def test_resize_closes_all_that_go_when_one_was_closed_behind_its_back(
     recorder = Recorder()
     with StreamServer(LOCAL, recorder, clones=4) as server:
         server.start()
-        os.close(server._listeners[2]._sock.fileno())
+        os.close(clones_of(server).listeners[2]._sock.fileno())
         server.resize(2)
-        assert server._listeners[0].entry.clones == 2
+        assert entry_of(server).clones == 2
         assert [ask(server.address) for _ in range(4)] == [b"0", b"1"] * 2
     assert len(caplog.records) == 1
 
@@ -1339,7 +1340,7 @@ def test_stop_accepting_takes_nothing_more_until_started_again() -> None:
         ask(server.address)
         server.stop_accepting()
         clients = [connect(server.address) for _ in range(3)]
-        server._start_accepting_if_started()
+        admission_of(server).on_room(None)
         let_hub_turn()
         assert recorder.order == [0]
         server.start_accepting()
@@ -1366,7 +1367,7 @@ def test_a_stop_during_a_pause_lasts() -> None:
             ask(server.address)
             server.stop_accepting()
             waiting = connect(server.address)
-            assert server._gate._timer is None  # nothing is left that could end the stop
+            assert admission_of(server)._timer is None  # nothing is left that could end the stop
             let_hub_turn()
             assert recorder.order == []
             server.start_accepting()

@@ -36,10 +36,12 @@ from glb.hubs.greenlet_pool import Handlers
 from glb.model.states import State
 from glb.originals import native_ident
 from glb.pywsgi import WSGIServer
+from glb.serve.engine import Engine
 from glb.server import StreamServer
 
 from ..accept.test_dispatcher import fill
 from ..conftest import hub_threads, open_descriptors
+from ..support.engine import acceptors_of, admission_of, entry_of, turns_of, workers_of
 from ..support.failing import REFUSALS, failing_accepts
 from ..support.helpers import (
     ask,
@@ -171,7 +173,7 @@ def test_a_clone_lives_on_one_hub() -> None:
             ask(server.address)
         assert [each.hub for each in server.clone_stats()] == [0, 1, 2, 0, 1, 2, 0]
         home = native_ident()
-        idents = [home, *(each.thread.ident for each in server._branches[1:] if each.thread)]
+        idents = [home, *(each.thread.ident for each in workers_of(server)[1:] if each.thread)]
         assert len(set(idents)) == 3
         assert recorder.threads == {clone: {idents[clone % 3]} for clone in range(7)}
 
@@ -387,7 +389,7 @@ def test_hubs_and_patience_can_be_class_attributes() -> None:
     with Server(LOCAL, Recorder()) as server:
         server.start()
         assert [each.hub for each in server.clone_stats()] == [0, 1, 2]
-        assert server._gate.turns is not None and server._gate.turns.patience == NEVER
+        assert turns_of(server) is not None and turns_of(server).patience == NEVER
         assert [int(ask(server.address)) for _ in range(6)] == turns(3, 6)
 
 
@@ -446,7 +448,7 @@ def test_one_patience_is_for_all_servers_of_an_address() -> None:
         ):
             other.start()
         assert (open_descriptors(), entries()[0].clones) == (before, 2)
-        turns = first._gate.turns
+        turns = turns_of(first)
         assert turns is not None and turns.patience == 0.25
         with serve(address=first.address, reuse_port=True, hubs=1) as other:
             other.patience = None
@@ -537,7 +539,7 @@ def test_under_load_a_bound_is_never_passed() -> None:
                 assert ask(server.address) == b"ok"
 
         gevent.joinall([gevent.spawn(client) for _ in range(32)], raise_error=True)
-        assert server._gate.expected == 0
+        assert admission_of(server).expected == 0
     assert most <= 4
 
 
@@ -615,7 +617,7 @@ def test_a_server_that_backs_off_does_not_end(monkeypatch: pytest.MonkeyPatch) -
     server = Failing(LOCAL, Recorder(), hubs=2, clones=2, patience=NEVER)
     before = hub_threads()
     with serving_alone(server) as raised:
-        thread = server._branches[1].thread
+        thread = workers_of(server)[1].thread
         assert thread is not None
         reported = silence(thread.hub, monkeypatch)
         server.pause_clone(0)
@@ -659,7 +661,7 @@ def test_room_does_not_undo_what_the_owner_stopped(hubs: int) -> None:
         holder.released.set()
         assert receive_all(clients[0]) == b"done"
         wait_until(lambda: len(server.pool) == 0)
-        server._gate.look_for_room_soon()
+        admission_of(server).look_for_room_soon()
         let_hub_turn()
         assert (server.state, len(holder.begun)) == (State.STOPPED, 1)
         server.start_accepting()
@@ -676,17 +678,17 @@ def test_a_pause_that_is_over_does_not_undo_what_the_owner_did(
     with serve(hubs=hubs) as server:
         server.min_delay = server.delay = 1000
         server.start()
-        server._gate.back_off(None, LookupError("on purpose"))
-        paused, state = server._gate._episode, server.state
+        admission_of(server).back_off(None, LookupError("on purpose"))
+        paused, state = admission_of(server)._episode, server.state
         assert state is State.BACKING_OFF
         server.stop_accepting()
-        server._gate.accept_again(paused)
+        admission_of(server).accept_again(paused)
         assert state_of(server) is State.STOPPED
         server.start_accepting()
-        server._gate.back_off(None, LookupError("on purpose"))
-        server._gate.accept_again(paused)
+        admission_of(server).back_off(None, LookupError("on purpose"))
+        admission_of(server).accept_again(paused)
         assert state_of(server) is State.BACKING_OFF
-        server._gate.accept_again(server._gate._episode)
+        admission_of(server).accept_again(admission_of(server)._episode)
         assert state_of(server) is State.ACCEPTING
         assert ask(server.address) == b"0"
 
@@ -699,7 +701,7 @@ def test_a_stop_in_the_middle_of_a_turn_is_not_taken_for_a_pause(
     with serve(spawn=1, hubs=2) as server:
         server.start()
         server.min_delay = server.delay = 0
-        thread = server._branches[1].thread
+        thread = workers_of(server)[1].thread
         assert thread is not None
         silence(thread.hub, monkeypatch)
         real = server.stop_accepting
@@ -715,9 +717,9 @@ def test_a_stop_in_the_middle_of_a_turn_is_not_taken_for_a_pause(
         monkeypatch.setattr(server, "stop_accepting", stop_accepting)
         silence(thread.hub, monkeypatch)
         if what == "full":
-            thread.call(server._gate.found_full)
+            thread.call(admission_of(server).found_full)
         else:
-            thread.call(lambda: server._gate.back_off(None, LookupError("on purpose")))
+            thread.call(lambda: admission_of(server).back_off(None, LookupError("on purpose")))
         for _ in range(5):
             let_hub_turn()
         assert server.state is State.STOPPED
@@ -1074,7 +1076,7 @@ def test_the_end_of_an_old_thread_leaves_new_handlers_alone() -> None:
     assert [receive_all(client) for client in clients] == [b"done"] * 2
     wait_until(lambda: len(hub_threads()) == before + 2)
     assert sorted(new.begun) == [0, 0, 1, 1]
-    assert (len(server._branches), [each.active for each in server._branches]) == (2, [2, 2])
+    assert (len(workers_of(server)), [each.active for each in workers_of(server)]) == (2, [2, 2])
     new.released.set()
     assert [receive_all(client) for client in others] == [b"done"] * 4
     assert (old.killed, new.killed) == ([], [])
@@ -1212,11 +1214,11 @@ def test_serve_forever_ends_when_another_hub_stops_the_server(
     home, closing = native_ident(), threading.Event()
     left, real_left, real_forget = (
         threading.Event(),
-        StreamServer._left,
-        StreamServer._forget_as_gevent,
+        Engine._left,
+        StreamServer.stop_accepting,
     )
 
-    def leave(self: StreamServer, *args: Any) -> None:
+    def leave(self: Engine, *args: Any) -> None:
         if native_ident() == home:
             assert closing.wait(5)
         real_left(self, *args)
@@ -1235,12 +1237,12 @@ def test_serve_forever_ends_when_another_hub_stops_the_server(
         if clone == 1:
             clone.server.close()
 
-    monkeypatch.setattr(StreamServer, "_left", leave)
+    monkeypatch.setattr(Engine, "_left", leave)
     server = serve(handle)
     before = hub_threads()
     serving = gevent.spawn(server.serve_forever)
     wait_until(lambda: server.started)
-    monkeypatch.setattr(StreamServer, "_forget_as_gevent", forget_later)
+    monkeypatch.setattr(StreamServer, "stop_accepting", forget_later)
     for _ in range(2):
         ask(server.address)
     serving.join(10)
@@ -1308,7 +1310,7 @@ def test_a_broken_listener_closes_the_server_once(
     server = serve(hubs=3, clones=3)
     before = hub_threads()
     server.start()
-    pristine = server._listeners[0].entry.pristine
+    pristine = entry_of(server).pristine
 
     class Broken:
         def _accept(self) -> Any:
@@ -1318,7 +1320,7 @@ def test_a_broken_listener_closes_the_server_once(
             return getattr(pristine, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(server._listeners[0].entry, "pristine", Broken())
+        patch.setattr(entry_of(server), "pristine", Broken())
         for index in (0, 2):
             server.pause_clone(index)
         with socket.socket() as client:
@@ -1342,7 +1344,7 @@ def test_an_accept_that_is_refused_on_several_hubs_is_one_report(
         server.max_delay = 0.004
         server.start()
         assert ask(server.address) == b"0"
-        with failing_accepts(server._listeners[0].entry, number) as fault:
+        with failing_accepts(entry_of(server), number) as fault:
             clients = [connect(server.address) for _ in range(4)]
             wait_until(lambda: fault.calls >= 5)
             fault.code = None
@@ -1363,7 +1365,7 @@ def test_a_refusal_that_is_fatal_to_the_program_closes_the_server_of_several_hub
     server = Strict(LOCAL, Recorder(), hubs=2, clones=4, patience=NEVER)
     server.start()
     assert ask(server.address) == b"0"
-    with failing_accepts(server._listeners[0].entry, errno.EIO), socket.socket() as client:
+    with failing_accepts(entry_of(server), errno.EIO), socket.socket() as client:
         client.connect_ex(server.address)
         wait_until(lambda: server.closed and bool(caplog.records))
     assert len(caplog.records) == 1
@@ -1378,7 +1380,7 @@ def test_what_is_broken_but_not_fatal_ends_no_clone_of_several_hubs(
     with serve(hubs=2, clones=4) as server:
         server.min_delay = server.delay = 0.001
         server.start()
-        entry = server._listeners[0].entry
+        entry = entry_of(server)
         with failing_accepts(entry, errno.EOPNOTSUPP) as fault, connect(server.address) as client:
             wait_until(lambda: fault.calls >= 8)
             fault.code = None
@@ -1422,15 +1424,15 @@ def test_a_promise_that_was_lost_is_taken_back_though_nothing_else_has_changed()
     """An exception strikes a hub at rest between an inbox and its count: the guard finds that."""
     with StreamServer(("127.0.0.1", 0), close_at_once, clones=4, hubs=2) as server:
         server.start()
-        branch, acceptor = server._branches[0], server._acceptors[0]
+        worker, acceptor = workers_of(server)[0], acceptors_of(server)[0]
         for _ in range(3):
-            branch.look_over()  # all is right
+            worker.look_over()  # all is right
         with acceptor.dispatcher.turns.lock:
             acceptor.expect_locked()
-        assert (acceptor.promised, server._gate.expected) == (1, 1)
+        assert (acceptor.in_flight, admission_of(server).expected) == (1, 1)
         for _ in range(3):
-            branch.look_over()
-        assert (acceptor.promised, server._gate.expected) == (0, 0)
+            worker.look_over()
+        assert (acceptor.in_flight, admission_of(server).expected) == (0, 0)
 
 
 @pytest.mark.parametrize("spawn", ["default", 5])

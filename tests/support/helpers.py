@@ -13,7 +13,7 @@ from gevent.event import Event
 
 import glb
 from glb.hubs.threads import _running
-from glb.serve.drain_worker import Watch
+from glb.serve.drain_worker import DrainWorker
 
 
 def connect(address: Any, timeout: float = 10) -> socket.socket:
@@ -146,13 +146,13 @@ class Looks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._count = 0
-        close_due = Watch._close_due
+        close_due = DrainWorker._close_due
 
-        def counted(watch: Watch) -> None:
+        def counted(watch: DrainWorker) -> None:
             close_due(watch)
             self._count += 1
 
-        monkeypatch.setattr(Watch, "_close_due", counted)
+        monkeypatch.setattr(DrainWorker, "_close_due", counted)
 
     def wait(self) -> None:
         """Wait until each of two hubs has begun to look since, and is done with it."""

@@ -170,8 +170,8 @@ def what_is_left(server: Any, before: int) -> dict[str, object]:
     found: dict[str, object] = {
         "active": server.active,
         "active of clones": sum(each.active for each in stats),
-        "load": sum(each.load for each in server._acceptors),
-        "expected": server._gate.expected,
+        "load": sum(each.load for each in server.glb_engine.clones.acceptors),
+        "expected": server.glb_engine.admission.expected,
         "descriptors": max(0, descriptors() - before),
     }
     return {name: value for name, value in found.items() if value}

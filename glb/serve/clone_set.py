@@ -1,0 +1,284 @@
+"""The clone set: a server's clones, each an acceptor and a listener.
+
+Its lists are replaced, never changed, as other threads read them. What makes clones or lets them go
+is `glb.serve.engine` and `glb.serve.rolling`, one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from ..accept.descriptor import is_adopted
+from ..accept.dispatcher import count_connections
+from ..accept.listener import Listener
+from ..accept.registry import REGISTRY
+from ..model.address import Address
+from ..model.clone import Clone
+from ..model.limits import check_places
+from ..model.policy import Policy
+from ..model.states import State
+from ..net.connection import Kind, kind_of
+from ..net.fd_leaks import Watermark
+from ..net.sockets import set_nodelay
+from .acceptor import Acceptor
+from .admission import Admission
+from .hooks import Handler, Hooks
+from .workers import Workers
+
+__all__ = ["CloneSet", "give_to_threads", "make_handlers"]
+
+log: Final = logging.getLogger("glb")
+
+
+class CloneSet:
+    """The clones of *server*."""
+
+    #: The kind of its address, once it was opened.
+    kind: Kind
+
+    def __init__(self, server: Hooks, workers: Workers, admission: Admission) -> None:
+        self._server: Final = server
+        self._workers: Final = workers
+        self._admission: Final = admission
+        self.acceptors: Sequence[Acceptor] = ()
+        #: One for each acceptor, while the server is open.
+        self.listeners: Sequence[Listener] = ()
+        #: The clones that went, by index; some may have handlers still.
+        self.gone: dict[int, Acceptor] = {}
+        #: What the program gave as listener, or ``None``.
+        self.handed_in: Any = None
+        #: What the server wishes of its address; ``None`` for what others wish.
+        self.policy: Policy | None = None
+        self._wishes: tuple[Policy | None, float | None] = (None, None)
+
+    def __len__(self) -> int:
+        return len(self.acceptors)
+
+    def at(self, index: int) -> Acceptor:
+        """Return the acceptor of clone *index*.
+
+        Raises:
+            TypeError, ValueError: There is none.
+        """
+        try:
+            number = operator.index(index)
+        except TypeError as error:
+            raise TypeError(f"clone must be a whole number, got {index!r}") from error
+        if not 0 <= number < len(self.acceptors):
+            raise ValueError(f"clone must be 0 to {len(self.acceptors) - 1}, got {index!r}")
+        return self.acceptors[number]
+
+    def handler_of(self, clone: Clone | None) -> Handler:
+        """Return the handler of *clone*, also of one that went; ``None``: that has its turn."""
+        server: object = None if clone is None else clone.server
+        if clone is None or server is not self._server:
+            acceptor = self._workers.turn.acceptor
+        else:
+            acceptors = self.acceptors
+            acceptor = acceptors[clone] if clone < len(acceptors) else self.gone.get(clone)
+        if acceptor is None or acceptor.handle is None:
+            raise RuntimeError(
+                f"no clone of {self._server} has its turn: run handlers by do_handle()"
+            )
+        handle: Handler = acceptor.handle
+        return handle
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Bind, if need be, and make the listeners.
+
+        Raises:
+            OSError, ValueError: Nothing stays open but what the program gave.
+        """
+        server = self._server
+        if (len(self.acceptors), len(self._workers)) != (server.clones, server.hubs):
+            self.fit()  # they were set since
+        given = self.handed_in
+        listeners: list[Listener] = []
+        try:
+            listeners.append(self._first_listener())
+            listeners.extend(listeners[0].dup() for _ in range(1, server.clones))
+            sock: Any = listeners[0]._sock
+            if server.nodelay:
+                set_nodelay(sock)
+            entry = listeners[0].entry
+            entry.turns.join_wishes(self.policy, server.patience, entry.address)
+        except BaseException:
+            opened = [*listeners, self.handed_in]
+            self.handed_in = given
+            self.close_each(each for each in opened if each is not given)
+            raise
+        self.listeners = listeners
+        # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
+        server.socket = sock
+        server.address = entry.address
+        self.kind = kind_of(sock)
+        self._wishes = (self.policy, server.patience)
+        count = functools.partial(count_connections, REGISTRY)
+        self._admission.watermark = Watermark(sock.fileno(), count)
+
+    def _first_listener(self) -> Listener:
+        server = self._server
+        if hasattr(server, "socket"):
+            # What was given, or what a program, or its own `init_socket`, has set since.
+            self.handed_in = server.socket
+        listener = self.handed_in
+        if listener is None and server.reuse_port:
+            where, reuse = Address(server.family, server.address), bool(server.reuse_addr)
+            return Listener(REGISTRY.open(where, server.backlog, shared=True, reuse_addr=reuse))
+        if listener is None:
+            listener = server.get_listener(server.address, server.backlog, server.family)
+            if not isinstance(listener, Listener):
+                self.handed_in = listener
+        if isinstance(listener, Listener):
+            return listener
+        plain: Any = getattr(listener, "_sock", None)
+        if is_adopted(plain):
+            return Listener(REGISTRY.acquire(plain.entry))
+        return Listener(REGISTRY.adopt(listener.fileno(), shared=server.reuse_port))
+
+    def take_listeners(self) -> Callable[[], None]:
+        """The server closes: have no listeners any more. The caller calls what this returns."""
+        listeners, self.listeners = self.listeners, ()
+        handed_in, self.handed_in = self.handed_in, None
+
+        def close() -> None:
+            if listeners:
+                listeners[0].entry.turns.leave_wishes(*self._wishes)
+            self.close_each([*listeners, handed_in])
+
+        return close
+
+    def close_each(self, listeners: Iterable[Any]) -> None:
+        """Close all of *listeners* but ``None``. What one raises is in the log, and stops none."""
+        try:
+            with contextlib.ExitStack() as rest:
+                for each in reversed([*listeners]):
+                    if each is not None:
+                        rest.callback(each.close)
+        except Exception as error:  # EBADF, of a number that the program has closed
+            with REGISTRY.reserve.lend():  # for the log's file
+                log.error("%s can't close a clone: %s; all the rest is closed", self._server, error)
+
+    # -- how many --------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Have as many clones, and workers, as the server is to have. It is closed.
+
+        Raises:
+            TypeError, ValueError: There are no such numbers. Nothing has changed.
+        """
+        clones = self._server.clones
+        check_places(clones, self._server.hubs)
+        self._workers.fit(self._server.hubs)
+        acceptors = [*self.acceptors]
+        for acceptor in acceptors[clones:]:
+            acceptor.enter(State.DRAINING)
+            acceptor.enter(State.STOPPED)
+            self.gone[acceptor.clone.index] = acceptor
+        del acceptors[clones:]
+        for index in range(clones):
+            if index == len(acceptors):
+                acceptors.append(self._come(index, acceptors[-1].handle if acceptors else None))
+            else:
+                self._settle(acceptors[index])
+        self.acceptors = acceptors
+
+    def _come(self, index: int, handle: Handler | None) -> Acceptor:
+        acceptor = self.gone.pop(index, None)
+        if acceptor is None:
+            worker = self._workers[index % len(self._workers)]
+            acceptor = Acceptor(self._server, index, worker, self._workers, self._admission)
+        if handle is not None:
+            acceptor.handle = handle
+        acceptor.enter(State.STOPPED, after=(State.DRAINING,))  # its handlers may be ending still
+        acceptor.enter(State.ACCEPTING)
+        self._settle(acceptor)
+        return acceptor
+
+    def _settle(self, acceptor: Acceptor) -> None:
+        acceptor.worker = worker = self._workers[acceptor.clone.index % len(self._workers)]
+        worker.acceptors[acceptor] = None
+
+    def renew_handlers(self) -> None:
+        """Give each clone what the ``handler_factory`` makes for it, if there is one."""
+        handlers = self.make_handlers(range(len(self.acceptors)))
+        for acceptor, handle in zip(self.acceptors, handlers or (), strict=False):
+            acceptor.handle = handle
+
+    def make_handlers(self, indices: range) -> list[Handler] | None:
+        """Return what the ``handler_factory`` makes for the clones *indices*, if there is one."""
+        factory = self._server.handler_factory
+        return None if factory is None else make_handlers(factory, indices)
+
+    def grow(self, clones: int) -> None:
+        """Have *clones* of them, which is no less, in a server that is open.
+
+        Raises:
+            OSError: There is no room for another descriptor. Nothing has changed.
+        """
+        listeners, first = self.listeners, len(self.acceptors)
+        handlers: Sequence[Handler | None] | None = self.make_handlers(range(first, clones))
+        if handlers is None:  # where clones have handlers of their own, the last one's
+            handlers = [self.acceptors[-1].handle] * (clones - first)
+        if self.listeners is not listeners:
+            self._server.clones = clones  # it was closed meanwhile
+            return
+        added: list[Listener] = []
+        try:
+            for _ in handlers:
+                added.append(listeners[0].dup())
+        except BaseException:
+            self.close_each(added)
+            raise
+        new = [self._come(first + place, handle) for place, handle in enumerate(handlers)]
+        for acceptor in new:
+            if acceptor.worker.dispatcher is not None:
+                acceptor.worker.place(acceptor)
+        self.acceptors = [*self.acceptors, *new]
+        self.listeners = [*listeners, *added]
+        self._server.clones = clones
+        give_to_threads(new, added)
+        for acceptor in new:
+            acceptor.enter(State.ACCEPTING)
+
+    def shrink(self, clones: int) -> Sequence[Acceptor]:
+        """Have *clones* of them, which is less; return those that go, and drain."""
+        going, left = self.acceptors[clones:], self.listeners[clones:]
+        for acceptor in going:
+            acceptor.enter(State.DRAINING)
+            self.gone[acceptor.clone.index] = acceptor
+        self._admission.is_ending = True
+        self.acceptors, self.listeners = self.acceptors[:clones], self.listeners[:clones]
+        self._server.clones = clones
+        self.close_each(left)
+        return going
+
+
+def give_to_threads(acceptors: Iterable[Acceptor], listeners: Iterable[Listener]) -> None:
+    """Have *listeners* belong to the threads of their clones: a fork of another ends them."""
+    for acceptor, listener in zip(acceptors, listeners, strict=True):
+        thread = acceptor.worker.thread
+        if thread is not None:
+            listener.belongs_to(thread.ident)
+
+
+def make_handlers(factory: Callable[[int], Handler], indices: range) -> list[Handler]:
+    """Return what *factory* makes for the clones *indices*.
+
+    Raises:
+        TypeError: Something that can't be called.
+    """
+    handlers = [factory(index) for index in indices]
+    for index, handle in zip(indices, handlers, strict=True):
+        if not callable(handle):
+            raise TypeError(
+                f"handler_factory must return a callable, got {handle!r} for clone {index}"
+            )
+    return handlers

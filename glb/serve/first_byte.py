@@ -1,0 +1,93 @@
+"""The first byte: what a server waits for before it calls the handler of a stream.
+
+That is TLS's handshake, and, with a ``first_byte_timeout``, something that the client says. A
+connection that waits is idle meanwhile (see `glb.serve.idle`): whatever ends it, a timeout, a kill
+or a drain, finds a socket that can be closed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from gevent import GreenletExit, Timeout, getcurrent
+
+from ..model.clone import current_clone
+from ..net.connection import Connection, say_goodbye, wait_for_data
+from .engine import Engine
+from .hooks import Handler
+from .idle import IdleConnections, has_ended
+
+__all__ = ["handle_tls", "wait_for_first_byte"]
+
+
+def wait_for_first_byte(idle: IdleConnections | None, sock: Any) -> None:
+    """Wait until the client of *sock* has said something.
+
+    Raises:
+        GreenletExit: It was silent for too long. gevent reports no such end of a handler.
+    """
+    _wait(idle, sock, functools.partial(wait_for_data, sock))
+
+
+def handle_tls(
+    server: Any,
+    engine: Engine,
+    gevents_wrap: object,
+    find_handle: Callable[[], Handler],
+    client_socket: Any,
+    args: tuple[Any, ...],
+) -> object:
+    """Handle a connection by TLS: as gevent's ``wrap_socket_and_handle``, with a timeout.
+
+    Args:
+        gevents_wrap: What gevent wraps sockets with. A program's own wrapper shakes hands as it
+            likes.
+        find_handle: Returns the handler to call, when it is to be called.
+    """
+    wrap, options = server.wrap_socket, {**server.ssl_args}
+    is_known = wrap == gevents_wrap or _is_of_a_context(wrap)
+    shakes_hands = is_known and options.pop("do_handshake_on_connect", True)
+    if is_known:
+        options["do_handshake_on_connect"] = False
+    with wrap(client_socket, **options) as ssl_socket:
+        if isinstance(client_socket, Connection):
+            client_socket.secured = ssl_socket
+        if shakes_hands:
+            try:
+                with Timeout(server.handshake_timeout, GreenletExit("the client was silent")):
+                    _wait(engine.idle_here, ssl_socket, ssl_socket.do_handshake)
+            except OSError as error:
+                if not server.handshake_failed(ssl_socket, args[0] if args else None, error):
+                    raise
+                return None
+        try:
+            if server.first_byte_timeout is not None and server.has_streams:
+                wait_for_first_byte(engine.idle_here, ssl_socket)
+            return find_handle()(ssl_socket, *args)
+        finally:
+            if engine.is_ending(current_clone()) or has_ended(ssl_socket):
+                say_goodbye(ssl_socket)
+
+
+def _is_of_a_context(wrap: Any) -> bool:
+    # Of another context, that is, which a program has set since: it may have a new certificate.
+    from ssl import SSLContext  # noqa: PLC0415  # only servers that speak TLS need it
+
+    return isinstance(getattr(wrap, "__self__", None), SSLContext)
+
+
+def _wait(idle: IdleConnections | None, sock: Any, wait: Callable[[], object]) -> None:
+    if idle is None:
+        wait()
+        return
+    greenlet = getcurrent()
+    idle.enter(sock, greenlet, has_served=None)
+    try:
+        wait()
+    finally:
+        is_over = idle.leave(greenlet)
+        del greenlet  # or an error's traceback keeps it, and it keeps the error
+        if is_over:
+            raise GreenletExit("the client was silent")

@@ -1,0 +1,138 @@
+"""Options: what a server is told by its constructor, or by its attributes, and the checks of it.
+
+Everything is checked before gevent's constructor, which takes the listener over and closes it when
+something fails: what is refused here has touched nothing. Each option is an attribute of the
+server, which a subclass or a program may set; limits are read again when the server starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..model.limits import check_count, check_rate, check_seconds
+from ..model.policy import Policy
+from ..net.sockets import DEFAULT_BACKLOG, check_backlog
+from .hooks import Handler
+
+__all__ = ["Options"]
+
+
+class Options:
+    """The options of `glb.server.StreamServer`, which has what each of them means."""
+
+    #: How many clones.
+    clones: int = 4
+
+    #: On how many hubs they live.
+    hubs: int = 1
+
+    #: On how many hubs they live if no number was given, and nothing else keeps them to one: a
+    #: pool would. `glb.monkey.patch_all` sets it.
+    hubs_if_possible: int = 1
+
+    #: How long a hub may let a connection lie, in seconds; ``None`` is what others wish.
+    patience: float | None = None
+
+    #: Whether the address is shared in this process.
+    reuse_port: bool = False
+
+    #: Whether connections send small replies at once; see TCP_NODELAY in tcp(7).
+    nodelay: bool = True
+
+    #: How many connections there are at once, on all clones together; ``None`` is no limit.
+    max_connections: int | None = None
+
+    #: How many connections each clone has at once.
+    max_connections_per_clone: int | None = None
+
+    #: How many connections are taken, a second.
+    accept_rate: float | None = None
+
+    #: How long a client may take for TLS's handshake, in seconds; ``None`` is for ever.
+    handshake_timeout: float | None = None
+
+    #: How long a client may be silent before it says something, in seconds.
+    first_byte_timeout: float | None = None
+
+    #: Makes each clone's handler, if it is set.
+    handler_factory: Callable[[int], Handler] | None = None
+
+    #: Length of the accept queue. gevent's 128 overflows in the first burst.
+    backlog: int = DEFAULT_BACKLOG
+
+    #: Whether a connection is its handler's as a whole. HTTP's are made of requests.
+    has_streams: bool = True
+
+    _policy: Policy | None = None
+    # Whether the numbers of clones or hubs were given to the constructor.
+    _has_places: bool = False
+
+    def _take_options(
+        self,
+        handle: object,
+        backlog: object,
+        spawn: object,
+        *,
+        clones: int | None,
+        hubs: int | None,
+        handler_factory: Callable[[int], Handler] | None,
+        policy: Policy | str | None,
+        **options: Any,
+    ) -> None:
+        if handle is not None and not callable(handle):
+            raise TypeError(f"handle must be callable, got {handle!r}")
+        if backlog is not None:
+            check_backlog(backlog)
+        check_spawn(spawn)
+        for name, value in {**options, "handler_factory": handler_factory}.items():
+            if value is not None:
+                is_flag = name in ("reuse_port", "nodelay")
+                setattr(self, name, bool(value) if is_flag else value)
+        if self.handler_factory is not None:
+            if not callable(self.handler_factory):
+                raise TypeError(f"handler_factory must be callable, got {self.handler_factory!r}")
+            if handle is not None:
+                raise TypeError(f"give a handler_factory or a handler, not both: got {handle!r}")
+        if policy is not None:
+            self._policy = Policy.of(policy)
+        self._check_limits()
+        self._take_places(spawn, clones, hubs)
+
+    def _check_limits(self) -> None:
+        for name in ("max_connections", "max_connections_per_clone"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_rate("accept_rate", self.accept_rate)
+        for name in ("handshake_timeout", "first_byte_timeout"):
+            check_seconds(name, getattr(self, name))
+
+    def _take_places(self, spawn: object, clones: int | None, hubs: int | None) -> None:
+        self._has_places = clones is not None or hubs is not None
+        if hubs is not None:
+            self.hubs = hubs
+        elif self.hubs == 1 and not hasattr(spawn, "spawn"):
+            wished = self.hubs_if_possible
+            self.hubs = wished if not isinstance(clones, int) or clones >= wished else 1
+        check_count("hubs", self.hubs)
+        if clones is not None:
+            self.clones = clones
+        elif self.clones < self.hubs:
+            self.clones = self.hubs
+        check_seconds("patience", self.patience)
+
+
+def check_spawn(spawn: object) -> None:
+    """Refuse what can't run handlers.
+
+    Raises:
+        TypeError, ValueError: It is such a thing.
+    """
+    if isinstance(spawn, int):
+        if spawn < 0:
+            raise ValueError(f"spawn must be 0 handlers or more, got {spawn!r}")
+    elif hasattr(spawn, "spawn"):
+        if not hasattr(spawn, "_semaphore"):  # which tells gevent when there is room
+            raise TypeError(f"spawn must be a gevent.pool.Pool, got {spawn!r}")
+    elif spawn is not None and spawn != "default" and not callable(spawn):
+        raise TypeError(f"spawn must be callable, a pool, a number or None, got {spawn!r}")
