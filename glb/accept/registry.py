@@ -37,7 +37,7 @@ from ..model.stats import EntryStats
 from ..net import sockets
 from ..net.spare_fd import Reserve
 from ..originals import RLock, native_ident
-from .turns import Turns
+from .handover import HandOver
 
 __all__ = ["Entry", "Registry", "Share", "entries"]
 
@@ -88,7 +88,7 @@ class Entry:
         #: knows it, and the default stands here, so that joining doesn't lower it.
         self.backlog = 0
         #: Who is next, on whichever hub.
-        self.turns: Final = Turns(registry.lock)
+        self.turns: Final = HandOver(registry.lock)
         #: What is in the log already of accepts that fail.
         self.failures: Final = accept_errors.Episode()
         self.is_closed = False

@@ -136,7 +136,7 @@ class Acceptor:
 
     @property
     def runs_at_once(self) -> bool:
-        return self.is_out_of_reach or self.server._spawn is None
+        return self.is_out_of_reach or self.admission.runs_at_once
 
     @property
     def max_accept(self) -> int:

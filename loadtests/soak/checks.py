@@ -147,7 +147,7 @@ class Checks:
         on_duty = turns.on_duty
         dispatchers = [*turns.dispatchers.values()]
         self._hold("who is on duty is there", on_duty in dispatchers, on_duty)
-        self._hold("nothing is in pockets", turns.in_pockets == 0, turns.in_pockets)
+        self._hold("no connection is pending", turns.pending == 0, turns.pending)
         inboxes: Counter[Any] = Counter()
         for each in dispatchers:
             self._look_at_dispatcher(each)

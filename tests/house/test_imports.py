@@ -160,7 +160,7 @@ def test_the_test_sees_imports() -> None:
     assert imports_of("monkey.selectors") == {
         "accept.descriptor",
         "accept.readiness",
-        "accept.waiters",
+        "accept.readiness_event",
         "monkey.sockets",
     }
     assert "monkey" in imports_of("cli.commands")  # within a function

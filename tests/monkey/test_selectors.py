@@ -118,7 +118,7 @@ def start(call: Callable[..., Any], *args: Any) -> gevent.Greenlet[..., Any]:
 
 def end(greenlets: list[gevent.Greenlet[..., Any]]) -> None:
     gevent.killall(greenlets)
-    greenlets.clear()  # what killed them has a traceback, and that has their bells
+    greenlets.clear()  # what killed them has a traceback, and that has their watchers
     let_hub_turn()
 
 
@@ -237,8 +237,8 @@ def test_polls_without_time_take_turns(
 ) -> None:
     """Polls now and then are served in the order of their first polls."""
     # However busy the machine is, none has waited too long to keep its place.
-    monkeypatch.setattr("glb.accept.waiters.ASKING_MIN_SECONDS", 30)
-    monkeypatch.setattr("glb.accept.waiters.ASKING_MAX_SECONDS", 30)
+    monkeypatch.setattr("glb.accept.readiness.POLLING_MIN_SECONDS", 30)
+    monkeypatch.setattr("glb.accept.readiness.POLLING_MAX_SECONDS", 30)
     assert [asked(way, clone) for clone in clones] == [False] * COPIES
     order = []
     for _ in range(6):
@@ -457,7 +457,7 @@ def test_a_clone_that_waits_after_a_poll_has_no_mates(loop: Loop) -> None:
     greenlet = start(reply, last, b"mine")
     assert ask(last.getsockname()) == b"mine"
     greenlet.get()
-    assert last._sock.seats._mates == []
+    assert last._sock.readiness._mates == []
 
 
 def test_a_loop_that_is_away_is_passed_over(loop: Loop) -> None:
@@ -483,13 +483,13 @@ def test_a_loop_that_is_away_is_passed_over(loop: Loop) -> None:
 
 
 def test_a_selector_does_not_tell_later_of_what_was_accepted_meanwhile(clones: list[Any]) -> None:
-    """A bell that rang between two polls is not heard any more."""
+    """An event that was set between two polls is not seen any more."""
     clone = clones[0]
     with polling(clone) as selector:
         for _ in range(3):  # from then on it stands in line between two polls
             assert selector.select(0) == []
         with queued(clone):
-            wait_until(lambda: len(clone._sock.seats._pocket) == 1)
+            wait_until(lambda: len(clone._sock.readiness.pending) == 1)
             let_hub_turn()
             assert accept_now(clone)
         for timeout in (0, 0.001):
@@ -678,7 +678,7 @@ def test_a_clone_polled_for_both_tells_of_reading_alone(clones: list[Any]) -> No
 
 def test_what_gevent_refuses_is_refused_in_its_words(clones: list[Any]) -> None:
     """No descriptor, closed, or reported as not open: error and ring are as before."""
-    gone = fcntl.fcntl(0, fcntl.F_DUPFD, 900)  # a number that no bell will get
+    gone = fcntl.fcntl(0, fcntl.F_DUPFD, 900)  # a number that no clone will get
     os.close(gone)
     for wrong in ("text", gone, object()):
         with pytest.raises((TypeError, ValueError, OSError)) as ours:

@@ -936,7 +936,7 @@ def test_two_objects_on_one_number_are_two_clones(first: socket.socket) -> None:
     """As programs do that pass numbers about; a detach leaves the other a clone."""
     other = socket.socket(fileno=first.fileno())
     assert (is_clone(other), clones()) == (True, [2])
-    assert other._sock.seats is first._sock.seats  # type: ignore[attr-defined]  # as above
+    assert other._sock.waiters is first._sock.waiters  # type: ignore[attr-defined]  # as above
     assert other.detach() == first.fileno()
     assert clones() == [1]
     assert orders([first], 2) == [0, 0]
