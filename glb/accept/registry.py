@@ -51,20 +51,17 @@ class Closable(Protocol):
 class Share:
     """One clone's part in an entry. Whoever acquired it releases it; twice is harmless."""
 
-    __slots__ = ("__weakref__", "_holder", "entry", "thread")
+    __slots__ = ("__weakref__", "entry", "held_by", "thread")
 
     def __init__(self, entry: Entry, thread: int) -> None:
         self.entry = entry
         self.thread = thread
-        self._holder: weakref.ref[Closable] | None = None
-
-    def hold_for(self, holder: Closable) -> None:
-        """Say whose share this is. The registry never keeps the holder alive."""
-        self._holder = weakref.ref(holder)
+        #: What it belongs to, which the registry never keeps alive.
+        self.held_by: weakref.ref[Closable] | None = None
 
     @property
     def holder(self) -> Closable | None:
-        return None if self._holder is None else self._holder()
+        return None if self.held_by is None else self.held_by()
 
 
 class Entry:

@@ -106,7 +106,8 @@ def test_the_handler_meets_haproxys_client(version: Any, options: str, tmp_path:
     tls: dict[str, Any] = {"ssl_context": server_context()} if " ssl" in options else {}
     server = StreamServer(ANY, handle, clones=2, proxy_protocol=version, **tls)
     server.start()
-    with haproxy(tmp_path, server.address[1], options) as front:
+    port: Any = server.address[1]
+    with haproxy(tmp_path, port, options) as front:
         wait_until(lambda: answers(front))
         own: dict[bytes, Any] = {}
         for number in range(6):
