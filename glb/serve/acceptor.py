@@ -28,7 +28,7 @@ from ..model.accept_errors import Episode, Heap, classify
 from ..model.clone import CURRENT, Clone
 from ..model.states import State, before, of_clone
 from ..model.stats import CloneStats
-from ..net.connection import Connection, Kind, accept_plain
+from ..net.connection import Connection
 from ..originals import monotonic
 from .admission import Admission
 from .hooks import Handler, Hooks
@@ -39,7 +39,7 @@ from .workers import Workers
 if TYPE_CHECKING:
     from ..hubs.greenlet_pool import Job
 
-__all__ = ["Acceptor", "read", "read_handed"]
+__all__ = ["Acceptor", "read_handed"]
 
 
 class Acceptor:
@@ -156,9 +156,13 @@ class Acceptor:
         return f"<Acceptor {self.clone} of {self.server}>"
 
     def take_turn(self) -> Turn:
-        server = self.server
+        server, admission = self.server, self.admission
         try:
-            if not self.has_room():
+            # As `has_room`, which is a call more.
+            if server.full():
+                admission.found_full()
+                return Turn.PASSED
+            if (admission.expected or admission.is_limited) and not self._is_within_bounds():
                 return Turn.PASSED
             args: Any = server.do_read()
             server.delay = server.min_delay
@@ -171,14 +175,21 @@ class Acceptor:
         turns = dispatcher.turns
         with turns.lock:
             turns.ring.rotate(self.team, self)
-        if self.admission.bucket is not None:
-            self.admission.bucket.take(monotonic())
+        if admission.bucket is not None:
+            admission.bucket.take(monotonic())
         self._handle(args)
         return Turn.TAKEN
 
     def has_room(self) -> bool:
         admission = self.admission
-        if self.server.full() or (admission.expected and admission.has_assigned_all()):
+        if self.server.full():
+            admission.found_full()
+            return False
+        return not (admission.expected or admission.is_limited) or self._is_within_bounds()
+
+    def _is_within_bounds(self) -> bool:
+        admission = self.admission
+        if admission.expected and admission.has_assigned_all():
             admission.found_full()
             return False
         if admission.is_limited:
@@ -418,24 +429,6 @@ class Acceptor:
             self.worker.index,
             self.state.value,
         )
-
-
-def read(sock: Any, kind: Kind, admission: Admission) -> tuple[Connection, Any] | None:
-    """Accept a connection from the kernel, if one waits in the accept queue of *sock*.
-
-    Raises:
-        OSError: As gevent's ``do_read``.
-    """
-    try:
-        plain, address = accept_plain(sock._accept, kind)
-    except BlockingIOError:
-        if sock.timeout:
-            raise
-        return None
-    number = plain.fileno()
-    if number >= admission.watermark.level:
-        admission.watermark.reached(admission.server, number)
-    return Connection.on(plain), address
 
 
 def read_handed(turn: Thread, admission: Admission) -> tuple[Connection, Any]:

@@ -24,6 +24,7 @@ from ..accept.descriptor import is_adopted
 from ..accept.registry import REGISTRY
 from ..hubs.signals import Signal, ask
 from ..hubs.threads import HubThread
+from ..model.limits import check_seconds
 from ..model.states import PAUSES, State
 from ..model.stats import DrainReport
 from ..net.sockets import is_loopback, is_readable
@@ -127,8 +128,14 @@ class Draining:
                 if drain.plan.is_called_off:  # by a close, in another thread
                     self.end(DrainPlan(timeout, kill=True), State.STOPPED)
 
-    def drain(self, plan: DrainPlan, linger: float) -> DrainReport:
+    def drain(self, timeout: float | None, spread: float, linger: float) -> DrainReport:
         """See `glb.server.StreamServer.drain`."""
+        check_seconds("timeout", timeout, may_be_zero=True)
+        for name, seconds in {"spread": spread, "linger": linger}.items():
+            if seconds is None:
+                raise TypeError(f"{name} must be a number of seconds, got None")
+            check_seconds(name, seconds, may_be_zero=True)
+        plan = DrainPlan(timeout, kill=True, closes_idle=True, spread=spread)
         with REGISTRY.lock:
             drain, is_first = self._drain, self._drain is None
             if drain is None:
