@@ -29,7 +29,7 @@ from gevent.pywsgi import (
     WSGISecureEnviron,
 )
 
-# By name, and now: programs may put ours in the place of gevent's later.
+# By name, and now: programs may replace gevent's by ours later.
 from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
 from ._version import VERSION
@@ -79,8 +79,8 @@ if TYPE_CHECKING or not issubclass(GeventWSGIServer, StreamServer):
         """gevent's server, on ours."""
 
 else:
-    # A program put our StreamServer in the place of gevent's before gevent.pywsgi was first
-    # imported: then it is the base of gevent's server already.
+    # A program replaced gevent's StreamServer by ours before gevent.pywsgi was first imported: then
+    # ours is the base of gevent's server already.
     _Both = GeventWSGIServer
 
 
@@ -100,7 +100,7 @@ class WSGIServer(Settings, _Both):
 
     handler_class: Any = WSGIHandler
 
-    # Programs ask whether it begins with gevent's name (simple-websocket does).
+    # Programs check that it begins with gevent's name (simple-websocket does).
     base_env: Any = {  # noqa: RUF012  # as gevent's
         **GeventWSGIServer.base_env,
         "SERVER_SOFTWARE": f"gevent/{gevent.__version__} glb/{VERSION}",
@@ -185,7 +185,7 @@ class WSGIServer(Settings, _Both):
             check_seconds(name, getattr(self, name))
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:
-        # Here the handler is the one that speaks HTTP, and the clones' are its applications.
+        # Here *handle* speaks HTTP, and the clones' handlers are its applications.
         BaseServer.set_handle(self, handle)  # type: ignore[arg-type]  # gevent takes None
 
     def set_environ(self, environ: dict[str, Any] | None = None) -> None:
@@ -200,13 +200,13 @@ class WSGIServer(Settings, _Both):
             self.environ["SERVER_NAME"] = "localhost"
         if not self.environ["SERVER_PORT"]:
             self.environ["SERVER_PORT"] = "443" if self.ssl_enabled else "80"
-        # With one hub it is what a program has set, which may be after `set_environ`.
+        # With one hub the program's value stays, which may be set after `set_environ`.
         if not self._is_threads_told and (self.hubs > 1 or self._is_threads_ours):
             self._is_threads_ours = self.hubs > 1
             self.environ["wsgi.multithread"] = self.hubs > 1
 
     def handshake_failed(self, sock: Any, peer: Any, error: OSError) -> bool:
-        # Most are port scans, or browsers that were told "http:" of this port.
+        # Most are port scans, or browsers with an "http:" link to this port.
         reason = getattr(error, "reason", None) or error
         self.error_log.write(f"TLS handshake with {peer!a} failed: {reason}\n")
         if getattr(error, "reason", None) == "HTTP_REQUEST":
@@ -225,7 +225,7 @@ class WSGIServer(Settings, _Both):
         return False  # each request asks for its application
 
     def has_upgraded(self, sock: Any) -> None:
-        """*sock* speaks another protocol from now on, for as long as it likes."""
+        """Note that *sock* speaks another protocol from now on, and may be open for long."""
         self._upgraded.add(sock)
 
     def is_long_lived(self, sock: Any) -> bool:

@@ -36,6 +36,13 @@ class Member(Protocol):
         """Whether nobody can take back what it takes, until its handler begins."""
 
     @property
+    def runs_at_once(self) -> bool:
+        """Whether a handler, a greenlet or code of the program may run within its turn.
+
+        Other hubs don't wait until that comes back: they are woken before.
+        """
+
+    @property
     def context(self) -> object:
         """Whose turn it is, for a report: the server or the listener."""
 
@@ -90,6 +97,8 @@ class Dispatcher(Protocol):
     accepted: int
     #: What was handed to this hub's clones, oldest first.
     inbox: deque[Handed]
+    #: Other hubs' dispatchers that it has handed connections to, and not woken yet.
+    handed_to: dict[Dispatcher, None]
     #: The teams of servers that have clones here, and are open.
     servers: dict[Team[Any], None]
     #: Its teams that have turns, as far as they know: those of servers that accept, and

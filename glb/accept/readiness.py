@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..hubs.mailbox import WakeUp
 from ..originals import native_ident
 
 __all__ = ["Bell", "BellWatcher"]
@@ -66,17 +67,15 @@ class Bell:
 class BellWatcher:
     """Looks at a bell as a loop's watcher does at a descriptor, but tells only once a start."""
 
-    __slots__ = ("__weakref__", "_call", "_is_told_of_end", "_loop", "_thread", "_wake_up", "bell")
+    __slots__ = ("__weakref__", "_call", "_hub", "_is_told_of_end", "_wake_up", "bell")
 
     def __init__(self, bell: Bell, hub: Any) -> None:
         self.bell = bell
-        self._loop: Any = hub.loop
-        self._thread: int = hub.thread_ident
+        self._hub: Any = hub
         self._call: tuple[Callable[..., object], tuple[object, ...]] | None = None
         self._is_told_of_end = False
-        # While it looks: what another thread wakes its hub by. gevent's own way for that,
-        # `run_callback_threadsafe`, changes libuv's lists from the wrong thread, and crashes.
-        self._wake_up: Any = None
+        # While it looks: what another thread wakes its hub by.
+        self._wake_up: WakeUp | None = None
 
     def start(
         self, callback: Callable[..., object], *args: object, pass_events: bool = False
@@ -85,8 +84,7 @@ class BellWatcher:
         if self._is_told_of_end:
             return
         if self._wake_up is None:
-            self._wake_up = self._loop.async_()
-            self._wake_up.start(self._tell)
+            self._wake_up = WakeUp(self._hub, self._tell)
         self.bell.add(self)
 
     def stop(self) -> None:
@@ -94,7 +92,6 @@ class BellWatcher:
         self.bell.discard(self)
         wake_up, self._wake_up = self._wake_up, None
         if wake_up is not None:
-            wake_up.stop()
             wake_up.close()
 
     def close(self) -> None:
@@ -102,13 +99,10 @@ class BellWatcher:
 
     def wake_locked(self) -> None:
         """Tell, in its own hub. From any thread, with the registry's lock held."""
-        try:
-            if self._thread == native_ident():
-                self._loop.run_callback(self._tell)
-            else:
-                self._wake_up.send()
-        except Exception:
-            self.bell.discard(self)  # the loop was destroyed under it; the others are to be told
+        if self._hub.thread_ident == native_ident() and self._hub.loop is not None:
+            self._hub.loop.run_callback(self._tell)
+        elif self._wake_up is None or not self._wake_up.send():
+            self.bell.discard(self)  # the loop was destroyed under it
 
     def _tell(self) -> None:
         # Somebody may have fetched it since.

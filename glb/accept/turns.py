@@ -326,7 +326,8 @@ class Turns:
     def hand(self, handed: Handed, giver: Dispatcher) -> bool:
         """Give *handed* to the next ready clone; tell whether that is one of *giver*'s own.
 
-        Then the giver takes it up itself, now.
+        Then the giver takes it up itself, now. Otherwise the giver wakes the other hub, when its
+        batch ends: see `Dispatcher.handed_to`.
         """
         with self.lock:
             member = None if self.is_closed else self.next_locked()
@@ -348,7 +349,7 @@ class Turns:
             if dispatcher.stalled_at is not None:
                 dispatcher.tried_at = self.clock
                 self._withdraw_locked(dispatcher)
-            dispatcher.wake_locked()
+            giver.handed_to[dispatcher] = None
             if self.standby is not None:
                 self.standby.arm_locked()
             return False

@@ -562,6 +562,7 @@ class _Seat:
     load: Final = 0
     #: The greenlet that waits goes on within the turn.
     is_out_of_reach: Final = False
+    runs_at_once: Final = True
     max_accept: Final = MAX_ACCEPT
 
     def __init__(self, seats: Seats, hub: Any) -> None:

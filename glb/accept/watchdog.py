@@ -143,13 +143,11 @@ class Standby(Dispatcher):
         Returns:
             ``False`` if it has ended: it won't be called.
         """
-        with self.turns.lock:
-            if self._wake_up is None or not self.has_loop:
-                return False
-            self.send(lambda: self._start_timer(delay, call))
-            return True
+        return self.send(lambda: self._start_timer(delay, call))
 
     def _start_timer(self, delay: float, call: Any) -> None:
+        if not self.mailbox.is_open:
+            return
         timer = self.hub.loop.timer(delay)
         self._timers.add(timer)
 

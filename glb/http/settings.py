@@ -1,4 +1,4 @@
-"""Settings of HTTP: what a server asks of requests, and how long it waits for clients."""
+"""Settings of HTTP: limits of requests, and how long a server waits for clients."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ __all__ = ["Settings"]
 
 
 class Settings:
-    """What a `glb.pywsgi.WSGIServer` can be told about HTTP, by attributes.
+    """The HTTP settings of a `glb.pywsgi.WSGIServer`, as attributes.
 
     Attributes:
         limits: How large the head of a request may be. gevent's ``MAX_REQUEST_LINE`` holds for
-            the request line, unless another limit for it is given here.
-        needs_host: Whether a request of HTTP/1.1 without Host is refused, as RFC 9112 asks for.
+            the request line, unless this has another limit for it.
+        needs_host: Refuse a request of HTTP/1.1 without Host, as RFC 9112 asks for.
         max_body: How long a body may be, in bytes; ``None`` is no limit. A longer one gets a 413.
         body_timeout: How long a client may be silent within a body, in seconds; ``None`` is for
             ever. After that the reply is a 408.

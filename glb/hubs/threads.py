@@ -17,7 +17,6 @@ import functools
 import gc
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -29,9 +28,10 @@ from gevent.monkey import is_module_patched
 from greenlet import greenlet
 
 from ..originals import Lock, RLock, monotonic, native_ident, start_new_thread
+from .mailbox import Mailbox
 from .signals import Signal
 
-__all__ = ["HubThread", "call_each", "call_where_it_may_switch"]
+__all__ = ["HubThread", "call_where_it_may_switch"]
 
 # At the end of the interpreter, so long for all together. A thread that is in a call into C
 # for longer is left where it is: then the process ends before it comes back, as a rule.
@@ -68,8 +68,7 @@ class HubThread:
         self.at_exit: Callable[[], object] = self.end
         self._on_system_error = on_system_error
         self._lock = RLock() if lock is None else lock
-        self._calls: deque[Callable[[], object]] = deque()
-        self._wake_up: Any = None
+        self._mailbox: Mailbox | None = None
         self._main: Any = None
         self._is_ending = False
         # What a loop counts on which nothing is going on.
@@ -114,12 +113,8 @@ class HubThread:
 
         It must not wait.
         """
-        with self._lock:
-            if self._wake_up is None:
-                return False
-            self._calls.append(call)
-            self._wake_up.send()
-            return True
+        mailbox = self._mailbox
+        return mailbox is not None and mailbox.post(call)
 
     def call(self, function: Callable[[], T]) -> T:
         """Return what *function* returns in the hub, or raise what it raises.
@@ -182,13 +177,12 @@ class HubThread:
 
     def forget(self) -> None:
         """There is no such thread in this process: it was forked, perhaps with a lock held."""
-        self._wake_up = None
-        self._lock = RLock()
+        if self._mailbox is not None:
+            self._mailbox.forget()
         self._ended.forget()
         self._ended.set()
         self._over = Lock()
         self._thread = None
-        self._calls.clear()
 
     # -- in the thread -----------------------------------------------------------------------
 
@@ -199,8 +193,7 @@ class HubThread:
                 self._main = gevent.getcurrent()
                 self.hub = get_hub()
                 self._idle_count = _count_watchers(self.hub.loop)
-                self._wake_up = self.hub.loop.async_()
-                self._wake_up.start(self._answer)
+                self._mailbox = Mailbox(self.hub, self._lock)
                 _running[self] = None
             except BaseException as error:
                 self._failed = error
@@ -216,21 +209,16 @@ class HubThread:
         finally:
             self._tear_down()
 
-    def _answer(self) -> None:
-        call_each(self._calls, self.hub)
-
     def _end(self) -> None:
         self._is_ending = True
         self._main.switch()
 
     def _tear_down(self) -> None:
-        with self._lock:
-            wake_up, self._wake_up = self._wake_up, None
+        mailbox = self._mailbox
         try:
-            if wake_up is not None:
-                self._answer()
-                wake_up.stop()
-                wake_up.close()
+            if mailbox is not None:
+                mailbox.close()
+                mailbox.answer()
                 if _count_watchers(self.hub.loop) > self._idle_count:
                     self._end_what_is_left()
         finally:
@@ -273,18 +261,6 @@ def call_where_it_may_switch(function: Callable[[], object]) -> None:
         gevent.spawn(function)
     else:
         function()
-
-
-def call_each(calls: deque[Callable[[], object]], hub: Any) -> None:
-    """Call all of *calls*, oldest first, and take them out; *hub* reports what one raises."""
-    while calls:
-        call = calls.popleft()
-        try:
-            call()
-        except HubDestroyed:
-            raise
-        except BaseException as error:  # those behind it are to be called, too
-            hub.handle_error(call, type(error), error, error.__traceback__)
 
 
 def _destroy(hub: Any) -> None:

@@ -135,6 +135,10 @@ class Acceptor:
             self._look_for_room()  # those that it had at the last stop may be done
 
     @property
+    def runs_at_once(self) -> bool:
+        return self.is_out_of_reach or self.server._spawn is None
+
+    @property
     def max_accept(self) -> int:
         return self.server.max_accept
 

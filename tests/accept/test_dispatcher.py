@@ -1534,7 +1534,8 @@ def test_a_close_while_another_thread_destroys_its_hub_frees_the_address() -> No
     thread = HubThread(work)
     waiting.wait()
     (dispatcher,) = dispatchers(opened[0])
-    watchers = [dispatcher._io, dispatcher._wake_up]
+    wake_up: Any = dispatcher.mailbox._wake_up
+    watchers = [dispatcher._io, wake_up._watcher]
 
     class Destroyed:
         active = True
@@ -1542,7 +1543,7 @@ def test_a_close_while_another_thread_destroys_its_hub_frees_the_address() -> No
         def send(self) -> None:
             raise Exception("Closing handle")  # libuv's loop says it so
 
-    dispatcher._wake_up = Destroyed()
+    wake_up._watcher = Destroyed()
     opened[0].close()
     assert is_refused(opened[0].address)
     assert glb.registry.entries() == []

@@ -32,6 +32,7 @@ class FakeMember:
     context = "a test"
     failures = Episode()
     is_out_of_reach = False
+    runs_at_once = False
     max_accept = 100
 
     def __init__(self, dispatcher: FakeDispatcher, team: Team[Any], name: str) -> None:
@@ -86,6 +87,7 @@ class FakeDispatcher:
         #: Whether a server has its clones here.
         self.servers: dict[Team[Any], None] = {}
         self.inbox: deque[Handed] = deque()
+        self.handed_to: dict[Any, None] = {}
         self.singles: Team[Any] = Team()
         self.seated: dict[Team[Any], None] = {self.singles: None}
         self.has_turns = True
@@ -204,15 +206,18 @@ def test_turns_go_round_over_all_hubs() -> None:
     assert order == ["a.0", "b.0", "a.1", "b.1"] * 2
 
 
-def test_what_is_anothers_lies_in_its_inbox_and_wakes_it() -> None:
-    """It is expected there, and the giver has nothing more to do with it."""
+def test_what_is_anothers_lies_in_its_inbox_and_its_giver_wakes_it() -> None:
+    """It is expected there. The giver notes the hub, and wakes it when its batch ends."""
     turns, first, second = two_hubs(1)
     give(turns, 1, first)
     assert (first.woken, second.woken) == (0, 0)
     give(turns, 2, first)
-    assert numbers(second.inbox) == [2]
-    assert second.members[0].expected == 1
-    assert (first.woken, second.woken) == (0, 1)
+    give(turns, 3, first)
+    give(turns, 4, first)
+    assert numbers(second.inbox) == [2, 4]
+    assert second.members[0].expected == 2
+    assert (first.woken, second.woken) == (0, 0)
+    assert (first.handed_to, second.handed_to) == ({second: None}, {})
 
 
 def test_what_has_no_clone_waits_and_wakes_who_is_on_duty() -> None:

@@ -22,7 +22,9 @@ from gevent import GreenletExit, socket
 from gevent.pool import Pool
 
 import glb
+from glb.accept import dispatcher as dispatcher_module
 from glb.accept import watchdog as standby_module
+from glb.accept.dispatcher import Dispatcher
 from glb.accept.listener import Listener
 from glb.accept.registry import REGISTRY, entries
 from glb.accept.watchdog import (
@@ -35,7 +37,8 @@ from glb.accept.watchdog import (
 )
 from glb.hubs.threads import HubThread
 from glb.model.states import State
-from glb.net.connection import Connection
+from glb.net.connection import Connection, accept_plain
+from glb.originals import native_ident
 from glb.server import StreamServer
 
 from ..support.engine import admission_of, turns_of, workers_of
@@ -164,6 +167,114 @@ def native_ask(address: Any) -> bytes:
 def on_duty(server: StreamServer) -> Any:
     assert turns_of(server) is not None
     return turns_of(server).on_duty
+
+
+# -- wake-ups --------------------------------------------------------------------------------
+
+
+def wake_ups_of(dispatcher: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list of how many connections were in the inbox at each wake-up by this thread."""
+    found: list[int] = []
+    wake, here = Dispatcher.wake_locked, native_ident()
+
+    def record(self: Dispatcher) -> None:
+        if self is dispatcher and native_ident() == here:
+            found.append(len(self.inbox))
+        wake(self)
+
+    monkeypatch.setattr(Dispatcher, "wake_locked", record)
+    return found
+
+
+def test_a_hub_is_woken_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connections of the batch are for its clones, which are all there by then."""
+    with serving(Blocking()) as server:
+        found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
+        with blocked(hub_of(server, 1)):
+            clients = [native_connect(server.address) for _ in range(8)]
+            wait_until(lambda: bool(found))
+        assert found == [4]
+        assert sorted(receive_all(client) for client in clients) == [b"0"] * 4 + [b"1"] * 4
+        assert found == [4]
+        close_all(clients)
+
+
+def test_a_batch_that_ends_by_an_error_wakes_hubs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was handed out before is handled before the report, and the others after the pause."""
+    accept, count = accept_plain, iter(range(100))
+    handle = Blocking()
+    with serving(handle) as server:
+        found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
+        reports: list[int] = []
+
+        def fail_at_second(*args: Any) -> Any:
+            if next(count) == 1:
+                raise LookupError("on purpose")
+            return accept(*args)
+
+        monkeypatch.setattr(dispatcher_module, "accept_plain", fail_at_second)
+        monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: reports.append(len(found)))
+        with blocked(hub_of(server, 1)):
+            clients = [native_connect(server.address) for _ in range(4)]
+            wait_until(lambda: bool(reports))
+            assert (found[:1], reports) == ([1], [1])
+        wait_until(lambda: len(handle.served) == 4)
+        assert sorted(receive_all(client) for client in clients) == [b"0"] * 2 + [b"1"] * 2
+        close_all(clients)
+
+
+class Noting(Blocking):
+    """Notes how many wake-ups there have been when a handler of the first clone begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+        self.noted: list[int] = []
+
+    def __call__(self, sock: Any, peer: Any) -> None:
+        if glb.current_clone() == 0:
+            self.noted.append(len(self.found))
+        super().__call__(sock, peer)
+
+
+def test_a_handler_within_the_turn_begins_when_other_hubs_are_woken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that blocks the hub that accepts keeps no connection of another hub waiting."""
+    handle = Noting()
+    with serving(handle, spawn=None) as server:
+        assert ask(server.address) == b"0"
+        handle.noted.clear()
+        handle.found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
+        clients = [native_connect(server.address) for _ in range(2)]
+        wait_until(lambda: len(handle.served) == 3)
+        assert [receive_all(client) for client in clients] == [b"1", b"0"]
+        assert (handle.found, handle.noted) == ([1], [1])
+        close_all(clients)
+
+
+def test_a_greenlet_that_goes_on_within_the_turn_does_so_when_other_hubs_are_woken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same of a loop over ``accept``, in a hub that accepts for a server's clone too."""
+    kind = type("Shared", (StreamServer,), {"reuse_port": True})
+    handle = Blocking()
+    with serving(handle, kind) as server, glb.bind_load_balanced(server.address) as listener:
+        noted: list[int] = []
+
+        def accept() -> None:
+            listener.accept()[0].close()
+            noted.append(len(found))
+
+        server.pause_clone(0)
+        greenlet = gevent.spawn(accept)
+        let_hub_turn()
+        found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
+        clients = [native_connect(server.address) for _ in range(2)]
+        greenlet.join(20)
+        wait_until(lambda: len(handle.served) == 1)
+        assert (found, noted) == ([1], [1])
+        close_all(clients)
 
 
 # -- a hub that is stalled -------------------------------------------------------------------

@@ -30,6 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import glb.http.handler
+import glb.http.reading
 import glb.http.replies
 from glb.http.head import Limits
 from glb.http.stream import FileWrapper, send_file
@@ -431,7 +432,7 @@ def test_a_long_body_that_nobody_reads_ends_the_connection() -> None:
 @pytest.mark.parametrize("status", [200, 500])
 def test_a_reply_does_not_wait_for_a_body(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that never comes is waited for after it, and not for long."""
-    monkeypatch.setattr(glb.http.replies, "DISCARD_SECONDS", 0.05)
+    monkeypatch.setattr(glb.http.reading, "DISCARD_SECONDS", 0.05)
 
     def application(environ: dict[str, Any], start_response: Any) -> Any:
         if status == 500:

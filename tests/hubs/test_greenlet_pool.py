@@ -29,7 +29,7 @@ from gevent.pool import Pool, PoolFull
 from greenlet import greenlet as RawGreenlet
 
 import glb
-from glb.hubs import greenlet_pool as handlers
+from glb.hubs import greenlet_pool, handler_greenlets, proof
 from glb.hubs.greenlet_pool import HandlerGreenlet, HandlerPool, Handlers, handlers_here
 from glb.server import StreamServer
 from loadtests.isolation.traces import (
@@ -52,6 +52,9 @@ LOCAL = ("127.0.0.1", 0)
 EACH_SPAWN = ["default", 5, gevent.spawn]
 RECYCLED = ["default", 5]
 
+#: The modules that count references.
+COUNTING = (proof, handler_greenlets, greenlet_pool)
+
 Pair = Callable[[StreamServer], socket.socket]
 
 
@@ -60,7 +63,8 @@ def tracer_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Handler greenlets look through the tracer's references, if there is one."""
     if BY_TRACER:
         count = weakref.getweakrefcount
-        monkeypatch.setattr(handlers, "getweakrefcount", lambda each: count(each) - BY_TRACER)
+        for module in COUNTING:
+            monkeypatch.setattr(module, "getweakrefcount", lambda each: count(each) - BY_TRACER)
 
 
 def talk(client: socket.socket) -> bytes:
@@ -1149,7 +1153,7 @@ def test_no_more_than_so_many_are_parked(
     monkeypatch: pytest.MonkeyPatch, created: list[None]
 ) -> None:
     """After a peak the surplus ends at once."""
-    monkeypatch.setattr(handlers, "MAX_PARKED", 3)
+    monkeypatch.setattr(handler_greenlets, "MAX_PARKED", 3)
     holder = Holder()
     with StreamServer(LOCAL, holder) as server:
         server.start()
@@ -1159,7 +1163,7 @@ def test_no_more_than_so_many_are_parked(
 
 def test_idle_greenlets_are_trimmed(monkeypatch: pytest.MonkeyPatch, created: list[None]) -> None:
     """Within two periods without a connection all are gone, and the timer with them."""
-    monkeypatch.setattr(handlers, "TRIM_SECONDS", 0.01)
+    monkeypatch.setattr(handler_greenlets, "TRIM_SECONDS", 0.01)
     holder = Holder()
     with StreamServer(LOCAL, holder) as server:
         server.start()

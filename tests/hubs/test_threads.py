@@ -237,7 +237,7 @@ def test_a_wait_that_is_over_before_the_thread_says_so() -> None:
     greenlet = gevent.spawn(thread.wait, None)
     gevent.sleep(0)
     greenlet.kill()
-    assert thread._ended._watchers == []
+    assert thread._ended._wake_ups == []
     end(thread)
 
 

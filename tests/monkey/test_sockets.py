@@ -1,4 +1,4 @@
-"""Adopted sockets: a program's own become clones at `listen`, or stay what they are."""
+"""Shared sockets: a program's own become clones at `listen`, or stay what they are."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gevent import select, socket, ssl
 import glb
 from glb.accept import exclusions
 from glb.accept.registry import REGISTRY
-from glb.monkey import sockets as adopted
-from glb.monkey.sockets import Adopted
+from glb.monkey import sockets as shared_sockets
+from glb.monkey.sockets import SharedSocket
 from glb.net import sockets
 from glb.net.connection import PlainSocket
 
@@ -69,7 +69,7 @@ def first() -> Iterator[socket.socket]:
 
 
 def is_clone(sock: Any) -> bool:
-    return isinstance(sock._sock, Adopted)
+    return isinstance(sock._sock, SharedSocket)
 
 
 def file_of(sock: Any) -> Any:
@@ -485,7 +485,7 @@ def test_the_kernel_is_asked_before_an_entry_is_joined(monkeypatch: pytest.Monke
         asked.append(address)
         return False
 
-    monkeypatch.setattr(adopted, "bind", bind)
+    monkeypatch.setattr(shared_sockets, "_join_ours", bind)
     with bound() as free:
         assert asked == []
         with pytest.raises(OSError, match="Invalid") as caught:
@@ -547,7 +547,7 @@ def test_a_connections_port_is_refused_though_an_entry_was_there() -> None:
 
 @needs_ipv6
 def test_a_socket_unlike_ours_is_refused() -> None:
-    """The kernel's EADDRINUSE stands where family or options differ, and nothing is adopted."""
+    """The kernel's EADDRINUSE stands where family or options differ, and nothing is shared."""
     with glb.bind(ANY, reuse_port=True) as ours, socket.socket(socket.AF_INET6) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -588,8 +588,8 @@ def test_each_copy_brings_its_own_queue() -> None:
         with opened(one.getsockname(), 7) as other:
             assert (queue_of(one), queue_of(other)) == (12, 12)
             with opened(one.getsockname()):
-                assert queue_of(one) == 12 + adopted.PYTHONS_BACKLOG
-            assert [entry.backlog for entry in REGISTRY] == [12 + adopted.PYTHONS_BACKLOG]
+                assert queue_of(one) == 12 + shared_sockets.PYTHONS_BACKLOG
+            assert [entry.backlog for entry in REGISTRY] == [12 + shared_sockets.PYTHONS_BACKLOG]
 
 
 def test_listening_again_makes_the_queue_longer_and_never_shorter(first: socket.socket) -> None:
@@ -802,7 +802,7 @@ def test_the_only_one_detached_opens_its_address_again(first: socket.socket) -> 
     with socket.socket(fileno=number) as again:
         assert (is_clone(again), clones()) == (True, [1])
         with opened(address) as other:
-            assert queue_of(again) == length + adopted.PYTHONS_BACKLOG
+            assert queue_of(again) == length + shared_sockets.PYTHONS_BACKLOG
             assert orders([again, other], 4) == turns(2, 4)
 
 
@@ -1041,7 +1041,7 @@ def test_exclusions_are_all_or_none(wrong: Any, error: type[Exception], text: st
         with pytest.raises(error, match=text):
             exclusions.exclude(exclusions.exclusions([sock.getsockname(), wrong]))
         sock.listen()
-        assert (is_clone(sock), exclusions._excluded) == (True, set())
+        assert (is_clone(sock), exclusions.EXCLUDED) == (True, set())
 
 
 def test_exclusions_can_be_undone() -> None:
@@ -1102,7 +1102,7 @@ def test_a_step_that_fails_leaves_all_as_it_was(
 
 
 @pytest.mark.parametrize("way", ["first", "later", "dup", "fromfd"])
-def test_out_of_descriptors_nothing_is_half_adopted(way: str, first: socket.socket) -> None:
+def test_out_of_descriptors_nothing_is_half_shared(way: str, first: socket.socket) -> None:
     """EMFILE where a new number is needed; standing in needs none."""
     with bound(first.getsockname() if way == "later" else ANY) as sock:
         act: dict[str, Callable[[], Any]] = {

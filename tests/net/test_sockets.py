@@ -24,7 +24,7 @@ import gevent.os
 import pytest
 
 from glb.model.address import AF_INET, AF_INET6, AF_UNIX, Address, key_of, parse
-from glb.net import sockets
+from glb.net import sockets, unix_files
 from glb.net.sockets import PLATFORM, Platform
 
 from ..conftest import open_descriptors
@@ -349,7 +349,7 @@ def test_a_folder_that_stays_locked_is_not_waited_for_for_ever(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some other use of the lock holds no server up."""
-    monkeypatch.setattr(sockets, "FOLDER_LOCK_SECONDS", 0.01)
+    monkeypatch.setattr(unix_files, "FOLDER_LOCK_SECONDS", 0.01)
     bind_and_leave(path)
     folder = os.open(".", os.O_RDONLY)
     try:
@@ -365,7 +365,7 @@ def test_monkey_patching_does_not_keep_the_folder_locked(
 ) -> None:
     """Gevent's `os.close` would close it, and so give the lock back, a turn of the loop later."""
     monkeypatch.setattr(os, "close", gevent.os.close)
-    monkeypatch.setattr(sockets, "FOLDER_LOCK_SECONDS", 0)
+    monkeypatch.setattr(unix_files, "FOLDER_LOCK_SECONDS", 0)
     for _ in range(2):
         bind_and_leave(path)
         sockets.open_listening(parse(f"unix:{path}"), 1).close()
@@ -411,7 +411,7 @@ def test_of_two_that_found_a_stale_file_one_wins(
     """Between the first one's look at the file and its removal the second one has to wait."""
     bind_and_leave(path)
     has_looked, has_to_wait = threading.Event(), threading.Event()
-    check_is_stale, flock = sockets._check_is_stale, fcntl.flock
+    check_is_stale, flock = unix_files._check_is_stale, fcntl.flock
 
     def look_slowly(where: str) -> None:
         check_is_stale(where)
@@ -429,9 +429,9 @@ def test_of_two_that_found_a_stale_file_one_wins(
     def start() -> None:
         first.append(sockets.open_listening(parse(f"unix:{path}"), 9))
 
-    monkeypatch.setattr(sockets, "_check_is_stale", look_slowly)
+    monkeypatch.setattr(unix_files, "_check_is_stale", look_slowly)
     monkeypatch.setattr(fcntl, "flock", lock)
-    monkeypatch.setattr(sockets, "FOLDER_LOCK_SECONDS", 20)
+    monkeypatch.setattr(unix_files, "FOLDER_LOCK_SECONDS", 20)
     first: list[_socket.socket] = []
     thread = threading.Thread(target=start)
     thread.start()
