@@ -366,6 +366,11 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         if self.glb_engine.admission.state is State.FULL:
             self.glb_engine.admission.accept_again()
 
+    @property
+    def runs_in_hub(self) -> bool:
+        """Whether handlers run in the hub, before the next accept: with ``None`` for ``spawn``."""
+        return self._spawn is None
+
     def has_upgraded(self, sock: Any) -> None:
         """*sock* has no requests any more."""
 

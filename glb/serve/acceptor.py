@@ -136,7 +136,7 @@ class Acceptor:
 
     @property
     def runs_at_once(self) -> bool:
-        return self.is_out_of_reach or self.server._spawn is None
+        return self.is_out_of_reach or self.server.runs_in_hub
 
     @property
     def max_accept(self) -> int:
