@@ -83,7 +83,7 @@ class Acceptor:
         #: Its hub's, and its place in the ring, once the worker was opened.
         self.dispatcher: Any = None
         self.team: Team[Any] = Team(seated=False)
-        #: Whether what it takes is where nobody can take it back, until its handler begins.
+        #: Whether a connection that it takes can't be reclaimed before its handler begins.
         self.is_out_of_reach = False
         self.clone: Final = Clone(index, cast("Any", server))
         #: Its own handler, where there is a ``handler_factory``.
@@ -261,7 +261,7 @@ class Acceptor:
         return True
 
     def can_give_up(self, job: Job) -> bool:
-        """Whether *job* is one that came by a turn, and of which nobody knows yet."""
+        """Whether *job* came by a turn, and its connection was seen by no program's code."""
         run, _, _, args, _ = job
         return (
             not self.is_out_of_reach
@@ -321,7 +321,7 @@ class Acceptor:
         return Turn.EMPTY
 
     def serve(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
-        """Handle one connection, in a greenlet whose context nobody has after it; close it."""
+        """Handle one connection, in a greenlet whose context is not used after it; close it."""
         self.begun += 1
         CURRENT.set(self.clone)
         try:

@@ -300,7 +300,7 @@ class Admission:
         if is_locked or is_shared:
             self.pause(State.FULL)
         else:
-            # A `full` of the user's own: nobody tells when it changes its mind. The end of
+            # A `full` of the program's own: nothing reports when its answer changes. The end of
             # each handler is a good moment to ask (see `handler_ended`), and so is this.
             self.pause(State.FULL, self.next_delay() if self.server.delay >= 0 else None)
         home = self._workers.home

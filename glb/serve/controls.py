@@ -133,7 +133,6 @@ class Controls:
 
         Raises:
             TypeError, ValueError: *clones* is no such number.
-            OSError: There is no room for another descriptor. Nothing has changed.
 
         Switches:
             While waiting.
