@@ -28,7 +28,7 @@ from ..model.accept_errors import Episode, Heap, classify
 from ..model.clone import CURRENT, Clone
 from ..model.states import State, before, of_clone
 from ..model.stats import CloneStats
-from ..net.connection import Connection, Kind, accept_plain
+from ..net.connection import Connection
 from ..originals import monotonic
 from .admission import Admission
 from .hooks import Handler, Hooks
@@ -39,7 +39,7 @@ from .workers import Workers
 if TYPE_CHECKING:
     from ..hubs.greenlet_pool import Job
 
-__all__ = ["Acceptor", "read", "read_handed"]
+__all__ = ["Acceptor", "read_handed"]
 
 
 class Acceptor:
@@ -83,7 +83,7 @@ class Acceptor:
         #: Its hub's, and its place in the ring, once the worker was opened.
         self.dispatcher: Any = None
         self.team: Team[Any] = Team(seated=False)
-        #: Whether what it takes is where nobody can take it back, until its handler begins.
+        #: Whether a connection that it takes can't be reclaimed before its handler begins.
         self.is_out_of_reach = False
         self.clone: Final = Clone(index, cast("Any", server))
         #: Its own handler, where there is a ``handler_factory``.
@@ -136,7 +136,7 @@ class Acceptor:
 
     @property
     def runs_at_once(self) -> bool:
-        return self.is_out_of_reach or self.admission.runs_at_once
+        return self.is_out_of_reach or self.server.runs_in_hub
 
     @property
     def max_accept(self) -> int:
@@ -160,9 +160,13 @@ class Acceptor:
         return f"<Acceptor {self.clone} of {self.server}>"
 
     def take_turn(self) -> Turn:
-        server = self.server
+        server, admission = self.server, self.admission
         try:
-            if not self.has_room():
+            # As `has_room`, which is a call more.
+            if server.full():
+                admission.found_full()
+                return Turn.PASSED
+            if (admission.expected or admission.is_limited) and not self._is_within_bounds():
                 return Turn.PASSED
             args: Any = server.do_read()
             server.delay = server.min_delay
@@ -175,14 +179,21 @@ class Acceptor:
         turns = dispatcher.turns
         with turns.lock:
             turns.ring.rotate(self.team, self)
-        if self.admission.bucket is not None:
-            self.admission.bucket.take(monotonic())
+        if admission.bucket is not None:
+            admission.bucket.take(monotonic())
         self._handle(args)
         return Turn.TAKEN
 
     def has_room(self) -> bool:
         admission = self.admission
-        if self.server.full() or (admission.expected and admission.has_assigned_all()):
+        if self.server.full():
+            admission.found_full()
+            return False
+        return not (admission.expected or admission.is_limited) or self._is_within_bounds()
+
+    def _is_within_bounds(self) -> bool:
+        admission = self.admission
+        if admission.expected and admission.has_assigned_all():
             admission.found_full()
             return False
         if admission.is_limited:
@@ -250,7 +261,7 @@ class Acceptor:
         return True
 
     def can_give_up(self, job: Job) -> bool:
-        """Whether *job* is one that came by a turn, and of which nobody knows yet."""
+        """Whether *job* came by a turn, and its connection was seen by no program's code."""
         run, _, _, args, _ = job
         return (
             not self.is_out_of_reach
@@ -310,7 +321,7 @@ class Acceptor:
         return Turn.EMPTY
 
     def serve(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
-        """Handle one connection, in a greenlet whose context nobody has after it; close it."""
+        """Handle one connection, in a greenlet whose context is not used after it; close it."""
         self.begun += 1
         CURRENT.set(self.clone)
         try:
@@ -422,24 +433,6 @@ class Acceptor:
             self.worker.index,
             self.state.value,
         )
-
-
-def read(sock: Any, kind: Kind, admission: Admission) -> tuple[Connection, Any] | None:
-    """Accept a connection from the kernel, if one waits in the accept queue of *sock*.
-
-    Raises:
-        OSError: As gevent's ``do_read``.
-    """
-    try:
-        plain, address = accept_plain(sock._accept, kind)
-    except BlockingIOError:
-        if sock.timeout:
-            raise
-        return None
-    number = plain.fileno()
-    if number >= admission.watermark.level:
-        admission.watermark.reached(admission.server, number)
-    return Connection.on(plain), address
 
 
 def read_handed(turn: Thread, admission: Admission) -> tuple[Connection, Any]:
