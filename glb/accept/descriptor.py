@@ -69,7 +69,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         sock._waiters = None
         sock._is_left = False
         sock.setblocking(False)
-        share.hold_for(sock)
+        share.held_by = weakref.ref(sock)
         sock._below = NUMBERS.get(number)
         NUMBERS[number] = weakref.ref(sock)
         return sock

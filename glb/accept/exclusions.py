@@ -13,10 +13,11 @@ from ..model import address as addresses
 from ..model.address import Address, parse
 from ..net import sockets
 
-__all__ = ["exclude", "exclude_nothing", "exclusions", "is_excluded"]
+__all__ = ["EXCLUDED", "exclude", "exclude_nothing", "exclusions", "is_excluded"]
 
-#: Addresses that aren't shared, whoever asks for it: keys, and ports of any host.
-_excluded: Final[set[object]] = set()
+#: Keys of addresses that are never shared, and ports of any host. `is_excluded` need not be asked
+#: while it is empty.
+EXCLUDED: Final[set[object]] = set()
 
 
 def exclusions(listed: Iterable[object]) -> set[object]:
@@ -31,19 +32,19 @@ def exclusions(listed: Iterable[object]) -> set[object]:
 
 def exclude(them: set[object]) -> None:
     """Leave some addresses alone from now on: see `exclusions`."""
-    _excluded.update(them)
+    EXCLUDED.update(them)
 
 
 def exclude_nothing() -> None:
     """Undo `exclude`."""
-    _excluded.clear()
+    EXCLUDED.clear()
 
 
 def is_excluded(address: Address) -> bool:
     """Whether *address* is to be let alone."""
-    if not _excluded:
+    if not EXCLUDED:
         return False
-    return address.port in _excluded or _exclusion(address) in _excluded
+    return address.port in EXCLUDED or _exclusion(address) in EXCLUDED
 
 
 def _exclusion(address: Address) -> object:

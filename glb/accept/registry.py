@@ -52,20 +52,17 @@ class Closable(Protocol):
 class Share:
     """One clone's part in an entry. Whoever acquired it releases it; twice is harmless."""
 
-    __slots__ = ("__weakref__", "_holder", "entry", "thread")
+    __slots__ = ("__weakref__", "entry", "held_by", "thread")
 
     def __init__(self, entry: Entry, thread: int) -> None:
         self.entry = entry
         self.thread = thread
-        self._holder: weakref.ref[Closable] | None = None
-
-    def hold_for(self, holder: Closable) -> None:
-        """Say whose share this is. The registry never keeps the holder alive."""
-        self._holder = weakref.ref(holder)
+        #: What it belongs to, which the registry never keeps alive.
+        self.held_by: weakref.ref[Closable] | None = None
 
     @property
     def holder(self) -> Closable | None:
-        return None if self._holder is None else self._holder()
+        return None if self.held_by is None else self.held_by()
 
 
 class Entry:
@@ -273,14 +270,25 @@ class Registry:
             key = sockets.find_key(address)
             return None if key is None else self._by_key.get(key)
 
+    def find_by_key(self, key: Key) -> Entry | None:
+        """Return the open, shared entry that has *key*: see `glb.net.sockets.find_key`."""
+        with self.lock:
+            return self._by_key.get(key)
+
     def adopt(
-        self, descriptor: int, *, shared: bool = False, backlog: int = sockets.DEFAULT_BACKLOG
+        self,
+        descriptor: int,
+        *,
+        shared: bool = False,
+        backlog: int = sockets.DEFAULT_BACKLOG,
+        key: Key | None = None,
     ) -> Share:
         """Return a share in somebody's listening *descriptor*, which stays theirs.
 
         Args:
             backlog: What its accept queue is long, in connections. Where that isn't known,
                 nobody makes it shorter by joining.
+            key: That of its address, if the caller knows it.
 
         Raises:
             OSError: It is not a socket, or *shared* and its address is open here already.
@@ -289,7 +297,7 @@ class Registry:
         """
         pristine = sockets.adopt(descriptor)
         with self.lock:
-            return self._add_locked(pristine, shared, backlog=backlog, owns_file=False)
+            return self._add_locked(pristine, shared, backlog=backlog, owns_file=False, key=key)
 
     def acquire(self, entry: Entry) -> Share:
         """Return one more share in an open *entry*.
@@ -360,17 +368,24 @@ class Registry:
         return None if entry is None else entry.acquire_locked(native_ident())
 
     def _add_locked(
-        self, pristine: _socket.socket, shared: bool, *, backlog: int, owns_file: bool = True
+        self,
+        pristine: _socket.socket,
+        shared: bool,
+        *,
+        backlog: int,
+        owns_file: bool = True,
+        key: Key | None = None,
     ) -> Share:
         # Takes *pristine* over, also when it fails.
         try:
             # A socket that was handed in may be of a family that has no keys here.
-            bound = sockets.bound_address(pristine)
-            key = sockets.find_key(bound) if shared or owns_file else None
-            if shared and (key is None or bound.port == 0):
-                raise ValueError(f"a socket bound to {bound.sockaddr!r} can't be shared")
+            if key is None and (shared or owns_file):
+                bound = sockets.bound_address(pristine)
+                key = sockets.find_key(bound)
+                if shared and (key is None or bound.port == 0):
+                    raise ValueError(f"a socket bound to {bound.sockaddr!r} can't be shared")
             if shared and key in self._by_key:
-                raise accept_errors.address_in_use(bound.sockaddr)
+                raise accept_errors.address_in_use(pristine.getsockname())
             entry = Entry(self, pristine, key=key, shared=shared, owns_file=owns_file)
             entry.backlog = backlog
             share = entry.acquire_locked(native_ident())

@@ -4,9 +4,9 @@ Rules that always hold:
 
 - A body ends where its head says. It never reads a byte behind that end, which is the next
   request's.
-- Only what has come takes memory; what was only announced takes none.
-- After an error in its framing nothing more of the connection is read: where the body ends, no
-  two readers would agree.
+- Only bytes that have come take memory; a length that was only announced takes none.
+- After an error in its framing nothing more of the connection is read: no two readers would agree
+  where the body ends.
 
 Source: RFC 9112, 6 and 7; PEP 3333.
 """
@@ -25,15 +25,15 @@ from .head import is_field_value, is_token
 
 __all__ = ["Body", "BodyError", "ClientLeft"]
 
-# At once. A body of which more was announced grows by so much as it comes.
+# Bytes of one read. A longer body grows by so much as it comes.
 READ_BYTES: Final = 65536
 
 # A body that the application hasn't read is read away, so that the next request is found. If it is
 # longer, or slower, a new connection costs both sides less.
 DISCARD_MAX_BYTES: Final = 65536
 
-# Of chunk extensions and trailers, in a whole body. Hardly a client sends either, and only attacks
-# make them large. Node has 16 KiB for all extensions of a request.
+# The most bytes of chunk extensions and trailers in a whole body. Hardly a client sends either, and
+# only attacks make them large. Node has 16 KiB for all extensions of a request.
 OVERHEAD_MAX_BYTES: Final = 16384
 LINE_MAX_BYTES: Final = OVERHEAD_MAX_BYTES + 1
 
@@ -66,7 +66,7 @@ class BodyError(_InvalidClientInput):  # type: ignore[misc]  # not in the stubs
     """A body that is not as the client has announced it, or too large, or too slow.
 
     Attributes:
-        status: Of the reply to it: the code and the reason.
+        status: The code and the reason of the reply.
     """
 
     def __init__(self, message: str, status: str = "400 Bad Request") -> None:
@@ -82,16 +82,16 @@ class Body:
     """The body of one request, as a file to read from.
 
     Args:
-        rfile: What is read: a buffered reader of the connection.
+        rfile: A buffered reader of the connection.
         length: In bytes; ``None`` if it is chunked, or there is none.
-        is_chunked: Whether it is chunked.
-        limit: How long a chunked body may be, in bytes; ``None`` is for ever.
-        before: Called before the first read: the client may wait for a word.
+        is_chunked: True if it is chunked.
+        limit: The most bytes of a chunked body; ``None`` is no limit.
+        before: Called before the first read: the client may wait for ``100 Continue``.
 
     Attributes:
         rfile: As given.
         content_length: *length*.
-        is_broken: Whether its end can't be found any more.
+        is_broken: True if its end can't be found any more.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Body:
         self.content_length: Final = length
         self.chunked_input: Final = is_chunked
         self.is_broken = False
-        # Of the chunk that is read now, or of all; of a chunked body that has not begun, 0.
+        # Bytes left of the current chunk, or of a body that isn't chunked.
         self._left = 0 if is_chunked else length or 0
         self._is_over = not is_chunked and not length
         self._position = 0
@@ -121,7 +121,7 @@ class Body:
         """Return *size* bytes, or all; fewer only at the end.
 
         Raises:
-            OSError: The client left, was too slow, or has not kept to what it announced.
+            OSError: The client left, was too slow, or broke the framing.
         """
         self._begin()
         wanted = -1 if size is None or size < 0 else size
@@ -177,12 +177,12 @@ class Body:
 
     @property
     def is_over(self) -> bool:
-        """Whether all of it was read."""
+        """True if all of it was read."""
         return self._is_over
 
     @property
     def is_awaited(self) -> bool:
-        """Whether the client waits for a word before it sends anything."""
+        """True if the client waits for ``100 Continue`` before it sends anything."""
         return self._before is not None
 
     @property
@@ -191,7 +191,7 @@ class Body:
         return None if self.chunked_input else self._left
 
     def ends_in(self, data: bytes) -> bool:
-        """Whether *data*, which comes next, holds its end. Nothing is read of it."""
+        """Return True if *data*, which comes next, contains its end. Nothing is read."""
         ahead = copy.copy(self)
         ahead.rfile = io.BytesIO(data)  # type: ignore[misc]  # of a copy that stays here
         try:
@@ -200,7 +200,7 @@ class Body:
             return False
 
     def end(self, limit: int) -> bool:
-        """Read what is left of it, up to *limit* bytes; tell whether that was all.
+        """Read the rest, up to *limit* bytes; return True if that was all.
 
         Raises:
             OSError: As `read`.
@@ -230,7 +230,7 @@ class Body:
         return data
 
     def _some(self, most: int, read: Callable[[int], bytes]) -> bytes:
-        """Return what has come, at most *most* bytes, by *read*; ``b""`` is the end."""
+        """Return bytes that have come, at most *most*, by *read*; ``b""`` is the end."""
         if self.is_broken:
             raise BodyError("the body was broken before")
         if self._left == 0 and self.chunked_input and not self._is_over:
@@ -254,7 +254,7 @@ class Body:
         return data
 
     def _expect_line_end(self) -> None:
-        # Right behind the data of a chunk: what lacks it is refused with the last byte.
+        # Right behind the data of a chunk, so that a wrong one is refused with the last byte.
         line = self._line(2)
         if line != b"\r\n":
             self._refuse(line, 2, "a chunk is longer than its size")
@@ -288,7 +288,7 @@ class Body:
                 self._refuse(line, LINE_MAX_BYTES, "this is no trailer")
 
     def _peek(self) -> bytes:
-        """Return the next byte, which stays there; ``b""`` at the end, or if that can't be."""
+        """Return the next byte and leave it there; ``b""`` at the end, or if *rfile* can't peek."""
         peek = getattr(self.rfile, "peek", None)
         if peek is None:
             return b""
@@ -308,7 +308,7 @@ class Body:
         return line
 
     def _refuse(self, line: bytes, limit: int, message: str) -> NoReturn:
-        """Say what is wrong with *line*, of which no more than *limit* bytes were read."""
+        """Refuse *line*, of which no more than *limit* bytes were read."""
         if len(line) < limit and not line.endswith(b"\n"):
             self._break_off()
         if len(line) > OVERHEAD_MAX_BYTES:

@@ -1,4 +1,4 @@
-"""What an environ tells beside the head of its request."""
+"""Parts of the environ that gevent's code doesn't make: header lines for it, and TLS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHORT: Final = {
     "userId": "UID",
 }
 
-# RFC 4514, 2.4: or a certificate's name could look like that of another.
+# RFC 4514, 2.4: without escapes a certificate's name could look like another one.
 _SPECIAL: Final = re.compile(r'[,+"\\<>;]|^[ #]| \Z')
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -37,7 +37,7 @@ def as_fields(head: Head) -> bytes:
 
 
 def tls_variables(sock: Any) -> dict[str, str]:
-    """Return what the environ tells of a TLS connection, by the names of Apache's mod_ssl."""
+    """Return the environ's variables about a TLS connection, by the names of Apache's mod_ssl."""
     cipher = sock.cipher()
     found = {
         "HTTPS": "on",
@@ -53,14 +53,14 @@ def tls_variables(sock: Any) -> dict[str, str]:
         found["SSL_CLIENT_M_SERIAL"] = certificate.get("serialNumber", "")
         found["SSL_CLIENT_V_START"] = certificate.get("notBefore", "")
         found["SSL_CLIENT_V_END"] = certificate.get("notAfter", "")
-        from ssl import DER_cert_to_PEM_cert  # noqa: PLC0415  # without TLS there is no need
+        from ssl import DER_cert_to_PEM_cert  # noqa: PLC0415  # only needed with TLS
 
         found["SSL_CLIENT_CERT"] = DER_cert_to_PEM_cert(sock.getpeercert(binary_form=True))
     return found
 
 
 def _name_of(parts: Any) -> str:
-    # Most specific first, by the short names that are in use.
+    # Most specific first, by the usual short names.
     return ",".join("+".join(map(_pair_of, part)) for part in reversed(parts))
 
 

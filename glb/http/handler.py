@@ -4,10 +4,10 @@
 subclass may override, the same attributes while a request is served. It reads requests by
 `glb.http.head` and `glb.http.body`, and frames replies by `glb.http.reply`.
 
-There are two loops over the requests of a connection. The *lean* one reads a head from the socket
-at once. It is for handlers that override none of gevent's methods, and makes a buffer for a
-connection only when a body has to be read. The other one calls each method as gevent calls it. From
-the head on both do the same, in the same methods.
+There are two loops over the requests of a connection. The *lean* one, for handlers that override
+none of gevent's methods, reads heads directly from the socket, and makes a buffer only when a body
+has to be read. The other one calls each method as gevent calls it. After the head both use the same
+methods.
 
 Source: gevent's ``pywsgi.py``; PEP 3333.
 """
@@ -23,20 +23,20 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote_to_bytes
 
-import gevent.pywsgi
 from gevent import Timeout, getcurrent
 from gevent.pywsgi import OldMessage
 
-# By name, and now: programs may put ours in the place of gevent's later.
+# By name, and now: programs may replace gevent's by ours later.
 from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
-from gevent.socket import socket as GeventSocket
 
+from ..model.forwarded import FIELDS, AmbiguousHopsError, TrustedProxies
 from ..net.connection import Connection, say_goodbye
 from ..serve.idle import has_ended
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
-from .head import END, BadRequest, Head, Limits, find_end, parse, without_empty_lines
-from .replies import DISCARD_SECONDS, Replier
+from .head import BadRequest, Head, find_end, parse
+from .reading import DISCARD_SECONDS
+from .replies import Replier
 from .reply import ReplyHead, as_lines
 from .settings import Settings
 from .stream import RawStream
@@ -46,23 +46,15 @@ __all__ = ["WSGIHandler"]
 log: Final = logging.getLogger("glb")
 
 # A client that still sends when its connection is closed gets a reset, and many clients then report
-# that and not the reply. So what it sends is read away for so long, while it comes. nginx does so
-# for 30 s and Apache too. It is less here: a server that drains waits for it.
+# the reset and not the reply. So its bytes are read away for so long. nginx and Apache have 30 s.
+# It is less here, as a server that drains waits for it.
 LINGER_SECONDS: Final = 5.0
 
-# So many bytes of a head are kept for the next one on its connection. Browsers send 500 to 1,500.
+# A head of at most so many bytes is kept for the next one on its connection. Browsers send 500 to
+# 1,500.
 _KNOWN_MAX_BYTES: Final = 2048
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class SilentClientError(BadRequest):
-    """A client did not go on with its request."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the client was silent within the head of a request", "408 Request Timeout"
-        )
 
 
 class WSGIHandler(Replier):
@@ -93,7 +85,7 @@ class WSGIHandler(Replier):
         self.server = server
         if rfile is not None:
             self.rfile = rfile
-            self._is_lean = False  # type: ignore[misc]  # of this one
+            self._is_lean = False  # type: ignore[misc]  # this one's
         elif not self._is_lean:
             self._raw = RawStream(sock)
             self.rfile = io.BufferedReader(self._raw)
@@ -125,7 +117,7 @@ class WSGIHandler(Replier):
         finally:
             if waiting is not None and self._greenlet is not None:
                 waiting.leave(self._greenlet)
-                self._greenlet = None  # or an error's traceback keeps it, and it keeps the error
+                self._greenlet = None  # else it and an error's traceback keep each other
                 if self._is_timed:
                     waiting.leave_head()
             self._close()
@@ -147,8 +139,8 @@ class WSGIHandler(Replier):
                 self._refuse(self._handle_client_error(error))
                 break
             except OSError:
-                break  # a reset, say, isn't interesting here
-            # An idle connection is to be small.
+                break  # a reset, say: no reply can be sent
+            # An idle connection must be small.
             self._known = head if len(head.rest) <= _KNOWN_MAX_BYTES else None
             del head, data
             self.application = server.application
@@ -185,11 +177,11 @@ class WSGIHandler(Replier):
             if sock is not None:
                 self._close_socket(sock)
         finally:
-            # What it has of the connection, as gevent. An error may keep the handler.
+            # As gevent, since an error may keep the handler.
             self.socket = self.rfile = self.wsgi_input = self.environ = None
             self._plain = self._raw = self._body = None
-            # Its descriptor is closed. What is left in a cycle would be closed by whatever thread
-            # collects it, which must not touch this one's watchers.
+            # The descriptor is closed. The garbage collector could close the files in another
+            # thread, which must not touch this one's watchers.
             if rfile is not None:
                 for each in (rfile, raw):
                     try:
@@ -199,8 +191,8 @@ class WSGIHandler(Replier):
                         log.debug("can't close what requests were read from", exc_info=True)
 
     def _close_socket(self, sock: Any) -> None:
-        # Data of the client that was not read makes the kernel reset the connection, and the client
-        # may lose the reply. So it is read away, for a while.
+        # Unread data makes the kernel reset the connection, and the client may lose the reply. So
+        # it is read away, for a while.
         plain = getattr(sock, "_sock", None)
         with contextlib.suppress(OSError):
             if plain is not None:
@@ -220,7 +212,7 @@ class WSGIHandler(Replier):
         sock.settimeout(DISCARD_SECONDS)
         with Timeout(LINGER_SECONDS, False):  # type: ignore[arg-type]  # not in the stubs
             while True:
-                sock._wait(sock._read_event)  # also when more is there: others have their turn
+                sock._wait(sock._read_event)  # also if more is there: the hub has other turns
                 if not plain.recv(READ_BYTES):
                     return
 
@@ -228,151 +220,6 @@ class WSGIHandler(Replier):
         sock = self.socket
         if sock is not None and (self._is_ending or has_ended(sock)):
             say_goodbye(sock)
-
-    @property
-    def _limits_now(self) -> Limits:
-        # gevent's limit counts the line's end. It is read when it is used, as a program may set it,
-        # and holds unless the server has one of its own.
-        line: int = gevent.pywsgi.MAX_REQUEST_LINE - 2  # type: ignore[attr-defined]  # not in the stubs
-        limits = self._settings.limits
-        if line == limits.line or limits.line != Limits.line:
-            return limits
-        return Limits(line, limits.field, limits.head, limits.fields)
-
-    # -- waiting for a request -----------------------------------------------------------------
-
-    def _receive_head(self, limits: Limits) -> bytes | None:
-        """Return the head of the next request, with the end of its last line.
-
-        Returns:
-            ``None`` if there will be none.
-
-        Raises:
-            BadRequest: It can't become one any more.
-            OSError: As recv(2).
-        """
-        data, self._rest = self._rest, b""
-        seen = 0
-        while True:
-            if data[:2] == b"\r\n":
-                data = without_empty_lines(data)
-                seen = 0
-            # Mostly all of it comes at once, and is short.
-            end = -1 if seen else data.find(END)
-            if data and not 0 <= end <= limits.line:
-                end = find_end(data, seen, limits)
-            if end >= 0:
-                if self._is_in_head:
-                    self._leave_head()
-                self._has_served = True
-                self._rest = data[end + 4 :]
-                return data[: end + 2]
-            seen = len(data)
-            if data:
-                if self._is_timed and not self._is_in_head:
-                    assert self._waiting is not None, "it has the timeout"
-                    self._is_in_head = True
-                    self._waiting.enter_head(self.socket)
-                more = self._receive()
-            else:
-                more = self._receive_first()
-            if not more:
-                if self._is_in_head:
-                    self._leave_head()
-                if not data:
-                    return None
-                raise BadRequest("the client left within the head of a request")
-            data = data + more if data else more
-
-    def _leave_head(self) -> None:
-        self._is_in_head = False
-        assert self._waiting is not None, "it has the timeout"
-        if self._waiting.leave_head():
-            # What there was of it reads as if it were whole, and must not be served.
-            raise SilentClientError
-
-    def _receive(self) -> bytes:
-        plain = self._plain
-        if plain is None:
-            data: bytes = self.socket.recv(READ_BYTES)
-            return data
-        while True:
-            try:
-                data = plain.recv(READ_BYTES)
-            except BlockingIOError:
-                sock = self.socket
-                sock._wait(sock._read_event)
-            else:
-                return data
-
-    def _receive_first(self) -> bytes:
-        """Wait for the client's next request, and return the first bytes of it.
-
-        Returns:
-            ``b""`` if there will be none.
-        """
-        waiting, plain = self._waiting, self._plain
-        if not self._has_served and plain is not None:
-            # The first one mostly is there already.
-            try:
-                data: bytes = plain.recv(READ_BYTES)
-            except BlockingIOError:
-                pass
-            else:
-                return data
-        if waiting is None:
-            return self._receive()
-        if not self._enter_wait():
-            return b""
-        try:
-            if self._rest:  # it has come since
-                data, self._rest = self._rest, b""
-                return data
-            if plain is not None:  # and mostly there is nothing yet of a later one
-                sock = self.socket
-                sock._wait(sock._read_event)
-            data = self._receive()
-        finally:
-            del waiting.waits[self._greenlet]
-        if waiting.told and self._greenlet in waiting.told:
-            return b""  # perhaps with a part of a request, which it won't get the rest of
-        return data
-
-    def _enter_wait(self) -> bool:
-        """Say that this handler waits; ``False`` if it is not to."""
-        waiting = self._waiting
-        assert waiting is not None, "only then it enters"
-        if self._has_served:
-            admission = self._admission
-            if (
-                admission is not None
-                and admission.is_ending
-                and self._is_ending
-                and not self._has_come()
-            ):
-                return False  # the reply before had not said so; what has come is served
-            if waiting.timeout is None and not waiting.watchers:
-                waiting.waits[self._greenlet] = (self.socket, 0.0, True)
-                return True
-        waiting.enter(self.socket, self._greenlet, has_served=self._has_served)
-        return True
-
-    def _has_come(self) -> bool:
-        """Whether something of a request is there, in a buffer or in the kernel, or may be."""
-        sock: Any = self.socket
-        if not isinstance(sock, GeventSocket):
-            return True  # a wrapper of the program's own: it is told to end while it waits
-        timeout = sock.gettimeout()
-        sock.settimeout(0.0)
-        try:
-            if self._is_lean:
-                self._rest = sock.recv(READ_BYTES)
-                return bool(self._rest)
-            return bool(self.rfile.peek(1))
-        except OSError:  # TLS's word for: not now
-            return False
-        finally:
-            sock.settimeout(timeout)
 
     # -- gevent's hooks: from the line to the environ --------------------------------------------
 
@@ -405,7 +252,10 @@ class WSGIHandler(Replier):
             return None  # as in the lean loop
         except Exception as error:
             return self._handle_client_error(error)
-        self.environ = self.get_environ()
+        try:
+            self.environ = self.get_environ()
+        except BadRequest as error:
+            return self._handle_client_error(error)
         self.application = self.server.application
         self.handle_one_response()
         if self._body is not None or self._is_raw:
@@ -424,7 +274,7 @@ class WSGIHandler(Replier):
                 return line.decode("latin-1")
 
     def _read_programs_requestline(self) -> Any:
-        # Of a subclass that has its own, which may ask for ours.
+        # Of a subclass that has its own, which may call ours.
         if self._waiting is not None and not self._wait_for_request():
             return ""
         self._is_in_line = True
@@ -432,24 +282,6 @@ class WSGIHandler(Replier):
             return self.read_requestline()
         finally:
             self._is_in_line = False
-
-    def _wait_for_request(self) -> bool:
-        """Return when something of a request is there; ``False`` if none will come."""
-        if not self._enter_wait():
-            return False
-        waiting = self._waiting
-        assert waiting is not None, "only then it enters"
-        try:
-            first = self.rfile.peek(1)  # which waits, if nothing is there
-        finally:
-            del waiting.waits[self._greenlet]
-        if not first or self._greenlet in waiting.told:
-            return False
-        self._has_served = True
-        if self._is_timed:
-            self._is_in_head = True
-            waiting.enter_head(self.socket)
-        return True
 
     def _read_request_in_time(self, line: str) -> Any:
         try:
@@ -462,20 +294,20 @@ class WSGIHandler(Replier):
         """Read the head of a request, whose first line is *raw_requestline*.
 
         Raises:
-            BadRequest: It is refused. This is no server's error, and not reported as one.
+            BadRequest: It is refused. The error isn't reported: it is the client's.
         """
         limits = self._limits_now
         data = raw_requestline.encode("latin-1")
         most = len(data) + limits.head + 2
         line = data
-        find_end(data, 0, limits)  # what can't become a request is refused at its first line
+        find_end(data, 0, limits)  # no request: it is refused at its first line
         while line not in {b"\r\n", b"\n"}:
             if not line.endswith(b"\n"):
                 raise BadRequest("the client left within the head of a request")
             line = self.rfile.readline(most - len(data) + 1)
             data += line
             if len(data) > most:
-                find_end(data, 0, limits)  # perhaps a line is too long, or something worse
+                find_end(data, 0, limits)  # another fault comes first
                 raise BadRequest(
                     f"more than {limits.head} bytes of header fields",
                     "431 Request Header Fields Too Large",
@@ -488,7 +320,7 @@ class WSGIHandler(Replier):
         return True
 
     def _take(self, head: Head) -> None:
-        """Have gevent's attributes say what *head* does."""
+        """Set gevent's attributes by *head*."""
         most = self._settings.max_body
         if head.length is not None and most is not None and head.length > most:
             raise BadRequest(
@@ -513,7 +345,7 @@ class WSGIHandler(Replier):
             raise BadRequest(f"invalid headers: {self.headers.status!a}")
 
     def MessageClass(self, rfile: Any, *_args: Any) -> Any:  # noqa: N802  # gevent's name
-        """Return the fields of a head that was checked, as gevent has them."""
+        """Return the fields of a checked head, as gevent has them."""
         if type(rfile) is not io.BytesIO:  # a `read_request` of the program's own
             return super().MessageClass(rfile, *_args)
         message = OldMessage()
@@ -526,6 +358,8 @@ class WSGIHandler(Replier):
         return message
 
     def get_environ(self) -> dict[str, Any]:
+        if self._connected is not None:
+            self.client_address = self._connected  # it was the last request's client
         env: dict[str, Any] = super().get_environ()
         if self._head is None:  # a `read_request` of the program's own
             return env
@@ -534,7 +368,7 @@ class WSGIHandler(Replier):
         return env
 
     def _make_environ(self, head: Head) -> dict[str, Any]:
-        # What gevent's method does, without what was done before.
+        # As gevent's method, without steps that are done already.
         env: dict[str, Any] = self.server.get_environ()
         env["REQUEST_METHOD"] = head.method
         env["SCRIPT_NAME"] = ""
@@ -554,7 +388,7 @@ class WSGIHandler(Replier):
             env.update(fields)
         else:
             for key, value in fields.items():
-                # As gevent: what the program has put there stands before it.
+                # As gevent: the program's own value stands before it.
                 comma = "; " if "COOKIE" in key else ","
                 env[key] = f"{env[key]}{comma}{value}" if key in env else value
         self._add_ours(env, head)
@@ -566,7 +400,7 @@ class WSGIHandler(Replier):
         return env
 
     def _add_ours(self, env: dict[str, Any], head: Head) -> None:
-        """Add what gevent's environ hasn't."""
+        """Add the keys that gevent's environ hasn't."""
         env["RAW_URI"] = env["REQUEST_URI"] = head.target
         if head.version == "HTTP/1.1":
             env["wsgi.early_hints"] = self._send_early_hints
@@ -574,12 +408,37 @@ class WSGIHandler(Replier):
             if self._tls is None:
                 self._tls = tls_variables(self.socket)
             env.update(self._tls)
+        proxies = self._settings.trusted_proxies
+        if proxies is not None:
+            self._take_forwarded(env, proxies)
+
+    def _take_forwarded(self, env: dict[str, Any], proxies: TrustedProxies) -> None:
+        """Have *env* and `client_address` show the client in front of the proxies."""
+        if self._connected is None:
+            self._connected = self.client_address
+        peer = self._connected
+        try:
+            found = proxies.look(str(peer[0]) if isinstance(peer, tuple) else "", env)
+        except AmbiguousHopsError as error:
+            raise BadRequest(str(error)) from None
+        for key in FIELDS:
+            env.pop(key, None)
+        env.update(found.fields)
+        self.client_address = peer
+        if found.client is not None:
+            self.client_address = (found.client, 0)
+            env["REMOTE_ADDR"] = found.client
+            env.pop("REMOTE_PORT", None)  # no proxy tells it
+        if found.scheme is not None:
+            env["wsgi.url_scheme"] = found.scheme
+        if found.host is not None:
+            env["HTTP_HOST"] = found.host
 
     def _add_input(self, env: dict[str, Any], head: Head) -> None:
         self._body = None
         self._has_read_body = True
         upgrade = head.upgrade
-        # gevent's own test for it, and one for the protocol that nearly everybody means.
+        # gevent's own test for it, and one for the most usual protocol.
         is_raw = bool(upgrade) and (upgrade == "websocket" or len(head.options) == 1)
         self._is_raw = is_raw
         env["wsgi.input_terminated"] = not is_raw
@@ -613,14 +472,6 @@ class WSGIHandler(Replier):
             if self._raw is not None:
                 self._raw.timeout = self._settings.body_timeout
         self._body = self.wsgi_input = env["wsgi.input"] = body
-
-    def _open(self) -> Any:
-        """Return what is read from on this connection."""
-        if self._is_lean:
-            self._raw = RawStream(self.socket, self._rest)
-            self._rest = b""
-            self.rfile = io.BufferedReader(self._raw)
-        return self.rfile
 
     def _send_continue(self) -> None:
         if not self.headers_sent:

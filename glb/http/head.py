@@ -1,7 +1,7 @@
 """The head of a request, read in one pass, by the grammar and nothing else.
 
-Every byte that two readers could understand in two ways is refused: a proxy in front that
-understood it otherwise would see other requests on the connection than the application does.
+Every byte that two readers could understand in two ways is refused: otherwise a proxy in front
+could see other requests on the connection than the application does.
 
 Rules that always hold:
 
@@ -46,14 +46,14 @@ _REQUEST_LINE: Final = re.compile(
     r"(?!CONNECT /)([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!\"$-~][!-\"$-~]*) (HTTP/1\.[01])"
 )
 _OTHER_VERSION: Final = re.compile(r"[!-~\x80-\xff]+ [!-~\x80-\xff]+ HTTP/([0-9])(\.[0-9])?")
-# A host and a port, as far as it tells where one ends and the other begins.
+# A host and a port, as far as needed to find where one ends and the other begins.
 _AUTHORITY: Final = re.compile(r"(?:\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(?::[0-9]*)?")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _BAD_IN_VALUE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
-# Where the environ has a name without "HTTP_".
+# Names that have no "HTTP_" in the environ.
 _PLAIN_KEYS: Final = {"CONTENT_LENGTH", "CONTENT_TYPE"}
-# Two of them mean that two readers may choose one each.
+# Of two such fields, two readers may choose one each.
 _SINGLE_KEYS: Final = {"HTTP_HOST", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"}
 
 # Programs see the same few names, hosts and connection options again and again.
@@ -63,8 +63,8 @@ _keys: Final[dict[str, str]] = {}
 _hosts: Final[dict[str, bool]] = {}
 _options: Final[dict[str, frozenset[str]]] = {}
 
-# Some clients send the same heads on each connection. Those are kept whole in which each field has
-# one of a few values, and no secret.
+# Some clients send the same heads on each connection. A head is kept whole if each of its fields is
+# one of these, which have few values and no secrets.
 _KNOWN_MAX_BYTES: Final = 1024
 _VERSION_LENGTH: Final = len("HTTP/1.1")
 _heads: Final[dict[bytes, Head]] = {}
@@ -112,10 +112,10 @@ class Limits:
     """How large a head may be.
 
     Args:
-        line: Of the request line, in bytes, without its end.
-        field: Of a field line, in bytes, without its end.
-        head: Of all field lines, in bytes.
-        fields: How many field lines.
+        line: Bytes of the request line, without its end.
+        field: Bytes of a field line, without its end.
+        head: Bytes of all field lines.
+        fields: Number of field lines.
     """
 
     # nginx has 8 KiB for the line and 32 KiB for the head, Apache 8,190 bytes a line, 100 fields.
@@ -133,12 +133,12 @@ class Head:
         method, target, version: Its parts; *version* is ``"HTTP/1.0"`` or ``"HTTP/1.1"``.
         path, query: Of the target, as they were sent. *path* is the authority for ``CONNECT``,
             and ``"*"`` for a request to the server as a whole.
-        rest: What was sent of it from the version on: the line's end, and the field lines.
+        rest: All bytes of it from the version on: the line's end, and the field lines.
         fields: The fields' values by the environ's keys. Names with an underscore are left out.
         length: Of the body, in bytes; ``None`` without Content-Length.
-        is_chunked: Whether the body is chunked; then *length* is ``None``.
+        is_chunked: True if the body is chunked; then *length* is ``None``.
         options: The connection options, in lower case.
-        is_persistent: Whether the connection stays open after the reply, for all that it says.
+        is_persistent: True if the connection may stay open after the reply, by this head.
         expects: What the client expects, in lower case; ``""`` is nothing.
     """
 
@@ -178,7 +178,7 @@ class Head:
         """Return the head that has another request *line* and the same fields.
 
         Returns:
-            ``None`` where only `parse` can tell whether there is one.
+            ``None`` if the line needs `parse`.
         """
         match = _REQUEST_LINE.fullmatch(line)
         if match is None or len(line) > self._limits.line:
@@ -206,9 +206,8 @@ class Head:
     def upgrade(self) -> str:
         """The protocol to which the connection is to be upgraded, in lower case; ``""`` is none.
 
-        A request with a body is read as HTTP, whatever it asks for: the protocol could only begin
-        behind the body, and what reads both would disagree with a proxy about where that is. One of
-        HTTP/1.0 can't ask for it: RFC 9110, 7.8.
+        A request with a body is always read as HTTP: the protocol could only begin behind the body,
+        and a proxy could disagree about where that is. HTTP/1.0 has no upgrade: RFC 9110, 7.8.
         """
         if "upgrade" not in self.options or self.method != "GET" or self.version != "HTTP/1.1":
             return ""
@@ -220,7 +219,7 @@ class Head:
 def without_empty_lines(data: bytes) -> bytes:
     """Return *data* without the empty lines before a request line.
 
-    RFC 9112, 2.2: some clients send one more line end after a body. All are taken off at once: a
+    RFC 9112, 2.2: some clients send one more line end after a body. All are removed at once: a
     client may send 64 KiB of them. Half a line end stays, and is refused by `find_end` or `parse`.
     """
     count = (len(data) - len(data.lstrip(CRLF))) // 2
@@ -231,12 +230,12 @@ def find_end(data: bytes, seen: int, limits: Limits) -> int:
     """Return where a head ends that begins *data*: at its last line's end; -1 if it goes on.
 
     Args:
-        data: What has come of it, and perhaps more.
-        seen: How much of *data* the last call has seen, in bytes.
-        limits: How large it may be.
+        data: The bytes that have come.
+        seen: How many bytes of *data* the last call has seen.
+        limits: Of its size.
 
     Raises:
-        BadRequest: It can't become a head any more, whatever comes.
+        BadRequest: It can't become a head any more.
     """
     end = data.find(END, max(0, seen - 3))
     if end >= 0 and end <= limits.line:
@@ -244,9 +243,9 @@ def find_end(data: bytes, seen: int, limits: Limits) -> int:
     line = data.find(CRLF, 0, limits.line + 2)
     if line < 0 and len(data) > limits.line + 1 and b"\n" not in data[: limits.line + 2]:
         raise BadRequest(f"the request line is longer than {limits.line}", "414 URI Too Long")
-    # The first fault counts, so that a request is refused alike however it comes.
+    # The first fault counts, so that the refusal doesn't depend on how the bytes are split.
     if line >= 0 and seen < line + 2:
-        # What speaks another protocol, HTTP/0.9 for one, may wait for a reply to it.
+        # A client of another protocol, HTTP/0.9 for one, may wait for a reply to it.
         text = data[:line].decode("latin-1")
         if not _REQUEST_LINE.fullmatch(text):
             _refuse_line(text)
@@ -268,11 +267,11 @@ def parse(
     """Read a head: *data* ends before the empty line, and has the end of its last line.
 
     Args:
-        last: The head before on this connection. Clients mostly send the same fields again and
-            again, which are read only once then.
+        last: The previous head on this connection. Clients mostly repeat their fields, which are
+            read only once then.
 
     Raises:
-        BadRequest: It is none, or too large, or could be understood in two ways.
+        BadRequest: It is no head, or too large, or ambiguous.
     """
     end = data.find(CRLF)
     rest = data[end - _VERSION_LENGTH :] if end > _VERSION_LENGTH else b""
@@ -317,8 +316,8 @@ def _parse(data: bytes, limits: Limits, rest: bytes, *, needs_host: bool) -> Hea
             key = _learn(name, each)
         if not colon:
             raise BadRequest(f"a header line without a colon: {_excerpt(each)}")
-        # What can be printed has no control characters and no half of a line end, and this is much
-        # faster to ask. HTAB and some of latin-1 can't be printed, and are no fault.
+        # Printable text has no control characters and no half of a line end, and this check is much
+        # faster. HTAB and some of latin-1 aren't printable, and are no fault.
         if not value.isprintable() and not is_field_value(value):
             raise BadRequest(
                 f"a control character or half a line end in the head: {_excerpt(each)}"
@@ -356,7 +355,7 @@ def _frame(head: Head, fields: dict[str, str]) -> None:
     if is_11:
         head.is_persistent = "close" not in head.options
     else:
-        # As gevent: of what a client of HTTP/1.0 says beside it, nothing is known.
+        # As gevent: HTTP/1.0 has no other option.
         head.is_persistent = head.options == _KEEP_ALIVE
     head.length = None
     head.is_chunked = False
@@ -434,7 +433,7 @@ def _learn(name: str, line: str) -> str:
         raise BadRequest(f"a header line without a name: {_excerpt(line)}")
     key = name.replace("-", "_").upper()
     if "_" in name:
-        # An X_Real_IP would be taken for X-Real-IP, which a proxy has set or removed.
+        # An X_Real_IP would look like X-Real-IP, which a proxy has set or removed.
         key = ""
     elif key not in _PLAIN_KEYS:
         key = "HTTP_" + key
@@ -442,7 +441,7 @@ def _learn(name: str, line: str) -> str:
 
 
 def connection_options(value: str) -> frozenset[str]:
-    """Return what a Connection field says, in lower case."""
+    """Return the options in a Connection field, in lower case."""
     names = [each.strip(" \t").lower() for each in value.split(",")]
     return remember(_options, value, frozenset(filter(None, names)))
 
@@ -472,10 +471,10 @@ def _excerpt(text: str) -> str:
 
 
 def is_token(name: str) -> bool:
-    """Whether *name* may be a field's."""
+    """Return True if *name* may be a field's."""
     return _TOKEN.fullmatch(name) is not None
 
 
 def is_field_value(value: str) -> bool:
-    """Whether *value* may be a field's: without control characters, but for HTAB."""
+    """Return True if *value* may be a field's: without control characters, but for HTAB."""
     return _BAD_IN_VALUE.search(value) is None

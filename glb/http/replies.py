@@ -1,8 +1,7 @@
-"""How a reply is made: the application is called, and what it returns is framed and sent.
+"""How a handler replies: it calls the application, and frames and sends the result.
 
-`Replier` is the part of gevent's handler that does so. What an application does can't break the
-framing of its connection: what could is an error of the application, or is mended and told in the
-log.
+An application can't break the framing of its connection: what would break it is an error of the
+application, or is mended with a line in the log.
 
 Source: gevent's ``pywsgi.py``; PEP 3333; RFC 9112, 6 and 9.
 """
@@ -11,29 +10,23 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, Final
 
 import gevent.pywsgi
-from gevent import Timeout
 
-# By name, and now: programs may put ours in the place of gevent's later.
+# By name, and now: programs may replace gevent's by ours later.
 from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 from gevent.pywsgi import (  # type: ignore[attr-defined]  # not in the stubs
     _InvalidClientInput,
     _NoopLog,
 )
 
-from ..model.clone import current_clone
 from ..net.connection import Connection
-from ..serve.idle import IdleConnections
-from .body import DISCARD_MAX_BYTES, Body, BodyError, ClientLeft
-from .head import BadRequest, Head
+from .body import BodyError, ClientLeft
+from .head import BadRequest
+from .reading import RequestReader
 from .reply import ReplyHead, as_lines, checked, date
-from .settings import Settings
-from .stream import FileWrapper, RawStream, send_file
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from .stream import FileWrapper, send_file
 
 __all__ = ["Replier"]
 
@@ -41,173 +34,19 @@ __all__ = ["Replier"]
 # it saves takes 5 us (CPython 3.11, loopback). A larger one rarely leaves in one send anyhow.
 SMALL_BODY_BYTES: Final = 16384
 
-# So long, in seconds, a body that the application hasn't read is read away.
-DISCARD_SECONDS: Final = 1.0
-
-# As it was made: a program may put its own there, to see each request.
+# gevent's own: a program may replace it, to see each request.
 _FORMAT_REQUEST: Final = GeventWSGIHandler.format_request
 
-# Those statuses are of no reply with a body, or of none that is HTTP's.
+# The statuses of replies without a body, or with one that isn't HTTP.
 _WITHOUT_BODY: Final = frozenset({101, 204, 304})
 
 _EMPTY_REFUSAL: Final = (("Connection", "close"), ("Content-Length", "0"))
 
 
-class Replier(GeventWSGIHandler):
-    """The part of a handler that has a request and makes its reply."""
+class Replier(RequestReader):
+    """The part of a handler that replies to a request."""
 
-    # They are read and set much faster than the attributes of an object that has so many, and take
-    # less memory. A subclass may have other attributes, and may do without our constructor.
-    __slots__ = (
-        "_admission",
-        "_body",
-        "_buffered",
-        "_greenlet",
-        "_has_failed",
-        "_has_left",
-        "_has_read_body",
-        "_has_served",
-        "_has_told",
-        "_head",
-        "_is_in_head",
-        "_is_in_line",
-        "_is_raw",
-        "_is_secured",
-        "_is_timed",
-        "_known",
-        "_left",
-        "_may_have_more",
-        "_options",
-        "_orig_status",
-        "_peer",
-        "_plain",
-        "_raw",
-        "_reply",
-        "_rest",
-        "_settings",
-        "_tls",
-        "_waiting",
-        "application",
-        "client_address",
-        "close_connection",
-        "code",
-        "command",
-        "connection_upgraded",
-        "content_length",
-        "environ",
-        "headers",
-        "headers_sent",
-        "path",
-        "provided_content_length",
-        "provided_date",
-        "request_version",
-        "requestline",
-        "response_headers",
-        "response_length",
-        "response_use_chunked",
-        "result",
-        "rfile",
-        "server",
-        "socket",
-        "status",
-        "time_finish",
-        "time_start",
-        "wsgi_input",
-    )
-
-    #: Whether it overrides none of gevent's methods.
-    _is_lean: ClassVar[bool]
-
-    # gevent's, which the stubs leave out.
-    socket: Any
-    rfile: Any
-    server: Any
-    headers: Any
-    result: Any
-    environ: Any
-    application: Any
-    status: Any
-    _orig_status: Any
-    response_headers: Any
-    response_length: int
-    response_use_chunked: bool
-    provided_date: Any
-    provided_content_length: Any
-    connection_upgraded: bool
-    code: Any
-    command: Any
-    path: Any
-    requestline: Any
-    request_version: Any
-    close_connection: Any
-    content_length: Any
-    headers_sent: bool
-    client_address: Any
-    time_start: float
-    time_finish: float
-    wsgi_input: Any
-    ignored_socket_errors: tuple[int, ...]
-
-    # Of the connection.
-    _plain: Any  # the plain socket of a `Connection`
-    _settings: Settings | type[Settings]
-    _rest: bytes  # what was read behind the last request
-    _may_have_more: bool  # whether the client may still send what will not be served
-    _admission: Any
-    _is_secured: bool  # whether it speaks TLS
-    _has_read_body: bool  # some clients send a line end behind one
-    _has_served: bool
-    _is_timed: bool
-    _is_in_head: bool
-    _is_in_line: bool
-    _waiting: IdleConnections | None
-    _greenlet: Any
-    _tls: dict[str, str] | None
-    _known: Head | None  # that of the last request
-    _peer: Any  # address and port, as the environ has them; empty on a Unix socket
-    # Of the request.
-    _head: Head | None
-    _raw: RawStream | None
-    _body: Body | None
-    _is_raw: bool  # whether the application has the connection itself to read from
-    _buffered: int  # how much of it was there before
-    _has_told: bool  # whether the log has a line about its body
-    _has_left: bool  # whether some of the reply may have left
-    _has_failed: bool  # whether a send has
-    _left: int | None  # what is left of the reply's Content-Length
-    _options: frozenset[str]
-    _reply: ReplyHead | None
-
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
-        """Make one with nothing of a connection or a request yet."""
-        self = super().__new__(cls)
-        self.socket = self.client_address = self.server = self.rfile = self._plain = None
-        self._admission = self._waiting = self._greenlet = self._tls = self._peer = None
-        self.requestline = self.command = self.path = self.request_version = self.environ = None
-        self.application = self.wsgi_input = self._head = self._raw = self._body = None
-        self._reply = self._known = None
-        self.status = self._orig_status = self.code = self.result = self.response_headers = None
-        self.provided_date = self.provided_content_length = self._left = None
-        self.time_start = self.time_finish = self.content_length = self._buffered = 0
-        self.response_length = 0
-        self.close_connection = self._may_have_more = self._is_secured = False
-        self._has_read_body = self._has_served = self._is_timed = self._is_in_head = False
-        self._is_in_line = self._is_raw = self.headers_sent = self.response_use_chunked = False
-        self.connection_upgraded = self._has_told = self._has_left = self._has_failed = False
-        self._settings = Settings
-        self._rest = b""
-        self.headers = GeventWSGIHandler.headers
-        self._options = frozenset()
-        return self
-
-    @property
-    def _is_ending(self) -> bool:
-        admission = self._admission
-        return (
-            admission is not None
-            and admission.is_ending
-            and bool(self.server.glb_engine.is_ending(current_clone()))
-        )
+    __slots__ = ()
 
     # -- the application -----------------------------------------------------------------------
 
@@ -218,7 +57,7 @@ class Replier(GeventWSGIHandler):
         self.response_use_chunked = False
         self.connection_upgraded = False
         self.response_length = 0
-        self._has_left = self._has_failed = self._has_told = False
+        self._has_left = self._has_failed = self._has_logged = False
         self._left = None
         try:
             if self._is_lean:
@@ -261,12 +100,12 @@ class Replier(GeventWSGIHandler):
                 if close is not None:
                     close()
             finally:
-                # What a generator's frame keeps is free now.
+                # This frees what a generator's frame keeps.
                 close = None
                 self.result = None
 
     def _run_lean(self) -> None:
-        # What the methods do that a subclass may override, in one go, for a reply that is whole.
+        # All steps of gevent's methods in one go, for a reply of one piece.
         result = self.application(self.environ, self.start_response)
         if type(result) is list and len(result) == 1:
             data, reply, admission = result[0], self._reply, self._admission
@@ -310,11 +149,11 @@ class Replier(GeventWSGIHandler):
         self.response_length = len(whole)
         plain, settings = self._plain, self._settings
         if plain is not None and settings.send_timeout is None:
-            # Mostly all goes at once.
+            # Mostly one send is enough.
             try:
                 sent = plain.send(whole)
             except OSError:
-                sent = 0  # if it was an error, it comes again
+                sent = 0  # a real error comes again
             if sent == len(whole):
                 return
             whole = whole[sent:]
@@ -397,7 +236,7 @@ class Replier(GeventWSGIHandler):
         self._finish_connection()
 
     def _finish_connection(self) -> None:
-        # What the reply says of the connection is what happens.
+        # The reply's Connection field must be true.
         admission = self._admission
         if self.code == 101:
             self.close_connection = True
@@ -422,41 +261,6 @@ class Replier(GeventWSGIHandler):
             headers = [each for each in headers if each[0].lower() != b"connection"]
         self.response_headers = [*headers, (b"Connection", option)]
 
-    @property
-    def _may_read_on(self) -> bool:
-        """Whether the next request will be found, as far as is known before the reply."""
-        if self._is_raw:
-            return not self._is_touched
-        body = self._body
-        if body is None:
-            return not self._is_read_otherwise
-        if body.is_over:
-            return True
-        if body.is_broken:
-            return False
-        if body.left is not None and not body.is_awaited:
-            return body.left <= DISCARD_MAX_BYTES
-        # Of a chunked one the client alone knows how long it is; and one that waits for a word
-        # before it sends a body may never send it.
-        return self._is_all_here(body)
-
-    def _is_all_here(self, body: Body) -> bool:
-        return body.rfile is not self.rfile or body.ends_in(self._peek_buffered())
-
-    @property
-    def _is_touched(self) -> bool:
-        # A request can follow on a raw stream only if the application has read none of it.
-        raw = self._raw
-        return raw is None or raw.is_touched or len(self._peek_buffered()) != self._buffered
-
-    @property
-    def _is_taken(self) -> bool:
-        # Then a reply to it would be in the midst of whatever the application speaks there.
-        return self._is_raw and self._raw is not None and self._raw.is_taken
-
-    def _peek_buffered(self) -> bytes:
-        return b"" if self._raw is None else self._raw.peek_buffered(self.rfile)
-
     def write(self, data: Any) -> None:
         if self.code in {204, 304} and data:
             raise self.ApplicationError(f"The {self.code} response must have no body")
@@ -474,7 +278,7 @@ class Replier(GeventWSGIHandler):
                 self.close_connection = True  # see `_frame`; its head is to say so
             self.finalize_headers()
         except BaseException:
-            self.headers_sent = False  # there is a reply to be had still
+            self.headers_sent = False  # another reply is still possible
             raise
         head = b"HTTP/1.1 %b\r\n%b\r\n" % (self.status, as_lines(self.response_headers))
         try:
@@ -494,14 +298,14 @@ class Replier(GeventWSGIHandler):
             self._sendall(data)
 
     def _frame(self, data: Any) -> Any:
-        """Return what goes out for *data*."""
+        """Return the bytes to send for *data*."""
         if not data:
             return b""
         if isinstance(data, str):
-            # It goes out as it was meant, with a line in the log.
+            # It is sent as latin-1, with a line in the log.
             self.close_connection = True
-            if not self._has_told:
-                self._has_told = True
+            if not self._has_logged:
+                self._has_logged = True
                 self.log_error("a body must be bytes, got %s", ascii(data[:50]))
             data = data.encode("latin-1")
         elif not isinstance(data, (bytes, bytearray, memoryview)):
@@ -513,9 +317,9 @@ class Replier(GeventWSGIHandler):
         left = self._left
         if left is not None:
             if len(data) > left:
-                # It is whole for the client, so the connection may stay.
-                if not self._has_told:
-                    self._has_told = True
+                # The client has the whole reply, so the connection may stay.
+                if not self._has_logged:
+                    self._has_logged = True
                     self.log_error(
                         "the reply to %s is longer than its Content-Length, and was cut",
                         ascii(self.requestline),
@@ -544,7 +348,7 @@ class Replier(GeventWSGIHandler):
             raise
 
     def _send_in_time(self, sock: Any, data: Any, seconds: float) -> None:
-        # gevent's `sendall` would bound the whole of it.
+        # gevent's `sendall` would bound the time of all sends together.
         view = memoryview(data)
         timeout = sock.gettimeout()
         sock.settimeout(seconds)
@@ -556,7 +360,7 @@ class Replier(GeventWSGIHandler):
                 sock.settimeout(timeout)
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
-        """Have the kernel send a file's rest; ``False`` if it must be read."""
+        """Have the kernel send the rest of a file; ``False`` if it can't."""
         is_plain = type(self.socket) is Connection
         size = wrapper.size() if is_plain and not self.headers_sent else None
         if size is None or self.status is None or self.code in _WITHOUT_BODY:
@@ -581,53 +385,6 @@ class Replier(GeventWSGIHandler):
             if self._left:
                 self.close_connection = True
         return True
-
-    def _end_input(self) -> None:
-        """Read away what the application hasn't read, so that the next request is found."""
-        body, raw = self._body, self._raw
-        if raw is not None:
-            raw.timeout = raw.on_taken = None
-        if body is not None and not body.is_over:
-            if self.close_connection or not self._discard(body):
-                self.close_connection = True
-                self._may_have_more = True
-        elif (self._is_raw and self._is_touched) or self._is_read_otherwise:
-            self.close_connection = True
-        elif self._head is None:
-            self._end_gevents_input()
-        self._body = None
-        self._is_raw = False
-        if self._is_lean and raw is not None:
-            if not self.close_connection:
-                self._rest = raw.take_rest(self.rfile)
-            self._raw = self.rfile = None
-
-    @property
-    def _is_read_otherwise(self) -> bool:
-        # By a `get_environ` of the program's own: nothing tells where its body was left.
-        head = self._head
-        is_announced = head is not None and (head.is_chunked or bool(head.length))
-        return is_announced and self._body is None
-
-    def _end_gevents_input(self) -> None:
-        # Of a `read_request` of the program's own: gevent's code has read the request.
-        if not self.environ.get("wsgi.input_terminated", True):
-            self.close_connection = True
-        elif not self.close_connection:
-            try:
-                self.wsgi_input._discard()
-            except (AttributeError, OSError):  # an input of the program's own, or a broken one
-                self.close_connection = True
-
-    def _discard(self, body: Body) -> bool:
-        if body.is_broken or (body.is_awaited and not self._is_all_here(body)):
-            return False
-        try:
-            with Timeout(DISCARD_SECONDS, False):  # type: ignore[arg-type]  # not in the stubs
-                return body.end(DISCARD_MAX_BYTES)
-        except OSError:
-            pass
-        return False
 
     # -- errors --------------------------------------------------------------------------------
 
@@ -654,7 +411,7 @@ class Replier(GeventWSGIHandler):
             self.close_connection = True
 
     def log_request(self) -> None:
-        # gevent makes the line, and throws it away. Another `format_request` may keep it.
+        # gevent makes the line and drops it. Another `format_request` may keep it.
         is_read = type(self.server.log) is not _NoopLog
         if is_read or type(self).format_request is not _FORMAT_REQUEST:
             super().log_request()

@@ -1,11 +1,11 @@
-"""The head of a reply: what an application may say, and how what it says is framed.
+"""The head of a reply: the status and fields of an application, checked.
 
 Rules that always hold:
 
-- What would break the framing of the connection is an error of the application, raised where it
-  is made: in ``start_response``.
-- Framing is the server's alone: an application can't set Transfer-Encoding, and what it says of
-  the connection is read, and not only sent.
+- A head that would break the framing of the connection is an error of the application, raised in
+  ``start_response``.
+- Framing is the server's alone: an application can't set Transfer-Encoding, and the server obeys
+  the Connection field that it sends.
 
 Source: PEP 3333; RFC 9110, 6.6 and 8.6; RFC 9112, 6 and 9.
 """
@@ -23,8 +23,8 @@ __all__ = ["ReplyHead", "as_lines", "checked", "date"]
 
 _STATUS: Final = re.compile(r"[1-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
 
-# PEP 3333: they are about one connection, and so the server's. Connection is looked at, and
-# Upgrade says nothing of this reply's framing.
+# PEP 3333: fields about one connection are the server's. Connection is read, and Upgrade says
+# nothing about the framing of this reply.
 _HOP_BY_HOP: Final = {
     "keep-alive",
     "proxy-authenticate",
@@ -36,12 +36,12 @@ _HOP_BY_HOP: Final = {
 
 # Programs send the same few statuses and names again and again.
 _statuses: Final[dict[str, tuple[int, bytes]]] = {}
-#: Of each name what it is in lower case, if it says something about the reply, and its bytes.
+#: Names, in lower case if they mean something to the server, else empty; and as bytes.
 _names: Final[dict[str, tuple[str, bytes]]] = {}
 _SPECIAL: Final = frozenset({"connection", "content-length", "date"})
 
-# Programs send the same few heads again and again, too. Those are kept whole in which each field
-# has one of a few values, and no secret.
+# Programs send the same few heads again and again, too. A head is kept whole if each of its fields
+# is one of these, which have few values and no secrets.
 _REPEATED: Final = frozenset(
     {
         "accept-ranges",
@@ -75,7 +75,7 @@ _MONTHS: Final = tuple(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(
 
 
 class ReplyHead:
-    """What an application has given ``start_response``, checked.
+    """The arguments of ``start_response``, checked.
 
     Attributes:
         status: As given.
@@ -83,7 +83,7 @@ class ReplyHead:
         line: The status as bytes.
         fields: Names and values, as bytes.
         length: The application's Content-Length; ``None`` is none.
-        has_date: Whether it gave a Date.
+        has_date: True if it gave a Date.
         connection: Its Connection; ``None`` is none.
         start: The status line and the fields as bytes, with their line ends.
     """
@@ -110,7 +110,7 @@ class ReplyHead:
                 special, data = names[name]
             except (KeyError, TypeError):
                 special, data = _learn_name(name, value)
-            # What can be printed has no control characters, and this is much faster to ask.
+            # Printable text has no control characters, and this check is much faster.
             if type(value) is not str or not value.isprintable():
                 _check_value(name, value)
             try:
@@ -144,7 +144,7 @@ class ReplyHead:
 
 
 def checked(status: Any, headers: Any) -> ReplyHead:
-    """Return the `ReplyHead` of *status* and *headers*, which is not to be changed.
+    """Return the `ReplyHead` of *status* and *headers*, which must not be changed.
 
     Raises:
         UnicodeError, ValueError: As `ReplyHead`.
@@ -208,7 +208,7 @@ def _learn_name(name: Any, value: object) -> tuple[str, bytes]:
 
 
 def as_lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return *fields* as a head has them, each with its line end."""
+    """Return *fields* as lines of a head."""
     return b"".join([b"%b: %b\r\n" % each for each in fields])
 
 
@@ -216,7 +216,7 @@ _date: tuple[int, bytes] = (-1, b"")
 
 
 def date() -> bytes:
-    """Return the time now, as HTTP has it."""
+    """Return the time now, for a Date field."""
     global _date  # noqa: PLW0603  # the same for a second, and for all connections
     second, text = _date
     now = int(time.time())

@@ -17,10 +17,10 @@ from .body import READ_BYTES, BodyError, ClientLeft
 
 __all__ = ["FileWrapper", "RawStream", "send_file"]
 
-# At once: so that a client with a fast line leaves the hub to others in between.
+# Bytes of one call, so that the hub has other turns in between even if the client is fast.
 SEND_FILE_BYTES: Final = 1 << 20
 
-# Some file systems can't: FUSE's and network ones, by the kernel's version.
+# Errors of file systems that can't: some FUSE and network ones, depending on the kernel.
 _CANT_SEND_FILE: Final = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -29,13 +29,13 @@ class RawStream(io.RawIOBase):
 
     Args:
         sock: The connection. The stream doesn't own it.
-        rest: What was read from it already.
+        rest: Bytes that were read from it already.
 
     Attributes:
         timeout: How long a read may take, in seconds; ``None`` is for ever.
-        is_touched: Whether anything was read from it, or its socket was taken.
-        is_taken: Whether a program has its socket, and may read and write there.
-        on_taken: Called with the socket when a program takes it; ``None`` is nothing.
+        is_touched: True if anything was read from it, or its socket was taken.
+        is_taken: True if a program has its socket, and may read and write there.
+        on_taken: Called with the socket when a program takes it, unless it is ``None``.
     """
 
     on_taken: Callable[[Any], object] | None = None
@@ -51,7 +51,7 @@ class RawStream(io.RawIOBase):
     @property
     def _sock(self) -> Any:
         # Programs look here for the socket of a websocket (simple-websocket, and so Flask-Sock and
-        # Flask-SocketIO). Nothing tells what they do with it.
+        # Flask-SocketIO). What they do with it isn't known here.
         if self.on_taken is not None:
             self.on_taken(self._socket)
         self.is_touched = self.is_taken = True
@@ -104,7 +104,7 @@ class RawStream(io.RawIOBase):
         return size
 
     def peek_buffered(self, reader: io.BufferedReader[RawStream]) -> bytes:
-        """Return what *reader* has read ahead, and was not read from it."""
+        """Return the bytes that *reader* has read ahead."""
         is_touched, self.is_touched = self.is_touched, False
         rest, self._rest, self._is_dry = self._rest, b"", True
         try:
@@ -113,7 +113,7 @@ class RawStream(io.RawIOBase):
             self._rest, self._is_dry, self.is_touched = rest, False, is_touched
 
     def take_rest(self, reader: io.BufferedReader[RawStream]) -> bytes:
-        """Return what was read from the connection and not from *reader*, which is done with."""
+        """Return the bytes that *reader* has read ahead. It can't be used any more."""
         self._is_dry = True
         rest = reader.peek(1) + self._rest
         self._rest = b""
@@ -144,7 +144,7 @@ class FileWrapper:
         """Return how many bytes are left of a file that the kernel can send; ``None`` if not."""
         file = self.file
         raw = file.raw if type(file) in {io.BufferedReader, io.BufferedRandom} else file
-        # Others may have a descriptor, and give other bytes than are there: `gzip.open` for one.
+        # Other files may have a descriptor with other bytes than their own: `gzip.open` for one.
         if type(raw) is not io.FileIO:
             return None
         try:
@@ -152,7 +152,7 @@ class FileWrapper:
             found = os.fstat(raw.fileno())
         except (OSError, ValueError):
             return None
-        # What is empty may be a file of /proc, which has no size.
+        # A file of size 0 may be one of /proc.
         size = found.st_size - place
         return size if stat.S_ISREG(found.st_mode) and size > 0 else None
 
@@ -180,7 +180,7 @@ def send_file(sock: Any, wrapper: FileWrapper, size: int, timeout: float | None)
             except OSError as error:
                 if sent or error.errno not in _CANT_SEND_FILE:
                     raise
-                # Its position is where it was.
+                # Its position has not changed.
                 while data := wrapper.file.read(min(size - sent, READ_BYTES)):
                     sock.sendall(data)
                     sent += len(data)

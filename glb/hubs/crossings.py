@@ -1,22 +1,21 @@
-"""Crossings: what belongs to one hub of a server, and was used on another.
+"""Crossings: objects that belong to one hub of a server, and were used on another.
 
 gevent's queues, greenlets, pools and sockets belong to one hub. Used on two, they fail far from
-the place in the program that is to blame: a greenlet that waits on one hub is to be woken by
-another, which can't, and says ``AssertionError: Can only use Waiter.switch method from the Hub
-greenlet``. The greenlet goes on waiting.
+the place in the program that is to blame: one hub tries to wake a greenlet that waits on another,
+and fails with ``AssertionError: Can only use Waiter.switch method from the Hub greenlet``. The
+greenlet goes on waiting.
 
-A `Crossings` is one server's. It looks at what gevent reports on the server's hubs, by
-``hub.handle_error``, which gevent leaves to programs. gevent's report stays as it is; the first
-that has to do with two hubs is followed by one warning in the log, which names both hubs and has
-the stack of the greenlet. A server of one hub has no `Crossings`.
+A `Crossings` is one server's. It reads what gevent reports on the server's hubs, by
+``hub.handle_error``, which gevent leaves to programs. gevent's report stays as it is. After the
+first that has to do with two hubs the log has one warning, with the names of both hubs and the
+stack of the greenlet. A server of one hub has no `Crossings`.
 
-A queue's failure is mended where that is safe: the greenlet is woken by its own hub, gevent's
-report of it is left out, and the first is followed by a warning that says so. gevent's error names
-neither queue nor greenlet. Both are found by what refers to what, which takes a look through all
-objects of the process, so that each mended wait costs some milliseconds. Where more than one
-greenlet could be meant, none is woken.
+A queue's failure is mended where that is safe: the greenlet's own hub wakes it, gevent's report is
+left out, and the first time the log has a warning. gevent's error names neither queue nor greenlet.
+Both are found by their references to each other: that takes a search through all objects of the
+process, some milliseconds for each mended wait. If there is more than one candidate, none is woken.
 
-Process-wide: the lock under which that is looked for.
+Process-wide: the lock of that search.
 
 Source: gevent's ``queue.py``, ``SimpleQueue._unlock``, ``put`` and ``get``.
 """
@@ -51,10 +50,10 @@ Send = Callable[[Callable[[], object]], bool]
 
 log: Final = logging.getLogger("glb")
 
-# A second search at the same time would hold what the first one looks for.
+# A second search at the same time would refer to what the first one looks for.
 _search_lock: Final = RLock()
 
-# A greenlet that waits in the place of another looks so often whether that still waits.
+# How often a greenlet that waits in the place of another checks that the other still waits.
 WAIT_SECONDS: Final = 0.25
 
 _WAITS_ON: Final = "The greenlet that waits for it may wait for ever."
@@ -65,25 +64,25 @@ _WOKEN: Final = (
 
 
 class Crossings:
-    """What of the hubs of one server was used across them.
+    """The crossings of one server's hubs.
 
     Args:
-        name: Of the server, for the warning.
+        name: The server's, for the warning.
     """
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
-        #: What the program was warned of: `_WAITS_ON`, `_WOKEN`.
-        self._told: set[str] = set()
-        #: The name of each hub, and what has something called in it.
+        #: The warnings that the log has: `_WAITS_ON`, `_WOKEN`.
+        self._logged: set[str] = set()
+        #: The name of each hub, and the function that calls into it.
         self._hubs: WeakKeyDictionary[Any, tuple[str, Send]] = WeakKeyDictionary()
         self._watches: list[_Watch] = []
 
     def watch(self, hub: Any, name: str, send: Send) -> None:
-        """Look at what *hub*, one of the server's, reports. From any thread.
+        """Read what *hub*, one of the server's, reports. From any thread.
 
         Args:
-            send: Has something called in that hub. From any thread.
+            send: Calls a function in that hub. From any thread.
         """
         watch = hub.handle_error
         if not isinstance(watch, _Watch):
@@ -93,12 +92,15 @@ class Crossings:
         self._hubs[hub] = (name, send)
 
     def end(self) -> None:
-        """Look no longer. Twice is harmless; from any thread."""
+        """Stop reading reports. Twice is harmless; from any thread."""
         while self._watches:
             self._watches.pop().leave(self)
 
     def mend(self, context: Any, kind: Any, error: Any) -> bool:
-        """Wake the greenlet that a queue of this hub couldn't wake on another; tell whether it is.
+        """Wake the greenlet that a queue of this hub couldn't wake on another.
+
+        Returns:
+            ``False`` if that can't be done.
 
         The arguments are those of gevent's ``handle_error``.
         """
@@ -113,24 +115,24 @@ class Crossings:
             _search_lock.release()
         if queue is None:
             return False
-        # The error has ended its round: those behind the one that failed are to be woken, too.
+        # The error has ended the queue's loop: wake the greenlets behind the one that failed, too.
         here.loop.run_callback(type(queue)._unlock, queue)
         if len(waiters) != 1:
             return False
         (waiter,) = waiters
-        stack = _stack_of(waiter.greenlet) if not self._told else []
+        stack = _stack_of(waiter.greenlet) if not self._logged else []
         _, send = self._hubs[waiter.hub]
         send(functools.partial(_hand_over, queue, waiter))
-        if not self._told:
+        if not self._logged:
             self._warn(_WOKEN, here, waiter.hub, stack)
         return True
 
     def look(self, context: Any, kind: Any, error: Any, trace: TracebackType | None) -> None:
-        """*error* is reported on this thread's hub: warn, if another of the hubs has to do with it.
+        """Warn if *error*, which this thread's hub reports, has to do with another of the hubs.
 
         The arguments are those of gevent's ``handle_error``.
         """
-        if _WAITS_ON in self._told:
+        if _WAITS_ON in self._logged:
             return
         here = get_hub()
         found = None
@@ -145,7 +147,7 @@ class Crossings:
         self._warn(_WAITS_ON, here, *found)
 
     def _warn(self, outcome: str, here: Any, other: Any, stack: Sequence[str]) -> None:
-        self._told.add(outcome)
+        self._logged.add(outcome)
         warn = functools.partial(
             log.warning,
             "%s has several hubs, and what belongs to one of them (gevent's queues, greenlets, "
@@ -160,9 +162,9 @@ class Crossings:
         call_where_it_may_switch(warn)
 
     def _find_hand_over(self, here: Any, context: Any) -> tuple[Any, list[Any]]:
-        # The queue has the callback that failed, or is its argument (`mend`). The waiter was taken
-        # out of it. Nothing refers to that but the stack of its greenlet, which is in C, and not
-        # seen by the garbage collector.
+        # The queue has the callback that failed, or is its argument (`mend`). It has removed the
+        # waiter. Only the stack of the waiter's greenlet refers to it, which is in C, where the
+        # garbage collector doesn't see it.
         given = getattr(context, "args", None) or ()
         others = [hub for hub in [*self._hubs] if hub is not here]
         found = gc.get_referrers(context, *others)
@@ -190,12 +192,12 @@ class Crossings:
             if holder is not waiters and holder is not arguments
             for each in gc.get_referents(holder)
         }
-        # Last, whether it waits: in the meantime it may have been woken in its own thread.
+        # This check is last: in the meantime the waiter's own thread may have woken it.
         return queue, [e for e in waiters if id(e) not in kept and e.greenlet is not None]
 
     def _find_waiter(self, here: Any, context: Any) -> tuple[Any, Sequence[str]] | None:
-        # gevent's error doesn't tell whose waiter it was. It was taken out of its queue, so that
-        # nothing refers to it but the stack of its greenlet, which isn't found.
+        # gevent's error doesn't name the waiter. Its queue has removed it, so that only its
+        # greenlet's stack refers to it, which the garbage collector doesn't see.
         given = [each for each in getattr(context, "args", None) or () if isinstance(each, Waiter)]
         waiters: list[Any] = given or [
             each for each in gc.get_objects() if issubclass(type(each), Waiter)
@@ -208,7 +210,7 @@ class Crossings:
         return None
 
     def _find_expected(self, here: Any, error: BaseException) -> Any:
-        # It names the main greenlets of the two threads, each of which is the parent of its hub.
+        # The text names the main greenlets of the two threads, the parents of their hubs.
         text = str(error)
         for hub in [*self._hubs]:
             if hub is not here and f" {id(hub.parent):#x} " in text:
@@ -223,7 +225,7 @@ class Crossings:
 
 
 class _Watch:
-    """What stands for a hub's ``handle_error``. It has no strong reference to its hub."""
+    """Replaces a hub's ``handle_error``. It has no strong reference to its hub."""
 
     def __init__(self, hub: Any) -> None:
         self._hub = ref(hub)
@@ -246,7 +248,7 @@ class _Watch:
                     each.look(context, kind, error, trace)
 
     def leave(self, crossings: Crossings) -> None:
-        """Look no more for *crossings*; with the last one, be gone."""
+        """Remove *crossings*; with the last one, restore the hub's ``handle_error``."""
         self.crossings.remove(crossings)
         hub = self._hub()
         if hub is None or self.crossings or hub.__dict__.get("handle_error") is not self:
@@ -262,9 +264,9 @@ def _is_of_waiter(kind: Any, error: object) -> bool:
 
 
 def _hand_over(queue: Any, waiter: Any) -> None:
-    # In the waiter's hub. Another thread may have taken the item, and gevent's `get` doesn't look
-    # again: it would raise IndexError. Between the look at the queue and the end of `get`, no
-    # other thread may run, so it is one call, into C. One that puts has put its item already.
+    # In the waiter's hub. Another thread may have taken the item, and gevent's `get` doesn't check
+    # again: it would raise IndexError. Between the check of the queue and the end of `get`, no
+    # other thread may run, so it is one call, into C. A waiter in `put` has put its item already.
     is_there = (True,) if hasattr(waiter, "item") else map(len, (queue,))
     if not [*map(waiter.switch, compress((waiter,), is_there))] and waiter.greenlet is not None:
         gevent.spawn(_wait_again, queue, waiter)
@@ -286,8 +288,8 @@ def _wait_again(queue: Any, waiter: Any) -> None:
 
 
 def _is_kept(waiter: object) -> bool:
-    # By what wakes a greenlet when it is its turn: a queue, or a watcher's callback. A channel's
-    # queue has the waiter in a pair, which its greenlet's stack has as well.
+    # A queue or a watcher's callback keeps a waiter that it will wake. A channel's queue has the
+    # waiter in a pair, which its greenlet's stack has as well.
     for each in gc.get_referrers(waiter):
         if isinstance(each, (deque, MethodType)):
             return True

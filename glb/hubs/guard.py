@@ -1,10 +1,10 @@
 """The guard: takes up what a callback of the hub has left undone.
 
-Any exception may strike between any two steps of a callback: a signal handler that raises, a
-`MemoryError`. Then gevent stops the watcher whose callback it was (on libev those of descriptors,
-on libuv all), a callback that was to come has come, and a flag may be left as it was. So a hub that
-serves looks over, a few times a second, whether what is to happen next is really on its way. It
-derives that from what there is to do, and remembers nothing about errors.
+An exception may be raised between any two steps of a callback: by a signal handler, or a
+`MemoryError`. Then gevent stops the watcher of that callback (on libev those of descriptors, on
+libuv all), a pending callback counts as called, and a flag may keep its value. So a few times a
+second a hub that serves checks that its next step is really scheduled. It derives that from the
+work that there is, and remembers nothing about errors.
 
 Source: gevent's ``callbacks.c`` and ``gevent._ffi.loop.python_handle_error``, for what stops.
 """
@@ -22,7 +22,7 @@ GUARD_SECONDS: Final = 0.25
 
 
 class Guard:
-    """Calls *look* in *hub*, every `GUARD_SECONDS`, whatever is raised there.
+    """Calls *look* in *hub*, every `GUARD_SECONDS`, in spite of any exception.
 
     It keeps no hub alive. Two timers take turns, and each starts the other again if that was
     stopped.

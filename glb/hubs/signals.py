@@ -1,8 +1,8 @@
-"""Signals: greenlets of one hub that wait for what happens in another thread.
+"""Signals: greenlets of one hub that wait for an event in another thread.
 
-gevent's own events can be used between threads, but who waits for one on a hub that has nothing
-else to do is told that it would wait for ever. Here each who waits brings a watcher, which keeps
-its hub going and can be woken from any thread.
+gevent's own events can be used between threads, but a greenlet that waits for one gets `LoopExit`
+if its hub has nothing else to do. Here each waiting greenlet has a watcher, which keeps its hub
+going and can be woken from any thread.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .mailbox import WakeUp
 
 __all__ = ["Answer", "FairLock", "Signal", "ask"]
 
-# How often who waits for another hub looks whether that is still there: only what was under way
-# to it in the moment of its end is found so.
+# How often a greenlet that waits for another hub checks that the hub is still there. Only a call
+# that was on its way at the moment of the hub's end needs that.
 LOOK_SECONDS: Final = 0.1
 
 T = TypeVar("T")
 
 
 class Signal:
-    """Something that happens once, for which greenlets of any thread wait.
+    """An event that happens once, for which greenlets of any thread wait.
 
     Args:
-        lock: What guards its state, native and re-entrant. Who sets it while holding a lock gives
-            that one.
+        lock: Guards its state, native and re-entrant. If `set` is called with a lock held, this
+            must be that lock.
     """
 
     def __init__(self, lock: Any = None) -> None:
@@ -42,18 +42,17 @@ class Signal:
 
     @property
     def is_set(self) -> bool:
-        """Whether it has happened."""
         return self._is_set
 
     def set(self) -> None:
-        """It happens now. From any thread; twice is once."""
+        """Wake all that wait. From any thread; twice is once."""
         with self._lock:
             self._is_set = True
             for wake_up in self._wake_ups:
                 wake_up.send()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until it happens, at most *timeout* seconds; tell whether it has.
+        """Wait until it is set, at most *timeout* seconds; return ``False`` if it isn't.
 
         Switches:
             While waiting.
@@ -79,16 +78,16 @@ class Signal:
         return self._is_set
 
     def forget(self) -> None:
-        """Be of a process that was forked: perhaps with the lock held, and without who waits."""
+        """Start anew in a forked child, where the lock may be held and no greenlet waits."""
         self._lock = RLock()
         self._wake_ups = []
 
 
 class Answer(Generic[T]):
-    """What a function returns that was sent to another hub. Call it, with a timeout, once or more.
+    """The result of a function that was sent to another hub. Call it, with a timeout, once or more.
 
     It raises what the function raises. It returns ``None`` if the time is over, or if the hub ended
-    before; the function goes on, if it has begun.
+    before; a function that has begun goes on.
     """
 
     def __init__(self, is_gone: Callable[[], bool]) -> None:
@@ -97,11 +96,11 @@ class Answer(Generic[T]):
         self._found: list[Any] = []
 
     def give(self, function: Callable[[], T]) -> None:
-        """Run *function*, and tell what came of it. In the other hub."""
+        """Run *function*, and keep its result or error. In the other hub."""
         answer: tuple[Any, BaseException | None]
         try:
             answer = (function(), None)
-        except GreenletExit:  # its hub ends, which is not to end who asks
+        except GreenletExit:  # its hub ends, which must not end the greenlet that waits
             self.end()
             return
         except BaseException as error:
@@ -110,7 +109,7 @@ class Answer(Generic[T]):
         self._signal.set()
 
     def end(self) -> None:
-        """There won't be any."""
+        """Note that there won't be any."""
         self._signal.set()
 
     def __call__(self, timeout: float | None) -> T | None:
@@ -131,12 +130,12 @@ def ask(
     function: Callable[[], T],
     is_gone: Callable[[], bool] = lambda: False,
 ) -> Answer[T]:
-    """Run *function* in a greenlet of another hub, and return what waits for its result.
+    """Run *function* in a greenlet of another hub, and return its `Answer`.
 
     Args:
-        send: Has something called in that hub, and says ``False`` if there is none, as
+        send: Calls a function in that hub; returns ``False`` if the hub is gone, as
             `glb.hubs.threads.HubThread.send`.
-        is_gone: Tells whether the hub has ended since.
+        is_gone: Returns ``True`` if the hub has ended since.
     """
     answer: Answer[T] = Answer(is_gone)
     if send(lambda: gevent.spawn(answer.give, function)) is False:
@@ -156,7 +155,7 @@ class FairLock:
         """Acquire it.
 
         Switches:
-            While somebody else holds it. A kill leaves it as it was.
+            While another greenlet holds it. A kill leaves it as it was.
         """
         with self._lock:
             if not self._is_held:

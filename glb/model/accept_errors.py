@@ -1,16 +1,16 @@
-"""What the kernel's accept errors mean, in three heaps.
+"""What the kernel's accept errors mean: three kinds.
 
 accept(2) fails for three kinds of reason, and each asks for another answer:
 
-* the **peer left** before anybody took its connection: go on with the next one;
-* we are **out of room**, and will have some again: wait, and lose nobody, because
-  the accept queue keeps who is waiting;
+* the **peer left** before its connection was accepted: go on with the next one;
+* we are **out of room**, and will have some again: wait, and lose no connection, because the
+  accept queue keeps them;
 * we are **broken**: the socket itself is not what it should be. Stop, and say why.
 
-An errno stands in one heap only. One that stands in none is a surprise: servers
-report it in full and back off, as gevent does.
+An errno has one kind only. One that has none is a surprise: servers report it in full and back
+off, as gevent does.
 
-A failure that lasts comes again with each try. An `Episode` tells which of them is news.
+A failure that lasts comes again with each try. An `Episode` says which of them is news.
 
 This module is plain data; it waits for nothing and closes nothing.
 
@@ -23,16 +23,20 @@ import enum
 import errno
 from typing import Final
 
-__all__ = ["Episode", "Heap", "classify"]
+__all__ = ["AcceptErrorKind", "Episode", "Heap", "classify"]
 
 
-class Heap(enum.Enum):
-    """Which of the three heaps an accept error lies in, or `UNKNOWN`."""
+class AcceptErrorKind(enum.Enum):
+    """The kind of an accept error, or `UNKNOWN`."""
 
     PEER_LEFT = "the peer left"
     OUT_OF_ROOM = "out of room"
     BROKEN = "broken"
     UNKNOWN = "unknown"
+
+
+#: Its name in `glb.accept` and `glb.serve`.
+Heap = AcceptErrorKind
 
 
 def _errnos(*names: str) -> frozenset[int]:
@@ -41,9 +45,9 @@ def _errnos(*names: str) -> frozenset[int]:
 
 
 # Linux hands errors that already wait on the *new* connection to accept(2), and asks to
-# treat them like EAGAIN: they say nothing about the listener. EPERM is not among them,
-# though accept(2) speaks of firewalls: a security module that says it refuses before the
-# connection has left the queue, and would keep a hub spinning.
+# treat them like EAGAIN: they say nothing about the listener. EPERM is not among them, though
+# accept(2) speaks of firewalls: a security module refuses with it before the connection has left
+# the queue, which would keep a hub spinning.
 PEER_LEFT_ERRNOS: Final = _errnos(
     "ECONNABORTED",
     "ECONNRESET",  # Windows' word for ECONNABORTED here
@@ -58,7 +62,7 @@ PEER_LEFT_ERRNOS: Final = _errnos(
     "ETIMEDOUT",
 )
 
-# The process's descriptors, the system's descriptors, and two words for memory.
+# The process's descriptors, the system's descriptors, and memory (two errnos).
 OUT_OF_ROOM_ERRNOS: Final = _errnos("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "WSAEMFILE")
 
 # gevent's `fatal_errors`, and EOPNOTSUPP: accept(2) also lists it among the peer's errors,
@@ -66,34 +70,34 @@ OUT_OF_ROOM_ERRNOS: Final = _errnos("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "WS
 BROKEN_ERRNOS: Final = _errnos("EBADF", "EINVAL", "ENOTSOCK", "EOPNOTSUPP")
 
 
-def classify(error: BaseException) -> Heap:
-    """Return the heap that *error*, raised by an accept, lies in.
+def classify(error: BaseException) -> AcceptErrorKind:
+    """Return the kind of *error*, which an accept has raised.
 
     Example:
         >>> classify(OSError(errno.EMFILE, "Too many open files"))
-        <Heap.OUT_OF_ROOM: 'out of room'>
+        <AcceptErrorKind.OUT_OF_ROOM: 'out of room'>
         >>> classify(ValueError("not from the kernel"))
-        <Heap.UNKNOWN: 'unknown'>
+        <AcceptErrorKind.UNKNOWN: 'unknown'>
     """
     if isinstance(error, OSError):
         if error.errno in OUT_OF_ROOM_ERRNOS:
-            return Heap.OUT_OF_ROOM
+            return AcceptErrorKind.OUT_OF_ROOM
         if error.errno in PEER_LEFT_ERRNOS:
-            return Heap.PEER_LEFT
+            return AcceptErrorKind.PEER_LEFT
         if error.errno in BROKEN_ERRNOS:
-            return Heap.BROKEN
-    return Heap.UNKNOWN
+            return AcceptErrorKind.BROKEN
+    return AcceptErrorKind.UNKNOWN
 
 
-# So long without a failure and the next one is news. Longer than the longest pause, 1 s.
+# After so long without a failure the next one is news. Longer than the longest pause, 1 s.
 EPISODE_GAP_SECONDS: Final = 1.0
 
 
 class Episode:
-    """A time in which accepting fails again and again, of which one report is enough.
+    """A time in which accepts fail again and again: one report is enough for it.
 
-    It ends when nothing has failed for longer than the pauses were: not with a connection that
-    found room, since the next one often doesn't. Used in one thread at a time.
+    It ends when nothing has failed for longer than the pauses were, and not with an accept that
+    succeeds, since the next one often fails again. Used in one thread at a time.
     """
 
     def __init__(self) -> None:
@@ -102,11 +106,11 @@ class Episode:
         self._known: set[object] = set()
 
     def is_news(self, error: BaseException, delay: float, now: float) -> bool:
-        """Note *error*; tell whether it is the first of its kind in this episode.
+        """Note *error*; return True if it is the first of its kind in this episode.
 
         A lack of room is one kind, and so are all peers that left. Of the rest each type and
-        errno is its own. What ends a greenlet or a program, such as `KeyboardInterrupt`, isn't
-        a failure to accept: it is always news.
+        errno is its own. An exception that ends a greenlet or a program, such as
+        `KeyboardInterrupt`, is always news.
 
         Args:
             delay: How long the pause is that follows, in seconds; negative is none.
@@ -117,8 +121,9 @@ class Episode:
         if now > self._until:
             self._known.clear()
         self._until = now + 2 * max(delay, 0) + EPISODE_GAP_SECONDS
-        heap = classify(error)
-        kind = (type(error), getattr(error, "errno", None)) if heap is Heap.UNKNOWN else heap
+        kind: object = classify(error)
+        if kind is AcceptErrorKind.UNKNOWN:
+            kind = (type(error), getattr(error, "errno", None))
         is_news = kind not in self._known
         self._known.add(kind)
         return is_news

@@ -1,7 +1,7 @@
-"""Addresses: read what people write, and tell when two spellings are one place.
+"""Addresses: read what people write, and find out if two spellings are one place.
 
-Every form that gevent's servers take is read by `parse`, with gevent's own rules for the
-address family, and ``unix:/path`` beside them. Nothing is looked up and nothing is opened
+`parse` reads every form that gevent's servers take, with gevent's own rules for the address
+family, and ``unix:/path``. Nothing is looked up and nothing is opened
 here; `glb.net.sockets` does that.
 
 Source: ``gevent.baseserver.parse_address``; ip(7), ipv6(7), unix(7).
@@ -25,7 +25,7 @@ AF_UNIX: Final[int] = getattr(_socket, "AF_UNIX", -1)
 MAX_PORT: Final = 65535
 _MAPPED_PREFIX: Final = b"\0" * 10 + b"\xff\xff"
 
-#: What two addresses must share to be one place: see `key_of`.
+#: Equal for two addresses that are one place: see `key_of`.
 Key: TypeAlias = tuple[object, ...]
 
 

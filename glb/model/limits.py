@@ -1,6 +1,6 @@
 """Limits: how much a server takes, and for how long it waits for a client.
 
-What is beyond a limit waits in the kernel's accept queue. This module is plain data, and
+Connections beyond a limit wait in the kernel's accept queue. This module is plain data, and
 decides nothing but numbers.
 
 Source: HAProxy's ``maxconn`` and ``rate-limit sessions``; nginx's ``client_header_timeout``.
@@ -13,9 +13,9 @@ from typing import Final
 
 __all__ = ["Bucket", "check_count", "check_places", "check_rate", "check_seconds"]
 
-# What a server may take at once after a time without connections, in seconds' worth of its
-# rate. Long enough that a wake-up is worth its price, short enough that no second has more
-# than a tenth beyond its share.
+# What a server may take at once after a time without connections, in seconds' worth of its rate.
+# Long enough that a wake-up is worth its price, short enough that no second has more than a tenth
+# beyond its share.
 BURST_SECONDS: Final = 0.1
 
 # A pause is not shorter: each costs a timer and two changes of the ring.
@@ -23,7 +23,7 @@ MIN_PAUSE_SECONDS: Final = 0.005
 
 
 def check_count(name: str, count: object) -> None:
-    """Refuse what is not a whole number, 1 or more."""
+    """Refuse anything but a whole number of 1 or more."""
     if not isinstance(count, int) or isinstance(count, bool):
         raise TypeError(f"{name} must be a whole number, got {count!r}")
     if count < 1:
@@ -40,7 +40,7 @@ def check_places(clones: int | None, hubs: int | None) -> None:
 
 
 def check_seconds(name: str, seconds: object, *, may_be_zero: bool = False) -> None:
-    """Refuse what is not a number of seconds; ``None`` is one."""
+    """Refuse anything but a number of seconds or ``None``."""
     if seconds is None:
         return
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
@@ -52,7 +52,7 @@ def check_seconds(name: str, seconds: object, *, may_be_zero: bool = False) -> N
 
 
 def check_rate(name: str, rate: object) -> None:
-    """Refuse what is not a number of connections a second; ``None`` is one."""
+    """Refuse anything but a number of connections a second or ``None``."""
     if rate is None:
         return
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
@@ -82,7 +82,7 @@ class Bucket:
         self._filled_at = now
 
     def take(self, now: float) -> None:
-        """Take one. Who takes more than there are waits the longer after that."""
+        """Take one, also if there is none; then the next `pause` is longer."""
         self._fill(now)
         self._tokens -= 1
 

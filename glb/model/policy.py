@@ -40,7 +40,7 @@ class Policy(enum.Enum):
 
     @classmethod
     def of(cls, policy: Policy | str | None) -> Policy | None:
-        """Return the policy that *policy* names; ``None`` means no wish.
+        """Return the policy that *policy* names; ``None`` means any.
 
         Raises:
             TypeError, ValueError: It is no policy; the text has the value.

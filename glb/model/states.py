@@ -17,13 +17,13 @@
        |
        '--- all are done, or killed --- DRAINING <--- drain: from any of them
 
-``FULL`` and ``BACKING_OFF`` end by themselves. ``PAUSED`` is a clone's, and left by its owner
-alone: by ``resume_clone``. So is ``STOPPED``: room in a pool does not undo it. ``DRAINING`` is
-never undone: what drains stops, and may be started again then.
+``FULL`` and ``BACKING_OFF`` end by themselves. ``PAUSED`` is a clone's, and only ``resume_clone``
+ends it. ``STOPPED`` ends only by a start: room in a pool does not undo it. ``DRAINING`` always
+ends in ``STOPPED``.
 
-The last server of an address that drains first serves what waits in the accept queue. Until then
-it goes on between ``ACCEPTING``, ``FULL`` and ``BACKING_OFF`` as before, so that connections are
-taken as room comes; what it shows is ``DRAINING``, from the first moment on.
+The last server of an address that drains first serves the accept queue. Until then it moves
+between ``ACCEPTING``, ``FULL`` and ``BACKING_OFF`` as before, so that it takes connections as room
+comes. It shows ``DRAINING`` from the first moment on.
 
 This module is plain data.
 """
@@ -48,7 +48,7 @@ class State(enum.Enum):
     DRAINING = "draining"
 
 
-#: Where each state leads to. What is missing here does not happen.
+#: Where each state leads to. No other move happens.
 MOVES: Final[Mapping[State, frozenset[State]]] = {
     State.STOPPED: frozenset({State.ACCEPTING, State.DRAINING, State.STOPPED}),
     State.ACCEPTING: frozenset(State),

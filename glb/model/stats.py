@@ -1,4 +1,4 @@
-"""What glb tells about itself: plain data, a snapshot each."""
+"""Statistics and reports: plain data, a snapshot each."""
 
 from __future__ import annotations
 
@@ -41,10 +41,8 @@ class DrainReport(NamedTuple):
     """What became of the connections that were in use when a drain began.
 
     Attributes:
-        finished: Those whose handlers have ended by themselves; of HTTP connections, when their
-            reply was sent.
-        closed_idle: Those that were closed while nothing went on: between two requests, or since
-            ``spread`` says so.
+        finished: Those whose handlers have ended by themselves; HTTP connections with their reply.
+        closed_idle: Those that were closed while idle, between two requests, or by ``spread``.
         killed: Those whose handlers were killed at the deadline.
         seconds: How long it took.
     """

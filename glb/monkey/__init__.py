@@ -7,9 +7,9 @@ Two lines on top of a program, or ``glb run`` in place of ``python``::
 
 Each module owns one noun::
 
-    patch        what is patched, and how it is undone
-    sockets      a program's own sockets, which have become clones
-    selectors    a program's select, poll and epoll, which are told on their clones' turns
+    patch        what is replaced, and how that is undone
+    sockets      shared sockets: a program's own that have become clones
+    selectors    select, poll and epoll, in which a clone is readable on its turn
 
 It may import everything of glb but `glb.cli`.
 """

@@ -8,17 +8,16 @@ Two lines on top of a program, or ``glb run`` in place of ``python``::
 `patch_all` is gevent's, and two things more:
 
 * **sockets**: stream sockets with SO_REUSEPORT that listen on one address are clones of one
-  kernel socket (see `glb.monkey.sockets`), and are told by pollers on their turns (see
+  kernel socket (see `glb.monkey.sockets`), and selectors show each as readable on its turn (see
   `glb.monkey.selectors`). Everything else is as gevent has it.
 * **servers**: `gevent.server.StreamServer`, `gevent.pywsgi.WSGIServer` and `WSGIHandler` are glb's.
 
-What is patched are methods of gevent's socket and selector, which reach every object, and names
-of modules, which reach who looks them up later: so patch before anything else is imported.
+It replaces methods of gevent's socket and selector, which reaches every object, and names in
+modules, which reaches later imports only: so patch before anything else is imported.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import select
 import selectors
@@ -38,16 +37,15 @@ from gevent.baseserver import BaseServer
 from gevent.monkey import MonkeyPatchWarning
 from gevent.socket import socket as GeventSocket
 
-from ..accept import descriptor, exclusions
+from ..accept import exclusions
 from ..model.limits import check_places
 from ..server import StreamServer
-from . import selectors as polls
-from . import sockets as adopted
-from .sockets import Adopted
+from . import selectors as our_selectors
+from . import sockets as shared_sockets
 
 __all__ = ["get_original", "is_patched", "patch_all", "restore"]
 
-#: What `is_patched` can be asked for.
+#: The arguments of `is_patched`.
 KINDS: Final = ("sockets", "servers")
 
 
@@ -62,29 +60,29 @@ def patch_all(
     """Patch the standard library as gevent does, and gevent to take turns.
 
     Args:
-        clones: How many clones gevent's servers have that aren't told, 1 or more; ``None`` is
+        clones: How many clones a server has that doesn't say so itself, 1 or more; ``None`` is
             4, or as many as there are hubs.
         hubs: On how many hubs they live, 1 or more; ``None`` is 1. A server whose ``spawn`` is a
             pool keeps to one, since a pool belongs to one.
-        servers: Put glb's servers in the place of gevent's.
+        servers: Replace gevent's servers by glb's.
         sockets: Let sockets with SO_REUSEPORT take turns.
-        exclude: Addresses that are let alone, in any form of `glb.model.address.parse`; one without
+        exclude: Addresses to leave alone, in any form of `glb.model.address.parse`; one without
             a host, ``":8000"``, is that port of every host. Servers there have one clone.
-        **gevents: `gevent.monkey.patch_all`'s. Without any, what gevent has patched already is
-            left as it is.
+        **gevents: Arguments of `gevent.monkey.patch_all`. Without any, what gevent has patched
+            already stays as it is.
 
-    Twice is harmless: what is new is added.
+    A second call is harmless: it adds what is new.
 
     Returns:
-        Whether all was patched. ``False``, if a subscriber of gevent's events has prevented it.
+        True if all was patched; ``False`` if a subscriber of gevent's events has vetoed it.
 
     Raises:
-        TypeError, ValueError, OSError: An argument has the wrong type or shape, or has a host
-            that isn't known. Then nothing has changed.
+        TypeError, ValueError, OSError: An argument has the wrong type or shape, or has an unknown
+            host. Then nothing has changed.
 
     Warns:
-        gevent.monkey.MonkeyPatchWarning: A module was imported before, and keeps what would have
-            been patched. As gevent, for what it patches.
+        gevent.monkey.MonkeyPatchWarning: An earlier import keeps a reference to an original.
+            gevent warns of its own.
     """
     check_places(clones, hubs)
     if isinstance(exclude, (str, bytes)):
@@ -92,8 +90,8 @@ def patch_all(
     excluded = exclusions.exclusions(exclude)
     late = []
     if gevents or not gevent.monkey.is_module_patched("socket"):
-        late += _who_keeps(socket.socket)
-        # Of a second time it tells nothing, even if somebody prevented the first.
+        late += _find_late_modules(socket.socket)
+        # gevent reports no veto on a repeated call.
         is_done = gevent.monkey.patch_all(**gevents) is not False
         is_wanted = gevents.get("socket", True)
         if not is_done or (is_wanted and not gevent.monkey.is_module_patched("socket")):
@@ -101,7 +99,7 @@ def patch_all(
     exclusions.exclude(excluded)
     if sockets and not is_patched("sockets"):
         if gevent.monkey.is_module_patched("select"):
-            late += _who_keeps(gevent.select.select)
+            late += _find_late_modules(gevent.select.select)
             _patch_sockets()
         else:
             warnings.warn(
@@ -129,7 +127,7 @@ def patch_all(
 def restore() -> None:
     """Undo what `patch_all` did beyond gevent's. Twice is harmless.
 
-    Sockets that are clones, and servers that were made, stay what they are.
+    Existing clones and servers stay what they are.
     """
     while _patched:
         _, where, name, original = _patched.pop()
@@ -138,21 +136,21 @@ def restore() -> None:
 
 
 def is_patched(what: str | None = None) -> bool:
-    """Tell whether ``"sockets"``, or ``"servers"``, are patched; ``None`` is anything."""
+    """Return True if ``"sockets"``, or ``"servers"``, are patched; ``None`` is either."""
     if what is not None and what not in KINDS:
         raise ValueError(f"what must be one of {', '.join(KINDS)}, got {what!r}")
     return any(what in (None, kind) for kind, *_ in _patched)
 
 
 def get_original(module: str | Sequence[str], name: str | Sequence[str]) -> Any:
-    """Return what *name* of *module* was before gevent's patch and this one.
+    """Return the original *name* of *module*, before gevent's patch and this one.
 
     The arguments are those of `gevent.monkey.get_original`: several names give a list.
     """
     if not isinstance(name, str):
         return [get_original(module, each) for each in name]
     if not isinstance(module, str) or not module.startswith("gevent."):
-        # Of the standard library's, gevent knows what they were before its own patch.
+        # gevent keeps the standard library's originals.
         return gevent.monkey.get_original(module, name)  # type: ignore[arg-type]  # or several
     for _, where, patched, original in _patched:
         if isinstance(where, ModuleType) and (where.__name__, patched) == (module, name):
@@ -172,109 +170,41 @@ def _put(kind: str, where: Any, name: str, value: Any) -> None:
 
 # -- sockets --------------------------------------------------------------------------------------
 
-_gevents_init: Final[Any] = GeventSocket.__init__
-_gevents_bind: Final[Any] = GeventSocket.bind
-_gevents_listen: Final[Any] = GeventSocket.listen
-_gevents_accept: Final[Any] = GeventSocket.accept
-_gevents_shutdown: Final[Any] = GeventSocket.shutdown
-_gevents_dup: Final[Any] = GeventSocket.dup
-_gevents_fromfd: Final[Any] = gevent.socket.fromfd
-
-
-def _init(
-    self: Any,
-    family: int = -1,
-    type: int = -1,  # noqa: A002  # the standard library's name
-    proto: int = -1,
-    fileno: int | None = None,
-) -> None:
-    _gevents_init(self, family, type, proto, fileno)
-    if fileno is not None:
-        adopted.made(self, fileno)
-
-
-def _bind(self: Any, address: Any) -> None:
-    try:
-        _gevents_bind(self, address)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE or not adopted.bind(self, address):
-            raise
-        _meet_clones()
-
-
-def _listen(self: Any, *args: Any) -> None:
-    if adopted.listen(self, *args):
-        _meet_clones()
-    else:
-        _gevents_listen(self, *args)
-
-
-def _meet_clones() -> None:
-    # What each connection goes through is patched with the first clone: without SO_REUSEPORT a
-    # program never pays for it.
-    if is_patched("sockets") and GeventSocket.accept is _gevents_accept:
-        _put("sockets", GeventSocket, "__init__", _init)
-        _put("sockets", GeventSocket, "accept", _accept)
-        _put("sockets", GeventSocket, "shutdown", _shutdown)
-
-
-def _accept(self: Any) -> Any:
-    plain = self._sock
-    if isinstance(plain, Adopted):
-        return adopted.accept(self, plain)
-    return _gevents_accept(self)
-
-
-def _dup(self: Any) -> Any:
-    plain = self._sock
-    if isinstance(plain, Adopted):
-        return adopted.duplicate(self, plain)
-    return _gevents_dup(self)
-
-
-def _shutdown(self: Any, how: Any) -> None:
-    plain = self._sock
-    if isinstance(plain, Adopted):
-        adopted.shutdown(self, plain, how)
-    else:
-        _gevents_shutdown(self, how)
-
-
-def _fromfd(fd: int, family: int, type: int, proto: int = 0) -> Any:  # noqa: A002  # as above
-    """Return a socket object from a duplicate of a descriptor; see `socket.fromfd`."""
-    sock = _gevents_fromfd(fd, family, type, proto)
-    clone = descriptor.find(fd)
-    if clone is not None:
-        adopted.join(sock, clone)
-    return sock
-
 
 def _select(_self: Any, *args: Any, **options: Any) -> Any:
-    return polls.select(*args, **options)
+    return our_selectors.select(*args, **options)
 
 
 _select._gevent_monkey = True  # type: ignore[attr-defined]  # gevent's mark, which its tests look for
 
 
 def _patch_sockets() -> None:
-    _put("sockets", GeventSocket, "bind", _bind)
-    _put("sockets", GeventSocket, "listen", _listen)
-    _put("sockets", GeventSocket, "dup", _dup)
-    if adopted.has_been():
-        _meet_clones()  # from before a `restore`
-    _put("sockets", gevent.select.poll, "poll", polls.poll)
-    _put("sockets", gevent.selectors.GeventSelector, "select", polls.select_of_selector)
-    _put("sockets", BaseServer, "start_accepting", polls.start_accepting)
+    _put("sockets", GeventSocket, "bind", shared_sockets.bind)
+    _put("sockets", GeventSocket, "listen", shared_sockets.listen)
+    _put("sockets", GeventSocket, "dup", shared_sockets.dup)
+    shared_sockets.when_shared(_patch_connections)
+    _put("sockets", gevent.select.poll, "poll", our_selectors.poll)
+    _put("sockets", gevent.selectors.GeventSelector, "select", our_selectors.select_of_selector)
+    _put("sockets", BaseServer, "start_accepting", our_selectors.start_accepting)
     # The standard library's, if gevent has patched them.
     for name, original, ours, modules in (
-        ("select", gevent.select.select, polls.select, (gevent.select, select)),
-        ("fromfd", _gevents_fromfd, _fromfd, (gevent.socket, socket)),
+        ("select", gevent.select.select, our_selectors.select, (gevent.select, select)),
+        ("fromfd", shared_sockets.gevents_fromfd, shared_sockets.fromfd, (gevent.socket, socket)),
     ):
         for module in modules:
             if getattr(module, name) is original:
                 _put("sockets", module, name, ours)
     if hasattr(getattr(selectors.SelectSelector, "_select", None), "_gevent_monkey"):
         _put("sockets", selectors.SelectSelector, "_select", _select)
+
+
+def _patch_connections() -> None:
+    # What each connection goes through is patched with the first clone, so that a program without
+    # SO_REUSEPORT never pays for it.
+    if is_patched("sockets"):
+        _put("sockets", GeventSocket, "__init__", shared_sockets.init)
+        _put("sockets", GeventSocket, "accept", shared_sockets.accept)
+        _put("sockets", GeventSocket, "shutdown", shared_sockets.shutdown)
 
 
 # -- servers --------------------------------------------------------------------------------------
@@ -287,21 +217,21 @@ def _patch_servers() -> list[str]:
     from ..pywsgi import WSGIHandler, WSGIServer  # noqa: PLC0415
 
     originals = (gevent.server.StreamServer, gevent.pywsgi.WSGIServer, gevent.pywsgi.WSGIHandler)
-    late = _who_keeps(*originals)
+    late = _find_late_modules(*originals)
     _put("servers", gevent.server, "StreamServer", StreamServer)
     _put("servers", gevent.pywsgi, "WSGIServer", WSGIServer)
     _put("servers", gevent.pywsgi, "WSGIHandler", WSGIHandler)
     return late
 
 
-# -- who comes too late ---------------------------------------------------------------------------
+# -- imports that came too early ------------------------------------------------------------------
 
-#: Modules that keep the original on purpose.
+#: Modules that keep originals on purpose.
 OURS: Final = ("gevent", "glb", "select", "socket", "ssl")
 
 
-def _who_keeps(*originals: Any) -> list[str]:
-    """Return which modules have one of *originals* under a name of their own."""
+def _find_late_modules(*originals: Any) -> list[str]:
+    """Return the names in other modules that refer to one of *originals*."""
     found = []
     for name, module in [*sys.modules.items()]:
         if name.partition(".")[0] in OURS or not isinstance(module, ModuleType):

@@ -1,13 +1,13 @@
-"""Polls: ``select`` and its kin, for clones.
+"""Selectors: ``select``, ``poll`` and epoll, in which a clone is readable on its turn.
 
 All clones of an address lead to one kernel socket, which is readable for each of them as soon as
-one connection waits. Here a clone is told of a connection on its turn, and no other: whoever
-polls it listens to its bell instead (see `glb.accept.waiters`), and it is ready for as long as that
-lasts. A poll that has heard no bell looks into the accept queue before it returns, because it may
-have had no time to hear one: its timeout was 0 or short, or another descriptor was ready at once.
+one connection waits. Here a clone is readable on its turn alone: a poll waits for the clone's
+readiness event instead (see `glb.accept.readiness`), and the clone is ready for as long as the poll
+lasts. A poll without an event checks the accept queue before it returns, because it may have had no
+time for one: its timeout was 0 or short, or another descriptor was ready at once.
 
-`select`, `poll`, `select_of_selector` and `start_accepting` stand for gevent's, `glb.monkey` puts
-them in place. Descriptors that aren't clones' go to gevent's, as they are.
+`select`, `poll`, `select_of_selector` and `start_accepting` replace gevent's: `glb.monkey.patch`
+puts them there. Descriptors that aren't clones' go to gevent's own.
 
 Source: ``gevent.select``, ``gevent.selectors`` and ``gevent.baseserver``.
 """
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from gevent import get_hub
 from gevent.baseserver import BaseServer
 
-# By name, and now: ours will stand in their places.
+# By name, and now: ours will replace them.
 from gevent.select import POLLIN, get_fileno  # type: ignore[attr-defined]  # not in the stubs
 from gevent.select import poll as GeventPoll
 from gevent.select import select as _gevents_select
@@ -30,7 +30,7 @@ from gevent.selectors import GeventSelector
 from ..accept.descriptor import NUMBERS, Descriptor, find
 from ..accept.readiness import Readiness, in_order
 from ..accept.readiness_event import ReadinessWatcher
-from .sockets import Adopted
+from .sockets import SharedSocket
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing, from 3.11 on
@@ -50,13 +50,13 @@ K = TypeVar("K")
 
 
 class _Polled(Generic[K]):
-    """Some clones during a poll: they are ready meanwhile. *clones* are by the poller's key."""
+    """Some clones during a poll, ready meanwhile. The keys of *clones* are the poller's."""
 
     def __init__(self, clones: Mapping[K, Descriptor], *, is_waiting: bool) -> None:
         self._polled = {key: clone.readiness for key, clone in clones.items()}
         self._is_waiting = is_waiting
         self._begun: list[tuple[Readiness, Any]] = []
-        self._told: list[Readiness] = []
+        self._reported: list[Readiness] = []
 
     def __enter__(self) -> Self:
         try:
@@ -68,32 +68,31 @@ class _Polled(Generic[K]):
             raise
         return self
 
-    def ringing(self, *, is_over: bool) -> list[K]:
-        """Return the keys of the clones that have something to accept, or to be told.
+    def ready(self, *, is_over: bool) -> list[K]:
+        """Return the keys of the clones that have a connection to accept, or were closed.
 
-        If the poll *is_over* otherwise, and there are none, what waits in the accept queue is
-        dealt out now.
+        If the poll *is_over* otherwise, and there are none, the accept queue is dealt out now.
         """
         if is_over and not any(one.is_ready for one in self._polled.values()):
             for one in {one.entry: one for one, _ in self._begun}.values():
                 one.deal()
-        ringing = {key: one for key, one in self._polled.items() if one.is_ready}
-        self._told = [*ringing.values()]
-        return [*ringing]
+        ready = {key: one for key, one in self._polled.items() if one.is_ready}
+        self._reported = [*ready.values()]
+        return [*ready]
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._end(self._told if error is None else [])
+        self._end(self._reported if error is None else [])
 
-    def _end(self, told: list[Readiness]) -> None:
+    def _end(self, reported: list[Readiness]) -> None:
         for one, here in self._begun:
-            one.end_poll(here, is_waiting=self._is_waiting, is_told=one in told)
+            one.end_poll(here, is_waiting=self._is_waiting, is_told=one in reported)
 
 
 # -- select ---------------------------------------------------------------------------------------
 
 
 def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
-    """`gevent.select.select`, where a clone is readable on its turn."""
+    """`gevent.select.select`, in which a clone is readable on its turn."""
     if not NUMBERS or (timeout is not None and timeout < 0):
         return _gevents_select(rlist, wlist, xlist, timeout)
     rlist, wlist = [*rlist], [*wlist]
@@ -107,14 +106,14 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
     others = [each for place, each in enumerate(rlist) if place not in clones]
     is_waiting = timeout is None or timeout > 0
     with _Polled(clones, is_waiting=is_waiting) as polled:
-        # First what is ready now, and what is wrong with the others, as gevent's.
+        # First what is ready now, and errors of the others, as gevent's.
         readable, writable, exceptional = _gevents_select(others, wlist, xlist, 0)
         is_over = bool(readable or writable or exceptional or not is_waiting)
-        told = polled.ringing(is_over=is_over)
-        if told or is_over:
-            told_of = [rlist[place] for place in told]
-            return [*told_of, *readable], [*writable], [*exceptional]
-        # Asked now: what is closed meanwhile has none.
+        ready = polled.ready(is_over=is_over)
+        if ready or is_over:
+            clones_of = [rlist[place] for place in ready]
+            return [*clones_of, *readable], [*writable], [*exceptional]
+        # Read now: a socket that is closed meanwhile has no number.
         reading, writing = ([get_fileno(each) for each in listed] for listed in (rlist, wlist))
         by_number = {reading[place]: clone for place, clone in clones.items()}
         flags = dict.fromkeys(writing, _WRITE)
@@ -122,10 +121,9 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
             if place not in clones:
                 flags[number] = flags.get(number, 0) | _READ
         milliseconds = None if timeout is None else timeout * 1000
-        events = dict(_gevents_poll(_Looking(flags, by_number), milliseconds))
-        told = polled.ringing(is_over=True)
-    heard = {*told}
-    # What was closed is told to readers, as gevent does.
+        events = dict(_gevents_poll(_Poll(flags, by_number), milliseconds))
+        heard = {*polled.ready(is_over=True)}
+    # A closed socket is readable, as gevent has it.
     return (
         [
             each
@@ -141,7 +139,7 @@ def _clone_behind(polled: Any) -> Descriptor | None:
     try:
         number = get_fileno(polled)
     except Exception:
-        return None  # gevent says what is wrong with it
+        return None  # gevent raises the error
     return find(number)
 
 
@@ -149,19 +147,19 @@ def _clone_behind(polled: Any) -> Descriptor | None:
 
 
 def poll(self: Any, timeout: Any = None) -> list[tuple[int, int]]:
-    """`gevent.select.poll.poll`, where a clone is readable on its turn."""
+    """`gevent.select.poll.poll`, in which a clone is readable on its turn."""
     clones = _clones_among(self.fds.items(), _READ) if NUMBERS else None
     if not clones:
         return _gevents_poll(self, timeout)  # type: ignore[no-any-return]  # not in the stubs
     others = {number: flags for number, flags in self.fds.items() if number not in clones}
     with _Polled(clones, is_waiting=timeout is None or timeout != 0) as polled:
-        found: list[tuple[int, int]] = _gevents_poll(_Looking(others, clones), timeout)
-        told = polled.ringing(is_over=True)
-    return [*((number, POLLIN) for number in told), *(e for e in found if e[0] not in clones)]
+        found: list[tuple[int, int]] = _gevents_poll(_Poll(others, clones), timeout)
+        ready = polled.ready(is_over=True)
+    return [*((number, POLLIN) for number in ready), *(e for e in found if e[0] not in clones)]
 
 
-class _Looking(GeventPoll):
-    """gevent's ``poll`` of some descriptors, and of the bells of some clones."""
+class _Poll(GeventPoll):
+    """gevent's ``poll`` of some descriptors, and of the readiness events of some clones."""
 
     fds: Any
 
@@ -189,7 +187,7 @@ def _clones_among(polled: Iterable[tuple[int, int]], flag: int) -> dict[int, Des
 
 
 def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
-    """`gevent.selectors.GeventSelector.select`, where a clone is readable on its turn."""
+    """`gevent.selectors.GeventSelector.select`, in which a clone is readable on its turn."""
     clones = None
     if NUMBERS and self._inactive_watchers is not None:
         keys = self._fd_to_key.items()
@@ -200,14 +198,14 @@ def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
         _watch_event(self, number, clone)
     with _Polled(clones, is_waiting=timeout is None or timeout > 0) as polled:
         found: list[Any] = _gevents_select_of_selector(self, timeout)
-        told = polled.ringing(is_over=True)
+        ready = polled.ready(is_over=True)
     active = self._active_watchers
-    for number in {*told} & {*active}:
-        # It is told of now, and the bell may have been about to tell it.
+    for number in {*ready} & {*active}:
+        # It is in the result now: its event must not add it again.
         watcher = self._inactive_watchers[number] = active.pop(number)
         watcher.stop()
     others = [(key, events) for key, events in found if key.fd not in clones]
-    keys = (self._fd_to_key.get(number) for number in told)
+    keys = (self._fd_to_key.get(number) for number in ready)
     return [*((key, EVENT_READ) for key in keys if key is not None), *others]
 
 
@@ -219,7 +217,7 @@ def _watch_event(selector: Any, number: int, clone: Descriptor) -> None:
     is_ours = isinstance(watcher, ReadinessWatcher) and watcher.event is event
     if is_ours and (number not in heard or event.is_set):
         return
-    # What it has heard between two calls is over.
+    # An event between two calls is over.
     heard.pop(number, None)
     if not heard:
         selector._ready.clear()
@@ -235,13 +233,13 @@ def _watch_event(selector: Any, number: int, clone: Descriptor) -> None:
 
 
 def start_accepting(self: Any) -> None:
-    """`gevent.baseserver.BaseServer.start_accepting`, which polls a clone for as long as it lasts.
+    """`gevent.baseserver.BaseServer.start_accepting`, which polls a clone until it stops.
 
-    For servers that were imported before glb's took their place.
+    For gevent's servers that were imported before the patch.
     """
     sock = getattr(self, "socket", None)
     clone = getattr(sock, "_sock", sock)  # gevent takes the plain socket out
-    if self._watcher is None and isinstance(clone, Adopted):
+    if self._watcher is None and isinstance(clone, SharedSocket):
         self._watcher = _ServersWatcher(clone)
         self._watcher.start(self._do_read)
     else:
@@ -251,26 +249,26 @@ def start_accepting(self: Any) -> None:
 class _ServersWatcher:
     """Polls a clone from its start to its stop."""
 
-    def __init__(self, clone: Adopted) -> None:
+    def __init__(self, clone: SharedSocket) -> None:
         self._readiness = clone.readiness
         self._watcher = ReadinessWatcher(self._readiness.event, get_hub())
         self._here: Any = None
 
     def start(self, callback: Callable[[], object]) -> None:
         self._here = self._readiness.begin_poll(is_waiting=True)
-        self._watcher.start(self._tell, callback)
+        self._watcher.start(self._call, callback)
 
-    def _tell(self, callback: Callable[[], object]) -> None:
-        # In the hub, as gevent's; and again, unless that has stopped it.
+    def _call(self, callback: Callable[[], object]) -> None:
+        # In the hub, as gevent's; and again, unless the callback has stopped it.
         callback()
         if self._here is not None:
-            self._watcher.start(self._tell, callback)
+            self._watcher.start(self._call, callback)
 
     def stop(self) -> None:
         here, self._here = self._here, None
         if here is not None:
             self._watcher.stop()
-            # What it has not fetched is the next one's.
+            # A connection that it has not accepted goes to the next clone.
             self._readiness.end_poll(here, is_waiting=True, is_told=False)
 
     def close(self) -> None:

@@ -3,9 +3,10 @@
 Each module owns one noun::
 
     sockets       listening sockets, and what the kernel knows of them
+    unix_files    the files of Unix sockets, and stale ones in the way
     connection    what an accepted connection costs
-    spare_fd      a descriptor for when there is none
-    fd_leaks      how many descriptors are open, and why
+    spare_fd      a descriptor for the moment when there is no other
+    fd_leaks      how many descriptors are open, and what they are
 
 It imports `glb.model` alone.
 """

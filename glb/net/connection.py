@@ -2,8 +2,8 @@
 
 A `Connection` is a `gevent.socket.socket` for every purpose. gevent's makes two watchers,
 for reading and for writing, with a system call each, and asks the kernel for the size of its
-send buffer each time it sends. A short connection needs none of that. Here a watcher is made
-when somebody first waits for it.
+send buffer each time it sends. A short connection needs none of that. Here the first wait makes
+the watcher.
 
 Source: ``gevent._socket3.socket`` and ``gevent._socketcommon.SocketMixin``.
 """
@@ -51,9 +51,9 @@ def kind_of(listening: Any) -> Kind:
 def accept_plain(accept: Callable[[], tuple[int, Any]], kind: Kind) -> tuple[Any, Any]:
     """Accept one connection; return its plain socket and the peer's address, in one step.
 
-    Whatever strikes here, say a signal handler that raises, the descriptor has one owner: it is
-    the returned socket's, or it is closed. So each call is made by a ``for``: between that call
-    and the assignment the interpreter looks for no signals.
+    If a signal handler raises within this function, the descriptor still has one owner: the
+    returned socket has it, or it is closed. So a ``for`` makes each call: the interpreter runs no
+    signal handlers between that call and the assignment.
 
     Args:
         accept: ``_accept`` of a plain socket, which doesn't block.
@@ -100,7 +100,7 @@ class LazySocket(GeventSocket):
         self.hub: Any = get_hub()
         self.timeout = _socket.getdefaulttimeout()
 
-    # gevent looks its watchers up under these two names. What is closed has none.
+    # gevent looks its watchers up under these two names. A closed socket has none.
 
     @property
     def _read_event(self) -> Any:
@@ -115,7 +115,7 @@ class LazySocket(GeventSocket):
         return self._writing
 
     def shutdown(self, how: int) -> None:
-        # As gevent's, which would make the watchers to look whether anybody waits.
+        # As gevent's, which would make both watchers just to find that no greenlet waits on them.
         if how in (_socket.SHUT_RD, _socket.SHUT_RDWR):
             self.hub.cancel_wait(self._reading, cancel_wait_ex)
         if how in (_socket.SHUT_WR, _socket.SHUT_RDWR):
@@ -133,7 +133,7 @@ class LazySocket(GeventSocket):
         drop = self._drop_ref_on_close if closefd else id
         for watcher in watchers:
             if watcher is not None and watcher.callback is not None:
-                # A greenlet waits, and is to learn of it before the number is another socket's.
+                # A greenlet waits. It must get its error before the number is another socket's.
                 self.hub.cancel_waits_close_and_then(watchers, _reason, drop, self._sock)
                 return
         for watcher in watchers:
@@ -143,11 +143,11 @@ class LazySocket(GeventSocket):
 
 
 class Connection(LazySocket):
-    """A connection, as `gevent.socket.socket.accept` returns it. The arguments are its, too."""
+    """A connection, as `gevent.socket.socket.accept` returns it. The arguments are a socket's."""
 
     __slots__ = ("moves", "secured")
 
-    #: How often it was taken back from a hub, if it was at all.
+    #: How often it was reclaimed from a hub; missing if it never was.
     moves: int
     #: The TLS socket that has taken it over, if one has.
     secured: Any
@@ -163,7 +163,7 @@ class Connection(LazySocket):
             family = _socket.AF_INET if family == -1 else family
             type = _socket.SOCK_STREAM if type == -1 else type  # noqa: A001  # as above
             proto = 0 if proto == -1 else proto
-        self._sock = None  # if there will be none, it can still be looked at
+        self._sock = None  # for `repr`, if the next step fails
         sock = PlainSocket(family, type, proto, fileno)
         sock.setblocking(False)
         super().__init__(sock)
@@ -177,7 +177,7 @@ class Connection(LazySocket):
         return connection
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        # Mostly all goes at once. gevent first asks the kernel how big its buffer is.
+        # Mostly one send is enough. gevent first asks the kernel how big its buffer is.
         if type(data) in _BYTES and data and self.timeout != 0.0:
             try:
                 sent = self._sock.send(data, flags)
@@ -191,7 +191,7 @@ class Connection(LazySocket):
         super().sendall(data, flags)
 
     def give_up(self) -> Any:
-        """Return the plain socket, which is the caller's. Of one that was not used yet."""
+        """Return the plain socket, which the caller owns then. Only for an unused connection."""
         sock = self._sock
         self._sock = ClosedSocket(sock.family, sock.type, sock.proto, sock.fileno(), "given up")
         return sock

@@ -1,16 +1,17 @@
 """Leaks: how many descriptors are open, what they are, and whether handlers left them open.
 
-**Numbers tell.** The kernel gives the lowest number that is free. So when an accept gives 800,
-800 others are open; when it gives EMFILE, as many as are allowed; and a listener's own number
-tells how many there were when it was bound. All three are lower bounds, and cost nothing.
+**Numbers are evidence.** The kernel gives the lowest free number. So when an accept returns 800,
+at least 800 other descriptors are open; when it fails with EMFILE, as many as are allowed; and a
+listener's own number is a lower bound for those that were open when it was bound. All three cost
+nothing.
 
-**Handlers are suspected**, and no more than that, if of what has come since the listener was
-bound most are not connections that handlers have, and it is much: see `Census.is_suspect`. A
-program may have good reasons; so the words are "may" and "seem", and what the descriptors are is
-told with them.
+**Handlers are suspected**, and no more than that, if many descriptors have come since the listener
+was bound, and most of them are not connections that handlers have: see `Census.is_suspect`. A
+program may have good reasons, so the report says "may" and "seem", and lists what the descriptors
+are.
 
-What is open is looked at by number, and no directory is listed: that would need a descriptor, and
-a time that grows with their number. Where there is no ``/proc`` a file is told by its kind alone.
+Descriptors are examined one by one, by number. To list a directory would need a descriptor, and
+would take longer the more there are. Without ``/proc`` the report has only the kind of each file.
 
 Source: getrlimit(2), proc(5) for ``/proc/self/fd`` and ``/proc/sys/fs/file-nr``.
 """
@@ -40,32 +41,32 @@ log: Final = logging.getLogger("glb")
 # Here, since without a descriptor nothing can be imported. Windows has none.
 _resource: Final[Any] = None if sys.platform == "win32" else importlib.import_module("resource")
 
-# So many descriptors are looked at, 5 to 10 us each, and where there are more, as many at random:
-# an error of 3 % at most, as a rule, and no hub waits much longer for it than 10 ms. As many as
-# most systems allow a process by default, so that most are told exactly.
+# At most so many descriptors are examined, 5 to 10 us each; of more, a random sample. Its error is
+# 3 % at most, as a rule, and no hub waits much longer for it than 10 ms. Most systems allow a
+# process so many by default, so that most reports are exact.
 MOST_LOOKED_AT: Final = 1024
 
-# The kinds that are named, most frequent first. What leaks is of one kind or two.
+# The kinds that a report names, most frequent first. A leak has one kind or two.
 MOST_KINDS: Final = 3
 
-# The end of a long path tells more than its beginning.
+# The end of a long path says more than its beginning.
 MOST_LETTERS: Final = 80
 
 # An honest handler has some more than its connection: a proxy's upstream, a file that it sends.
 HONEST_A_CONNECTION: Final = 2
 
-# Less than that share of what is allowed is no trouble yet, whoever has it.
+# A smaller share of what is allowed is no trouble yet.
 SUSPECT_SHARE: Final = 1 / 4
 
-# Early enough for somebody to read it before the rest is gone too; a server that uses three
+# Early enough for an operator to read it before the rest is gone too; a server that uses three
 # quarters of its descriptors should have more of them anyway.
 HIGH_SHARE: Final = 3 / 4
 
-# Below that an episode is over: well below where it began, or it would end and begin with each
+# An episode ends below that: well below where it began, or it would end and begin with each
 # connection.
 LOW_SHARE: Final = 1 / 2
 
-# How often it is looked whether an episode is over, at most.
+# The shortest time between two checks for the end of an episode.
 LOOK_SECONDS: Final = 5.0
 
 
@@ -105,16 +106,16 @@ class Census:
 
 
 def describe(error: BaseException, count_connections: Callable[[], int | None], before: int) -> str:
-    """Return what an accept's *error* means for who looks for the reason, or ``""``.
+    """Return the likely reason of an accept's *error*, for the log, or ``""``.
 
     For EMFILE it is what this process has open, for ENFILE how many files the system has.
 
     Args:
-        count_connections: Returns how many connections handlers have; ``None`` if nobody knows.
+        count_connections: Returns how many connections handlers have; ``None`` if that is unknown.
         before: How many descriptors there were, at least, when the listener was bound.
 
     Raises:
-        Nothing: what can't be found out is not told.
+        Nothing: the text leaves out what can't be found.
     """
     try:
         code = getattr(error, "errno", None)
@@ -122,7 +123,7 @@ def describe(error: BaseException, count_connections: Callable[[], int | None], 
             return _describe_process(count_connections(), before)
         if code == errno.ENFILE:
             return _describe_system()
-    except Exception:  # it is for a line that is to be logged whatever else goes wrong
+    except Exception:  # the line that it is for must be logged in any case
         return ""
     return ""
 
@@ -155,7 +156,7 @@ class Watermark:
 
     Args:
         before: How many descriptors there were when the server started: its listener's number.
-        count_connections: Returns how many connections handlers have; ``None`` if nobody knows.
+        count_connections: Returns how many connections handlers have; ``None`` if that is unknown.
         limit: Returns how many descriptors may be open; ``None`` is any number.
         clock: Returns the time, in seconds.
     """
@@ -172,18 +173,17 @@ class Watermark:
         self._count_connections = count_connections
         self._limit = soft_limit if limit is None else limit
         self._clock = clock
-        #: From which number on `reached` wants to know it; 0 in an episode, as then each tells
-        #: whether that is over.
+        #: The lowest number to call `reached` with; 0 in an episode, whose end any number may show.
         self.level = _share(self._limit(), HIGH_SHARE)
-        # Whoever comes second has nothing to add, so it is never waited for. (A child that is
-        # forked meanwhile has no more warnings.)
+        # A second thread has nothing to add, so it never waits. (A child that is forked while it is
+        # held has no more warnings.)
         self._lock: Any = Lock()
-        # Within an episode: the number with which it is judged again, if nobody was warned.
+        # Within an episode without a warning: the number at which it is judged again.
         self._next = 0
         self._looks_at = 0.0
 
     def reached(self, server: object, number: int) -> None:
-        """Tell of a new descriptor's *number*, which is `level` or more.
+        """Note a new descriptor's *number*, which is `level` or more.
 
         It raises nothing, and costs a microsecond or two, and 10 ms a few times in an episode.
         """
@@ -192,7 +192,7 @@ class Watermark:
         try:
             self._reached(server, number)
         except Exception:
-            log.debug("can't tell whether descriptors leak", exc_info=True)
+            log.debug("can't find out whether descriptors leak", exc_info=True)
         finally:
             self._lock.release()
 
@@ -209,11 +209,11 @@ class Watermark:
                 self.level, is_news = 0, True
                 self._looks_at = self._clock() + LOOK_SECONDS
             if is_news:
-                # Half way to the limit, and so on: where there was no leak yet, one may show.
+                # Half way to the limit, and so on: a leak may show later.
                 self._next = (number + limit + 1) // 2
                 self._judge(server, number + 1, limit)
         elif self._clock() >= self._looks_at:
-            # A low number alone proves nothing: it may be the only one that is free down there.
+            # A low number alone proves nothing: it may be the only low one that is free.
             self._looks_at = self._clock() + LOOK_SECONDS
             if look(high)[0] < LOW_SHARE * limit:
                 self.level = high
@@ -290,7 +290,7 @@ def _most_of(kinds: Counter[str], connections: int = 0) -> str:
     """Return *kinds* in words, without so many sockets that are *connections*."""
     left: Counter[str] = Counter()
     for kind, times in kinds.items():
-        # Many files that are open once each, as uploads are, say more by where they are.
+        # Of many files that are open once each, as uploads are, the folder says more.
         is_alone = times == 1 and kind.startswith("/")
         left[f"files in {os.path.dirname(kind)}" if is_alone else kind] += times
     left["socket"] -= connections

@@ -1,18 +1,14 @@
-"""The kernel's side: the only module that opens, duplicates or sets options on a socket.
+"""The kernel's side: opening listening sockets, duplicating them, and their options.
 
 Everything here works on plain ``_socket.socket`` objects, which know no hub, are never
-inherited by a child program, and stay what they are under monkey patching. None of it
-waits, except that a host *name* is looked up as bind(2) in Python always did: by the C
-library, with the whole process waiting. Give numeric addresses where that matters.
+inherited by a child program, and stay what they are under monkey patching. Nothing here
+waits, except that the C library looks up a host *name*, as for Python's ``bind``, and the whole
+process waits for it. Give numeric addresses where that matters.
 
 Where platforms differ, the differences are the fields of `Platform`, which comes in as an
 argument.
 
-A Unix socket's file outlives its process. Where one is in the way and no process has its socket
-open, it is removed, and the address bound. Everything else in the way stays there, and the error
-tells what it is.
-
-Source: socket(7), ip(7), unix(7), listen(2), dup(2), flock(2).
+Source: socket(7), ip(7), unix(7), listen(2), dup(2).
 """
 
 from __future__ import annotations
@@ -28,18 +24,15 @@ import select
 import stat
 import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
-
-if sys.platform != "win32":
-    import fcntl
+from typing import Any, Final, NamedTuple
 
 from .. import originals
 from ..model import address as addresses
 from ..model.address import AF_INET6, AF_UNIX, Address, Key
+from .unix_files import is_abstract, remove_stale, unlink
 
-__all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolve"]
+__all__ = ["DEFAULT_BACKLOG", "Platform", "duplicate", "open_listening", "resolve", "unlink"]
 
 # More than any system's limit, so that each gives what it allows (Linux: net.core.somaxconn,
 # 4096 today), and still fits the 16 bits that some keep the backlog in. trio asks for the
@@ -65,13 +58,11 @@ _NO_NEWCOMERS: Final = b"".join(
     )
 )
 
-# How long a Unix bind waits for another process that holds the lock of the folder. glb holds it for
-# some 20 us. A process that holds it for longer has another use for it, as flock(1) has.
-FOLDER_LOCK_SECONDS: Final = 1.0
-FOLDER_LOCK_LOOK_SECONDS: Final = 0.001
-
-# Of a socket that is nothing yet, or no more: see <netinet/tcp.h>.
+# The state of a socket that neither listens nor is connected: see <netinet/tcp.h>.
 TCP_CLOSE: Final = 7
+
+# The protocol of netlink by which the kernel tells of sockets: see <linux/netlink.h>.
+_NETLINK_SOCK_DIAG: Final = 4
 
 
 @dataclass(frozen=True)
@@ -162,7 +153,7 @@ def open_listening(
         backlog: Length of the accept queue, in connections. The kernel lowers it to what
             it allows without a word.
         reuse_port: Set SO_REUSEPORT, where the kernel balances by it.
-        reuse_addr: Set SO_REUSEADDR, where it means what it says.
+        reuse_addr: Set SO_REUSEADDR, but not on Windows: see `Platform.reuse_addr`.
 
     Returns:
         The socket; the caller closes it.
@@ -197,8 +188,8 @@ def open_listening(
                 unlink(bound_address(sock))
             sock.close()
         if isinstance(error, OSError):
-            # Made from the errno, so that it is the PermissionError, say, which it was. What
-            # Python itself refuses, a path that is too long, has none.
+            # The errno chooses the class, PermissionError say. Errors of Python's own have
+            # none, as that of a path that is too long.
             number = error.errno or errno.EINVAL
             raise OSError(number, _cannot_bind(address, error)) from error
         raise
@@ -210,95 +201,11 @@ def _bind(sock: _socket.socket, address: Address) -> None:
     try:
         sock.bind(path)
     except OSError as error:
-        if address.family != AF_UNIX or error.errno != errno.EADDRINUSE or _is_abstract(path):
+        if address.family != AF_UNIX or error.errno != errno.EADDRINUSE or is_abstract(path):
             raise
-        _remove_stale(path)
+        remove_stale(path)
         # If this fails, another server has bound the path since: the address is that one's.
         sock.bind(path)
-
-
-def _remove_stale(path: Any) -> None:
-    """Remove the file of a Unix socket that no process has open any more.
-
-    Raises:
-        OSError: EADDRINUSE: the file is in use, or isn't ours to remove. The text has the reason.
-    """
-    # To look and to remove are two steps. Two processes that have both seen the stale file would
-    # remove it in turn, and the second one the new socket of the first. So each locks the folder
-    # for the two steps. The lock needs no file, and a process that is killed lets go of it. The
-    # way without a lock, to rename the file and look at it then, takes a server's path away for
-    # a moment. bind(2) needs no lock: one process gets the path, the other one EADDRINUSE.
-    with _locked_folder(path):
-        try:
-            found = os.lstat(path)
-        except FileNotFoundError:
-            return  # its server has removed it, or another one that starts
-        if not stat.S_ISSOCK(found.st_mode):
-            raise _in_use(f"{_KINDS.get(stat.S_IFMT(found.st_mode), 'no socket')} is there")
-        if found.st_uid != os.geteuid():
-            raise _in_use(f"the socket there is of the user with id {found.st_uid}")
-        _check_is_stale(path)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-_KINDS: Final = {
-    stat.S_IFREG: "a plain file",
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFDIR: "a folder",
-}
-
-
-def _check_is_stale(path: Any) -> None:
-    # Linux and BSD find the socket by its file first, and look at its type then. So a datagram
-    # socket learns from EPROTOTYPE that a process has it open, and the server sees nothing of it;
-    # also if it has been bound, and doesn't listen yet. (Linux 6.18; FreeBSD's and macOS's
-    # uipc_usrreq.c.) A kernel that looks at the type first, as gVisor, refuses both: so the
-    # stream socket asks, too. Neither waits; where the accept queue is full it is EAGAIN.
-    for kind in (_socket.SOCK_DGRAM, _socket.SOCK_STREAM):
-        with contextlib.closing(_socket.socket(AF_UNIX, kind)) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(path)
-            except (ConnectionRefusedError, FileNotFoundError):
-                continue
-            except PermissionError as error:
-                raise _in_use("a server may have it open, and we may not ask it") from error
-            except OSError as error:
-                raise _in_use("a server has it open") from error
-            raise _in_use("a server has it open")
-
-
-@contextlib.contextmanager
-def _locked_folder(path: Any) -> Iterator[None]:
-    # Whatever has no flock(2), Windows, has no Unix sockets of ours either.
-    try:
-        folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY)
-    except PermissionError as error:
-        raise _in_use("we may not read its folder to see whether it is stale") from error
-    try:
-        until = originals.monotonic() + FOLDER_LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if originals.monotonic() >= until:
-                    raise _in_use("another process has locked its folder") from error
-                originals.sleep(FOLDER_LOCK_LOOK_SECONDS)
-            except OSError as error:  # the file system has no locks
-                raise _in_use("its folder can't be locked") from error
-        yield
-    finally:
-        originals.close(folder)
-
-
-def _in_use(reason: str) -> OSError:
-    return OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}: {reason}")
-
-
-def _is_abstract(path: Any) -> bool:
-    return path[:1] in ("\0", b"\0")
 
 
 def _cannot_bind(address: Address, error: BaseException) -> str:
@@ -319,7 +226,7 @@ def duplicate(sock: _socket.socket) -> int:
 
 
 def adopt(descriptor: int) -> _socket.socket:
-    """Return a non-blocking socket on a duplicate of somebody's listening *descriptor*.
+    """Return a non-blocking socket on a duplicate of a foreign listening *descriptor*.
 
     Raises:
         OSError: It isn't open, or isn't a socket.
@@ -356,7 +263,7 @@ def set_nodelay(sock: _socket.socket) -> None:
 
 
 def is_readable(sock: _socket.socket) -> bool:
-    """Whether something can be read from *sock* now, or a connection be accepted."""
+    """Return True if *sock* has data to read, or a connection to accept."""
     if originals.poll is None:
         return bool(originals.select([sock], [], [], 0)[0])
     poll = originals.poll()
@@ -370,7 +277,7 @@ def bound_address(sock: _socket.socket) -> Address:
 
 
 def is_loopback(sock: _socket.socket) -> bool:
-    """Whether *sock* is bound to an address that only this machine reaches."""
+    """Return True if *sock* is bound to an address that only this machine reaches."""
     if sock.family == AF_UNIX:
         return True
     host = str(sock.getsockname()[0]).partition("%")[0]
@@ -392,13 +299,13 @@ def address_of(number: int) -> Address | None:
 def find_key(address: Address) -> Key | None:
     """Return the key of a numeric *address*, or ``None`` if nothing can be bound there.
 
-    A Unix socket is told by its file, not by its name: the file that a path leads to,
-    whichever way it is spelled, and not one that has taken its place since.
+    A Unix socket's key is its file and not its path: all spellings of the path have one key, and
+    another file at the same path has another one.
     """
     if address.family != AF_UNIX:
         return addresses.key_of(address)
     path = address.sockaddr
-    if _is_abstract(path):
+    if is_abstract(path):
         return (AF_UNIX, os.fsencode(path))
     try:
         found = os.stat(path)
@@ -407,28 +314,12 @@ def find_key(address: Address) -> Key | None:
     return (AF_UNIX, found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
 
 
-def unlink(address: Address, key: Key | None = None) -> None:
-    """Remove the file of a bound Unix socket's *address*, if it still has the *key* it had.
-
-    A bound path outlives its socket. Only a file that is still this socket's is removed, and
-    not a symbolic link that leads there. Failing is no error: then it wasn't ours to remove.
-    """
-    path: Any = address.sockaddr
-    if not path or _is_abstract(path):
-        return
-    with contextlib.suppress(OSError):
-        found = os.lstat(path)
-        is_ours = key in (None, (AF_UNIX, found.st_dev, found.st_ino))
-        if is_ours and stat.S_ISSOCK(found.st_mode):
-            os.unlink(path)
-
-
 def park(sock: _socket.socket) -> None:
-    """Let go of *sock*'s kernel socket at once, but keep its descriptor number taken.
+    """Release *sock*'s kernel socket at once, but keep its descriptor number taken.
 
     For a socket that another thread's event loop still watches: the address is free as
-    soon as this returns, and no new file can get the number before that loop has looked
-    away and closed it. Where no descriptor is left for the stand-in, *sock* is closed.
+    soon as this returns, and no new file can get the number before that loop has stopped its
+    watcher and closed it. If no descriptor is left for the stand-in, *sock* is closed.
     """
     number = sock.fileno()
     try:
@@ -453,7 +344,7 @@ def kind_of(sock: _socket.socket) -> tuple[object, ...]:
 
 
 def has_reuse_port(sock: _socket.socket) -> bool:
-    """Whether SO_REUSEPORT is set on *sock*, and it is one that could share a TCP port."""
+    """Return True if *sock* is a TCP socket with SO_REUSEPORT."""
     if sock.family not in (_socket.AF_INET, AF_INET6) or _kind(sock) != _socket.SOCK_STREAM:
         return False
     option = getattr(_socket, "SO_REUSEPORT", None)
@@ -461,7 +352,7 @@ def has_reuse_port(sock: _socket.socket) -> bool:
 
 
 def is_idle(sock: _socket.socket) -> bool:
-    """Whether *sock* neither listens nor is connected, or about to be."""
+    """Return True if *sock* neither listens nor is connected, or about to be."""
     if sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
         return False
     if hasattr(_socket, "TCP_INFO"):
@@ -473,14 +364,40 @@ def is_idle(sock: _socket.socket) -> bool:
     return False
 
 
+class SharingFacts(NamedTuple):
+    """What two sockets must have alike to be clones of one.
+
+    Attributes:
+        address: The address that it is bound to.
+        key: The address's, or ``None`` before the kernel has chosen a port.
+        kind: See `kind_of`.
+    """
+
+    address: Address
+    key: Key | None
+    kind: tuple[object, ...]
+
+
+def sharing_facts(sock: _socket.socket) -> SharingFacts | None:
+    """Return the facts of a socket that could share a TCP port, or ``None`` if it can't.
+
+    It can if SO_REUSEPORT is set, and if it neither listens nor is connected.
+    """
+    if not has_reuse_port(sock) or not is_idle(sock):
+        return None
+    address = bound_address(sock)
+    key = addresses.key_of(address) if address.sockaddr[1] else None
+    return SharingFacts(address, key, kind_of(sock))
+
+
 def numeric(family: int, address: Any) -> Any:
-    """Return the host and port that bind(2) takes *address* for, in whatever form it is.
+    """Return the numeric host and port that bind(2) would bind *address* to, in any form.
 
     Raises:
         OSError, TypeError, ValueError: As bind(2) of Python does.
     """
     host, port, *rest = address
-    # Python's own reading of it, on a port that is free.
+    # Python itself reads it, on a free port.
     with contextlib.closing(_socket.socket(family, _socket.SOCK_STREAM)) as scratch:
         scratch.bind((host, 0, *rest))
         bound = scratch.getsockname()
@@ -488,7 +405,7 @@ def numeric(family: int, address: Any) -> Any:
 
 
 def open_bound(like: _socket.socket) -> _socket.socket:
-    """Return a new socket with SO_REUSEPORT that is bound to *like*'s address, and is nothing else.
+    """Return a new socket with SO_REUSEPORT that is bound to *like*'s address, and doesn't listen.
 
     Raises:
         OSError: The kernel said no; nothing stays open.
@@ -510,12 +427,12 @@ def open_bound(like: _socket.socket) -> _socket.socket:
 
 
 def stand_in(number: int, sock: _socket.socket) -> None:
-    """Make descriptor *number* one of *sock*'s kernel socket, and close what it was."""
+    """Have descriptor *number* lead to *sock*'s kernel socket, and close what it led to."""
     os.dup2(sock.fileno(), number, inheritable=os.get_inheritable(number))
 
 
 def file_of(number: int) -> tuple[int, int] | None:
-    """Return what tells the open file behind *number* from all others; ``None`` if closed."""
+    """Return the identity of the open file behind *number*; ``None`` if it is closed."""
     try:
         found = os.fstat(number)
     except OSError:
@@ -524,12 +441,12 @@ def file_of(number: int) -> tuple[int, int] | None:
 
 
 def refuse_newcomers(sock: _socket.socket) -> bool:
-    """Let no new handshake reach the accept queue of *sock*; those that wait there stay.
+    """Let no new handshake reach the accept queue of *sock*; connections in the queue stay.
 
-    A client that comes tries again a second later, as if its packet had been lost.
+    A new client tries again a second later, as if its packet had been lost.
 
     Returns:
-        Whether the kernel can do so: Linux can, for TCP.
+        ``False`` if the kernel can't: Linux can, for TCP.
     """
     if not sys.platform.startswith("linux") or sock.family == AF_UNIX:
         return False
@@ -546,3 +463,34 @@ def admit_newcomers(sock: _socket.socket) -> None:
     """Undo `refuse_newcomers`."""
     with contextlib.suppress(OSError):
         sock.setsockopt(_socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def ask_sock_diag(request: bytes) -> bytes:
+    """Return what the kernel replies to *request*, a message of sock_diag(7).
+
+    Raises:
+        OSError: It can't be asked: Linux alone has it.
+    """
+    family = getattr(_socket, "AF_NETLINK", None)
+    if family is None:
+        raise OSError(errno.EAFNOSUPPORT, "there is no sock_diag(7)")
+    sock = _socket.socket(family, _socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    try:
+        sock.sendto(request, (0, 0))
+        return sock.recv(65536)  # the reply is there when sendto returns
+    finally:
+        sock.close()
+
+
+def send_datagram(path: str, data: bytes) -> None:
+    """Send *data* to the Unix socket *path*, whose name is abstract if it begins with ``@``.
+
+    Raises:
+        OSError: As sendto(2). It doesn't wait.
+    """
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.sendto(data, "\0" + path[1:] if path.startswith("@") else path)
+    finally:
+        sock.close()

@@ -1,17 +1,17 @@
-"""The reserve: one descriptor of the process that is kept for when there is no other.
+"""The spare descriptor: one that the process keeps for the moment when there is no other.
 
-A process that is out of descriptors can't open the file to which it would log that, nor what
-it needs to close a listener in good order. So a spare one, of ``os.devnull``, is kept as long
-as somebody has acquired the reserve, and is closed for a moment where one is needed:
-`Reserve.lend`. The rules that always hold:
+A process that is out of descriptors can't open the file to which it would log that, nor what it
+needs to close a listener in good order. So a spare one, of ``os.devnull``, is open as long as it
+has users, and is closed for a moment when a descriptor is needed: `SpareDescriptor.lend`. The rules
+that always hold:
 
 * There is at most one spare, and none without a user, or while it is lent.
-* No room for a spare is no error: it is opened when somebody asks the next time.
-* Only our own file is closed. Who has closed the number behind our back may have another there.
+* No room for a spare is no error: the next `acquire`, `refill` or return of a loan opens it.
+* Only our own file is closed. If the program has closed our number, another file may have it.
 
 The lock comes in as an argument: it is the registry's, which is native and re-entrant, so that
-a garbage collection or a signal handler that strikes in here and closes a listener finds one
-lock and not two. Nothing here switches greenlets. A `fork` copies the spare; the child counts
+a garbage collection or a signal handler that closes a listener in here needs one lock and not
+two. Nothing here switches greenlets. A `fork` copies the spare; the child counts
 its own users.
 
 Source: nginx and HAProxy keep descriptors back when they count what they may accept; libev's
@@ -28,10 +28,10 @@ from typing import Any, Final
 from ..originals import close, native_ident
 from .sockets import file_of
 
-__all__ = ["Reserve"]
+__all__ = ["Reserve", "SpareDescriptor"]
 
 
-class Reserve:
+class SpareDescriptor:
     """A spare descriptor. From any thread.
 
     Args:
@@ -41,15 +41,15 @@ class Reserve:
     def __init__(self, lock: Any) -> None:
         self._lock: Final = lock
         self._users = 0
-        # The threads that have it lent now, each as often.
+        # The threads that borrow it now, once for each loan.
         self._borrowers: list[int] = []
         self._number: int | None = None
-        # What tells our file from another under the same number.
+        # The identity of our file: another one may get the same number.
         self._file: tuple[int, int] | None = None
 
     @property
     def is_there(self) -> bool:
-        """Whether there is a spare to lend."""
+        """True if there is a spare to lend."""
         return self._number is not None
 
     def acquire(self) -> None:
@@ -66,7 +66,7 @@ class Reserve:
                 self._empty_locked()
 
     def refill(self) -> None:
-        """Open the spare, if it is missing and there is room: somebody may have taken it."""
+        """Open the spare, if it is missing and there is room."""
         with self._lock:
             self._fill_locked()
 
@@ -74,8 +74,8 @@ class Reserve:
     def lend(self) -> Iterator[None]:
         """Have room for one more descriptor, within.
 
-        It is free for whoever opens something first, so it is for what follows at once. What is
-        left open within keeps it. Within another `lend` there is nothing more to be had.
+        The first open in the process gets it, so use it at once. A descriptor that stays open keeps
+        the room. A loan within a loan gives nothing more.
         """
         borrower = native_ident()
         try:
@@ -90,7 +90,7 @@ class Reserve:
                 self._fill_locked()
 
     def keep_thread_locked(self, thread: int) -> None:
-        """In a forked child: forget those to whom it was lent, but for *thread*."""
+        """In a forked child: forget the loans of all threads but *thread*."""
         self._borrowers = [each for each in self._borrowers if each == thread]
         self._fill_locked()
 
@@ -107,3 +107,7 @@ class Reserve:
         number, self._number = self._number, None
         if number is not None and file_of(number) == self._file:
             close(number)
+
+
+#: Its name in `glb.accept.registry`.
+Reserve = SpareDescriptor

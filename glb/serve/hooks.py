@@ -38,6 +38,7 @@ class Hooks(Protocol):
     min_delay: float
     pool: Any
     reuse_addr: ClassVar[Any]
+    _spawn: Any
     socket: Any
 
     # ours

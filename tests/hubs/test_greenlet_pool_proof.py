@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ import pytest
 from gevent import getcurrent
 
 import glb
-from glb.hubs import greenlet_pool as handlers
+from glb.hubs import greenlet_pool
 from glb.hubs.greenlet_pool import PROOF, HandlerGreenlet, Handlers, Proof
+from glb.hubs.proof import count
 from loadtests.isolation.traces import BY_TRACER
 
-from .test_greenlet_pool import tracer_is_nobody  # noqa: F401  # a fixture
+from .test_greenlet_pool import (
+    COUNTING,
+    tracer_is_nobody,  # noqa: F401  # a fixture
+)
 
 #: What a program may have in it that sees each greenlet, each frame or each object.
 WATCHERS: dict[str, str] = {
@@ -201,11 +206,16 @@ def give(proof: Proof) -> None:
     gevent.sleep(0)  # the log is written in a greenlet
 
 
+def count_otherwise(patch: pytest.MonkeyPatch, counts: Callable[[list[Any]], int]) -> None:
+    for module in COUNTING:
+        patch.setattr(module, "count", counts)
+
+
 @pytest.fixture
 def proof(monkeypatch: pytest.MonkeyPatch) -> Proof:
     """One that has not tried yet, in the place of the process's."""
-    mine = Proof()
-    monkeypatch.setattr(handlers, "PROOF", mine)
+    mine = Proof(greenlet_pool._Trial)
+    monkeypatch.setattr(greenlet_pool, "PROOF", mine)
     return mine
 
 
@@ -213,12 +223,11 @@ def test_counts_that_do_not_show_a_kept_greenlet_are_refused(
     proof: Proof, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One warning, and `PROOF` says why: on such a Python each handler has a fresh greenlet."""
-    original = handlers.count
+    original = count
     # An untouched one that is parked has 7 or more, so one more makes no difference.
     alone = next(map(sys.getrefcount, [object()]))
-    monkeypatch.setattr(
-        handlers,
-        "count",
+    count_otherwise(
+        monkeypatch,
         lambda one: alone if one and one[0].dead else min(original(one), 7),
     )
     with caplog.at_level(logging.INFO, "glb"):
@@ -233,11 +242,10 @@ def test_counts_that_vary_are_refused(
     proof: Proof, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A Python whose counts mean nothing gives no proof."""
-    original = handlers.count
+    original = count
     calls = iter(range(1_000_000))
-    monkeypatch.setattr(
-        handlers,
-        "count",
+    count_otherwise(
+        monkeypatch,
         lambda one: original(one) if one and one[0].dead else original(one) + next(calls) % 2,
     )
     give(proof)
@@ -276,7 +284,7 @@ def test_a_greenlet_that_is_known_before_its_first_job_serves_once(proof: Proof)
     """The first count would have the stranger in it, and never show that it stayed."""
     give(proof)
     hub: Any = gevent.get_hub()
-    mine = Handlers(hub)
+    mine = Handlers(hub, proof)
     mine._users = 1
     served: list[int] = []
     kept: list[Any] = []
@@ -303,7 +311,7 @@ def test_a_greenlet_that_is_found_while_it_is_parked_serves_no_more(proof: Proof
     """A list of all objects, say, has it: what its owner does with it is not the next one's."""
     give(proof)
     hub: Any = gevent.get_hub()
-    mine = Handlers(hub)
+    mine = Handlers(hub, proof)
     mine._users = 1
     served: list[int] = []
 

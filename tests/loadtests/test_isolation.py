@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from ..support.helpers import run_load_test
 
 pytestmark = [
     pytest.mark.process,
@@ -40,28 +39,16 @@ main()
 """
 
 
-def run(*program: str, connections: int = 600, hubs: int = 1) -> tuple[int, str]:
+def run(program: str = "", hubs: int = 1) -> tuple[int, str]:
     """Return the exit status of a run, and what it printed."""
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    plan = ["--connections", str(connections), "--hubs", str(hubs), "--seed", "1"]
-    done = subprocess.run(
-        [sys.executable, *program, *plan],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    plan = ("--connections", "600", "--hubs", str(hubs), "--seed", "1")
+    return run_load_test("isolation", *plan, program=program)
 
 
 @pytest.mark.parametrize("hubs", [1, 2])
 def test_a_short_run_finds_nothing(hubs: int) -> None:
     """Each handler is fresh, what is kept is not used again, and what is not kept is."""
-    status, printed = run("-m", "loadtests.isolation", hubs=hubs)
+    status, printed = run(hubs=hubs)
     assert (status, "\n0 faults, in " in printed) == (0, True), printed
     assert "600 connections that leave traces" in printed
     assert "60 connections that keep their greenlet: 60 greenlets" in printed
@@ -70,7 +57,7 @@ def test_a_short_run_finds_nothing(hubs: int) -> None:
 
 def test_greenlets_that_are_used_again_too_soon_are_found() -> None:
     """What earlier handlers left is met by later ones, and there are fewer than were kept."""
-    status, printed = run("-c", BLIND)
+    status, printed = run(BLIND)
     assert status == 1, printed
     assert "assert" in printed  # a handler that was not fresh, and what it looked at
     assert "60 connections that keep their greenlet: " in printed
@@ -79,6 +66,6 @@ def test_greenlets_that_are_used_again_too_soon_are_found() -> None:
 
 def test_greenlets_that_are_never_used_again_are_found() -> None:
     """If the log doesn't say why."""
-    status, printed = run("-c", SILENT)
+    status, printed = run(SILENT)
     assert status == 1, printed
     assert "the log doesn't say so" in printed

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ from loadtests.lossless.report import Report
 from loadtests.lossless.scenarios import SCENARIOS, all_scenarios
 from loadtests.lossless.words import http_request, parse, percentile, reply
 
-from ..support.helpers import wait_until
+from ..support.helpers import run_load_test, wait_until
 
 pytestmark = [
     pytest.mark.thorough,
@@ -48,7 +47,7 @@ ELSEWHERE = ("memory", "silent", "exhaustion")
 
 
 def test_who_came_after_a_change_and_met_the_old_handler_is_stale() -> None:
-    """Who came during it may meet either."""
+    """A client that came during it may get either."""
     changes = [Change(10, 20, 1), Change(30, 40, 2)]
     visits = [
         Visit(5, 15, "good", 0, 0),  # there as it began
@@ -171,7 +170,7 @@ def _serve(handle: Callable[[Any, Any], None]) -> tuple[gevent.server.StreamServ
 
 
 def test_each_loss_has_its_name() -> None:
-    """Resets, ends without a reply, parts of one; and refusals, when nobody listens any more."""
+    """Resets, ends without a reply, parts of one; and refusals, without a listener."""
     server, port = _serve(Careless())
     arrivals = Arrivals()
     try:
@@ -283,17 +282,9 @@ def test_a_tiny_run_with_the_c_client(name: str) -> None:
 def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
     """Tables on stdout, JSON in the file, the verdict as exit status."""
     file = tmp_path / "found.json"
-    command = [sys.executable, "-m", "loadtests.lossless", "exhaustion", "--quick"]
-    done = subprocess.run(
-        [*command, "--json", str(file)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Does a server that is out of descriptors come back by itself?" in done.stdout
+    status, printed = run_load_test("lossless", "exhaustion", "--quick", "--json", str(file))
+    assert status == 0, printed
+    assert "Does a server that is out of descriptors come back by itself?" in printed
     found = json.loads(file.read_text())
     assert found["kept"] is True
     assert found["scenarios"]["exhaustion"]["kept"] is True

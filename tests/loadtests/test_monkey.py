@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from loadtests.monkey.contenders import COPIES, GROUPS, PROGRAMS, SIDES
 from loadtests.monkey.measure import Plan
 from loadtests.monkey.promises import PROMISES
 from loadtests.monkey.report import Report
+
+from ..support.helpers import run_load_test
 
 pytestmark = pytest.mark.process
 
@@ -38,7 +39,7 @@ def test_what_is_compared_runs_the_same_program() -> None:
     for group in GROUPS:
         assert len({(one.program, one.number, one.is_http, one.of) for one in group}) == 1
         assert len({one.side for one in group}) == len(group)
-    assert len(GROUPS) == 2 * len(PROGRAMS) - 1  # who is a client has no copies
+    assert len(GROUPS) == 2 * len(PROGRAMS) - 1  # a client has no copies
 
 
 def test_ratios_are_of_one_round() -> None:
@@ -76,18 +77,10 @@ def test_a_price_beyond_the_limit_is_not_kept() -> None:
 )
 def test_a_tiny_run_measures_everything(tmp_path: Path) -> None:
     """One round, few connections: no figures to quote, but all that there are."""
-    command = [sys.executable, "-m", "loadtests.monkey", "--rounds", "1", "--connections", "50"]
-    command += ["--turns", "1", "--only", "threads", "--seed", "1", "--output", str(tmp_path)]
-    done = subprocess.run(
-        command,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode in (0, 1), done.stderr  # the price is a matter of chance here
-    assert "What does the patch cost" in done.stdout
+    plan = ("--rounds", "1", "--connections", "50", "--turns", "1", "--only", "threads")
+    status, printed = run_load_test("monkey", *plan, "--seed", "1", "--output", str(tmp_path))
+    assert status in (0, 1), printed  # the price is a matter of chance here
+    assert "What does the patch cost" in printed
     seen = json.loads((tmp_path / "results.json").read_text())
     contenders = seen["contenders"]
     assert [one["failed"] for one in contenders.values()] == [None] * (len(SIDES) + 2)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from loadtests.proxies.installed import PROXIES, version
+
+from ..support.helpers import run_load_test
 
 pytestmark = [
     pytest.mark.process,
@@ -27,13 +26,6 @@ import sys
 from loadtests.proxies import application
 {fault}
 application.main(*sys.argv[1:])
-"""
-
-PROGRAM = """
-import sys
-from loadtests.proxies import __main__ as command
-command.SERVER = (sys.executable, "-c", {server!r})
-command.main()
 """
 
 # An application gets less than was sent.
@@ -54,27 +46,10 @@ WSGIHandler._end_input = end_all
 """
 
 
-def run(*options: str, fault: str = "", path: str = "") -> tuple[int, str]:
+def run(*options: str, fault: str = "", **environ: str) -> tuple[int, str]:
     """Return the exit status of a run, of a server with a *fault*, and what it printed."""
-    root = Path(__file__).parents[2]
-    python_path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    program = ["-m", "loadtests.proxies"]
-    if fault:
-        program = ["-c", PROGRAM.format(server=SERVER.format(fault=fault))]
-    environ = {**os.environ, "PYTHONPATH": python_path}
-    if path:
-        environ["PATH"] = path
-    done = subprocess.run(
-        [sys.executable, *program, "--seed", "1", *options],
-        cwd=root,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=55,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    server = SERVER.format(fault=fault) if fault else ""
+    return run_load_test("proxies", "--seed", "1", *options, server=server, **environ)
 
 
 @NEEDED

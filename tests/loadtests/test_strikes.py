@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from loadtests.strikes.words import Kind, Mixed, is_whole, request, tokens
+
+from ..support.helpers import run_load_test
 
 pytestmark = [
     pytest.mark.process,
@@ -42,13 +41,6 @@ sys.stdout.flush()
 os._exit(0)
 """
 
-PROGRAM = """
-import sys
-from loadtests.strikes import __main__ as command
-command.SERVER = (sys.executable, "-c", {server!r})
-command.main()
-"""
-
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_reply_is_known_as_ones_own(kind: Kind) -> None:
@@ -67,22 +59,8 @@ def test_a_reply_is_known_as_ones_own(kind: Kind) -> None:
 
 def run(*options: str, fault: str = "", loop: str = "libev-cext") -> tuple[int, str]:
     """Return the exit status of a run, of servers with a *fault*, and what it printed."""
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    program = ["-m", "loadtests.strikes"]
-    if fault:
-        program = ["-c", PROGRAM.format(server=SERVER.format(fault=fault))]
-    done = subprocess.run(
-        [sys.executable, *program, "--seed", "1", *options],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": path, "GEVENT_LOOP": loop},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=55,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    server = SERVER.format(fault=fault) if fault else ""
+    return run_load_test("strikes", "--seed", "1", *options, server=server, GEVENT_LOOP=loop)
 
 
 @pytest.mark.parametrize("loop", ["libev-cext", "libuv"])

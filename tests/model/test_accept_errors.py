@@ -1,4 +1,4 @@
-"""Accept errors: each errno lies in one heap, and gevent's fatal ones in the last."""
+"""Accept errors: each errno has one kind, and gevent's fatal ones in the last."""
 
 from __future__ import annotations
 
@@ -9,69 +9,69 @@ import gevent.server
 import pytest
 
 from glb.model import accept_errors as errors
-from glb.model.accept_errors import Episode, Heap, classify
+from glb.model.accept_errors import AcceptErrorKind, Episode, classify
 
-HEAPS = {
-    Heap.PEER_LEFT: errors.PEER_LEFT_ERRNOS,
-    Heap.OUT_OF_ROOM: errors.OUT_OF_ROOM_ERRNOS,
-    Heap.BROKEN: errors.BROKEN_ERRNOS,
+KINDS = {
+    AcceptErrorKind.PEER_LEFT: errors.PEER_LEFT_ERRNOS,
+    AcceptErrorKind.OUT_OF_ROOM: errors.OUT_OF_ROOM_ERRNOS,
+    AcceptErrorKind.BROKEN: errors.BROKEN_ERRNOS,
 }
 
 
-def test_heaps_share_no_errno() -> None:
-    """What to do about an errno is never a matter of which heap is asked first."""
-    for one, other in combinations(HEAPS.values(), 2):
+def test_kinds_share_no_errno() -> None:
+    """What to do about an errno is never a matter of which kind is asked first."""
+    for one, other in combinations(KINDS.values(), 2):
         assert not one & other
 
 
-def test_every_errno_is_classified_by_its_heap() -> None:
-    """Each number that this platform has lies in its one heap, or is unknown."""
+def test_every_errno_is_classified_by_its_kind() -> None:
+    """Each number that this platform has lies in its one kind, or is unknown."""
     for number in errno.errorcode:
-        heaps = [heap for heap, numbers in HEAPS.items() if number in numbers]
-        assert classify(OSError(number, "x")) is (heaps[0] if heaps else Heap.UNKNOWN)
+        kinds = [kind for kind, numbers in KINDS.items() if number in numbers]
+        assert classify(OSError(number, "x")) is (kinds[0] if kinds else AcceptErrorKind.UNKNOWN)
 
 
 @pytest.mark.parametrize(
-    ("name", "heap"),
+    ("name", "kind"),
     [
-        ("ECONNABORTED", Heap.PEER_LEFT),
-        ("EPROTO", Heap.PEER_LEFT),
-        ("EPERM", Heap.UNKNOWN),
-        ("EINTR", Heap.PEER_LEFT),
-        ("ENETUNREACH", Heap.PEER_LEFT),
-        ("EMFILE", Heap.OUT_OF_ROOM),
-        ("ENFILE", Heap.OUT_OF_ROOM),
-        ("ENOBUFS", Heap.OUT_OF_ROOM),
-        ("ENOMEM", Heap.OUT_OF_ROOM),
-        ("EBADF", Heap.BROKEN),
-        ("EINVAL", Heap.BROKEN),
-        ("ENOTSOCK", Heap.BROKEN),
-        ("EOPNOTSUPP", Heap.BROKEN),
-        ("EFAULT", Heap.UNKNOWN),
-        ("EAGAIN", Heap.UNKNOWN),
+        ("ECONNABORTED", AcceptErrorKind.PEER_LEFT),
+        ("EPROTO", AcceptErrorKind.PEER_LEFT),
+        ("EPERM", AcceptErrorKind.UNKNOWN),
+        ("EINTR", AcceptErrorKind.PEER_LEFT),
+        ("ENETUNREACH", AcceptErrorKind.PEER_LEFT),
+        ("EMFILE", AcceptErrorKind.OUT_OF_ROOM),
+        ("ENFILE", AcceptErrorKind.OUT_OF_ROOM),
+        ("ENOBUFS", AcceptErrorKind.OUT_OF_ROOM),
+        ("ENOMEM", AcceptErrorKind.OUT_OF_ROOM),
+        ("EBADF", AcceptErrorKind.BROKEN),
+        ("EINVAL", AcceptErrorKind.BROKEN),
+        ("ENOTSOCK", AcceptErrorKind.BROKEN),
+        ("EOPNOTSUPP", AcceptErrorKind.BROKEN),
+        ("EFAULT", AcceptErrorKind.UNKNOWN),
+        ("EAGAIN", AcceptErrorKind.UNKNOWN),
     ],
 )
-def test_each_heap_has_its_errnos(name: str, heap: Heap) -> None:
+def test_each_kind_has_its_errnos(name: str, kind: AcceptErrorKind) -> None:
     """The errnos of accept(2) lie where the module's docstring says."""
-    assert classify(OSError(getattr(errno, name), "x")) is heap
+    assert classify(OSError(getattr(errno, name), "x")) is kind
 
 
 def test_what_is_fatal_to_gevent_is_broken() -> None:
     """A server that gevent would close for an error, we close as well."""
     for number in gevent.server.StreamServer.fatal_errors:  # type: ignore[attr-defined]  # a tuple
-        assert classify(OSError(number, "x")) is Heap.BROKEN
+        assert classify(OSError(number, "x")) is AcceptErrorKind.BROKEN
 
 
 def test_what_no_kernel_said_is_unknown() -> None:
-    """Other exceptions, and errors without an errno, lie in no heap."""
+    """Other exceptions, and errors without an errno, lie in no kind."""
     for error in (ValueError("x"), OSError("x"), KeyboardInterrupt(), TimeoutError()):
-        assert classify(error) is Heap.UNKNOWN
+        assert classify(error) is AcceptErrorKind.UNKNOWN
 
 
 def test_subclasses_are_classified_by_their_errno() -> None:
     """Python's own classes for some errnos change nothing."""
-    assert classify(ConnectionAbortedError(errno.ECONNABORTED, "x")) is Heap.PEER_LEFT
-    assert classify(BrokenPipeError(errno.EBADF, "x")) is Heap.BROKEN
+    assert classify(ConnectionAbortedError(errno.ECONNABORTED, "x")) is AcceptErrorKind.PEER_LEFT
+    assert classify(BrokenPipeError(errno.EBADF, "x")) is AcceptErrorKind.BROKEN
 
 
 def test_names_that_a_platform_lacks_are_left_out() -> None:

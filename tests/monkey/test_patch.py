@@ -20,7 +20,7 @@ from gevent.pool import Pool
 import glb
 from glb import monkey
 from glb.accept import exclusions
-from glb.monkey import sockets as adopted
+from glb.monkey import sockets as shared_sockets
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
@@ -54,10 +54,10 @@ def patchable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(gevent.monkey, "patch_all", refuse)
     monkeypatch.setattr(gevent.monkey, "is_module_patched", lambda _: True)
-    monkeypatch.setattr(monkey.patch, "_who_keeps", lambda *_: [])
+    monkeypatch.setattr(monkey.patch, "_find_late_modules", lambda *_: [])
     yield
     monkey.restore()
-    adopted._left.clear()
+    shared_sockets._detached.clear()
 
 
 def names(places: dict[str, tuple[Any, str]] = PLACES) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_an_argument_that_cannot_be_is_refused(
     with pytest.raises(error, match=text):
         monkey.patch_all(**arguments)
     assert (names(), StreamServer.clones, StreamServer.hubs_if_possible) == before
-    assert (monkey.is_patched(), exclusions._excluded) == (False, set())
+    assert (monkey.is_patched(), exclusions.EXCLUDED) == (False, set())
     assert gevent.server.StreamServer is not StreamServer
 
 
@@ -113,7 +113,7 @@ def test_what_is_not_ours_is_gevents(monkeypatch: pytest.MonkeyPatch) -> None:
     assert monkey.patch_all(thread=True) is False
     with pytest.raises(TypeError, match="gevent says no"):
         monkey.patch_all(2, 2, exclude=[":80"], ssl=True)
-    assert (names(), monkey.is_patched(), exclusions._excluded) == (before, False, set())
+    assert (names(), monkey.is_patched(), exclusions.EXCLUDED) == (before, False, set())
     assert (StreamServer.clones, StreamServer.hubs_if_possible) == (4, 1)
     assert monkey.patch_all(3, thread=False, aggressive=True) is True
     assert monkey.is_patched()
@@ -139,7 +139,7 @@ def test_gevent_patches_unless_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("patchable")
 def test_without_gevents_select_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time, at who asked; who doesn't want sockets is told nothing."""
+    """Each time, at the caller; without sockets there is no warning."""
     monkeypatch.setattr(gevent.monkey, "is_module_patched", lambda name: name != "select")
     before = names()
     for _ in range(2):
@@ -208,7 +208,7 @@ def test_clones_from_before_a_restore_are_met_again() -> None:
     with sockets_patched():
         one = opened()
     with sockets_patched(), one, socket.fromfd(one.fileno(), one.family, one.type) as other:
-        assert isinstance(other._sock, adopted.Adopted)  # type: ignore[attr-defined]  # not in the stubs
+        assert isinstance(other._sock, shared_sockets.SharedSocket)  # type: ignore[attr-defined]  # not in the stubs
         greenlets = [gevent.spawn(each.accept) for each in (one, other)]
         let_hub_turn()
         for greenlet in greenlets:
@@ -236,7 +236,7 @@ def test_either_half_can_be_had_alone_and_the_other_later() -> None:
 
 @pytest.mark.usefixtures("patchable")
 def test_clones_and_hubs_are_the_servers_defaults() -> None:
-    """Of servers that aren't told; a Pool keeps one to a single hub; `restore` undoes it."""
+    """Defaults of servers; a Pool keeps one to a single hub; `restore` undoes it."""
     recorder = Recorder()
 
     def places(**options: Any) -> tuple[int, int]:
@@ -266,7 +266,7 @@ def test_more_hubs_than_clones_by_default_are_as_many_clones() -> None:
 
 @pytest.mark.usefixtures("patchable")
 def test_a_server_on_an_excluded_address_has_one_clone() -> None:
-    """As gevent's has, unless it is told; what is excluded again is added."""
+    """As gevent's has, unless it says more; a second exclusion is added."""
     monkey.patch_all(clones=3, hubs=2, exclude=[":8000"])
     monkey.patch_all(exclude=["127.0.0.1:8001"])
     places = []
@@ -294,13 +294,13 @@ def test_servers_on_one_hub_serve_in_turn() -> None:
 
 
 def test_restored_clones_stay_clones() -> None:
-    """Sockets that were adopted keep their turns; new ones are the kernel's own."""
+    """Shared sockets keep their turns; new ones are the kernel's own."""
     with sockets_patched():
         one = opened()
     with one, bound(one.getsockname()) as other:
         other.listen()
         assert [entry.clones for entry in glb.registry.entries()] == [1]
-        assert not isinstance(other._sock, adopted.Adopted)  # type: ignore[attr-defined]  # not in the stubs
+        assert not isinstance(other._sock, shared_sockets.SharedSocket)  # type: ignore[attr-defined]  # not in the stubs
         other.close()
         one.settimeout(0)
         with pytest.raises(BlockingIOError):
@@ -332,7 +332,7 @@ def test_originals_can_be_had() -> None:
         monkey.patch_all()
 
 
-def test_who_keeps_what_would_be_patched_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_late_modules_what_would_be_patched_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """By module and name, sorted, in the warning; gevent's and glb's own modules don't count."""
     import sys
     import types
@@ -360,7 +360,7 @@ def test_who_keeps_what_would_be_patched_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_standard_library_is_patched_by_gevent_and_by_us() -> None:
-    """Two lines on top: sockets of the library are clones, selectors are told of turns."""
+    """Two lines on top: sockets of the library are clones, selectors see turns."""
     check_child(
         """
 import glb.monkey
@@ -519,7 +519,7 @@ before = gevent.server.StreamServer
 for arguments in ({}, {}, {"socket": True}):
     assert glb.monkey.patch_all(2, exclude=[":80"], **arguments) is False
     assert not glb.monkey.is_patched() and not gevent.monkey.is_module_patched("socket")
-    assert gevent.server.StreamServer is before and not glb.accept.exclusions._excluded
+    assert gevent.server.StreamServer is before and not glb.accept.exclusions.EXCLUDED
 """
     )
 
@@ -539,7 +539,7 @@ for wrong in ([":80", ":http"], [f"{'x' * 64}:80"], ":80"):
         raise AssertionError(wrong)
     assert not gevent.monkey.is_module_patched("socket") and not glb.monkey.is_patched()
     assert (socket.socket, gevent.server.StreamServer, glb.server.StreamServer.clones) == before
-    assert not glb.accept.exclusions._excluded
+    assert not glb.accept.exclusions.EXCLUDED
 assert glb.monkey.patch_all(2, exclude=[":80"]) is True
 assert gevent.monkey.is_module_patched("socket") and glb.monkey.is_patched("sockets")
 """

@@ -24,7 +24,7 @@ import gevent.os
 import pytest
 
 from glb.model.address import AF_INET, AF_INET6, AF_UNIX, Address, key_of, parse
-from glb.net import sockets
+from glb.net import sockets, unix_files
 from glb.net.sockets import PLATFORM, Platform
 
 from ..conftest import open_descriptors
@@ -117,7 +117,7 @@ def test_the_facts_are_those_of_this_system() -> None:
     ("platform", "expected"), [(LINUX, True), (FREEBSD, True), (DARWIN, True), (WINDOWS, False)]
 )
 def test_the_port_is_not_stolen_on_windows(platform: Platform, expected: bool) -> None:
-    """SO_REUSEADDR is set only where it doesn't mean "take it from who has it"."""
+    """SO_REUSEADDR is set only where it doesn't mean "take it from its owner"."""
     with closing(sockets.open_listening(LOCAL, 1, platform=platform)) as sock:
         assert option(sock, _socket.SO_REUSEADDR) is expected
 
@@ -140,7 +140,7 @@ def test_reuse_port_is_set_only_where_the_kernel_balances(
 
 
 def test_reuse_port_is_not_set_unasked() -> None:
-    """By default nobody else can bind the address."""
+    """By default no other socket can bind the address."""
     with closing(sockets.open_listening(LOCAL, 1, platform=LINUX)) as sock:
         assert not option(sock, _socket.SO_REUSEPORT)
 
@@ -200,7 +200,7 @@ def test_a_taken_address_is_refused_and_nothing_is_left() -> None:
 
 
 def test_a_failed_bind_is_the_error_that_it_was() -> None:
-    """Who catches the built-in class of an errno catches it here too."""
+    """An except clause for the built-in class of an errno catches it here too."""
     address = parse("unix:/proc/self/nothing/app.sock")
     with pytest.raises(FileNotFoundError, match=re.escape(repr(address.sockaddr))) as caught:
         sockets.open_listening(address, 1)
@@ -349,7 +349,7 @@ def test_a_folder_that_stays_locked_is_not_waited_for_for_ever(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some other use of the lock holds no server up."""
-    monkeypatch.setattr(sockets, "FOLDER_LOCK_SECONDS", 0.01)
+    monkeypatch.setattr(unix_files, "FOLDER_LOCK_SECONDS", 0.01)
     bind_and_leave(path)
     folder = os.open(".", os.O_RDONLY)
     try:
@@ -365,7 +365,7 @@ def test_monkey_patching_does_not_keep_the_folder_locked(
 ) -> None:
     """Gevent's `os.close` would close it, and so give the lock back, a turn of the loop later."""
     monkeypatch.setattr(os, "close", gevent.os.close)
-    monkeypatch.setattr(sockets, "FOLDER_LOCK_SECONDS", 0)
+    monkeypatch.setattr(unix_files, "FOLDER_LOCK_SECONDS", 0)
     for _ in range(2):
         bind_and_leave(path)
         sockets.open_listening(parse(f"unix:{path}"), 1).close()
@@ -411,7 +411,7 @@ def test_of_two_that_found_a_stale_file_one_wins(
     """Between the first one's look at the file and its removal the second one has to wait."""
     bind_and_leave(path)
     has_looked, has_to_wait = threading.Event(), threading.Event()
-    check_is_stale, flock = sockets._check_is_stale, fcntl.flock
+    check_is_stale, flock = unix_files._check_is_stale, fcntl.flock
 
     def look_slowly(where: str) -> None:
         check_is_stale(where)
@@ -429,9 +429,9 @@ def test_of_two_that_found_a_stale_file_one_wins(
     def start() -> None:
         first.append(sockets.open_listening(parse(f"unix:{path}"), 9))
 
-    monkeypatch.setattr(sockets, "_check_is_stale", look_slowly)
+    monkeypatch.setattr(unix_files, "_check_is_stale", look_slowly)
     monkeypatch.setattr(fcntl, "flock", lock)
-    monkeypatch.setattr(sockets, "FOLDER_LOCK_SECONDS", 20)
+    monkeypatch.setattr(unix_files, "FOLDER_LOCK_SECONDS", 20)
     first: list[_socket.socket] = []
     thread = threading.Thread(target=start)
     thread.start()
@@ -444,7 +444,7 @@ def test_of_two_that_found_a_stale_file_one_wins(
     first[0].close()
 
 
-# Binds when it is told to, and keeps what it has until it is told to go.
+# Binds after a line, and closes after the next one.
 BIND_AT_ONCE = """
 import sys
 import threading
@@ -836,7 +836,7 @@ def test_unlink_removes_the_sockets_own_file(path: str) -> None:
 
 
 def test_unlink_leaves_the_file_that_took_the_place(path: str) -> None:
-    """Somebody else's socket, or file, keeps its path."""
+    """A foreign socket, or file, keeps its path."""
     with closing(sockets.open_listening(parse(f"unix:{path}"), 1)) as sock:
         key = sockets.find_key(parse(f"unix:{path}"))
         os.unlink(path)
@@ -924,7 +924,7 @@ def plain() -> Iterator[Any]:
 
 
 def test_sockets_of_one_kind_are_alike(plain: Any) -> None:
-    """Blocking or not, bound or not, with the protocol told or not."""
+    """Blocking or not, bound or not, with the protocol given or not."""
     one, other = plain(), plain(AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     other.setblocking(False)
     other.bind(LOCAL.sockaddr)
@@ -1001,7 +1001,7 @@ def test_a_socket_that_is_about_to_connect_is_not_idle(plain: Any) -> None:
 
 @pytest.mark.parametrize("family", [AF_INET, AF_INET6])
 def test_another_socket_is_bound_to_the_same_address(plain: Any, family: int) -> None:
-    """Alike in what lets the kernel share it; it isn't blocking, and nobody can connect to it."""
+    """Alike in what lets the kernel share it; it isn't blocking, and no client can connect."""
     like = plain(family)
     if family == AF_INET6:
         like.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -1044,13 +1044,13 @@ def test_an_address_that_is_not_shared_is_not_bound_again(plain: Any) -> None:
     ],
 )
 def test_an_address_is_read_as_bind_reads_it(family: int, given: Any, expected: Any) -> None:
-    """Names, short forms, bytes, lists: what the kernel would have been told."""
+    """Names, short forms, bytes, lists: as the kernel would get it."""
     try:
         found = sockets.numeric(family, given)
     except TypeError:
         assert isinstance(given, list)  # which bind(2) of Python refuses
         return
-    # Of an IPv6 address the flow label isn't told back.
+    # The flow label of an IPv6 address doesn't come back.
     assert (found[:2], found[3:]) == (expected[:2], expected[3:])
 
 

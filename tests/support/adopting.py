@@ -16,7 +16,7 @@ from typing import Any
 from gevent import socket
 
 import glb.monkey
-from glb.monkey import sockets as adopted
+from glb.monkey import sockets as shared_sockets
 
 ANY = ("127.0.0.1", 0)
 ROOT = pathlib.Path(glb.__file__).parents[1]
@@ -29,14 +29,14 @@ has_ipv6 = pathlib.Path("/proc/net/if_inet6").exists() and bool(
 
 @contextmanager
 def sockets_patched() -> Iterator[None]:
-    """Patch gevent's sockets and polls by glb's, and no more: this process stays unpatched."""
+    """Patch gevent's sockets and selectors by glb's, and no more: this process stays unpatched."""
     assert not glb.monkey.is_patched()
     glb.monkey.patch._patch_sockets()
     try:
         yield
     finally:
         glb.monkey.restore()
-        adopted._left.clear()
+        shared_sockets._detached.clear()
 
 
 def bound(address: Any = ANY, family: int = socket.AF_INET) -> socket.socket:
@@ -75,7 +75,7 @@ def queued(sock: Any) -> native_socket.socket:
 
 
 def accept_now(sock: Any) -> bool:
-    """Accept without waiting; tell whether there was something."""
+    """Accept without waiting; return True if there was a connection."""
     timeout = sock.gettimeout()
     sock.settimeout(0)
     try:

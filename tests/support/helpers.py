@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -212,6 +216,43 @@ def loop_iterations(seconds: float) -> int:
         watcher.stop()
         watcher.close()
     return count
+
+
+# A load test whose servers' process runs a program of the test's.
+_WITH_SERVER = """
+import sys
+from loadtests.{name} import __main__ as command
+command.SERVER = (sys.executable, "-c", {server!r})
+command.main()
+"""
+
+
+def run_load_test(
+    name: str, *options: str, program: str = "", server: str = "", **environ: str
+) -> tuple[int, str]:
+    """Run a load test in its own process; return its exit status and what it printed.
+
+    Args:
+        name: In `loadtests`.
+        program: Is run in its place, with its options.
+        server: A program that is run in place of its servers' process.
+        environ: Variables that differ from this process's.
+    """
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    if server:
+        program = _WITH_SERVER.format(name=name, server=server)
+    done = subprocess.run(
+        [sys.executable, *(("-c", program) if program else ("-m", f"loadtests.{name}")), *options],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": path, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    return done.returncode, done.stdout
 
 
 def turns(clones: int, connections: int, first: int = 0) -> list[int]:
