@@ -137,6 +137,9 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
     # Whether a program has set `loop`: the first to set it is gevent's constructor.
     _is_loop_set: bool = False
 
+    #: Whether a ``do_read`` of a subclass accepts, in place of ours; see there.
+    accepts_by_hook: bool = False
+
     def __init__(
         self,
         listener: Any,
@@ -370,9 +373,10 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
 
     def start_accepting(self) -> None:
         """Let the clones have turns. Twice is once."""
+        self.accepts_by_hook = type(self).do_read is not StreamServer.do_read
         hooks_are_ours = (
             self._spawn is self.glb_engine.spawning.replaced
-            and type(self).do_read is StreamServer.do_read
+            and not self.accepts_by_hook
             and type(self).do_handle is StreamServer.do_handle
         )
         is_first = self.glb_engine.start_accepting(hooks_are_ours=hooks_are_ours)

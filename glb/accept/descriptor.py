@@ -21,7 +21,7 @@ from gevent._socketcommon import cancel_wait_ex
 
 from ..model import accept_errors
 from ..net import sockets
-from ..net.connection import PlainSocket, accept_plain, kind_of
+from ..net.connection import PlainSocket
 from .readiness import Readiness
 from .registry import REGISTRY, Entry, Share
 from .waiters import AcceptWaiters
@@ -110,10 +110,6 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
     def belongs_to(self, thread: int) -> None:
         """A fork keeps it if *thread* forks, by its native ident: it was the maker's."""
         self._share.thread = thread
-
-    def take(self) -> tuple[Any, Any]:
-        """Accept from the kernel, out of turn: see `glb.net.connection.accept_plain`."""
-        return accept_plain(super()._accept, kind_of(self))
 
     def close(self) -> None:
         self._leave()

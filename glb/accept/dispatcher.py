@@ -35,12 +35,12 @@ from ..hubs.guard import Guard
 from ..hubs.mailbox import Mailbox
 from ..hubs.threads import call_where_it_may_switch
 from ..model.accept_errors import Heap, classify
-from ..net.connection import accept_plain, kind_of
+from ..net.connection import accept_plain
 from ..net.fd_leaks import describe
 from ..originals import monotonic, native_ident
 from . import protocols
 from .handover import HandOver
-from .protocols import Handed, Member, Turn
+from .protocols import Handed, Member, SelfAccepting, Turn
 from .registry import Entry, Registry
 from .ring import Team
 
@@ -84,7 +84,6 @@ class Dispatcher:
         # Callbacks that may be on their way: to give the next turn, to take up the next connection.
         self._next_turn: Any = None
         self._next_take: Any = None
-        self._kind: Final = kind_of(entry.pristine)
         #: Called by the guard, in this hub: see `glb.hubs.guard`.
         self.guarded: dict[object, Callable[[], object]] = {}
         #: What runs the handlers of this hub.
@@ -303,8 +302,7 @@ class Dispatcher:
             if member is None or self._taken >= member.max_accept:
                 return
             try:
-                is_plain = turns.standby is None and not turns.waiting
-                turn = member.take_turn() if is_plain else self._deal(member)
+                turn = self._deal(member)
             except BaseException as error:
                 if self._may_go_on(member, error):
                     continue
@@ -324,50 +322,64 @@ class Dispatcher:
                 passed = member
 
     def _deal(self, member: Member) -> Turn:
-        """Accept one connection, for the clone whose turn it is, on whichever hub."""
-        turns = self.turns
-        standby = turns.standby
+        """Accept one connection, and deliver it to the clone whose turn it is, on whichever hub."""
+        turns, standby = self.turns, self.turns.standby
         if standby is not None and not standby.is_ticking:
             with turns.lock:
                 standby.arm_locked()
-        if member.dispatcher is self and not turns.waiting:
-            self._wake_others_before(member)
-            turn = member.take_turn()
-            if member.is_out_of_reach:
-                self._go_on_later()
-            return turn
-        if not member.has_room():
-            return Turn.PASSED
-        handed = turns.take_waiting()
-        if handed is None:
-            try:
-                accept: Any = self._entry.pristine._accept  # type: ignore[attr-defined]  # not in the stubs
-                handed = Handed(*accept_plain(accept, self._kind))
-            except BlockingIOError:
-                return Turn.EMPTY
-            except OSError as error:
-                return self._accept_failed(member, error)
-        if turns.hand(handed, self):
-            self._wake_others_before(handed.member)
-            self._take_up(handed)
-            if handed.member.is_out_of_reach:
-                self._go_on_later()
-        return Turn.TAKEN
-
-    def _wake_others_before(self, member: Member) -> None:
-        if self.handed_to and member.runs_at_once:
+        is_own = member.dispatcher is self and not turns.waiting
+        waiting = None
+        try:
+            if not member.has_room():
+                return Turn.PASSED
+            accepts_itself = is_own and member.accepts_itself
+            if not accepts_itself:
+                if turns.waiting:
+                    waiting = turns.take_waiting()
+                if waiting is None:
+                    entry = self._entry
+                    plain, address = accept_plain(entry.accept, entry.kind)
+        except BlockingIOError:
+            return Turn.EMPTY
+        except BaseException as error:
+            return self._accept_failed(member, error)
+        turn = Turn.TAKEN
+        if accepts_itself:
             self._wake_others()
+            turn = cast("SelfAccepting", member).take_turn()
+        elif waiting is None and is_own:
+            self.accepted += 1
+            with turns.lock:
+                turns.ring.rotate(member.team, member)
+            if self.handed_to and member.runs_at_once:
+                self._wake_others()
+            if not member.deliver(plain, address):
+                with turns.lock:
+                    turns.put_back_locked([Handed(plain, address)])
+        else:
+            handed = waiting or Handed(plain, address)
+            if not turns.hand(handed, self):
+                return turn
+            member = handed.member
+            if self.handed_to and member.runs_at_once:
+                self._wake_others()
+            self._take_up(handed)
+        if standby is not None and member.is_out_of_reach:
+            self._go_on_later()
+        return turn
 
     def _go_on_later(self) -> None:
         if not _is_pending(self._next_turn):
             self._next_turn = self.hub.loop.run_callback(self._give_turns)
 
-    def _accept_failed(self, member: Member, error: OSError) -> Turn:
+    def _accept_failed(self, member: Member, error: BaseException) -> Turn:
+        self._wake_others()
         if self._entry.is_closed:
             return Turn.EMPTY
-        if classify(error) is Heap.BROKEN or member.wants(error):
+        if member.dispatcher is self:
+            return member.accept_failed(error)
+        if isinstance(error, OSError) and (classify(error) is Heap.BROKEN or member.wants(error)):
             self.turns.leave(member)
-            self._wake_others()
             member.dispatcher.run(lambda: member.broken(error))
             return Turn.PASSED
         raise error

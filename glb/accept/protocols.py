@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ..model.accept_errors import Episode
 from .ring import Team
 
-__all__ = ["Dispatcher", "Handed", "Member", "Standby", "Turn"]
+__all__ = ["Dispatcher", "Handed", "Member", "SelfAccepting", "Standby", "Turn"]
 
 
 class Turn(enum.Enum):
@@ -34,6 +34,10 @@ class Member(Protocol):
     @property
     def is_out_of_reach(self) -> bool:
         """Whether nobody can take back what it takes, until its handler begins."""
+
+    @property
+    def accepts_itself(self) -> bool:
+        """Whether code of the program accepts in its turn: a ``do_read`` of a server's own."""
 
     @property
     def runs_at_once(self) -> bool:
@@ -74,18 +78,33 @@ class Member(Protocol):
 
     # In its own hub:
 
-    def take_turn(self) -> Turn:
-        """Accept one connection and hand it on.
+    def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:
+        """Give a connection to its handler or greenlet; ``False`` if it has none any more.
+
+        Args:
+            plain: Its plain socket, which is the member's if that can.
+            moves: How often it was taken back, of one that was handed over; ``None`` of others.
+        """
+
+    def accept_failed(self, error: BaseException) -> Turn:
+        """An accept for it has failed, in its turn.
 
         Raises errors of peers that left and of a lack of room, and of the rest those that it
-        can tell no greenlet, and has not reported.
+        can give to no greenlet, and has not reported.
         """
 
     def take(self, handed: Handed) -> bool:
-        """Handle what was accepted for it, and expect it no more; ``False`` if it can't."""
+        """Deliver a connection that was handed over to it; ``False`` if it can't."""
 
     def broken(self, error: OSError) -> None:
         """An accept for it has failed. It has left the ring, and joins again if it goes on."""
+
+
+class SelfAccepting(Member, Protocol):
+    """A member for which code of the program accepts."""
+
+    def take_turn(self) -> Turn:
+        """Accept one connection, and deliver it. Raises as `accept_failed`."""
 
 
 class Dispatcher(Protocol):

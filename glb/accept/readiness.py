@@ -33,6 +33,7 @@ from typing import Any, Final, Protocol
 
 from gevent import get_hub
 
+from ..net.connection import accept_plain
 from ..originals import monotonic
 from .handover import HandOver
 from .protocols import Handed, Member
@@ -78,8 +79,6 @@ class OfClone(Protocol):
     def entry(self) -> Any: ...
     @property
     def readiness(self) -> Readiness: ...
-    @property
-    def holder(self) -> Any: ...
     @property
     def hubs(self) -> list[Any]: ...
     @property
@@ -248,13 +247,8 @@ class Readiness:
         return 0 if clone.keeps_place else 2, clone.place
 
     def _next_connection(self) -> Handed:
-        handed = self._turns.take_waiting()
-        if handed is None:
-            holder = self._clone.holder
-            if holder is None:
-                raise _nothing_now()
-            handed = Handed(*holder.take())
-        return handed
+        entry = self.entry
+        return self._turns.take_waiting() or Handed(*accept_plain(entry.accept, entry.kind))
 
     def _note_poll_nowait(self) -> None:
         now = monotonic()

@@ -48,9 +48,6 @@ class Holder(Protocol):
     def asks_in_line(self) -> bool:
         """Whether an ``accept()`` that doesn't wait keeps the clone ready until the next one."""
 
-    def take(self) -> Accepted:
-        """Accept from the kernel: see `glb.net.connection.accept_plain`."""
-
 
 class AcceptWaiters:
     """All that wait for the connections of one clone.
@@ -256,6 +253,7 @@ class HubWaiters:
     #: The greenlet that waits goes on within the turn.
     is_out_of_reach: Final = False
     runs_at_once: Final = True
+    accepts_itself: Final = False
     max_accept: Final = MAX_ACCEPT
 
     def __init__(self, clone: AcceptWaiters, hub: Any) -> None:
@@ -361,45 +359,26 @@ class HubWaiters:
         return False
 
     def take(self, handed: Handed) -> bool:
+        return self.deliver(handed.sock, handed.address, handed.moves)
+
+    def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:
         with self.dispatcher.turns.lock:
             if self._is_closed or not self.is_used:
                 return False
-            self._expected -= 1
-        self._deliver(handed.sock, handed.address)
-        return True
-
-    def take_turn(self) -> Turn:
-        holder = self.clone.holder
-        if holder is None or not self.has_room():
-            self.dispatcher.turns.leave(self)
-            return Turn.PASSED
-        try:
-            sock, address = holder.take()
-        except BlockingIOError:
-            return Turn.EMPTY
-        except OSError as error:
-            if classify(error) is not Heap.BROKEN and not self.wants(error):
-                raise
-            self.broken(error)
-            return Turn.TAKEN
-        self.dispatcher.accepted += 1
-        self.dispatcher.turns.rotate(self.team, self)
-        self._deliver(sock, address)
-        return Turn.TAKEN
-
-    def _deliver(self, sock: Any, address: Any) -> None:
+            if moves is not None:
+                self._expected -= 1
         # The greenlet runs now, in this switch: there is no moment in which it could be
         # killed, or its timeout end, with a connection on the way to it.
         self._delay = PAUSE_MIN_SECONDS
         if not self.waiters:
             polled = self.clone.readiness
-            polled.add((sock, address))
+            polled.add((plain, address))
             self.settle()
             polled.look_after()
-            return
+            return True
         waiter = self.waiters[0]
         try:
-            waiter.accepted = (sock, address)
+            waiter.accepted = (plain, address)
             self.waiters.popleft()
             self.settle()
             waiter.switch(waiter)
@@ -410,6 +389,7 @@ class HubWaiters:
                     self.waiters.remove(waiter)
                 self.hub.loop.run_callback(waiter.switch, waiter)
             raise
+        return True
 
     # -- errors --------------------------------------------------------------------------------
 
@@ -421,6 +401,14 @@ class HubWaiters:
         # A poller can't be given an error that may be over by the time it accepts: it goes on
         # waiting, while the dispatcher pauses. What is broken stays so.
         return bool(self.waiters) and classify(error) is Heap.UNKNOWN
+
+    def accept_failed(self, error: BaseException) -> Turn:
+        if not isinstance(error, OSError) or (
+            classify(error) is not Heap.BROKEN and not self.wants(error)
+        ):
+            raise error
+        self.broken(error)
+        return Turn.TAKEN
 
     def broken(self, error: OSError) -> None:
         if not self.dispatcher.has_loop:

@@ -47,6 +47,7 @@ class Acceptor:
 
     __slots__ = (
         "accepted",
+        "accepts_itself",
         "admission",
         "assigned",
         "begun",
@@ -83,6 +84,8 @@ class Acceptor:
         #: Its hub's, and its place in the ring, once the worker was opened.
         self.dispatcher: Any = None
         self.team: Team[Any] = Team(seated=False)
+        #: Whether the program has a ``do_read`` of its own, as `has_room` has found.
+        self.accepts_itself = False
         #: Whether a connection that it takes can't be reclaimed before its handler begins.
         self.is_out_of_reach = False
         self.clone: Final = Clone(index, cast("Any", server))
@@ -160,20 +163,14 @@ class Acceptor:
         return f"<Acceptor {self.clone} of {self.server}>"
 
     def take_turn(self) -> Turn:
-        server, admission = self.server, self.admission
+        server = self.server
         try:
-            # As `has_room`, which is a call more.
-            if server.full():
-                admission.found_full()
-                return Turn.PASSED
-            if (admission.expected or admission.is_limited) and not self._is_within_bounds():
-                return Turn.PASSED
             args: Any = server.do_read()
             server.delay = server.min_delay
             if not args:
                 return Turn.EMPTY
         except BaseException as error:
-            return self._read_failed(error)
+            return self.accept_failed(error)
         dispatcher = self.dispatcher
         dispatcher.accepted += 1
         turns = dispatcher.turns
@@ -185,8 +182,9 @@ class Acceptor:
         return Turn.TAKEN
 
     def has_room(self) -> bool:
-        admission = self.admission
-        if self.server.full():
+        admission, server = self.admission, self.server
+        self.accepts_itself = server.accepts_by_hook or "do_read" in server.__dict__
+        if server.full():
             admission.found_full()
             return False
         return not (admission.expected or admission.is_limited) or self._is_within_bounds()
@@ -230,11 +228,53 @@ class Acceptor:
             self._look_for_room()
 
     def take(self, handed: Handed) -> bool:
+        if (self.workers.turn.worker or self.worker).is_closed:
+            return False
+        if self.accepts_itself:
+            return self._read_handed(handed)
+        # A pool that others use as well may have filled up since it was asked.
+        if self.server.full():
+            self.admission.found_full()
+            return False
+        if not self.deliver(handed.sock, handed.address, handed.moves):
+            return False
+        with self.dispatcher.turns.lock:
+            self.unexpect_locked()
+        return True
+
+    def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:
+        admission, server = self.admission, self.server
+        if self.worker.is_closed:
+            return False
+        try:
+            if moves is None and admission.bucket is not None:
+                admission.bucket.take(monotonic())
+            number = plain.fileno()
+            if number >= admission.watermark.level:
+                admission.watermark.reached(server, number)
+            connection = Connection.on(plain)
+            if moves:
+                connection.moves = moves
+            server.delay = server.min_delay
+        except BaseException as error:
+            # Nothing was accepted here, so it is nothing that the kernel says.
+            admission.accept_failed(error)
+            return True
+        self.accepted += 1
+        turn = self.workers.turn
+        turn.acceptor = self
+        try:
+            server.do_handle(connection, address)
+        except BaseException as error:
+            # Its context is the peer and the server, as gevent's is.
+            admission.back_off(((address,), server), error)
+        finally:
+            turn.acceptor = None
+        return True
+
+    def _read_handed(self, handed: Handed) -> bool:
         server = self.server
         turn = self.workers.turn
-        worker = turn.worker or self.worker
-        if worker.is_closed:
-            return False
         turn.handed = handed
         try:
             # A pool that others use as well may have filled up since it was asked.
@@ -289,7 +329,7 @@ class Acceptor:
         return handed
 
     def broken(self, error: OSError) -> None:
-        self._read_failed(error)
+        self.accept_failed(error)
         if self.admission.turns is not None:  # not every broken socket is fatal to gevent
             self.join(self.admission.turns)
 
@@ -307,7 +347,7 @@ class Acceptor:
         finally:
             turn.acceptor = None
 
-    def _read_failed(self, error: BaseException) -> Turn:
+    def accept_failed(self, error: BaseException) -> Turn:
         server = self.server
         if self.worker.is_closed:
             return Turn.PASSED  # by another thread, in the middle of this turn

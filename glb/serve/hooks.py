@@ -42,6 +42,7 @@ class Hooks(Protocol):
 
     # ours
     accept_rate: float | None
+    accepts_by_hook: bool
     clones: int
     first_byte_timeout: float | None
     handler_factory: Callable[[int], Handler] | None

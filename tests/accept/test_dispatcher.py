@@ -26,7 +26,6 @@ from gevent.exceptions import LoopExit
 from gevent.hub import Hub
 
 import glb
-from glb.accept.descriptor import Descriptor
 from glb.accept.dispatcher import MOST_LEFT_IN_A_ROW, Dispatcher, count_connections
 from glb.accept.listener import Listener
 from glb.accept.registry import REGISTRY
@@ -123,15 +122,17 @@ def failing_accept(
 
     A fake, because the kernel cannot be made to fail on demand.
     """
-    real = Descriptor.take
+    entry = listener.entry
+    real = entry.accept
 
-    def take(self: Descriptor) -> tuple[int, Any]:
-        if self is listener._sock and errors:
+    def accept() -> tuple[Any, Any]:
+        member = entry.turns.next_locked()
+        if errors and (member is None or member.clone is listener._sock.waiters):
             code = errors.pop(0)
             raise OSError(code, errno.errorcode.get(code, "?"))
-        return real(self)
+        return real()
 
-    monkeypatch.setattr(Descriptor, "take", take)
+    monkeypatch.setattr(entry, "accept", accept)
     return errors
 
 
@@ -1215,14 +1216,14 @@ def test_an_error_that_is_no_oserror_does_not_end_the_turns(
         gevent.get_hub(), "handle_error", lambda *args: told.append(args[1]), raising=False
     )
     with clones(1) as (listener,):
-        real, errors = Descriptor.take, [MemoryError()]
+        real, errors = listener.entry.accept, [MemoryError()]
 
-        def take(self: Descriptor) -> tuple[int, Any]:
+        def accept() -> tuple[Any, Any]:
             if errors:
                 raise errors.pop()
-            return real(self)
+            return real()
 
-        monkeypatch.setattr(Descriptor, "take", take)
+        monkeypatch.setattr(listener.entry, "accept", accept)
         start_loops([listener], Inline())
         assert ask(listener.address) == b"0"
         assert told == [MemoryError]

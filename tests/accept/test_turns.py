@@ -33,7 +33,7 @@ class FakeMember:
     context = "a test"
     failures = Episode()
     is_out_of_reach = False
-    runs_at_once = False
+    runs_at_once = accepts_itself = False
     max_accept = 100
 
     def __init__(self, dispatcher: FakeDispatcher, team: Team[Any], name: str) -> None:
@@ -49,7 +49,10 @@ class FakeMember:
     def next_delay(self) -> float:
         raise NotImplementedError
 
-    def take_turn(self) -> Turn:
+    def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:
+        raise NotImplementedError
+
+    def accept_failed(self, error: BaseException) -> Turn:
         raise NotImplementedError
 
     def take(self, handed: Handed) -> bool:

@@ -18,7 +18,6 @@ from gevent.event import Event
 
 import glb
 from glb.accept import readiness
-from glb.accept.descriptor import Descriptor
 from glb.accept.listener import Listener
 from glb.accept.readiness import Readiness
 from glb.accept.readiness_event import ReadinessEvent, ReadinessWatcher
@@ -727,13 +726,15 @@ def test_an_error_of_accept_is_told_to_who_polls(
     """It is woken, and its accept raises what the kernel said; the other clones go on."""
     broken = OSError(errno.EINVAL, "broken")
 
-    def take(self: Descriptor) -> Any:
-        if self is clones[0]._sock:
-            raise broken
-        return real(self)
+    entry = clones[0].entry
 
-    real = Descriptor.take
-    monkeypatch.setattr(Descriptor, "take", take)
+    def accept() -> Any:
+        if entry.turns.next_locked() in clones[0]._sock.waiters.hubs:
+            raise broken
+        return real()
+
+    real = entry.accept
+    monkeypatch.setattr(entry, "accept", accept)
     greenlet = gevent.spawn(poll, clones[0])
     let_hub_turn()
     with connect(clones[0].address) as client:
@@ -752,13 +753,13 @@ def test_out_of_descriptors_a_poller_is_told_later(
     """The client stays in the accept queue until there is room, and nobody else is told."""
     failures = [OSError(errno.EMFILE, "too many"), OSError(errno.EMFILE, "too many")]
 
-    def take(self: Descriptor) -> Any:
+    def accept() -> Any:
         if failures:
             raise failures.pop()
-        return real(self)
+        return real()
 
-    real = Descriptor.take
-    monkeypatch.setattr(Descriptor, "take", take)
+    real = clones[0].entry.accept
+    monkeypatch.setattr(clones[0].entry, "accept", accept)
     told: list[int] = []
 
     def serve(clone: Listener, index: int) -> None:

@@ -22,7 +22,6 @@ from gevent import GreenletExit, socket
 from gevent.pool import Pool
 
 import glb
-from glb.accept import dispatcher as dispatcher_module
 from glb.accept import watchdog as standby_module
 from glb.accept.dispatcher import Dispatcher
 from glb.accept.listener import Listener
@@ -37,11 +36,11 @@ from glb.accept.watchdog import (
 )
 from glb.hubs.threads import HubThread
 from glb.model.states import State
-from glb.net.connection import Connection, accept_plain
+from glb.net.connection import Connection
 from glb.originals import native_ident
 from glb.server import StreamServer
 
-from ..support.engine import admission_of, turns_of, workers_of
+from ..support.engine import admission_of, entry_of, turns_of, workers_of
 from ..support.helpers import (
     ask,
     call_in,
@@ -201,18 +200,21 @@ def test_a_hub_is_woken_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_batch_that_ends_by_an_error_wakes_hubs_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was handed out before is handled before the report, and the others after the pause."""
-    accept, count = accept_plain, iter(range(100))
+    count = iter(range(100))
     handle = Blocking()
     with serving(handle) as server:
         found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         reports: list[int] = []
 
-        def fail_at_second(*args: Any) -> Any:
-            if next(count) == 1:
-                raise LookupError("on purpose")
-            return accept(*args)
+        entry = entry_of(server)
+        accept = entry.accept
 
-        monkeypatch.setattr(dispatcher_module, "accept_plain", fail_at_second)
+        def fail_at_third() -> Any:
+            if next(count) == 2:
+                raise LookupError("on purpose")
+            return accept()
+
+        monkeypatch.setattr(entry, "accept", fail_at_third)
         monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: reports.append(len(found)))
         with blocked(hub_of(server, 1)):
             clients = [native_connect(server.address) for _ in range(4)]

@@ -38,41 +38,24 @@ class Fault:
         raise OSError(self.code, os.strerror(self.code))
 
 
-class _Pristine:
-    """A pristine socket by which the accepts of other hubs fail as well."""
-
-    def __init__(self, real: Any, fault: Fault) -> None:
-        self._real = real
-        self._fault = fault
-
-    def _accept(self) -> Any:
-        self._fault.strike()
-        return self._real._accept()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-
 @contextmanager
 def failing_accepts(entry: Entry, code: int | None, left: int | None = None) -> Iterator[Fault]:
-    """Have all accepts at *entry*'s address fail, on each hub and by each clone."""
+    """Have all accepts at *entry*'s address fail, also those of a ``do_read`` of a program's."""
     fault = Fault(code, left)
-    accept, take = Descriptor._accept, Descriptor.take
+    accept, read = entry.accept, Descriptor._accept
 
-    def failing_accept(self: Descriptor) -> Any:
+    def failing_accept() -> Any:
+        fault.strike()
+        return accept()
+
+    def failing_read(self: Descriptor) -> Any:
         if self.entry is entry:
             fault.strike()
-        return accept(self)
-
-    def failing_take(self: Descriptor) -> Any:
-        if self.entry is entry:
-            fault.strike()
-        return take(self)
+        return read(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Descriptor, "_accept", failing_accept)
-        patch.setattr(Descriptor, "take", failing_take)
-        patch.setattr(entry, "pristine", _Pristine(entry.pristine, fault))
+        patch.setattr(entry, "accept", failing_accept)
+        patch.setattr(Descriptor, "_accept", failing_read)
         yield fault
 
 
