@@ -163,7 +163,7 @@ class Acceptor:
         return f"<Acceptor {self.clone} of {self.server}>"
 
     def take_turn(self) -> Turn:
-        server = self.server
+        server, admission = self.server, self.admission
         try:
             args: Any = server.do_read()
             server.delay = server.min_delay
