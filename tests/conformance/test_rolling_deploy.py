@@ -66,19 +66,9 @@ class Process:
     def start(self) -> None:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         options = ["--bind", f"127.0.0.1:{self.port}", "--admin", f"127.0.0.1:{self.admin}"]
+        options += ["--drain-delay", self._delay, "--drain-timeout", "10"]
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "glb",
-                "serve",
-                "program:application",
-                *options,
-                "--drain-delay",
-                self._delay,
-                "--drain-timeout",
-                "10",
-            ],
+            [sys.executable, "-m", "glb", "serve", "program:application", *options],
             cwd=self._folder,
             env={**os.environ, "PYTHONPATH": path},
             stderr=subprocess.DEVNULL,
