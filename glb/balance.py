@@ -1,4 +1,4 @@
-"""The policies' public face: what a server's ``policy`` can be.
+"""The policies' public face: the values of a server's ``policy``.
 
 They are explained in `glb.model.policy`.
 """

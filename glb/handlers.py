@@ -1,4 +1,4 @@
-"""The greenlet pool's public face: `PROOF` tells whether handlers run in recycled greenlets here.
+"""The greenlet pool's public face: `PROOF` says if handlers run in recycled greenlets here.
 
 The pool itself is `glb.hubs.greenlet_pool`.
 """

@@ -2,7 +2,7 @@
 
 The rules that always hold:
 
-* What is here never switches greenlets. It blocks its thread, or returns at once.
+* Nothing here switches greenlets. It blocks its thread, or returns at once.
 * The names are bound when glb is imported. It makes no difference whether gevent has patched the
   standard library before.
 * A test that freezes the clock stops the program's time, not glb's: a timeout still ends.
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 Lock: Final[Callable[[], Any]] = get_original("_thread", "allocate_lock")
-#: A signal handler or a garbage collection may strike while it is held, and take it again.
+#: A signal handler or a garbage collection may run while it is held, and take it again.
 RLock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
 start_new_thread: Final[Callable[..., int]] = get_original("_thread", "start_new_thread")
 native_ident: Final[Callable[[], int]] = get_original("_thread", "get_ident")

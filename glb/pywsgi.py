@@ -15,7 +15,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
@@ -37,8 +37,10 @@ from .http.handler import WSGIHandler
 from .http.settings import Settings
 from .http.stream import FileWrapper
 from .model.clone import current_clone
+from .model.forwarded import TrustedProxies
 from .model.limits import check_count, check_seconds
 from .model.policy import Policy
+from .model.proxy_header import Version
 from .server import StreamServer
 
 __all__ = [
@@ -94,8 +96,9 @@ class WSGIServer(Settings, _Both):
     ``environ["glb.clone"]`` is the `glb.Clone` that serves the request: its index, a number
     that knows its server.
 
-    *max_body*, *body_timeout* and *send_timeout* are the attributes of those names: see
-    `glb.http.settings.Settings`, which has more of them. They are read when they are used.
+    *max_body*, *body_timeout*, *send_timeout* and *forwarded_allow_ips* are the attributes of
+    those names: see `glb.http.settings.Settings`, which has more of them. They are read when they
+    are used.
     """
 
     handler_class: Any = WSGIHandler
@@ -135,6 +138,9 @@ class WSGIServer(Settings, _Both):
         accept_rate: float | None = None,
         handshake_timeout: float | None = None,
         first_byte_timeout: float | None = None,
+        proxy_protocol: Version | None = None,
+        proxy_allow_ips: Iterable[str] | str | None = None,
+        forwarded_allow_ips: Iterable[str] | str | None = None,
         max_body: int | None = None,
         body_timeout: float | None = None,
         send_timeout: float | None = None,
@@ -156,6 +162,9 @@ class WSGIServer(Settings, _Both):
             accept_rate=accept_rate,
             handshake_timeout=handshake_timeout,
             first_byte_timeout=first_byte_timeout,
+            proxy_protocol=proxy_protocol,
+            proxy_allow_ips=proxy_allow_ips,
+            forwarded_allow_ips=forwarded_allow_ips,
             max_body=max_body,
             body_timeout=body_timeout,
             send_timeout=send_timeout,
@@ -183,6 +192,15 @@ class WSGIServer(Settings, _Both):
             check_count("max_body", self.max_body)
         for name in ("body_timeout", "send_timeout"):
             check_seconds(name, getattr(self, name))
+        self._trust_proxies()
+
+    def _trust_proxies(self) -> None:
+        networks = self.forwarded_allow_ips
+        self.trusted_proxies = None if networks is None else TrustedProxies(networks)
+
+    def choose_handle(self) -> None:
+        self._trust_proxies()
+        super().choose_handle()
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:
         # Here *handle* speaks HTTP, and the clones' handlers are its applications.
@@ -190,7 +208,7 @@ class WSGIServer(Settings, _Both):
 
     def set_environ(self, environ: dict[str, Any] | None = None) -> None:
         super().set_environ(environ)
-        self._is_threads_told = "wsgi.multithread" in (environ or {})
+        self._is_multithread_given = "wsgi.multithread" in (environ or {})
         self._is_threads_ours = False
 
     def update_environ(self) -> None:
@@ -201,9 +219,12 @@ class WSGIServer(Settings, _Both):
         if not self.environ["SERVER_PORT"]:
             self.environ["SERVER_PORT"] = "443" if self.ssl_enabled else "80"
         # With one hub the program's value stays, which may be set after `set_environ`.
-        if not self._is_threads_told and (self.hubs > 1 or self._is_threads_ours):
+        if not self._is_multithread_given and (self.hubs > 1 or self._is_threads_ours):
             self._is_threads_ours = self.hubs > 1
             self.environ["wsgi.multithread"] = self.hubs > 1
+
+    def proxy_header_failed(self, sock: Any, peer: Any, error: Exception) -> None:
+        self.error_log.write(f"no header of the PROXY protocol from {peer!a}: {error}\n")
 
     def handshake_failed(self, sock: Any, peer: Any, error: OSError) -> bool:
         # Most are port scans, or browsers with an "http:" link to this port.

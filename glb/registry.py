@@ -1,4 +1,4 @@
-"""The registry's public face: `entries` tells which addresses are open.
+"""The registry's public face: `entries` returns the open addresses.
 
 The registry itself is `glb.accept.registry`.
 """

@@ -20,8 +20,10 @@ Source: ``gevent.baseserver`` and ``gevent.server``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 import gevent
 import gevent.server
@@ -35,8 +37,10 @@ from .accept.listener import Listener
 from .accept.registry import REGISTRY
 from .model.address import Address, parse
 from .model.clone import current_clone
+from .model.forwarded import TrustedProxies
 from .model.limits import check_count
 from .model.policy import Policy
+from .model.proxy_header import Version
 from .model.states import State
 from .model.stats import DrainReport
 from .net.connection import Connection, accept_plain
@@ -47,9 +51,12 @@ from .serve.engine import Engine
 from .serve.first_byte import handle_tls, wait_for_first_byte
 from .serve.hooks import Handler
 from .serve.options import Options
+from .serve.proxied import handle_proxied
 from .serve.spawning import check_pool
 
 __all__ = ["DatagramServer", "StreamServer"]
+
+log: Final = logging.getLogger("glb")
 
 
 class StreamServer(Options, Controls, gevent.server.StreamServer):
@@ -89,6 +96,13 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
             Its handler is called then, so this is not for protocols in which the server speaks
             first. It holds in `glb.idle` as well, and for HTTP before each request, and once more
             for its head. A silent client is closed up to a quarter later (1 s at most).
+        proxy_protocol: Which header of the PROXY protocol each connection begins with: ``"v1"``,
+            ``"v2"`` or ``"any"``. The handler then gets the client's address from it, and
+            `glb.proxied` has all that it says. A connection without it is closed. With TLS, it
+            comes before the handshake. ``None`` is none.
+        proxy_allow_ips: From which addresses and networks it may come, for example
+            ``["10.0.0.0/8"]``; ``"unix"`` is any Unix socket, ``"*"`` every address. By default
+            this machine's: ``("127.0.0.1", "::1", "unix")``.
         **ssl_args: As in gevent; any turns TLS on.
 
     ``None`` is the attribute of the class (see `glb.serve.options.Options`). Limits are taken
@@ -142,6 +156,8 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         accept_rate: float | None = None,
         handshake_timeout: float | None = None,
         first_byte_timeout: float | None = None,
+        proxy_protocol: Version | None = None,
+        proxy_allow_ips: Iterable[str] | str | None = None,
         **ssl_args: Any,
     ) -> None:
         self._take_options(
@@ -160,6 +176,8 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
             accept_rate=accept_rate,
             handshake_timeout=handshake_timeout,
             first_byte_timeout=first_byte_timeout,
+            proxy_protocol=proxy_protocol,
+            proxy_allow_ips=proxy_allow_ips,
         )
         super().__init__(listener, handle, backlog, spawn, **ssl_args)
         self._gevents_wrap = self.__dict__.get("wrap_socket")  # a subclass may have its own
@@ -209,6 +227,9 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
             handle = self.wrap_socket_and_handle
         elif self.first_byte_timeout is not None and self.has_streams:
             handle = self._handle_after_first_byte
+        if self.proxy_protocol is not None:
+            balancers = TrustedProxies(self.proxy_allow_ips)
+            handle = functools.partial(self._handle_proxied, balancers, handle)
         self._handle = self._last_handle = handle
 
     def handle_by_clone(self) -> bool:
@@ -241,6 +262,18 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         A hook for subclasses; *sock* is closed after it.
         """
         return False
+
+    def proxy_header_failed(self, sock: Any, peer: Any, error: Exception) -> None:
+        """Tell of a connection without the header of the PROXY protocol that it must have.
+
+        A hook for subclasses; the connection is closed after it.
+        """
+        log.info("%s: no header of the PROXY protocol from %r: %s", self, peer, error)
+
+    def _handle_proxied(
+        self, balancers: TrustedProxies, handle: Handler, sock: Any, *args: Any
+    ) -> object:
+        return handle_proxied(self, self.glb_engine.idle_here, balancers, handle, sock, args)
 
     def _handle_after_first_byte(self, sock: Any, *args: Any) -> object:
         wait_for_first_byte(self.glb_engine.idle_here, sock)

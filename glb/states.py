@@ -1,4 +1,4 @@
-"""The states' public face: what a server and its clones can be in.
+"""The public face of the states of servers and clones.
 
 They are explained in `glb.model.states`.
 """

@@ -213,7 +213,7 @@ def load_http(with_glb: bool, port: int, users: int) -> None:
     import locust  # noqa: PLC0415  # it patches the process: not the server's
 
     if with_glb:
-        import glb.locust  # noqa: PLC0415  # it adds its listeners: not for who is to be without
+        import glb.locust  # noqa: PLC0415  # it adds its listeners: not for runs without it
 
     class Client(locust.FastHttpUser):
         host = f"http://127.0.0.1:{port}"

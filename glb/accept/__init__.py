@@ -4,10 +4,12 @@ Each module owns one noun::
 
     listener                    what `glb.bind` gives
     descriptor                  a clone's descriptor, and the share that comes and goes with it
-    waiters                     greenlets in `accept()`, and programs that poll
-    readiness                   how programs that poll are told
+    waiters                     greenlets in `accept()`
+    readiness                   clones of programs that poll
+    readiness_event             what wakes programs that poll
     watchdog -> dispatcher      what deals turns, and to hubs that turn
-    registry -> turns -> ring   the only process-wide state: who listens, and who is next
+    registry                    the only process-wide state: the open addresses
+    handover -> turns -> ring   the clone that is next, and connections on their way to it
     protocols                   what the order of turns asks of clones and hubs
     exclusions                  addresses that a program wants to be left alone
 

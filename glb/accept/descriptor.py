@@ -1,10 +1,10 @@
-"""Descriptors of clones: each goes with a share of its entry, and with the clone's seats.
+"""Descriptors of clones: each goes with a share of its entry, and with the clone's waiters.
 
 A `Descriptor` is the plain socket under a cooperative one: under a `glb.Listener`, or under a
-socket of a monkey-patched program (see `glb.monkey.sockets`). Whoever closes it gives the share
-back, and wakes who waits or polls.
+socket of a monkey-patched program (see `glb.monkey.sockets`). A close gives the share back, and
+wakes greenlets that wait or poll.
 
-`find` tells whose a number is, for pollers, which know numbers only.
+`find` gives the clone of a descriptor's number, for pollers, which know numbers only.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from gevent._socketcommon import cancel_wait_ex
 from ..model import accept_errors
 from ..net import sockets
 from ..net.connection import PlainSocket, accept_plain, kind_of
+from .readiness import Readiness
 from .registry import REGISTRY, Entry, Share
-from .waiters import Seats
+from .waiters import AcceptWaiters
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing, from 3.11 on
@@ -34,7 +35,7 @@ __all__ = ["NUMBERS", "Descriptor", "find", "is_adopted"]
 class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's out
     """A clone's descriptor, and with it its share: the two come and go together."""
 
-    __slots__ = ("_below", "_hub", "_is_left", "_seats", "_share")
+    __slots__ = ("_below", "_hub", "_is_left", "_share", "_waiters")
 
     #: See `glb.accept.waiters.Holder`.
     asks_in_line: bool = False
@@ -42,7 +43,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
     is_adopted: bool = False
     #: What had the same number before, and may have it afterwards.
     _below: weakref.ref[Descriptor] | None
-    _seats: Seats | None
+    _waiters: AcceptWaiters | None
     _is_left: bool
 
     @classmethod
@@ -65,10 +66,10 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         sock = cls(like.family, like.type, like.proto, number)
         sock._share = share
         sock._hub = hub
-        sock._seats = None
+        sock._waiters = None
         sock._is_left = False
         sock.setblocking(False)
-        share.hold_for(sock)
+        share.held_by = weakref.ref(sock)
         sock._below = NUMBERS.get(number)
         NUMBERS[number] = weakref.ref(sock)
         return sock
@@ -79,27 +80,32 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         return entry
 
     @property
-    def seats(self) -> Seats:
-        """Where those sit who want its connections. Made when first needed: servers don't."""
-        seats = self._seats
-        if seats is None:
+    def waiters(self) -> AcceptWaiters:
+        """What waits for its connections. Made when first needed, which is never by servers."""
+        waiters = self._waiters
+        if waiters is None:
             with REGISTRY.lock:
-                seats = self._seats
-                if seats is None:
-                    seats = Seats(self.entry, self._hub)
-                    self._have(seats)
-        return seats
+                waiters = self._waiters
+                if waiters is None:
+                    waiters = AcceptWaiters(self.entry, self._hub)
+                    self._have(waiters)
+        return waiters
 
-    def share_seats(self, other: Descriptor) -> None:
-        """Have *other*'s seats, pocket and bell in common."""
+    @property
+    def readiness(self) -> Readiness:
+        """What programs that poll it need; made when first needed."""
+        return self.waiters.readiness
+
+    def share_waiters(self, other: Descriptor) -> None:
+        """Have *other*'s waiters and readiness in common."""
         with REGISTRY.lock:
-            self._have(other.seats)
+            self._have(other.waiters)
 
-    def _have(self, seats: Seats) -> None:
-        self._seats = seats
-        seats.join(self)
+    def _have(self, waiters: AcceptWaiters) -> None:
+        self._waiters = waiters
+        waiters.join(self)
         if self._is_left:
-            self.end_seats()
+            self.end_waiters()
 
     def belongs_to(self, thread: int) -> None:
         """A fork keeps it if *thread* forks, by its native ident: it was the maker's."""
@@ -140,8 +146,8 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
 
     def close_in_child(self) -> None:
         """Close it in a forked child in which its thread, and so its hub, isn't there."""
-        if self._seats is not None:
-            self._seats.abandon()
+        if self._waiters is not None:
+            self._waiters.abandon()
         with contextlib.suppress(OSError):  # as below: the others are to be closed as well
             self.close()
 
@@ -154,16 +160,16 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
                 NUMBERS[number] = weakref.ref(below)
             else:
                 del NUMBERS[number]
-        self.end_seats()
+        self.end_waiters()
 
-    def end_seats(self) -> None:
-        """Tell who waits or polls that it is closed. Twice is harmless."""
+    def end_waiters(self) -> None:
+        """Wake greenlets that wait or poll: it is closed. Twice is harmless."""
         with REGISTRY.lock:
             self._is_left = True
-            seats = self._seats
-        if seats is not None:
+            waiters = self._waiters
+        if waiters is not None:
             address = self.entry.address
-            seats.leave(self, cancel_wait_ex, lambda: accept_errors.listener_closed(address))
+            waiters.end(self, cancel_wait_ex, lambda: accept_errors.listener_closed(address))
 
     def is_same_file(self) -> bool:
         """Whether nobody has closed it by its number, and opened something else in its place."""
@@ -207,8 +213,8 @@ NUMBERS: Final[dict[int, weakref.ref[Descriptor]]] = {}
 def _after_fork_in_child() -> None:
     for reference in [*NUMBERS.values()]:
         each = reference()
-        if each is not None and each._seats is not None:
-            each._seats.forget()
+        if each is not None and each._waiters is not None:
+            each._waiters.forget()
 
 
 if hasattr(os, "register_at_fork"):

@@ -39,10 +39,10 @@ from ..net.connection import accept_plain, kind_of
 from ..net.fd_leaks import describe
 from ..originals import monotonic, native_ident
 from . import protocols
+from .handover import HandOver
 from .protocols import Handed, Member, Turn
 from .registry import Entry, Registry
 from .ring import Team
-from .turns import Turns
 
 __all__ = ["Dispatcher", "count_connections"]
 
@@ -75,7 +75,7 @@ class Dispatcher:
         self.tried_at = self.quick = 0
         #: Counts what its hub does here, so that the standby sees whether it does.
         self.moves = 0
-        self.turns: Turns = entry.turns
+        self.turns: HandOver = entry.turns
         self.hub: Final = hub
         self._entry = entry
         self._users = 0

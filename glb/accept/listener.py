@@ -93,7 +93,7 @@ class Listener(LazySocket):
             what was not returned was not accepted.
         """
         self._check_open()
-        return self._connection(*self._sock.seats.accept(self.timeout, self._sock))
+        return self._connection(*self._sock.waiters.accept(self.timeout, self._sock))
 
     def _connection(self, plain: Any, address: Any) -> tuple[Connection, Any]:
         connection = Connection.on(plain)
@@ -104,7 +104,7 @@ class Listener(LazySocket):
     def _check_open(self) -> None:
         if self._closed:
             raise accept_errors.listener_closed(self.address)
-        self._sock.seats.check_open()
+        self._sock.waiters.check_open()
 
     def listen(self, backlog: int | None = None) -> None:
         """Make the accept queue *backlog* connections long, if it is shorter.
@@ -127,7 +127,7 @@ class Listener(LazySocket):
             raise OSError(errno.EINVAL, f"how must be SHUT_RD, SHUT_WR or SHUT_RDWR, got {how!r}")
         if how != _socket.SHUT_WR:
             address = self.address
-            self._sock.seats.cancel(lambda: accept_errors.listener_shut_down(address))
+            self._sock.waiters.cancel(lambda: accept_errors.listener_shut_down(address))
 
     def dup(self) -> Listener:
         """Return another clone of the same address; the caller closes it."""
@@ -142,7 +142,7 @@ class Listener(LazySocket):
 
     def _detach_socket(self, reason: str) -> None:
         if self._sock:
-            self._sock.end_seats()
+            self._sock.end_waiters()
             super()._detach_socket(reason)  # type: ignore[misc]  # not in the stubs
 
     def _drop_ref_on_close(self, sock: Any) -> None:
@@ -164,7 +164,7 @@ class Listener(LazySocket):
         except AttributeError:
             return  # it was never made
         if not closed:
-            self._sock.end_seats()
+            self._sock.end_waiters()
 
 
 def bind(address: object, reuse_port: bool = False, backlog: int | None = None) -> Listener:

@@ -110,8 +110,8 @@ class Dispatcher(Protocol):
     #: When it last let something lie, on `time.monotonic`'s clock; ``None``, if it has been
     #: quick for long enough.
     stalled_at: float | None
-    #: When it was last handed something since, by `glb.accept.turns.Turns.clock`, and how often in
-    #: succession it has begun to handle that before the next tick.
+    #: When it was last handed something since, by `HandOver.clock` of `glb.accept.handover`, and
+    #: how often in succession it has begun to handle that before the next tick.
     tried_at: int
     quick: int
 
@@ -170,7 +170,7 @@ class Handed:
         #: Its plain socket, and its peer.
         self.sock = sock
         self.address = address
-        #: Whom it was handed to, and when: see `glb.accept.turns.Turns.clock`.
+        #: Whom it was handed to, and when: see `glb.accept.handover.HandOver.clock`.
         self.member: Any = None
         self.clock = 0
         #: How often it was taken back. Each time it may lie twice as long: where all hubs are

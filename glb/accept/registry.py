@@ -37,7 +37,7 @@ from ..model.stats import EntryStats
 from ..net import sockets
 from ..net.spare_fd import Reserve
 from ..originals import RLock, native_ident
-from .turns import Turns
+from .handover import HandOver
 
 __all__ = ["Entry", "Registry", "Share", "entries"]
 
@@ -51,20 +51,17 @@ class Closable(Protocol):
 class Share:
     """One clone's part in an entry. Whoever acquired it releases it; twice is harmless."""
 
-    __slots__ = ("__weakref__", "_holder", "entry", "thread")
+    __slots__ = ("__weakref__", "entry", "held_by", "thread")
 
     def __init__(self, entry: Entry, thread: int) -> None:
         self.entry = entry
         self.thread = thread
-        self._holder: weakref.ref[Closable] | None = None
-
-    def hold_for(self, holder: Closable) -> None:
-        """Say whose share this is. The registry never keeps the holder alive."""
-        self._holder = weakref.ref(holder)
+        #: What it belongs to, which the registry never keeps alive.
+        self.held_by: weakref.ref[Closable] | None = None
 
     @property
     def holder(self) -> Closable | None:
-        return None if self._holder is None else self._holder()
+        return None if self.held_by is None else self.held_by()
 
 
 class Entry:
@@ -88,7 +85,7 @@ class Entry:
         #: knows it, and the default stands here, so that joining doesn't lower it.
         self.backlog = 0
         #: Who is next, on whichever hub.
-        self.turns: Final = Turns(registry.lock)
+        self.turns: Final = HandOver(registry.lock)
         #: What is in the log already of accepts that fail.
         self.failures: Final = accept_errors.Episode()
         self.is_closed = False

@@ -1,37 +1,23 @@
-"""Turns: who is next at an address, on whichever hub, and who accepts.
+"""Turns: the clone that is next at an address, on whichever hub, and the hub that accepts.
 
 The clones of an entry stand in one ring (see `glb.accept.ring`), on however many hubs they live. Of
 its dispatchers, one a hub, one is **on duty**: it accepts, and deals out. While all clones
-live on one hub that is its dispatcher's for good, and nothing else here is needed. As soon
-as there is a second hub, a **standby** joins them, a dispatcher in a thread of its own that
-runs no handlers (see `glb.accept.watchdog`), and these rules hold:
+live on one hub that is its dispatcher's for good. As soon as there is a second hub, a **standby**
+joins them, a dispatcher in a thread of its own that runs no handlers (see `glb.accept.watchdog`).
 
-* A connection is accepted only while a clone is ready, and then **handed** to one. It lies in
-  the inbox of that clone's dispatcher, and then among the jobs of its hub's handler greenlets,
-  until its handler begins.
-* What was not taken up within the bound is **taken back**, and given to the next ready clone.
-  It is in one place at any time: in an inbox, among the jobs of a hub's handler greenlets,
-  waiting here, or in a handler's hands. Nothing is served twice.
-* A hub that let something lie is **withdrawn**: its clones are not ready until it turns again.
-  It is on probation then, and gets the next connection when it has taken up the last.
+What becomes of a connection that one hub has accepted for another is `glb.accept.handover`'s.
 
 All state is guarded by the registry's lock, which is native and held for a moment only.
 Watchers are touched by their hub's thread alone.
-
-Source: Node's cluster hands on what a worker has not acknowledged; HAProxy's listeners have
-the queue a thread.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from ..model.policy import Policy, least_loaded
-from ..originals import monotonic
-from .protocols import Dispatcher, Handed, Member, Standby
+from .protocols import Dispatcher, Member, Standby
 from .ring import Ring, Team
 
 __all__ = ["PATIENCE_SECONDS", "Turns"]
@@ -43,9 +29,6 @@ __all__ = ["PATIENCE_SECONDS", "Turns"]
 # connections, with 10 ms in none of five.
 PATIENCE_SECONDS: Final = 0.01
 
-
-# A hub that begins what it was handed at once, so often in succession, is trusted again.
-QUICK_TAKES: Final = 16
 
 W = TypeVar("W")
 
@@ -93,30 +76,10 @@ class Turns:
         #: How turns are dealt, while a server wishes it.
         self.policy: Policy | None = None
         self.patience = PATIENCE_SECONDS
-        #: The standby's ticks, one each `patience`.
-        self.clock = 0
-        #: How often a connection was taken back from a hub that let it lie.
-        self.taken_back = 0
-        #: How many of those had arrived with their hub already, where they count as accepted.
-        self.given_up = 0
-        #: What was accepted without a dispatcher, or by one that is gone.
-        self.accepted_before = 0
-        self.is_closed = False
         self._policies: _Wish[Policy] = _Wish()
         self._patiences: _Wish[float] = _Wish()
-        #: What was accepted, and has no clone now; oldest first. Changed with the lock held.
-        self.waiting: deque[Handed] = deque()
-        #: How many connections lie in pockets: see `glb.accept.waiters`. Changed with the lock
-        #: held.
-        self.in_pockets = 0
         #: The order of turns. Used with the lock held.
         self.ring: Final[Ring[Any]] = Ring()
-
-    @property
-    def accepted(self) -> int:
-        """How many connections were given to clones."""
-        taken = sum(each.accepted for each in [*self.dispatchers.values()])
-        return self.accepted_before + taken - self.given_up
 
     @property
     def is_paused(self) -> bool:
@@ -235,8 +198,6 @@ class Turns:
             self.standby.look_locked()
         if self.on_duty is not None:
             self.on_duty.look_locked()
-            if self.waiting:
-                self.on_duty.wake_locked()
 
     # -- who accepts -------------------------------------------------------------------------
 
@@ -251,24 +212,6 @@ class Turns:
         self.dispatchers[hub] = standby
         self.standby = standby
         self._look_locked()
-
-    def remove_locked(self, dispatcher: Dispatcher) -> None:
-        """Forget *dispatcher*; what lies in its inbox is given to others. Twice is harmless."""
-        hubs = [hub for hub, each in self.dispatchers.items() if each is dispatcher]
-        if not hubs:
-            return
-        del self.dispatchers[hubs[0]]
-        self.accepted_before += dispatcher.accepted
-        self._forget_locked(dispatcher)
-        jobs = dispatcher.take_back_jobs() if dispatcher.is_dead else []
-        self.given_up += len(jobs)
-        self._wait_locked([*jobs, *_take_all_locked(dispatcher)])
-
-    def forget_dead_locked(self) -> None:
-        """Forget the dispatchers of hubs that are no more."""
-        for dispatcher in [*self.dispatchers.values()]:
-            if dispatcher.is_dead:
-                self.remove_locked(dispatcher)
 
     def _forget_locked(self, dispatcher: Dispatcher) -> None:
         for team in dispatcher.seated:
@@ -313,138 +256,3 @@ class Turns:
             and dispatcher.stalled_at is None
             and bool(dispatcher.servers)
         )
-
-    # -- connections on their way --------------------------------------------------------------
-
-    def take_waiting(self) -> Handed | None:
-        """Return the oldest of what was accepted and has no clone now; the caller has it then."""
-        if not self.waiting:
-            return None
-        with self.lock:
-            return self.waiting.popleft() if self.waiting else None
-
-    def hand(self, handed: Handed, giver: Dispatcher) -> bool:
-        """Give *handed* to the next ready clone; tell whether that is one of *giver*'s own.
-
-        Then the giver takes it up itself, now. Otherwise the giver wakes the other hub, when its
-        batch ends: see `Dispatcher.handed_to`.
-        """
-        with self.lock:
-            member = None if self.is_closed else self.next_locked()
-            while member is not None and not member.may_expect_locked():
-                full, member = member, self.next_locked()
-                if member is full:
-                    member = None  # it did not leave
-            if member is None:
-                self._wait_locked([handed])
-                return False
-            dispatcher = member.dispatcher
-            handed.member = member
-            handed.clock = self.clock
-            self.ring.rotate(member.team, member)
-            member.expect_locked()
-            if dispatcher is giver:
-                return True
-            dispatcher.inbox.append(handed)
-            if dispatcher.stalled_at is not None:
-                dispatcher.tried_at = self.clock
-                self._withdraw_locked(dispatcher)
-            giver.handed_to[dispatcher] = None
-            if self.standby is not None:
-                self.standby.arm_locked()
-            return False
-
-    def give_back(self, handed: Handed) -> None:
-        """The clone to which it was handed can't take it: it is the next one's."""
-        with self.lock:
-            handed.member.unexpect_locked()
-            self._wait_locked([handed])
-
-    def put_back_locked(self, accepted: Sequence[Handed]) -> None:
-        """Who was given *accepted*, and counted for it, won't use it: it is the next ones'."""
-        self.given_up += len(accepted)
-        self._wait_locked(accepted)
-
-    def take_back_locked(self, dispatcher: Dispatcher) -> None:
-        """Give what *dispatcher*'s hub lets lie to others."""
-        jobs = dispatcher.take_back_jobs()
-        self.given_up += len(jobs)
-        lying = [*jobs, *_take_all_locked(dispatcher)]
-        for handed in lying:
-            handed.moves += 1
-        self.taken_back += len(lying)
-        self._wait_locked(lying)
-
-    def stall_locked(self, dispatcher: Dispatcher) -> None:
-        """*dispatcher*'s hub does not turn: its clones aren't ready until it does."""
-        dispatcher.stalled_at = monotonic()
-        dispatcher.tried_at, dispatcher.quick = -1, 0
-        self._withdraw_locked(dispatcher)
-        dispatcher.wake_locked()
-
-    def _withdraw_locked(self, dispatcher: Dispatcher) -> None:
-        dispatcher.has_turns = False
-        for team in dispatcher.seated:
-            self.ring.unseat(team)
-
-    def restore_locked(self, dispatcher: Dispatcher) -> None:
-        """*dispatcher*'s hub turns, and has taken up what it was handed."""
-        if not dispatcher.has_turns:
-            if dispatcher.stalled_at is not None:
-                dispatcher.quick = dispatcher.quick + 1 if dispatcher.tried_at == self.clock else 0
-                if dispatcher.quick > QUICK_TAKES:
-                    dispatcher.stalled_at = None  # it was a false alarm, or is over
-            dispatcher.has_turns = True
-            self.ring.seat(*dispatcher.seated)
-            self._look_locked()
-
-    def _wait_locked(self, back: Iterable[Handed]) -> None:
-        # To the front: what comes here was in the accept queue before all that is there now.
-        self.waiting.extendleft(reversed([*back]))
-        if self.is_closed:
-            self._close_waiting_locked()
-        elif self.waiting and self.on_duty is not None:
-            self.on_duty.wake_locked()
-
-    # -- the end -------------------------------------------------------------------------------
-
-    def close_locked(self) -> None:
-        """The entry is closed: nobody will take what still waits here."""
-        self.is_closed = True
-        self._close_waiting_locked()
-
-    def _close_waiting_locked(self) -> None:
-        while self.waiting:
-            with contextlib.suppress(OSError):  # EBADF: its number was closed elsewhere
-                self.waiting.popleft().sock.close()
-
-    def keep_thread_locked(self, thread: int) -> None:
-        """Keep the dispatchers of *thread* alone, in a forked child.
-
-        What is on its way is the parent's to serve. Other hubs' loops are not run here, and
-        touching them could touch the parent's.
-        """
-        everybody = self.dispatchers
-        kept = {hub: each for hub, each in everybody.items() if each.thread == thread}
-        # Nobody is woken until only those are left whose loops are here.
-        self.dispatchers = {}
-        self.on_duty = self.standby = None
-        for hub, dispatcher in everybody.items():
-            if hub not in kept:
-                dispatcher.abandon()
-                self._forget_locked(dispatcher)
-            self.waiting.extend([*dispatcher.take_back_jobs(), *_take_all_locked(dispatcher)])
-        self._close_waiting_locked()
-        for hub, dispatcher in kept.items():
-            dispatcher.stalled_at = None
-            self.add_locked(hub, dispatcher)
-            self.restore_locked(dispatcher)
-        self._look_locked()
-
-
-def _take_all_locked(dispatcher: Dispatcher) -> list[Handed]:
-    lying = [*dispatcher.inbox]
-    dispatcher.inbox.clear()
-    for handed in lying:
-        handed.member.unexpect_locked()
-    return lying

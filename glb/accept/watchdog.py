@@ -3,7 +3,7 @@
 Where clones of two hubs share an address, a third hub joins them, in a thread of its own that
 runs no handlers. As long as all goes well it sleeps, or looks around once a tick. When
 
-* a hub lets a connection lie that it was handed, it is taken back (see `glb.accept.turns`);
+* a hub lets a connection lie that it was handed, it is taken back (see `glb.accept.handover`);
 * the hub on duty doesn't accept while connections wait, the standby takes the duty;
 * nothing of the kind has happened for `CALM_SECONDS`, a hub gets it back: to accept where
   connections are handled as well spares them a switch between threads.
@@ -37,10 +37,9 @@ __all__ = ["CALM_SECONDS", "Standby", "dispatcher_for"]
 # trust is mistaken, connections wait for up to two ticks: one in a hundred of the time, at worst.
 CALM_SECONDS: Final = 1.0
 
-# So long after it let something lie a hub gets one connection at a time, unless it shows itself
-# quick before (`glb.accept.turns.QUICK_TAKES`). With a quarter of that 16 hubs whose handlers block
-# 5 ms served 14.1 times what one did, instead of 15.1, and 8.6 instead of 12.5 with policy
-# "first".
+# So long after it was too slow a hub gets one connection at a time, unless it is quick before
+# (`glb.accept.handover.QUICK_TAKES`). With a quarter of that 16 hubs whose handlers block 5 ms
+# served 14.1 times what one did, instead of 15.1, and 8.6 instead of 12.5 with policy "first".
 PROBATION_SECONDS: Final = 1.0
 
 # A hub that goes on beginning handlers, if slowly, is let alone for so many ticks more: what

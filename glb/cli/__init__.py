@@ -2,12 +2,12 @@
 
 Each module owns one noun::
 
-    commands    what people type, and the server that they start
-    console     what they see
-    demo        turns, counted
+    commands    the commands and their options
+    console     output on the terminal
+    demo        counted turns
     program     a program that `glb run` starts
-    target      an application that `glb serve` imports, and imports afresh
-    fresh_import, watcher, reload    how it does, and when
+    target      an application that `glb serve` imports
+    fresh_import, watcher, reload    how and when it is imported afresh
 
 It may import everything of glb, and needs click and rich.
 """

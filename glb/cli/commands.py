@@ -1,4 +1,4 @@
-"""The command line: ``glb demo`` shows the turns, ``glb serve`` and ``glb run`` take programs.
+"""The commands: ``glb demo`` shows the turns, ``glb serve`` and ``glb run`` start programs.
 
 Wrong input gets one line on stderr, which starts with ``glb:``, and status 2.
 """
@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 import gevent
@@ -28,10 +28,13 @@ from .program import Program, ProgramNotFoundError
 from .reload import Reloads
 from .target import Target, TargetError
 
+if TYPE_CHECKING:
+    from ..admin import Admin
+
 __all__ = ["cli", "main"]
 
-# A client that sends nothing has either gone or means harm. nginx gives 60 s for a request's head
-# and 75 s between two, gunicorn's workers 2 s.
+# A client that sends nothing is gone, or an attacker. nginx gives 60 s for a request's head and 75
+# s between two, gunicorn's workers 2 s.
 FIRST_BYTE_SECONDS: Final = 60
 
 # Within a body or a reply, as nginx's client_body_timeout and send_timeout.
@@ -54,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except click.Abort:
         status = 128 + signal.SIGINT
     if isinstance(status, Program):
-        # Not in the command: click would meet what it raises, and take some for its own.
+        # Not within the command: click would take some of the program's exceptions for its own.
         try:
             status.run()
         except ProgramNotFoundError as error:
@@ -67,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 @contextlib.contextmanager
 def _refusing(what: str = "") -> Iterator[None]:
-    """Turn what glb and the kernel say of wrong input into a usage error."""
+    """Turn errors of glb and the kernel about wrong input into a usage error."""
     try:
         yield
     except (OSError, TypeError, ValueError, TargetError) as error:
@@ -98,7 +101,7 @@ def cli(context: click.Context) -> None:
     "--connections", type=POSITIVE, default=1000, show_default=True, help="How many clients."
 )
 def demo(as_json: bool, clones: int, connections: int) -> None:
-    """Count who serves whom, with glb and with gevent servers that race.
+    """Count the clients of each clone, with glb and with gevent servers that race.
 
     Real clients connect to a free port, one after another. The status is 0 if glb served
     them in exact turn, 1 if not.
@@ -150,7 +153,7 @@ def run(
     The sockets that it opens on one address with SO_REUSEPORT, and the clones of gevent's
     servers, get their connections in exact turn.
     """
-    from .. import monkey  # noqa: PLC0415  # it would import what the other commands don't need
+    from .. import monkey  # noqa: PLC0415  # the other commands don't need it
 
     with _refusing():
         monkey.patch_all(clones, hubs, exclude=exclude)
@@ -175,7 +178,10 @@ def run(
     "--backlog", type=int, help="Length of the accept queue. [default: what the kernel allows]"
 )
 @click.option(
-    "--wsgi/--stream", "is_wsgi", default=None, help="What TARGET is, if it can't be told."
+    "--wsgi/--stream",
+    "is_wsgi",
+    default=None,
+    help="The kind of TARGET, if its arguments don't show it.",
 )
 @click.option("--certfile", type=FILE, help="Serve TLS with this certificate.")
 @click.option("--keyfile", type=FILE, help="The certificate's key.")
@@ -226,6 +232,28 @@ def run(
     help="Seconds that handlers in flight have after SIGINT or SIGTERM; a second one ends them.",
 )
 @click.option(
+    "--drain-delay",
+    type=SECONDS,
+    default=0,
+    show_default=True,
+    help="Seconds between that signal and the end of accepting: /readyz says no, replies say"
+    " Connection: close, and a load balancer finds out before clients are refused.",
+)
+@click.option(
+    "--admin",
+    metavar="ADDRESS",
+    help="Tell there over HTTP how the server is: /livez, /readyz, /clones, and /metrics for"
+    " Prometheus, which needs 'glb[metrics]'. There is no password.",
+)
+@click.option(
+    "--stall-limit",
+    type=ABOVE_ZERO,
+    default=10,
+    show_default=True,
+    help="Seconds after which a hub that does not turn is logged, and /livez tells of it. With"
+    " --admin.",
+)
+@click.option(
     "--reload",
     "is_watched",
     is_flag=True,
@@ -250,18 +278,21 @@ def serve(
     body_timeout: float | None,
     send_timeout: float | None,
     drain_timeout: float,
+    drain_delay: float,
+    admin: str | None,
+    stall_limit: float,
     is_watched: bool,
 ) -> None:
     """Serve TARGET until SIGINT or SIGTERM, and finish what is in flight.
 
     TARGET is module:callable, found from the current directory on: a WSGI application, or a
-    handler of (socket, address). Without it, a page tells which clone answers.
+    handler of (socket, address). Without it, a page shows which clone answers.
     """
     with _refusing():
         address = parse(where)
     loaded = None
     if target is not None:
-        # Before ssl and what needs it: a program that patches modules is to come first.
+        # Before ssl is imported: a program that patches modules must come first.
         with _refusing():
             loaded = Target(target, is_wsgi)
             try:
@@ -298,17 +329,26 @@ def serve(
             **http,
             **tls,
         )
-        server.start()
-    some = console.count(server.clones, "clone")
-    if hubs > 1:
-        some += f" on {console.count(hubs, 'hub')}"
-    reloads = None if loaded is None else Reloads(server, loaded, is_watched)
-    title = f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}"
-    _run(server, reloads, title, drain_timeout)
+    with contextlib.ExitStack() as stack:
+        with _refusing("" if admin is None else f"can't tell of it on {admin!r}: "):
+            # Before the server: until that takes clients, it says that it is not ready.
+            seen = None if admin is None else _admin(server, admin, stall_limit)
+            if seen is not None:
+                stack.enter_context(seen)
+        with _refusing():
+            server.start()
+        some = console.count(server.clones, "clone")
+        if hubs > 1:
+            some += f" on {console.count(hubs, 'hub')}"
+        title = f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}"
+        if seen is not None:
+            title += f", seen on {seen.url}"
+        reloads = None if loaded is None else Reloads(server, loaded, is_watched)
+        _run(server, reloads, title, drain_timeout, drain_delay)
 
 
 def _most_connections() -> int | None:
-    """Return how many connections leave room for what else a program opens; ``None`` is any."""
+    """Return a limit of connections that leaves descriptors for other files; ``None`` is any."""
     try:
         import resource  # noqa: PLC0415  # Windows has none
     except ImportError:
@@ -336,6 +376,12 @@ def _make_server(is_wsgi: bool, *args: Any, **options: Any) -> StreamServer:
     return server
 
 
+def _admin(server: StreamServer, where: str, stall_limit: float) -> Admin:
+    from ..admin import Admin  # noqa: PLC0415  # it imports gevent.pywsgi: see `serve`
+
+    return Admin(server, parse(where), stall_limit=stall_limit)
+
+
 def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:
     bound = bound_address(server.socket)
     if bound.port is None:
@@ -345,7 +391,11 @@ def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:
 
 
 def _run(
-    server: StreamServer, reloads: Reloads | None, title: str, drain_timeout: float
+    server: StreamServer,
+    reloads: Reloads | None,
+    title: str,
+    drain_timeout: float,
+    drain_delay: float,
 ) -> NoReturn:
     """Serve until a signal, status 0, or until the server has closed itself, status 1."""
     signals: list[int] = []
@@ -353,15 +403,17 @@ def _run(
     def end(number: int) -> None:
         signals.append(number)
         if len(signals) > 1:
-            server.stop(0)  # who asks twice doesn't want to wait
+            server.stop(0)  # the second signal: no more waiting
             return
+        if drain_delay:
+            console.tell("not ready any more; new clients are served for %g s still", drain_delay)
         if server.active:
             some = console.count(server.active, "connection")
             console.tell("draining %s, for %g s at most; again to end at once", some, drain_timeout)
-        server.drain(drain_timeout)
+        server.drain(drain_timeout, delay=drain_delay)
 
-    # Before the first line, whose reader may send a signal, and until the process is gone:
-    # a second one must not turn a clean end into a kill.
+    # Before the first line, since its reader may send a signal at once, and until the process is
+    # gone: a second one must not turn a clean end into a kill.
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, end, number)
     if hasattr(signal, "SIGHUP"):
@@ -372,7 +424,7 @@ def _run(
 
 
 def _terminal() -> int | None:
-    """Return the descriptor of the terminal that is written to, if it is one."""
+    """Return the descriptor of stdout, if it is a terminal."""
     with contextlib.suppress(OSError, ValueError):  # stdout may be closed, or no file
         descriptor = sys.stdout.fileno()
         if os.isatty(descriptor):
@@ -382,7 +434,7 @@ def _terminal() -> int | None:
 
 def _on_hangup(terminal: int | None, reloads: Reloads | None) -> None:
     if terminal is not None and not os.isatty(terminal):
-        # Its window was closed: the signal has its first meaning. A server that is to outlive its
+        # Its window was closed: the signal has its first meaning. A server that must outlive its
         # terminal doesn't write to it.
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -407,7 +459,7 @@ def _tls(certfile: str | None, keyfile: str | None) -> dict[str, Any]:
 
 
 def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    """Tell which clone answers, and what all of them have done."""
+    """Show which clone answers, and what all of them have done."""
     clone = environ["glb.clone"]
     lines = [f"Clone {clone} answers, one of {clone.server.clones}.", ""]
     for row in (CloneStats._fields, *clone.server.clone_stats()):
@@ -416,7 +468,7 @@ def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[b
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),
-        # Turns are taken by connections: so that each reload shows the next one.
+        # Connections take turns, not requests: so each reload shows the next clone.
         ("Connection", "close"),
     ]
     start_response("200 OK", headers)

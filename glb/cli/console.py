@@ -1,7 +1,7 @@
-"""What a terminal shows: all of rich is here.
+"""Output on the terminal: the only module that uses rich.
 
-Where stdout is no terminal there are no escape codes: tables come as plain text, a running
-server tells of itself in log lines.
+Where stdout is no terminal there are no escape codes: tables are plain text, and a running server
+writes log lines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REFRESH_SECONDS: Final = 0.5
 
 
 class _Stderr:
-    """``sys.stderr`` as it is at the moment: above a live table something stands in for it."""
+    """The current ``sys.stderr``: rich replaces it above a live table."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
@@ -51,18 +51,18 @@ STDERR: Final = cast("TextIO", _Stderr())
 
 
 def make_console() -> Console:
-    """Return stdout. Variables such as FORCE_COLOR don't make a terminal of a file."""
+    """Return stdout's console. Variables such as FORCE_COLOR don't make a terminal of a file."""
     return Console(force_terminal=sys.stdout.isatty())
 
 
 def is_live(console: Console) -> bool:
-    """Tell whether *console* can show what changes in place."""
+    """Return True if *console* can update text in place."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 @contextlib.contextmanager
 def progress(console: Console, steps: int, hide: bool) -> Iterator[Callable[[], object]]:
-    """Show a progress bar on a terminal, and yield what to call after each step."""
+    """Show a progress bar on a terminal, and yield a function to call after each step."""
     hide = hide or not is_live(console)
     with Progress(console=console, transient=True, disable=hide) as bar:
         task = bar.add_task("connecting", total=steps)
@@ -70,7 +70,7 @@ def progress(console: Console, steps: int, hide: bool) -> Iterator[Callable[[], 
 
 
 def outcomes(found: dict[str, Outcome]) -> Table:
-    """Return a table of who served how many, a column for each server."""
+    """Return a table of the clients that each clone served, a column for each server."""
     table = Table("", show_footer=True)
     table.columns[0].footer = "order\nJain's index"
     for name, outcome in found.items():
@@ -95,11 +95,10 @@ def _clones(server: StreamServer, title: str) -> Table:
 
 @contextlib.contextmanager
 def shown(server: StreamServer, title: str, console: Console) -> Iterator[None]:
-    """Tell of *server* in the meantime: a live table on a terminal, else a line at each end."""
+    """Show *server* meanwhile: a live table on a terminal, else a line at each end."""
     handler = logging.StreamHandler(STDERR)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    # Of our own logger alone: what the program that is served does with the others is its
-    # own business.
+    # Our own logger alone: the others are the served program's.
     log.addHandler(handler)
     log.propagate, propagate = False, log.propagate
     log.disabled, disabled = False, log.disabled  # see `tell`
@@ -115,7 +114,7 @@ def shown(server: StreamServer, title: str, console: Console) -> Iterator[None]:
 
 
 def tell(text: str, *args: object) -> None:
-    """Put a line in the log: on stderr while a server is shown, above its table."""
+    """Write a line to the log: on stderr while a server is shown, above its table."""
     # A program that configures logging disables, by default, each logger that is there before.
     log.disabled = False
     log.info(text, *args)

@@ -1,7 +1,7 @@
-"""The demo: who serves whom, with glb and with gevent servers that race.
+"""The demo: the clients of each clone, with glb and with gevent servers that race.
 
-Both get the same load: clients that come one after another, each of which waits for its
-reply, so that the order in which they entered the accept queue is known.
+Both get the same load: one client after another, each of which waits for its reply. So the order
+in which they entered the accept queue is known.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["Outcome", "run_gevent", "run_glb"]
 
 ANY_PORT: Final = ("127.0.0.1", 0)
 
-# A reply comes within a millisecond. Who waits longer has found a bug, and should be told.
+# A reply comes within a millisecond. A longer wait is a bug, and an error shows it.
 REPLY_TIMEOUT_SECONDS: Final = 10
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Who served whom: *order* has the index of the clone that answered each client."""
+    """The turns: *order* has the index of the clone that answered each client."""
 
     clones: int
     order: Sequence[int]
@@ -43,7 +43,7 @@ class Outcome:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the whole order is 0, 1, ..., N-1, 0, 1, ..."""
+        """True if the whole order is 0, 1, ..., N-1, 0, 1, ..."""
         return list(self.order) == [turn % self.clones for turn in range(len(self.order))]
 
     @property
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def run_glb(clones: int, connections: int, advance: Callable[[], object]) -> Outcome:
-    """Return who served *connections* clients of one server; call *advance* after each.
+    """Return the outcome of *connections* clients of one server; call *advance* after each.
 
     Raises:
         OSError: The kernel said no, or a reply did not come. Nothing stays open.
@@ -75,7 +75,7 @@ def _reply_clone(sock: Any, _peer: object) -> None:
 
 
 def run_gevent(clones: int, connections: int, advance: Callable[[], object]) -> Outcome:
-    """Return the same of as many plain gevent servers on duplicates of one socket."""
+    """Return the outcome of as many plain gevent servers on duplicates of one socket."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

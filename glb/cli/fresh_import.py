@@ -17,15 +17,15 @@ from typing import Any, Final, NamedTuple
 
 __all__ = ["MISSING", "Bound", "Finder", "Project", "attribute_of", "file_of"]
 
-#: The folders of installed packages, in whatever environment.
+#: The folders of installed packages, in any environment.
 INSTALLED: Final = {"site-packages", "dist-packages"}
 
-#: Of an attribute that isn't there.
+#: The value of an attribute that isn't there.
 MISSING: Final = object()
 
 
 class Bound(NamedTuple):
-    """What a module's name means in its parent, which the import system sets."""
+    """A module's name in its parent package, which the import system sets."""
 
     parent: ModuleType | None
     name: str
@@ -47,7 +47,7 @@ class Bound(NamedTuple):
 
 
 class Project:
-    """The files below a folder, but for what is installed there."""
+    """The files below a folder, but for installed packages."""
 
     def __init__(self, folder: str) -> None:
         self._root: Final = os.path.join(os.path.realpath(folder), "")
@@ -62,7 +62,7 @@ class Project:
     def has(self, path: str) -> bool:
         known = self._known.get(path)
         if known is None:
-            # As it is spelled and as it is: a link may lead into the project, or out of it.
+            # Both as it is spelled and resolved: a link may lead into the project, or out of it.
             names = _spellings(path)
             known = self._known[path] = any(
                 name.startswith(self._root) for name in names
@@ -79,7 +79,7 @@ def _spellings(path: str) -> set[str]:
 
 
 def attribute_of(module: object, name: str, default: object = None) -> Any:
-    """Return a module's attribute, if it is there already: some make theirs when asked."""
+    """Return a module's attribute, if it is there already: some modules make theirs lazily."""
     try:
         return object.__getattribute__(module, "__dict__").get(name, default)
     except AttributeError:  # sys.modules may hold anything
@@ -92,15 +92,15 @@ def file_of(module: object) -> str | None:
 
 
 class Finder:
-    """Finds modules as they'd be found without it; the project's it has compiled from source.
+    """Finds modules by the other finders, and has the project's compiled from their source.
 
-    It stays once it is there: a handler may import the rest of its modules any time later.
+    Once installed it stays: a handler may import the rest of its modules at any time later.
 
     Args:
-        is_own_file: Tells whether a file is a part of the project.
+        is_own_file: Returns True for a file of the project.
 
     Attributes:
-        sought: The project's files that it found, or where it would have found what it didn't.
+        sought: The project's files that it found, and the paths of those that it did not.
     """
 
     def __init__(self, is_own_file: Callable[[str], bool]) -> None:
@@ -108,7 +108,7 @@ class Finder:
         self.sought: Final[set[str]] = set()
 
     def install(self) -> None:
-        """Come before who finds files, and after who hooks into that."""
+        """Install it before the finder of files, and after finders that hook into that."""
         if self not in sys.meta_path:
             place = [*sys.meta_path, PathFinder].index(PathFinder)
             sys.meta_path.insert(place, self)
@@ -117,11 +117,11 @@ class Finder:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         finders = sys.meta_path[sys.meta_path.index(self) + 1 :]
-        # Python 3.11 still knows finders of an older kind; after us it asks them itself.
+        # Python 3.11 still has finders of an older kind; it asks them itself after us.
         finders = [each for each in finders if hasattr(each, "find_spec")]
         spec = next(filter(None, (each.find_spec(name, path, target) for each in finders)), None)
         if spec is None:
-            # So that a watcher sees it come.
+            # So that a watcher sees when it comes.
             for folder in sys.path if path is None else path:
                 place = os.path.join(folder, name.rpartition(".")[2])
                 self._note(f"{place}.py", os.path.join(place, "__init__.py"))
@@ -137,10 +137,10 @@ class Finder:
 
 
 class SourceLoader(SourceFileLoader):
-    """Compiles what the source says now, and leaves bytecode of that for others.
+    """Compiles the source as it is now, and writes its bytecode.
 
-    Python takes bytecode for the source's if the source had the same size and was written in the
-    same second: one digit that is changed while a server starts would go unseen.
+    Python takes bytecode for current if the source had the same size and was written in the same
+    second: it would not notice a digit that is changed while a server starts.
     """
 
     def get_data(self, path: str) -> bytes:
@@ -149,7 +149,7 @@ class SourceLoader(SourceFileLoader):
         return super().get_data(path)
 
     def exec_module(self, module: ModuleType) -> None:
-        # A package's compiled modules stay, and nobody else would tell the new package of them.
+        # A package's extension modules stay, so the new package gets them as attributes here.
         for name, child in sys.modules.copy().items():
             parent, _, tail = name.rpartition(".")
             if parent == module.__name__ and child is not None:  # None: not to be imported

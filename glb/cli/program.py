@@ -1,12 +1,11 @@
-"""Programs: run somebody's as ``python`` would, in a process that is set up already.
+"""Programs: run one as ``python`` would, in a process that is set up already.
 
-A `Program` gets a fresh ``__main__``, and ``sys.argv`` and ``sys.path`` as it expects them. What
-it raises is told with a traceback that begins in the program, and ends the process as it would
-end any: with status 1, its own status, or the signal of an interrupt.
+A `Program` gets a fresh ``__main__``, and ``sys.argv`` and ``sys.path`` as it expects them. Its
+exceptions have a traceback that begins in the program, and end the process as usual: with status
+1, their own status, or the signal of an interrupt.
 
 Source: the documentation of ``runpy``, and of the interpreter's command line. ``runpy`` itself
-takes its ``__main__`` away again when the program's first thread is through, and with it what
-the others need.
+removes its ``__main__`` again when the program's first thread has ended, while others need it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MAIN: Final = "__main__"
 
 
 class ProgramNotFoundError(Exception):
-    """There is no such program. The text says which, the status is what python exits with."""
+    """There is no such program. The text says which; the status is python's own."""
 
     def __init__(self, text: str, status: int = 2) -> None:
         super().__init__(text)
@@ -37,13 +36,13 @@ class ProgramNotFoundError(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """A program that is to run.
+    """A program to run.
 
     Attributes:
-        target: A file, a directory or archive with a ``__main__.py``, ``-`` for what comes on
-            stdin, or a module's name.
-        args: What follows in ``sys.argv``.
-        is_module: Whether *target* names a module.
+        target: A file, a directory or archive with a ``__main__.py``, ``-`` for stdin, or a
+            module's name.
+        args: The rest of ``sys.argv``.
+        is_module: True if *target* is a module's name.
     """
 
     target: str
@@ -55,15 +54,15 @@ class Program:
 
         Raises:
             ProgramNotFoundError: There is no such program, or it can't be read.
-            BaseException: What the program raises. ``sys.excepthook`` is told of it, when it
-                arrives there, with a traceback that begins in the program.
+            BaseException: The program's own. ``sys.excepthook`` gets it with a traceback that
+                begins in the program.
         """
         try:
             _run(*(self._find_module() if self.is_module else self._find_file()))
         except (SystemExit, ProgramNotFoundError):
             raise
         except BaseException as error:
-            _tell_without_ours(error)
+            _hide_our_frames(error)
             raise
 
     def _find_file(self) -> tuple[CodeType, str | None, Any, Any]:
@@ -105,7 +104,7 @@ class Program:
             if spec is not None and spec.submodule_search_locations is not None:
                 spec = importlib.util.find_spec(f"{name}.{MAIN}")
         except ModuleNotFoundError as error:
-            # What else its package misses is for the program to tell.
+            # A module that its package needs is missing: the program's own error.
             if error.name is None or not f"{name}.{MAIN}.".startswith(f"{error.name}."):
                 raise
             spec = None
@@ -119,14 +118,14 @@ class Program:
 
     def _set_up(self, argument: str, first_path: str) -> None:
         sys.argv[:] = [argument, *self.args]
-        # The directory of what started this process stands there, unless it was told not to.
+        # It has the directory of the script that started this process, unless an option forbids it.
         if not getattr(sys.flags, "safe_path", sys.flags.isolated):
             sys.path[0] = first_path
 
 
 def _run(code: CodeType, file: str | None, loader: Any, spec: Any) -> None:
     main = ModuleType(MAIN)
-    if sys.version_info < (3, 14):  # a later one makes them when they are asked for
+    if sys.version_info < (3, 14):  # later ones make them when needed
         main.__annotations__ = {}
     if sys.version_info < (3, 15):
         vars(main)["__cached__"] = None if spec is None else spec.cached
@@ -137,15 +136,15 @@ def _run(code: CodeType, file: str | None, loader: Any, spec: Any) -> None:
         __package__=None if spec is None else spec.parent,
         __spec__=spec,
     )
-    # It stays: threads, and whatever imports __main__, need it until the process ends.
+    # It stays: threads, and modules that import __main__, need it until the process ends.
     sys.modules[MAIN] = main
     if file is None:
         del main.__file__
     exec(code, vars(main))  # noqa: S102  # what else is a program for
 
 
-def _tell_without_ours(error: BaseException) -> None:
-    """Have the hook that gets *error* next see the program's frames alone."""
+def _hide_our_frames(error: BaseException) -> None:
+    """Have ``sys.excepthook`` get *error* with the program's frames alone."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
@@ -153,10 +152,10 @@ def _tell_without_ours(error: BaseException) -> None:
     if hook is None:
         return  # then the interpreter says so
 
-    def tell(kind: Any, value: BaseException, whole: TracebackType | None) -> None:
+    def report(kind: Any, value: BaseException, whole: TracebackType | None) -> None:
         sys.excepthook = hook
         if value is error:
             value.__traceback__ = whole = trace
         hook(kind, value, whole)
 
-    sys.excepthook = tell
+    sys.excepthook = report

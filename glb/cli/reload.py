@@ -14,24 +14,24 @@ __all__ = ["Reloads"]
 
 
 class Reloads:
-    """Rolls the newest state of *target* into *server* whenever it is asked to.
+    """Rolls the newest state of *target* into *server*, after each `ask`.
 
-    One reload at a time: however often it is asked during one, there is one more after it.
-    As a context it is at work; with *is_watched* it asks itself when the source changes.
+    One reload at a time: any number of calls during one bring one more after it. It works within
+    its context; with *is_watched* it also reloads when the source changes.
     """
 
     def __init__(self, server: StreamServer, target: Target, is_watched: bool = False) -> None:
         self._server = server
         self._target = target
         self._watcher = Watcher(target.files, self.ask, POLL_SECONDS)
-        self._watcher.note()  # a change is one of what was just loaded
+        self._watcher.note()  # changes count from the load on
         self._is_watched = is_watched
         self._asked = Event()
         self._is_over = False
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def ask(self) -> None:
-        """Have a reload begin, or one more after the one that is under way."""
+        """Begin a reload, or one more after the current one."""
         self._asked.set()
 
     def __enter__(self) -> None:
@@ -57,16 +57,16 @@ class Reloads:
             try:
                 handle = self._target.reload()
             finally:
-                # The files that came with it, before anybody is told, and repairs one.
+                # The new files, before the log has a line and the program's author repairs one.
                 self._watcher.note()
-            # Nobody is waited for, and nobody's connection is ended: an old handler may go on
-            # as long as its client stays, and must not hold up the next reload.
+            # It doesn't wait for connections, and ends none: an old handler may go on as long as
+            # its client stays, and must not hold up the next reload.
             report = self._server.roll(handle, wait=False)
-        except BaseException as error:  # whatever it is, the old one serves, and is asked again
+        except BaseException as error:  # of any kind: the old one serves on
             if self._is_over:  # it is the kill
                 raise
-            # A Ctrl-C is a signal that is handled elsewhere, and this greenlet is killed at the
-            # end alone: so these are of the module's making, as any other error is.
+            # The signal of a Ctrl-C has its own handler, and this greenlet is killed only at the
+            # end. So these come from the module, as any other error.
             if isinstance(error, (KeyboardInterrupt, gevent.GreenletExit)):
                 error = TargetError(self._target.reason(error))
             reason = error if isinstance(error, TargetError) else f"{type(error).__name__}: {error}"

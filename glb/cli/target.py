@@ -1,24 +1,22 @@
-"""What ``glb serve`` serves: a callable of somebody's module, and the module's later states.
+"""Targets: the callable that ``glb serve`` serves, and later states of its module.
 
-A `Target` imports its module, and imports it *afresh* when asked to: the project's modules get
-new module objects, so that what still runs in the old ones keeps their globals. A reload that
-fails leaves the modules as they were. A `glb.cli.watcher.Watcher` tells when their files have
-changed.
+A `Target` imports its module, and can import it *afresh*: the project's modules get new module
+objects, so that old handlers that still run keep their globals. A reload that fails leaves the
+modules as they were. A `glb.cli.watcher.Watcher` notices when their files change.
 
-The *project* is what lies below the current directory and isn't installed there, and the
-target's own package wherever it lies. Of the rest nothing is imported twice: libraries, compiled
-modules, what was there before the target, glb and gevent.
+The *project* is all files below the current directory, but for installed packages, and the
+target's own package anywhere. Nothing else is imported twice: not libraries, extension modules,
+modules from before the target, glb and gevent.
 
-What can't be undone or done again from here: whatever the project's modules start, open or
-register elsewhere as they are imported. A library that keeps a program's functions by name goes on
-with the old ones (Django keeps its views so, and is refused); one that takes each name once refuses
-the new ones.
-An import in the body of a function finds the newest module, also if the function is an old one.
+A reload can't undo what the project's modules start, open or register elsewhere during their
+import. A library that keeps a program's functions by name goes on with the old ones (Django keeps
+its views so, and is refused); one that takes each name once refuses the new ones. An import in the
+body of a function finds the newest module, also if the function is an old one.
 
-Imports happen in the calling greenlet, as the first one did: nobody is let in meanwhile by this
-hub. A module may patch, or make locks, which a thread aside would not do the same way.
+Imports happen in the calling greenlet, as the first one did, and this hub doesn't turn meanwhile. A
+module may patch, or make locks, which another thread would not do the same way.
 
-Source: ``importlib.reload`` runs the new source in the *old* module's namespace, whence not it.
+Source: ``importlib.reload`` runs the new source in the *old* module's namespace, so it isn't used.
 Its bytecode is matched by the source's second and size: see `glb.cli.fresh_import.SourceLoader`.
 """
 
@@ -49,12 +47,12 @@ __all__ = ["Target", "TargetError", "is_wsgi_by_arguments"]
 DEFAULT_ATTRIBUTES: Final = ("application", "app")
 
 
-#: What must not be there twice: who asks, and the hub's own.
+#: Packages that must not be there twice: the main program, glb and gevent.
 NEVER_AFRESH: Final = {"__main__", "__mp_main__", __name__.partition(".")[0], "gevent"}
 
 
 class TargetError(Exception):
-    """It can't be served: the text, one line, says why."""
+    """A target that can't be served: the text, one line, says why."""
 
     def __init__(self, text: str) -> None:
         super().__init__(" ".join(text.split()))
@@ -63,16 +61,16 @@ class TargetError(Exception):
 class Target:
     """A callable, by its name, that can be imported again and again.
 
-    One `load` or `reload` at a time: callers in several greenlets see to that themselves.
+    One `load` or `reload` at a time: the caller sees to that.
 
     Args:
         name: ``module:callable``, where the callable may have dots, or ``module`` for its
             ``application`` or ``app``.
-        is_wsgi: Whether it is a WSGI application, not a handler of (socket, address). None
-            means that its arguments tell.
+        is_wsgi: True for a WSGI application, False for a handler of (socket, address), None to
+            decide by its arguments.
 
     Raises:
-        TargetError: That is no such name.
+        TargetError: The name has another form.
     """
 
     def __init__(self, name: str, is_wsgi: bool | None = None) -> None:
@@ -80,7 +78,7 @@ class Target:
         self._module_name, colon, self._path = name.partition(":")
         if not self._module_name or (colon and not self._path):
             raise TargetError(f"target must be module:callable, got {name!r}")
-        self._is_told: Final = is_wsgi is not None
+        self._is_given: Final = is_wsgi is not None
         self._is_wsgi = bool(is_wsgi)
         self._is_djangos = False
         self._before: dict[str, ModuleType] = {}
@@ -90,16 +88,16 @@ class Target:
 
     @property
     def is_wsgi(self) -> bool:
-        """Whether it is a WSGI application; known once it is loaded, and the same ever after."""
+        """True for a WSGI application; known after `load`, and the same ever after."""
         return self._is_wsgi
 
     def load(self) -> Callable[..., Any]:
         """Import the module, from the current directory on, and return the callable.
 
         Raises:
-            TargetError: The module can't be imported or has no such callable, or what that is
-                can't be told. The project's modules are gone again.
-            KeyboardInterrupt, GreenletExit: As they are, since they may come from outside. The
+            TargetError: The module can't be imported, has no such callable, or one of unknown
+                kind. The project's modules are gone again.
+            KeyboardInterrupt, GreenletExit: Unchanged, since they may come from outside. The
                 modules are gone, too.
         """
         folder = os.getcwd()
@@ -116,7 +114,7 @@ class Target:
                     f"can't import {self._module_name!r}: {self.reason(error)}"
                 ) from error
             handle = self._find(found)
-            if not self._is_told:
+            if not self._is_given:
                 self._is_wsgi = is_wsgi_by_arguments(handle, self.name)
         self._is_djangos = type(handle).__module__.startswith("django.")
         self._package = self._find_package()
@@ -128,10 +126,10 @@ class Target:
         The old callable works on as before.
 
         Raises:
-            TargetError: Anything that `load` tells so, or the new one is of the other kind. All
-                of the project's modules are the old ones. Libraries that came meanwhile stay:
-                somebody else may have them by now, and some can't be loaded twice.
-            KeyboardInterrupt, GreenletExit: As they are. All modules are the old ones, too.
+            TargetError: As `load`, or the new one is of the other kind. All of the project's
+                modules are the old ones. New libraries stay: other code may use them by now,
+                and some can't be loaded twice.
+            KeyboardInterrupt, GreenletExit: Unchanged. All modules are the old ones, too.
 
         *Switches* if the modules do so as they are imported. A greenlet that is killed here
         leaves the old modules.
@@ -149,7 +147,7 @@ class Target:
             except BaseException as error:  # a Timeout, say, of a database that doesn't answer
                 raise TargetError(self.reason(error)) from error
             handle = self._find(found)
-            if not self._is_told and is_wsgi_by_arguments(handle, self.name) != self._is_wsgi:
+            if not self._is_given and is_wsgi_by_arguments(handle, self.name) != self._is_wsgi:
                 kind = "a WSGI application" if self._is_wsgi else "a handler of connections"
                 raise TargetError(f"{self.name!r} is not {kind} any more")
         return handle
@@ -157,14 +155,13 @@ class Target:
     def files(self) -> set[str]:
         """Return the files that a reload would read, as far as they are known.
 
-        Those that the last one looked for in vain, or failed with, are in it as well: there a
-        repair may come.
+        It includes those that the last one did not find, or failed with: a repair may come.
         """
         found = map(file_of, self._modules().values())
         return {file for file in found if file is not None} | self._finder.sought
 
     def is_own_file(self, file: str) -> bool:
-        """Tell whether *file* is a part of the project by its place."""
+        """Return True if *file* is in the project's folder."""
         return self._project.has(file)
 
     # -- finding ----------------------------------------------------------------------------
@@ -198,7 +195,7 @@ class Target:
         return name.rstrip(".")
 
     def _modules(self) -> dict[str, ModuleType]:
-        """Return the project's modules: what is imported afresh."""
+        """Return the modules that are imported afresh."""
         return {
             name: module for name, module in sys.modules.copy().items() if self._owns(name, module)
         }
@@ -212,7 +209,7 @@ class Target:
         if (
             self._before.get(name) is module
             or isinstance(getattr(spec, "loader", None), ExtensionFileLoader)
-            # Another thread is in the middle of it, and would miss it in sys.modules.
+            # Another thread imports it now, and would miss it in sys.modules.
             or getattr(spec, "_initializing", False)
         ):
             return False
@@ -221,7 +218,7 @@ class Target:
         file = file_of(module)
         if file is not None:
             return self._project.has(file)
-        # A namespace, if it is ours alone: libraries below it would miss a part of theirs.
+        # A namespace, if all of it is the project's: libraries in it would lose parts.
         path = [*(attribute_of(module, "__path__") or ())]
         return bool(path) and all(map(self._project.has, path))
 
@@ -235,7 +232,7 @@ class Target:
         # And frozen modules have a name in <>.
         machinery = (__file__, fresh_import.__file__, importlib.__file__)
         places = [each for each in places if each[0][:1] != "<" and each[0] not in machinery]
-        # Its own line is what its writer can change, not the library's below.
+        # The author of the project can change a line of the project, not one of a library.
         own = [each for each in places if self._project.has(each[0])] or places
         return f"{kind}: {error} (at {own[-1][0]}:{own[-1][1]})" if own else f"{kind}: {error}"
 
@@ -243,8 +240,8 @@ class Target:
 
     @contextlib.contextmanager
     def _undone_on_failure(self, taken: dict[str, ModuleType]) -> Iterator[None]:
-        """Take modules out of ``sys.modules``; a failure puts them back, and takes new ones out."""
-        # Where the parent is taken as well, it keeps what it has: the new ones get new parents.
+        """Remove modules from ``sys.modules``; a failure puts them back, and removes new ones."""
+        # A parent that is removed as well keeps its attributes: the new modules get new parents.
         bound = [Bound.of(name) for name in taken if name.rpartition(".")[0] not in taken]
         for name in taken:
             sys.modules.pop(name, None)
@@ -265,20 +262,20 @@ class Target:
 # -- the kind -----------------------------------------------------------------------------------
 
 
-# What the two arguments are called, or annotated with, in each kind.
+# Names or annotations of the two arguments in each kind.
 WSGI_WORDS: Final = re.compile(r"\benv|environ|start_?resp|wsgi", re.IGNORECASE)
 STREAM_WORDS: Final = re.compile(r"sock|conn|client|stream|addr|peer", re.IGNORECASE)
 
 
 def is_wsgi_by_arguments(handle: Callable[..., Any], name: str) -> bool:
-    """Tell a WSGI application from a stream handler by its first two parameters.
+    """Return True for a WSGI application, by the names of its first two parameters.
 
     Raises:
-        TargetError: They don't tell; *name* is what it is called there.
+        TargetError: They fit neither or both kinds; the text has *name*.
     """
     try:
         parameters = [*inspect.signature(handle).parameters.values()][:2]
-    except (TypeError, ValueError):  # of some builtins nothing is known
+    except (TypeError, ValueError):  # some builtins have no signature
         parameters = []
     text = " ".join(f"{each.name}: {each.annotation}" for each in parameters)
     is_wsgi, is_stream = (words.search(text) is not None for words in (WSGI_WORDS, STREAM_WORDS))

@@ -1,4 +1,4 @@
-"""A watcher of source files: it tells when they have changed, and are quiet again."""
+"""The watcher of source files: it calls when they have changed, and are quiet again."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import gevent
 
 __all__ = ["POLL_SECONDS", "Watcher"]
 
-# Soon enough for who saves and looks, and 500 files cost a thousandth of it. Werkzeug and
-# Django look once a second, too.
+# Soon enough after an author saves a file; 500 files cost a thousandth of it. Werkzeug and Django
+# poll once a second, too.
 POLL_SECONDS: Final = 1.0
 
 
 class Watcher:
-    """Tells of changed files, once they are quiet.
+    """Calls *changed* after files have changed, once they are quiet.
 
-    A file that comes to be watched is taken as it is. One that goes away has changed, and one
-    that comes back has: editors save by renaming. Several changes without a period of rest
-    between them are one.
+    A new file among the watched is no change. One that goes away or comes back is: editors save by
+    renaming. Several changes without a quiet period between them are one.
 
     Args:
-        files: Returns which to watch, each time.
+        files: Returns the files to watch, each time.
         changed: Called in the watcher's greenlet after a change.
-        period: How often to look, and how long is quiet, in seconds.
+        period: Seconds between two polls, and of a quiet period.
     """
 
     def __init__(
@@ -42,19 +41,19 @@ class Watcher:
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
-        """Watch from now on, in a greenlet of this hub. Twice is harmless."""
+        """Begin to watch, in a greenlet of this hub. Twice is harmless."""
         if self._greenlet is None:
             self.poll()
             self._greenlet = gevent.spawn(self._run)
 
     def stop(self) -> None:
-        """Watch no more. Twice is harmless."""
+        """Stop watching. Twice is harmless."""
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
             greenlet.kill()
 
     def poll(self) -> None:
-        """Look once: what `start` does each period."""
+        """Check the files once, as `start` does each period."""
         before = self._stamps
         self._stamps = {file: _stamp(file) for file in self._files()}
         if any(before.get(file, stamp) != stamp for file, stamp in self._stamps.items()):
@@ -64,7 +63,7 @@ class Watcher:
             self._changed()
 
     def note(self) -> None:
-        """Take the files that are new among the watched as they are now, not when next polled."""
+        """Note the present state of new files among the watched, before the next poll."""
         self._stamps |= {file: _stamp(file) for file in self._files() if file not in self._stamps}
 
     def _run(self) -> None:
@@ -74,7 +73,7 @@ class Watcher:
 
 
 def _stamp(file: str) -> object:
-    """Return what is another after each change, or None if there is no such file."""
+    """Return a value that differs after each change, or None if there is no such file."""
     try:
         stat = os.stat(file)
     except OSError:

@@ -76,6 +76,7 @@ class HandlerAttributes(GeventWSGIHandler):
     _tls: dict[str, str] | None
     _known: Head | None  # the last request's
     _peer: Any  # address and port, as the environ has them; empty on a Unix socket
+    _connected: Any  # the peer's address, once `client_address` may be that of a client behind it
     # Of the request.
     _head: Head | None
     _raw: RawStream | None
@@ -104,7 +105,7 @@ class HandlerAttributes(GeventWSGIHandler):
         self._admission = self._waiting = self._greenlet = self._tls = self._peer = None
         self.requestline = self.command = self.path = self.request_version = self.environ = None
         self.application = self.wsgi_input = self._head = self._raw = self._body = None
-        self._reply = self._known = None
+        self._reply = self._known = self._connected = None
         self.status = self._orig_status = self.code = self.result = self.response_headers = None
         self.provided_date = self.provided_content_length = self._left = None
         self.time_start = self.time_finish = self.content_length = self._buffered = 0

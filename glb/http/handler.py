@@ -29,6 +29,7 @@ from gevent.pywsgi import OldMessage
 # By name, and now: programs may replace gevent's by ours later.
 from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 
+from ..model.forwarded import FIELDS, AmbiguousHopsError, TrustedProxies
 from ..net.connection import Connection, say_goodbye
 from ..serve.idle import has_ended
 from .body import READ_BYTES, Body
@@ -251,7 +252,10 @@ class WSGIHandler(Replier):
             return None  # as in the lean loop
         except Exception as error:
             return self._handle_client_error(error)
-        self.environ = self.get_environ()
+        try:
+            self.environ = self.get_environ()
+        except BadRequest as error:
+            return self._handle_client_error(error)
         self.application = self.server.application
         self.handle_one_response()
         if self._body is not None or self._is_raw:
@@ -354,6 +358,8 @@ class WSGIHandler(Replier):
         return message
 
     def get_environ(self) -> dict[str, Any]:
+        if self._connected is not None:
+            self.client_address = self._connected  # it was the last request's client
         env: dict[str, Any] = super().get_environ()
         if self._head is None:  # a `read_request` of the program's own
             return env
@@ -402,6 +408,31 @@ class WSGIHandler(Replier):
             if self._tls is None:
                 self._tls = tls_variables(self.socket)
             env.update(self._tls)
+        proxies = self._settings.trusted_proxies
+        if proxies is not None:
+            self._take_forwarded(env, proxies)
+
+    def _take_forwarded(self, env: dict[str, Any], proxies: TrustedProxies) -> None:
+        """Have *env* and `client_address` show the client in front of the proxies."""
+        if self._connected is None:
+            self._connected = self.client_address
+        peer = self._connected
+        try:
+            found = proxies.look(str(peer[0]) if isinstance(peer, tuple) else "", env)
+        except AmbiguousHopsError as error:
+            raise BadRequest(str(error)) from None
+        for key in FIELDS:
+            env.pop(key, None)
+        env.update(found.fields)
+        self.client_address = peer
+        if found.client is not None:
+            self.client_address = (found.client, 0)
+            env["REMOTE_ADDR"] = found.client
+            env.pop("REMOTE_PORT", None)  # no proxy tells it
+        if found.scheme is not None:
+            env["wsgi.url_scheme"] = found.scheme
+        if found.host is not None:
+            env["HTTP_HOST"] = found.host
 
     def _add_input(self, env: dict[str, Any], head: Head) -> None:
         self._body = None

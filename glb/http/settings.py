@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from ..model.forwarded import TrustedProxies
 from .head import Limits
 
 __all__ = ["Settings"]
@@ -19,6 +22,11 @@ class Settings:
             ever. After that the reply is a 408.
         send_timeout: How long a client may take nothing of a reply, in seconds; ``None`` is for
             ever. After that the connection is closed.
+        forwarded_allow_ips: Addresses and networks of proxies whose X-Forwarded-For, -Proto and
+            -Host, or Forwarded, hold; ``"unix"`` is any Unix socket, ``"*"`` every address. The
+            environ, `client_address` and the log then show the client, and what may be forged is
+            left out. ``None`` leaves the fields as they come. Taken when the server starts.
+        trusted_proxies: The same, as it was when the server started.
     """
 
     limits: Limits = Limits()
@@ -27,3 +35,5 @@ class Settings:
     max_body: int | None = 1 << 30
     body_timeout: float | None = None
     send_timeout: float | None = None
+    forwarded_allow_ips: Iterable[str] | str | None = None
+    trusted_proxies: TrustedProxies | None = None

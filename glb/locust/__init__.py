@@ -24,7 +24,7 @@ A request tells which clone served it in one of these ways, the first that does:
 * a header ``X-Glb-Clone: 3`` of the reply;
 * a function of yours: `clone_of`.
 
-``"3/4"`` says that there are four, so that a clone that serves nobody is missed.
+``"3/4"`` says that there are four, so that the report also shows a clone that serves no client.
 
 locust patches the process when it is imported (`gevent.monkey.patch_all`), so this does; `import
 glb` doesn't import it.
@@ -84,7 +84,7 @@ def _add_options(parser: Any, **_: Any) -> None:
 
 
 def _init(environment: Any, **_: Any) -> None:
-    # There is one measure: of who was made last, as in a program that makes one after another.
+    # There is one measure. It belongs to the latest environment, if a program makes several.
     for each in _COLLECTORS:
         each.detach()
     _COLLECTORS[:] = [Collector(environment, MEASURE, _READERS)]

@@ -1,4 +1,4 @@
-"""The balance as a picture: who served how much, and how that came about.
+"""The balance as a picture: the turns of each clone, and their course.
 
 `draw` is a pure function, and its SVG has neither ids nor styles for a whole page: many of them may
 stand in one page. Text has the colour of what is around it.
@@ -15,12 +15,12 @@ from typing import Final
 
 from .measure import Clone, CloneFigures, Figures, Sample
 
-__all__ = ["NOBODY", "draw"]
+__all__ = ["NO_TURNS", "draw"]
 
-NOBODY: Final = "no reply told which clone gave it"
+NO_TURNS: Final = "no reply told which clone gave it"
 
-# Okabe and Ito's colours, which are told apart by whoever sees colours otherwise than most; without
-# their black, which is text, and with a darker yellow on white, and a lighter blue on black.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; without their black, which is
+# text, and with a darker yellow on white, and a lighter blue on black.
 ON_LIGHT: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#a89a00")
 ON_DARK: Final = ("#4aa3e0", "#e69f00", "#00b985", "#e08fbd", "#9ad4f7", "#f0742a", "#f0e442")
 
@@ -30,13 +30,13 @@ MOST_CLONES: Final = 128
 MOST_POINTS: Final = 4000
 MOST_POINTS_A_LINE: Final = 120
 MOST_IN_LEGEND: Final = 16
-# Of more lines, one on another, nobody sees all.
+# More lines would cover each other.
 MOST_NESTED: Final = 8
 
 # Workers report every 3 seconds, and a master takes a sample every second: so a rate is one of 3
 # samples. Half a second less, as none of them is on time to the millisecond.
 RATE_SECONDS: Final = 2.5
-# Nothing new for less says that no worker has reported, and not that nobody was served.
+# A shorter time without news means that no worker has reported, and not that no client was served.
 STALL_SECONDS: Final = 4.0
 # The rate of less is noise.
 LEAST_SECONDS: Final = 0.5
@@ -66,7 +66,7 @@ def draw(figures: Figures, history: Sequence[Sample], *, is_dark: bool = False) 
         is_dark: Whether it is to stand on black.
     """
     if not figures.clones:
-        return _svg(90, NOBODY, _text(WIDTH / 2, 50, NOBODY, size=16, anchor="middle"))
+        return _svg(90, NO_TURNS, _text(WIDTH / 2, 50, NO_TURNS, size=16, anchor="middle"))
     palette, ground = (ON_DARK, "#121212") if is_dark else (ON_LIGHT, "#fff")
     clones = figures.clones[:MOST_CLONES]
     share = figures.turns / len(figures.clones)
@@ -108,7 +108,7 @@ def _bars(
             f'<rect class="glb-clone" data-clone="{_escape(str(each.clone))}" '
             f'data-turns="{each.turns}" x="{_n(middle - thick / 2)}" y="{_n(floor - tall)}" '
             f'width="{_n(thick)}" height="{_n(tall)}" fill="{palette[index % len(palette)]}">'
-            f"<title>{_escape(_told(each, share))}</title></rect>"
+            f"<title>{_escape(_title_of(each, share))}</title></rect>"
         )
         if numbers.step == 1:
             above.append(numbers.above(middle, floor - tall - 5, _count(each.turns)))
@@ -209,7 +209,7 @@ def _rates(
 
 
 def _news(history: Sequence[Sample]) -> Iterator[Sample]:
-    """Leave out the samples that tell what the one before has told, unless it was long before."""
+    """Leave out samples equal to the one before, unless that is old."""
     kept = None
     for each in history:
         if kept is None or each.turns != kept.turns or each.seconds - kept.seconds >= STALL_SECONDS:
@@ -252,7 +252,7 @@ class _Captions:
 
 
 def _label(figures: Figures, share: float) -> str:
-    """Return the picture in words, for who doesn't see it."""
+    """Return the picture in words, for screen readers."""
     turns = [each.turns for each in figures.clones]
     return (
         f"Turns of {_count(len(turns))} clones: {_count(min(turns))} to {_count(max(turns))}, "
@@ -261,7 +261,7 @@ def _label(figures: Figures, share: float) -> str:
     )
 
 
-def _told(each: CloneFigures, share: float) -> str:
+def _title_of(each: CloneFigures, share: float) -> str:
     off = each.turns - share
     return (
         f"clone {each.clone}: {_count(each.turns)} turns, "

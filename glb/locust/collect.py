@@ -1,13 +1,12 @@
-"""What connects the measure with locust: its events, its workers, its end.
+"""The collector: connects the measure with locust's events, its workers and its end.
 
 A run is counted to the last connection, which takes two things that locust doesn't do by itself:
 
-* Users that are told to stop finish what they are at (`STOP_TIMEOUT_SECONDS`, unless
-  ``--stop-timeout`` says something). Otherwise a server has served connections of which no client
-  has told.
-* A worker sends its last report when its users have stopped, and the master waits for it: locust's
-  waits for half a second, whether it has come or not. It is a whole report: what locust counts, and
-  what the gates look at, are complete too.
+* Users finish their requests when they stop (within `STOP_TIMEOUT_SECONDS`, unless
+  ``--stop-timeout`` is given). Otherwise a server serves connections that no client counts.
+* A worker sends its last report when its users have stopped, and the master waits for it, where
+  locust's waits for half a second in any case. It is a whole report: locust's own counts, and the
+  figures that the gates judge, are complete too.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ __all__ = ["Collector"]
 log: Final = logging.getLogger(__name__)
 console: Final = logging.getLogger("locust.stats_logger")
 
-#: Users that are told to stop have so long to finish what they are at, by default.
+#: Users that stop have so long to finish their requests, by default.
 STOP_TIMEOUT_SECONDS: Final = 5.0
 
-#: So much longer than its users a worker may take until its last report is there.
+#: So much longer than its users a worker may take for its last report.
 LAST_REPORT_SECONDS: Final = 10.0
 
 SAMPLE_SECONDS: Final = 1.0
@@ -45,15 +44,15 @@ FINISH: Final = "glb_balance_finish"
 FINISHED: Final = "glb_balance_finished"
 KEY: Final = "glb_balance"
 
-#: Where a reply tells who gave it, if it has headers.
+#: The header of a reply that names its clone.
 HEADER: Final = "X-Glb-Clone"
 
-#: Tells who gave a reply, by what a `request` event has; ``None`` if it can't.
+#: Returns the clone of a reply, by the arguments of a `request` event; ``None`` if unknown.
 Reader = Callable[..., "int | str | bytes | None"]
 
 
 class Collector:
-    """Fills *measure* with what happens in *environment*, tells of it, and judges it at the end."""
+    """Fills *measure* with the events of *environment*, reports it, and judges it at the end."""
 
     def __init__(self, environment: Any, measure: Measure, readers: list[Reader]) -> None:
         #: locust's.
@@ -214,14 +213,14 @@ class Collector:
         self._came.set()
 
     def _wait_for_workers(self) -> None:
-        # Who has stopped already has reported, and has left the list until it is ready again.
+        # A worker that has stopped has reported, and has left the list until it is ready again.
         self._finished.clear()
         for client in self._missing():
             self.environment.runner.send_message(FINISH, None, client)
         deadline = time.monotonic() + (self.environment.stop_timeout or 0) + LAST_REPORT_SECONDS
         while (missing := self._missing()) and (left := deadline - time.monotonic()) > 0:
             self._came.clear()
-            # Not for long: who has died meanwhile isn't waited for.
+            # Not for long: a worker may have died meanwhile.
             self._came.wait(min(left, 0.5))
         if lost := {*missing, *(self._reporting - self._ended)}:
             log.warning(
@@ -237,11 +236,11 @@ class Collector:
     # -- the end -------------------------------------------------------------------------------
 
     def _quitting(self, **_: Any) -> None:
-        # After an interrupt all still runs, and locust would stop it when the status is found.
+        # After an interrupt all still runs, and locust would stop it only after the status is set.
         runner = self.environment.runner
         if self._is_master:
-            # A worker that is told to stop, and not to quit, is gone from the master's list for
-            # as long as users may take to stop, and is never told to quit.
+            # A worker that gets "stop", and not "quit", leaves the master's list for as long as its
+            # users may take to stop, and never gets "quit".
             runner.stop(send_stop_to_client=False)
         elif runner.state not in {STATE_INIT, STATE_STOPPED}:
             runner.stop()
@@ -305,7 +304,7 @@ def add_options(parser: Any) -> None:
 def write(name: str, text: str) -> None:
     """Write *text* to a file; its folder is made if need be, as locust does.
 
-    What can't be written is told in the log, and is no reason not to write the rest.
+    An error goes to the log, so that the other files are still written.
     """
     path = pathlib.Path(name)
     try:

@@ -54,7 +54,7 @@ def add_options(parser: Any) -> None:
 
 
 def are_set(options: Any) -> bool:
-    """Tell whether there is any gate."""
+    """Return True if there is any gate."""
     return any(getattr(options, name, None) is not None for name in _NAMES)
 
 

@@ -1,8 +1,8 @@
-"""What a load test sees of the balance: who served how much, how fast, and how evenly.
+"""The measure of a balance: turns and times of each clone, as the clients of a load test see them.
 
 Each process of a load test has a `Measure`. A worker's is emptied into reports (`Measure.take`),
-which the master's takes up (`Measure.merge`); so the master's is the sum of all. Knows nothing of
-locust: not of its runners, nor of its options or pages.
+and the master's adds them up (`Measure.merge`): so the master's is the sum of all. It knows nothing
+of locust: neither its runners nor its options or pages.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..model.stats import jain
 
 __all__ = ["Clone", "CloneFigures", "Figures", "Measure", "Sample", "kind_of"]
 
-#: A clone's number; or, where a server tells something else, its words.
+#: A clone's number; or another text of the server's.
 Clone = int | str
 
 _OF_HOW_MANY: Final = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
-# Longer ones are words: they fit neither in a message to the master, nor in a page's numbers.
+# Longer ones are text: they fit neither in a message to the master, nor in a page's numbers.
 _NUMBER: Final = re.compile(r"\d{1,15}", re.ASCII)
 
-# A server that tells something new each time is a mistake, and not a reason to run out of memory.
+# A server that sends a new name each time is a mistake, and not a reason to run out of memory.
 MOST_CLONES: Final = 10_000
 OTHERS: Final = "(others)"
 
@@ -38,15 +38,15 @@ LEAST_SAMPLES: Final = 20
 
 @dataclass(frozen=True)
 class CloneFigures:
-    """What one clone did.
+    """The figures of one clone.
 
     Attributes:
-        clone: Its number, or what the server told instead.
+        clone: Its number, or the server's text.
         turns: Connections that it served.
         replies: Replies that it gave, of which a connection may have many.
-        failures: Those that were failures of locust's.
+        failures: Replies that locust counts as failures.
         mean_ms, p50_ms, p99_ms, max_ms: Response times, in milliseconds; percentiles have two
-            digits that count.
+            significant digits.
     """
 
     clone: Clone
@@ -64,9 +64,8 @@ class Figures:
     """How evenly a load was spread.
 
     Attributes:
-        clones: All that are known of, in order; also those that served nobody.
-        resets, refusals, timeouts: Failed requests, by what failed them; whose they would have been
-            nobody knows.
+        clones: All known clones, in order; also those that served no client.
+        resets, refusals, timeouts: Failed requests, by their error; their clones aren't known.
     """
 
     clones: tuple[CloneFigures, ...]
@@ -81,7 +80,7 @@ class Figures:
 
     @property
     def replies(self) -> int:
-        """How many replies told who gave them."""
+        """The number of replies whose clone is known."""
         return sum(each.replies for each in self.clones)
 
     @property
@@ -168,7 +167,7 @@ class _Served:
 
 
 class Measure:
-    """Counts who served what. Of one process, or of all that report to it."""
+    """Counts the turns of each clone, of one process or of all that report to it."""
 
     def __init__(self) -> None:
         self.clear()
@@ -176,8 +175,8 @@ class Measure:
     def clear(self) -> None:
         """Begin anew."""
         self._served: dict[Clone, _Served] = {}
-        # What was told -> whose it is. Most replies tell what another has told before.
-        self._told: dict[object, Clone] = {}
+        # The server's text -> the clone. Most replies have a known text.
+        self._known: dict[object, Clone] = {}
         self._failures = {"reset": 0, "refused": 0, "timeout": 0}
         self._history: list[Sample] = []
         self._samples = 0
@@ -190,7 +189,7 @@ class Measure:
 
     def record(
         self,
-        told: int | str | bytes | bytearray | memoryview,
+        name: int | str | bytes | bytearray | memoryview,
         milliseconds: float,
         *,
         is_turn: bool = True,
@@ -199,16 +198,16 @@ class Measure:
         """Count a reply.
 
         Args:
-            told: Which clone gave it: its number, from 0, or text; ``"3/4"`` is number 3 of 4.
+            name: Its clone: a number, from 0, or text; ``"3/4"`` is number 3 of 4.
             milliseconds: How long it took.
-            is_turn: Whether it is the first on its connection.
-            is_failure: Whether locust calls it a failure.
+            is_turn: True if it is the first on its connection.
+            is_failure: True if locust counts it as a failure.
         """
-        if isinstance(told, (bytearray, memoryview)):
-            told = bytes(told)
-        clone = self._told.get(told)
+        if isinstance(name, (bytearray, memoryview)):
+            name = bytes(name)
+        clone = self._known.get(name)
         if clone is None:
-            clone = self._learn(told)
+            clone = self._learn(name)
         served = self._served[clone]
         served.turns += is_turn
         served.replies += 1
@@ -225,7 +224,7 @@ class Measure:
             self._failures[kind] += 1
 
     def sample(self, seconds: float) -> None:
-        """Keep the turns as they are, *seconds* after the test began; thins out what is old."""
+        """Keep the present turns, *seconds* after the test began, and thin out old samples."""
         self._samples += 1
         if self._samples % self._every:
             return
@@ -238,25 +237,25 @@ class Measure:
             self._every *= 2
 
     def take(self) -> dict[str, Any]:
-        """Return what was counted since the last time, as plain data, and forget it."""
+        """Return the counts since the last call, as plain data, and clear them."""
         report = {
             "clones": [[clone, asdict(each)] for clone, each in self._served.items()],
             "failures": self._failures,
         }
-        # Who is known of stays known.
+        # Known clones stay known.
         self._served = {clone: _Served() for clone in self._served}
         self._failures = dict.fromkeys(self._failures, 0)
         return report
 
     def merge(self, report: dict[str, Any]) -> None:
-        """Add what another one's `take` returned."""
+        """Add the result of another one's `take`."""
         for clone, counts in report["clones"]:
             self._served[self._add(clone)].merge(**counts)
         for kind, count in report["failures"].items():
             self._failures[kind] += count
 
     def figures(self) -> Figures:
-        """Return what was counted until now."""
+        """Return the figures until now."""
         clones = sorted(self._served, key=lambda clone: (isinstance(clone, str), clone))
         return Figures(
             tuple(self._served[clone].figures(clone) for clone in clones),
@@ -265,9 +264,9 @@ class Measure:
             timeouts=self._failures["timeout"],
         )
 
-    def _learn(self, told: int | str | bytes) -> Clone:
-        text = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
-        # Somebody else's words, which go to terminals and files.
+    def _learn(self, name: int | str | bytes) -> Clone:
+        text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        # Text from outside, which goes to terminals and files.
         text = "".join(each if each.isprintable() else "\ufffd" for each in text.strip()[:100])
         parts = _OF_HOW_MANY.fullmatch(text)
         clone: Clone
@@ -277,8 +276,8 @@ class Measure:
             clone = self._add(int(parts[1]))
             for number in range(min(int(parts[2]), MOST_CLONES)):
                 self._add(number)
-        if len(self._told) < MOST_CLONES:
-            self._told[told] = clone
+        if len(self._known) < MOST_CLONES:
+            self._known[name] = clone
         return clone
 
     def _add(self, clone: Clone) -> Clone:
@@ -292,8 +291,7 @@ class Measure:
 def kind_of(exception: BaseException) -> str | None:
     """Return whether it is a ``"reset"``, a ``"refused"`` or a ``"timeout"``; ``None`` if neither.
 
-    Client libraries wrap what the socket raised: the causes are looked through, however they are
-    kept.
+    Client libraries wrap the socket's error: all causes are searched, in any of their ways.
 
     Example:
         >>> kind_of(ValueError("no luck", ConnectionResetError()))
@@ -318,7 +316,7 @@ def _causes(exception: BaseException) -> Iterator[BaseException]:
             seen.add(id(each))
             yield each
             left += [each.__cause__, getattr(each, "reason", None), *each.args]
-            # What was handled when a socket failed is another failure, told of already. Libraries
-            # have OSErrors of their own, which only wrap.
+            # An error that was handled when a socket failed is another failure, counted already.
+            # Libraries have OSErrors of their own, which only wrap.
             if not isinstance(each, OSError) or type(each).__module__ != "builtins":
                 left.append(each.__context__)

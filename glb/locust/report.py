@@ -9,12 +9,12 @@ from dataclasses import asdict, fields
 from html import escape
 from typing import Any, Final
 
-from .chart import NOBODY, draw
+from .chart import NO_TURNS, draw
 from .measure import CloneFigures, Figures, Sample
 
 __all__ = ["COLUMNS", "SECTION", "facts", "html_section", "table", "to_csv", "to_dict"]
 
-#: What is told of each clone.
+#: The figures of each clone.
 COLUMNS: Final = tuple(field.name for field in fields(CloneFigures))
 
 #: What marks the section in a report that has it.
@@ -25,7 +25,7 @@ def facts(figures: Figures) -> str:
     """Return the balance in a line."""
     lost = f"{figures.resets} resets, {figures.refusals} refused, {figures.timeouts} timeouts"
     if not figures.turns:
-        return f"{NOBODY}; {lost}"
+        return f"{NO_TURNS}; {lost}"
     turns = "exact" if figures.is_exact else "not exact"
     return (
         f"{figures.turns} turns of {len(figures.clones)} clones: {turns}, Jain "

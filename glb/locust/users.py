@@ -1,6 +1,6 @@
 r"""Users that load a server over TCP, TLS or Unix sockets, as `FastHttpUser` does over HTTP.
 
-What all of them, `WebSocketUser` too, have in common:
+All of them, and `WebSocketUser` too, have in common:
 
 * Each method of ``self.client`` is one timed request in locust's reports. One that fails is a
   failure there, with its reason; then the connection is closed, the task ends (`RequestFailed`),
@@ -59,19 +59,19 @@ __all__ = [
     "TcpUser",
 ]
 
-#: What a server may tell of a clone.
+#: A server's name for a clone.
 Told = int | str | bytes
 
-# A reply in one piece, mostly; what is longer takes some more turns.
+# Mostly a reply in one piece; a longer one takes more.
 CHUNK_BYTES: Final = 16_384
 
 #: A line that is longer is a failure: a server that never ends one would fill the memory.
 MOST_BYTES: Final = 16 * 1024 * 1024
 
-# So much of a reply is told of in a failure: locust lists each text that there is.
-TOLD_BYTES: Final = 60
+# The most bytes of a reply in a failure's text: locust lists each different text.
+SHOWN_BYTES: Final = 60
 
-# The accept queue of a Unix socket was full. The kernel tells nobody when there is room.
+# The pause when the accept queue of a Unix socket is full. The kernel has no event for room.
 FULL_SECONDS: Final = 0.002
 
 
@@ -116,8 +116,8 @@ class Target:
     def resolve(self) -> list[tuple[int, Any]]:
         """Return families and addresses, the one that last answered first.
 
-        Names are looked up once. What a name server takes is no figure of the server's that is
-        loaded, and who loads it has the same addresses to the end.
+        Names are looked up once: a name server's time is no figure of the server under load, and
+        the load has the same addresses to the end.
         """
         if not self._resolved:
             if self.port is None:
@@ -172,25 +172,25 @@ def tcp_target(url: str) -> Target:
 
 @functools.cache
 def _verifying() -> ssl.SSLContext:
-    """Return the context of who has given none. It reads all certificates: once is enough."""
+    """Return the default context. It reads all certificates: once is enough."""
     return ssl.create_default_context()
 
 
 class Client:
-    """A user's connection, and what is told to locust of it. The base of `TcpClient`."""
+    """A user's connection, and its requests in locust's reports. The base of `TcpClient`."""
 
-    #: What is a failed request; anything else is a mistake in the task.
+    #: The errors of a failed request; any other is a mistake in the task.
     FAILURES: ClassVar[tuple[type[Exception], ...]] = (OSError,)
 
     def __init__(self, user: ConnectionUser, target: Target) -> None:
         self._user = user
         self._target = target
         self._fire = user.environment.events.request.fire
-        # Of this connection: whether a reply has told whose it is.
-        self._has_told = False
+        # True if a reply on this connection has named the clone.
+        self._has_clone = False
 
     def drop(self) -> None:
-        """Close the connection, if there is one. Never waits; locust is told nothing."""
+        """Close the connection, if there is one. Never waits; not in locust's reports."""
         raise NotImplementedError
 
     def end(self) -> None:
@@ -207,16 +207,16 @@ class Client:
         whose: Callable[[Any], Told | None] | None = None,
         check: Callable[[Any], str | None] | None = None,
     ) -> Any:
-        """Return what *operation* does, as one timed request of locust's.
+        """Return the result of *operation*, as one timed request of locust's.
 
         Args:
-            seconds: It may take so long; ``None``: as long as it takes.
-            late: What hasn't happened then.
-            whose: Tells from the reply which clone gave it.
-            check: Tells what is wrong with the reply; ``None``: nothing.
+            seconds: It may take so long; ``None`` is for ever.
+            late: The text of a timeout.
+            whose: Returns the clone of a reply.
+            check: Returns the fault of a reply; ``None`` if it has none.
 
         Raises:
-            RequestFailed: It failed, and locust has been told. The connection is closed.
+            RequestFailed: It failed, and is in locust's report. The connection is closed.
 
         Switches:
             As *operation* does. A kill closes the connection.
@@ -236,7 +236,7 @@ class Client:
         except self.FAILURES as error:
             reason = error
         except BaseException:
-            # A kill in the middle of a request; nobody knows where in its stream the next begins.
+            # A kill in the middle of a request: where the next reply begins isn't known.
             self.drop()
             raise
         finally:
@@ -251,8 +251,8 @@ class Client:
                 if check is not None and (wrong := check(reply)) is not None:
                     reason = CatchResponseError(wrong)
                 if whose is not None and (told := whose(reply)) is not None:
-                    context = {**context, "glb_clone": told, "glb_turn": not self._has_told}
-                    self._has_told = True
+                    context = {**context, "glb_clone": told, "glb_turn": not self._has_clone}
+                    self._has_clone = True
             except Exception as error:
                 # A mistake of the locustfile's, or a reply that it didn't expect: of that request.
                 reason = mistake = error
@@ -448,7 +448,7 @@ class TcpClient(Client):
 
     def _connect(self) -> None:
         self._sock = self._open()
-        self._has_told = False
+        self._has_clone = False
 
     def _send(self, data: bytes) -> None:
         self._sock.sendall(data)
@@ -489,7 +489,7 @@ class TcpClient(Client):
         return bytes(had[:at])
 
     def _has_ended(self) -> bool:
-        """Tell whether the server has closed the connection; nothing that it has sent is lost."""
+        """Return True if the server has closed the connection; received data isn't lost."""
         sock = self._sock
         sock.settimeout(0)
         try:
@@ -515,14 +515,14 @@ def _cut_off(had: bytes, of: str) -> ConnectionError:
 
 def shown(data: bytes | str) -> str:
     """Return *data* as a failure shows it."""
-    return repr(data) if len(data) <= TOLD_BYTES else f"{data[:TOLD_BYTES]!r}..."
+    return repr(data) if len(data) <= SHOWN_BYTES else f"{data[:SHOWN_BYTES]!r}..."
 
 
 # -- users -------------------------------------------------------------------------------------
 
 
 class PatientUser(User):
-    """A user that is not cut off in a request when it is told to stop.
+    """A user that finishes its request when it is stopped.
 
     For any kind of client: ``class Client(PatientUser, FastHttpUser)``. Those of this package are.
     """
@@ -532,8 +532,8 @@ class PatientUser(User):
     def stop(self, force: bool = False) -> bool:
         """Stop the user, as locust's does; a request is not cut off unless it is by *force*.
 
-        locust's kills who waits between two tasks. But a kill takes a turn of the hub, and with no
-        wait time the user is in its next request by then, which the server has counted.
+        locust's kills a user that waits between two tasks. But a kill takes a turn of the hub, and
+        with no wait time the user is in its next request by then, which the server has counted.
         """
         if force or self._state != LOCUST_STATE_WAITING:
             return bool(super().stop(force))
@@ -541,7 +541,7 @@ class PatientUser(User):
         return False
 
     def _stop_waiting(self) -> None:
-        """Called in the hub, where it is as it seems: nobody else runs."""
+        """Called in the hub, where no other greenlet runs meanwhile."""
         greenlet: Any = self._greenlet
         if self._state == LOCUST_STATE_RUNNING:
             self._state = LOCUST_STATE_STOPPING
@@ -550,7 +550,7 @@ class PatientUser(User):
 
 
 class ConnectionUser(PatientUser):
-    """What `TcpUser` and `WebSocketUser` have in common."""
+    """The base of `TcpUser` and `WebSocketUser`."""
 
     abstract = True
 
@@ -576,7 +576,7 @@ class ConnectionUser(PatientUser):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        # locust tells nobody that a task has ended.
+        # locust has no event for the end of a task.
         cls.tasks = [_to_its_end(each) for each in cls.tasks]
 
     def __init__(self, environment: Any) -> None:
@@ -628,9 +628,9 @@ class ConnectionUser(PatientUser):
 
 
 def _to_its_end(each: Any) -> Any:
-    """Return *each*, a task of locust's, so that its user is told when it has ended."""
+    """Return *each*, a task of locust's, with a call to its user when it has ended."""
     if isinstance(each, type):
-        return _told_of_ends(each) if issubclass(each, TaskSet) else each
+        return _with_ends(each) if issubclass(each, TaskSet) else each
     if hasattr(each, "glb_ends"):  # a base class's
         return each
 
@@ -648,7 +648,7 @@ def _to_its_end(each: Any) -> Any:
 
 
 @functools.cache
-def _told_of_ends(tasks: type[TaskSet]) -> type[TaskSet]:
+def _with_ends(tasks: type[TaskSet]) -> type[TaskSet]:
     """Return a set of the same tasks, which tells its user when one of them has ended."""
     if hasattr(tasks, "glb_ends"):
         return tasks
@@ -707,11 +707,11 @@ class TcpUser(ConnectionUser):
 
 
 class EchoUser(TcpUser):
-    r"""Sends a line, and expects it back: ``b"hello\n"``, or with who gave it, ``b"3/4 hello\n"``.
+    r"""Sends a line, and expects it back: ``b"hello\n"``, or with its clone, ``b"3/4 hello\n"``.
 
     Two requests in the report: "connect", one a connection, and "echo". There is none for "close",
-    unless `report_close`: the client doesn't wait for anything then, so there is nothing to tell
-    that would be worth a third of what locust's bookkeeping costs.
+    unless `report_close`: the client waits for nothing then, so it isn't worth a third of the cost
+    of locust's bookkeeping.
     """
 
     abstract = True

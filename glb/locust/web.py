@@ -1,8 +1,8 @@
 """The tab *Balance* of locust's web page.
 
-It is locust's own page, and locust's own server. The tab and its table are what locust has for who
-extends it; for a chart it has nothing, so a script (``tab.js``) puts one below the table, beside
-what React keeps, and takes it away when another tab is shown.
+It is locust's own page, and locust's own server. The tab and its table use locust's extension
+points. There is none for a chart, so a script (``tab.js``) puts one below the table, outside of
+React's elements, and removes it when another tab is shown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEY: Final = "balance"
 BLUEPRINT: Final = "glb_balance"
 TITLE: Final = "Balance"
 
-#: Of each clone: what it is called by locust's page, its title, and the digits that it is given to.
+#: Figures of a clone: the name in locust's page, the title, and the digits behind the point.
 COLUMNS: Final = (
     ("clone", "Clone", 0),
     ("turns", "# Turns", 0),
@@ -43,8 +43,8 @@ MOST_ROWS: Final = 500
 
 SCRIPT: Final = Path(__file__).with_name("tab.js")
 
-# What locust's page takes for the end of a test, after which it asks no more; but there is more
-# to come while users finish what they are at.
+# States that locust's page takes for the end of a test, after which it polls no more; but figures
+# still come while users finish their requests.
 ENDING: Final = frozenset({"cleanup", "stopping"})
 
 
@@ -52,7 +52,7 @@ def extend(environment: Any, measure: Measure) -> None:
     """Add the tab to the web page of *environment*; once, however often it is called.
 
     Args:
-        environment: locust's, with a `web_ui` that has not answered anybody yet.
+        environment: locust's, with a `web_ui` that has not answered a request yet.
         measure: What to show.
     """
     web_ui = environment.web_ui

@@ -1,7 +1,7 @@
 """Users that load a server over WebSockets, by the package ``websocket`` (websocket-client).
 
-What holds for all users of ours is in `glb.locust.users`. Here the handshake's reply may tell which
-clone it was, too: by the header ``X-Glb-Clone``. Then it is the connection's turn.
+The rules for all users are in `glb.locust.users`. Here the handshake's reply may name the clone,
+too, by the header ``X-Glb-Clone``. Then it is the connection's turn.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .users import Client, ConnectionUser, Target, Told, shown
 
 __all__ = ["WebSocketClient", "WebSocketUser"]
 
-#: Where the handshake's reply tells which clone it was.
+#: The header of the handshake's reply that names the clone.
 HEADER: Final = "x-glb-clone"
 
-# At the end of a task the server is given so long to say goodbye, and nobody is told if it doesn't.
+# At the end of a task the server has so long for its close frame; without one there is no failure.
 GOODBYE_SECONDS: Final = 1.0
 
 
@@ -174,7 +174,7 @@ class WebSocketClient(Client):
             if not ws.connected:
                 sock.close()
         self._ws = ws
-        self._has_told = False
+        self._has_clone = False
 
     def _whose_handshake(self, _: None) -> Told | None:
         return self.headers.get(HEADER)

@@ -28,8 +28,8 @@ from gevent.select import select as _gevents_select
 from gevent.selectors import GeventSelector
 
 from ..accept.descriptor import NUMBERS, Descriptor, find
-from ..accept.readiness import BellWatcher
-from ..accept.waiters import Seats, in_order
+from ..accept.readiness import Readiness, in_order
+from ..accept.readiness_event import ReadinessWatcher
 from .sockets import SharedSocket
 
 if TYPE_CHECKING:
@@ -53,39 +53,39 @@ class _Polled(Generic[K]):
     """Some clones during a poll, ready meanwhile. The keys of *clones* are the poller's."""
 
     def __init__(self, clones: Mapping[K, Descriptor], *, is_waiting: bool) -> None:
-        self._seats = {key: clone.seats for key, clone in clones.items()}
+        self._polled = {key: clone.readiness for key, clone in clones.items()}
         self._is_waiting = is_waiting
-        self._begun: list[tuple[Seats, Any]] = []
-        self._reported: list[Seats] = []
+        self._begun: list[tuple[Readiness, Any]] = []
+        self._reported: list[Readiness] = []
 
     def __enter__(self) -> Self:
         try:
-            for seats, mates in in_order(self._seats.values()):
-                seat = seats.begin_poll(is_waiting=self._is_waiting, mates=mates)
-                self._begun.append((seats, seat))
+            for one, mates in in_order(self._polled.values()):
+                here = one.begin_poll(is_waiting=self._is_waiting, mates=mates)
+                self._begun.append((one, here))
         except BaseException:
             self._end([])
             raise
         return self
 
-    def ringing(self, *, is_over: bool) -> list[K]:
+    def ready(self, *, is_over: bool) -> list[K]:
         """Return the keys of the clones that have a connection to accept, or were closed.
 
         If the poll *is_over* otherwise, and there are none, the accept queue is dealt out now.
         """
-        if is_over and not any(seats.is_ringing for seats in self._seats.values()):
-            for one in {seats.entry: seats for seats, _ in self._begun}.values():
-                one.look()
-        ringing = {key: seats for key, seats in self._seats.items() if seats.is_ringing}
-        self._reported = [*ringing.values()]
-        return [*ringing]
+        if is_over and not any(one.is_ready for one in self._polled.values()):
+            for one in {one.entry: one for one, _ in self._begun}.values():
+                one.deal()
+        ready = {key: one for key, one in self._polled.items() if one.is_ready}
+        self._reported = [*ready.values()]
+        return [*ready]
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._end(self._reported if error is None else [])
 
-    def _end(self, reported: list[Seats]) -> None:
-        for seats, seat in self._begun:
-            seats.end_poll(seat, is_waiting=self._is_waiting, is_told=seats in reported)
+    def _end(self, reported: list[Readiness]) -> None:
+        for one, here in self._begun:
+            one.end_poll(here, is_waiting=self._is_waiting, is_told=one in reported)
 
 
 # -- select ---------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
         # First what is ready now, and errors of the others, as gevent's.
         readable, writable, exceptional = _gevents_select(others, wlist, xlist, 0)
         is_over = bool(readable or writable or exceptional or not is_waiting)
-        ready = polled.ringing(is_over=is_over)
+        ready = polled.ready(is_over=is_over)
         if ready or is_over:
             clones_of = [rlist[place] for place in ready]
             return [*clones_of, *readable], [*writable], [*exceptional]
@@ -122,7 +122,7 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
                 flags[number] = flags.get(number, 0) | _READ
         milliseconds = None if timeout is None else timeout * 1000
         events = dict(_gevents_poll(_Poll(flags, by_number), milliseconds))
-        heard = {*polled.ringing(is_over=True)}
+        heard = {*polled.ready(is_over=True)}
     # A closed socket is readable, as gevent has it.
     return (
         [
@@ -154,7 +154,7 @@ def poll(self: Any, timeout: Any = None) -> list[tuple[int, int]]:
     others = {number: flags for number, flags in self.fds.items() if number not in clones}
     with _Polled(clones, is_waiting=timeout is None or timeout != 0) as polled:
         found: list[tuple[int, int]] = _gevents_poll(_Poll(others, clones), timeout)
-        ready = polled.ringing(is_over=True)
+        ready = polled.ready(is_over=True)
     return [*((number, POLLIN) for number in ready), *(e for e in found if e[0] not in clones)]
 
 
@@ -172,7 +172,7 @@ class _Poll(GeventPoll):
         watchers: list[Any] = super()._get_started_watchers(result)  # type: ignore[misc]  # not in the stubs
         hub = get_hub()
         for number, clone in self._clones.items():
-            watcher = BellWatcher(clone.seats.bell, hub)
+            watcher = ReadinessWatcher(clone.readiness.event, hub)
             watchers.append(watcher)
             watcher.start(result.add_event, number, pass_events=True)
         return watchers
@@ -195,10 +195,10 @@ def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
     if not clones:
         return _gevents_select_of_selector(self, timeout)  # type: ignore[no-any-return]  # as above
     for number, clone in clones.items():
-        _watch_bell(self, number, clone)
+        _watch_event(self, number, clone)
     with _Polled(clones, is_waiting=timeout is None or timeout > 0) as polled:
         found: list[Any] = _gevents_select_of_selector(self, timeout)
-        ready = polled.ringing(is_over=True)
+        ready = polled.ready(is_over=True)
     active = self._active_watchers
     for number in {*ready} & {*active}:
         # It is in the result now: its event must not add it again.
@@ -209,13 +209,13 @@ def select_of_selector(self: Any, timeout: Any = None) -> list[Any]:
     return [*((key, EVENT_READ) for key in keys if key is not None), *others]
 
 
-def _watch_bell(selector: Any, number: int, clone: Descriptor) -> None:
+def _watch_event(selector: Any, number: int, clone: Descriptor) -> None:
     active, inactive = selector._active_watchers, selector._inactive_watchers
     heard = selector._accumulated_events
     watcher = active.get(number) or inactive.get(number)
-    bell = clone.seats.bell
-    is_bells = isinstance(watcher, BellWatcher) and watcher.bell is bell
-    if is_bells and (number not in heard or bell.is_ringing):
+    event = clone.readiness.event
+    is_ours = isinstance(watcher, ReadinessWatcher) and watcher.event is event
+    if is_ours and (number not in heard or event.is_set):
         return
     # An event between two calls is over.
     heard.pop(number, None)
@@ -223,9 +223,9 @@ def _watch_bell(selector: Any, number: int, clone: Descriptor) -> None:
         selector._ready.clear()
     active.pop(number, None)
     watcher.stop()
-    if not is_bells:
+    if not is_ours:
         watcher.close()
-        watcher = BellWatcher(bell, selector.hub)
+        watcher = ReadinessWatcher(event, selector.hub)
     inactive[number] = watcher
 
 
@@ -250,26 +250,26 @@ class _ServersWatcher:
     """Polls a clone from its start to its stop."""
 
     def __init__(self, clone: SharedSocket) -> None:
-        self._seats = clone.seats
-        self._bell = BellWatcher(self._seats.bell, get_hub())
-        self._seat: Any = None
+        self._readiness = clone.readiness
+        self._watcher = ReadinessWatcher(self._readiness.event, get_hub())
+        self._here: Any = None
 
     def start(self, callback: Callable[[], object]) -> None:
-        self._seat = self._seats.begin_poll(is_waiting=True)
-        self._bell.start(self._call, callback)
+        self._here = self._readiness.begin_poll(is_waiting=True)
+        self._watcher.start(self._call, callback)
 
     def _call(self, callback: Callable[[], object]) -> None:
         # In the hub, as gevent's; and again, unless the callback has stopped it.
         callback()
-        if self._seat is not None:
-            self._bell.start(self._call, callback)
+        if self._here is not None:
+            self._watcher.start(self._call, callback)
 
     def stop(self) -> None:
-        seat, self._seat = self._seat, None
-        if seat is not None:
-            self._bell.stop()
+        here, self._here = self._here, None
+        if here is not None:
+            self._watcher.stop()
             # A connection that it has not accepted goes to the next clone.
-            self._seats.end_poll(seat, is_waiting=True, is_told=False)
+            self._readiness.end_poll(here, is_waiting=True, is_told=False)
 
     def close(self) -> None:
         self.stop()

@@ -78,13 +78,13 @@ class SharedSocket(Descriptor):
 
     def _accept(self) -> tuple[int, Any]:
         # For code that bypasses the cooperative socket, as gevent's servers do. It never waits.
-        sock, address = self.seats.ask(is_in_line=True)
+        sock, address = self.readiness.accept_nowait(is_in_line=True)
         return sock.detach(), address
 
     def listen(self, *args: Any) -> None:
         """Take connections, again if need be. The accept queue is never shortened."""
         _raise_backlog(self.entry, args)
-        self.seats.reopen()
+        self.waiters.reopen()
 
     def connect(self, address: Any) -> None:
         """Refuse: other clones listen on the same kernel socket."""
@@ -93,7 +93,7 @@ class SharedSocket(Descriptor):
 
     def connect_ex(self, address: Any) -> int:
         """Return the errno of `connect`'s refusal."""
-        return errno.EADDRINUSE if self.seats.is_cancelled else int(super().connect_ex(address))
+        return errno.EADDRINUSE if self.waiters.is_cancelled else int(super().connect_ex(address))
 
     def shutdown(self, how: int) -> None:
         """Take no connections until the next `listen`; for code that bypasses `shutdown`."""
@@ -101,13 +101,13 @@ class SharedSocket(Descriptor):
 
     def cancel(self) -> None:
         """Act as a socket that doesn't listen: accept fails, and pollers see it as readable."""
-        self.seats.cancel(lambda: OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
+        self.waiters.cancel(lambda: OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
 
     def detach(self) -> int:
         detached = _Detached(self.fileno(), self.entry.backlog)
         if self.entry.clones == 1:
             # No other clone could take what this one was given.
-            detached.pending = self.seats.take_pocket()
+            detached.pending = self.readiness.take_all()
         number = super().detach()
         if find(number) is None:
             _detached[number] = detached
@@ -175,7 +175,7 @@ def init(
     clone = find(fileno) if fileno in NUMBERS else None
     try:
         if clone is not None:
-            _become(self, REGISTRY.acquire(clone.entry)).share_seats(clone)
+            _become(self, REGISTRY.acquire(clone.entry)).share_waiters(clone)
         elif fileno in _detached:
             _become_again(self, _detached.pop(fileno))
     except OSError:
@@ -228,7 +228,7 @@ def accept(self: Any) -> tuple[GeventSocket, Any]:
     clone = self._sock
     if not isinstance(clone, SharedSocket):
         return gevents_accept(self)  # type: ignore[no-any-return]  # not in the stubs
-    plain, address = clone.seats.accept(self.timeout, clone)
+    plain, address = clone.waiters.accept(self.timeout, clone)
     number = plain.detach()
     try:
         connection = GeventSocket(self.family, self.type, self.proto, fileno=number)
@@ -253,12 +253,12 @@ def shutdown(self: Any, how: Any) -> None:
     how = operator.index(how)
     if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if clone.seats.is_cancelled:
+    if clone.waiters.is_cancelled:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
     if how == _socket.SHUT_WR:
         return
     clone.cancel()
-    if clone.seats.is_shared:
+    if clone.waiters.is_shared:
         return
     try:
         own = sockets.open_bound(clone)
@@ -370,7 +370,7 @@ def _stand_in(sock: Any, share: Share) -> SharedSocket:
 def _join(sock: Any, clone: Descriptor) -> None:
     """Have *sock*, which is on a descriptor of *clone*'s socket, be the same clone."""
     try:
-        _become(sock, REGISTRY.acquire(clone.entry)).share_seats(clone)
+        _become(sock, REGISTRY.acquire(clone.entry)).share_waiters(clone)
     except BaseException:
         sock.close()
         raise
@@ -399,7 +399,7 @@ def _become_again(sock: Any, detached: _Detached) -> None:
         else:
             detached.drop()
             return  # the kernel has two sockets there now, and balances them by itself
-        _become(sock, share).seats.fill_pocket(detached.pending)
+        _become(sock, share).readiness.put_back(detached.pending)
 
 
 def _raise_backlog(entry: Entry, args: tuple[Any, ...], beyond: int = 0) -> None:

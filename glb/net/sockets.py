@@ -61,6 +61,9 @@ _NO_NEWCOMERS: Final = b"".join(
 # The state of a socket that neither listens nor is connected: see <netinet/tcp.h>.
 TCP_CLOSE: Final = 7
 
+# The protocol of netlink by which the kernel tells of sockets: see <linux/netlink.h>.
+_NETLINK_SOCK_DIAG: Final = 4
+
 
 @dataclass(frozen=True)
 class Platform:
@@ -460,3 +463,34 @@ def admit_newcomers(sock: _socket.socket) -> None:
     """Undo `refuse_newcomers`."""
     with contextlib.suppress(OSError):
         sock.setsockopt(_socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def ask_sock_diag(request: bytes) -> bytes:
+    """Return what the kernel replies to *request*, a message of sock_diag(7).
+
+    Raises:
+        OSError: It can't be asked: Linux alone has it.
+    """
+    family = getattr(_socket, "AF_NETLINK", None)
+    if family is None:
+        raise OSError(errno.EAFNOSUPPORT, "there is no sock_diag(7)")
+    sock = _socket.socket(family, _socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    try:
+        sock.sendto(request, (0, 0))
+        return sock.recv(65536)  # the reply is there when sendto returns
+    finally:
+        sock.close()
+
+
+def send_datagram(path: str, data: bytes) -> None:
+    """Send *data* to the Unix socket *path*, whose name is abstract if it begins with ``@``.
+
+    Raises:
+        OSError: As sendto(2). It doesn't wait.
+    """
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.sendto(data, "\0" + path[1:] if path.startswith("@") else path)
+    finally:
+        sock.close()

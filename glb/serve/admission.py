@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from ..accept.dispatcher import Dispatcher
+from ..accept.handover import HandOver
 from ..accept.registry import REGISTRY
-from ..accept.turns import Turns
 from ..hubs.greenlet_pool import HandlerPool, handlers_here
 from ..hubs.guard import GUARD_SECONDS
 from ..hubs.threads import call_where_it_may_switch
@@ -62,7 +62,7 @@ class Admission:
         #: Tells how many descriptors are open; of a server that was opened.
         self.watermark: Watermark
         #: Its address's, once it was opened.
-        self.turns: Turns | None = None
+        self.turns: HandOver | None = None
         #: Connections that are on their way to a clone. Changed with the registry's lock held.
         self.expected = 0
         #: Whether there is a limit to look at before each connection.
@@ -103,7 +103,7 @@ class Admission:
 
     # -- the state -----------------------------------------------------------------------------
 
-    def open(self, turns: Turns, home: Dispatcher, *, is_ending: bool) -> None:
+    def open(self, turns: HandOver, home: Dispatcher, *, is_ending: bool) -> None:
         """Its clones are to stand in *turns*; they have none yet.
 
         Args:

@@ -145,6 +145,7 @@ class Controls:
         *,
         spread: float = 0.0,
         linger: float = LINGER_SECONDS,
+        delay: float = 0.0,
     ) -> DrainReport:
         """Take no more connections, finish what is in flight, and stop.
 
@@ -166,6 +167,9 @@ class Controls:
             linger: With the last server of an address: for how many seconds, at most, clients are
                 still served that the kernel has let in already, and that would be reset. On Linux
                 no other is let in meanwhile: it tries again a second later.
+            delay: For so many seconds before all that, go on accepting and serving, but be draining
+                to all who look: the state says so, and HTTP's replies say ``Connection: close``. In
+                this time a load balancer finds out that it is to send no more clients.
 
         Returns:
             What became of the connections that were in use.
@@ -176,4 +180,4 @@ class Controls:
         Switches:
             While waiting. A kill stops the server at once, as `close` does.
         """
-        return self.glb_engine.draining.drain(timeout, spread, linger)
+        return self.glb_engine.draining.drain(timeout, spread, linger, delay)

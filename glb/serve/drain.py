@@ -53,6 +53,9 @@ HANDSHAKE_SECONDS: Final = 0.3
 # How often it is looked whether the accept queue is empty: once a round of a hub's loop, about.
 QUEUE_LOOK_SECONDS: Final = 0.005
 
+# So often a drain with a delay looks whether it is called off, or hastened.
+DELAY_LOOK_SECONDS: Final = 0.05
+
 # How often a caller that waits for a thread looks whether a handler there waits for the same.
 CALLERS_LOOK_SECONDS: Final = 0.1
 
@@ -128,31 +131,35 @@ class Draining:
                 if drain.plan.is_called_off:  # by a close, in another thread
                     self.end(DrainPlan(timeout, kill=True), State.STOPPED)
 
-    def drain(self, timeout: float | None, spread: float, linger: float) -> DrainReport:
+    def drain(
+        self, timeout: float | None, spread: float, linger: float, delay: float
+    ) -> DrainReport:
         """See `glb.server.StreamServer.drain`."""
         check_seconds("timeout", timeout, may_be_zero=True)
-        for name, seconds in {"spread": spread, "linger": linger}.items():
+        for name, seconds in {"spread": spread, "linger": linger, "delay": delay}.items():
             if seconds is None:
                 raise TypeError(f"{name} must be a number of seconds, got None")
             check_seconds(name, seconds, may_be_zero=True)
-        plan = DrainPlan(timeout, kill=True, closes_idle=True, spread=spread)
+        began = monotonic() + delay
+        plan = DrainPlan(timeout, kill=True, closes_idle=True, spread=spread, began=began)
         with REGISTRY.lock:
             drain, is_first = self._drain, self._drain is None
             if drain is None:
                 self._drain = drain = _Drain(plan)
         with self.calling():
             if is_first:
-                self._run(drain, plan.began + linger)
+                self._run(drain, linger)
             else:
                 drain.over.wait(None)
         return drain.report
 
-    def _run(self, drain: _Drain, linger_until: float) -> None:
+    def _run(self, drain: _Drain, linger: float) -> None:
         plan, workers = drain.plan, [*self._workers]
         before = [worker.done for worker in workers]
         try:
             try:
-                self._empty_accept_queue(plan, linger_until)
+                self._announce(plan)
+                self._empty_accept_queue(plan, plan.began + linger)
                 if not plan.is_called_off:
                     self.end(plan, State.DRAINING)
             except BaseException:
@@ -172,6 +179,20 @@ class Draining:
             others = sum(watch.ended_otherwise for watch in watches)
             drain.report = total._replace(finished=max(0, done - others))
             drain.over.set()
+
+    def _announce(self, plan: DrainPlan) -> None:
+        """Until the plan begins, serve on as a server that is not ready for new clients."""
+        admission = self._admission
+        turns = admission.turns
+        if turns is None or monotonic() >= plan.began:
+            return
+        admission.linger()
+        while admission.turns is turns and admission.state in SERVES and not plan.is_called_off:
+            left = min(plan.began, plan.until) - monotonic()
+            if left <= 0:
+                break
+            gevent.sleep(min(left, DELAY_LOOK_SECONDS))
+        plan.begin_now()
 
     def _empty_accept_queue(self, plan: DrainPlan, until: float) -> None:
         admission, listeners = self._admission, self._clones.listeners

@@ -50,7 +50,7 @@ class DrainPlan:
         closes_idle: Whether connections that wait for their client are closed before.
         spread: Over how many seconds that is spread. With more than 0, connections that have
             no requests, but a stream or a websocket, are closed in the same way.
-        began: On `time.monotonic`'s clock.
+        began: On `time.monotonic`'s clock. It may be to begin later.
         announced: When the first of several plans began, of which this one is a part.
         lingers: Whether connections may still come: then it isn't over when there are none.
         leaves_callers: Whether handlers are left alone that wait for others' end themselves.
@@ -81,6 +81,14 @@ class DrainPlan:
     def hasten(self, timeout: float) -> None:
         """Be over *timeout* seconds from now, at the latest."""
         self.timeout = min(self.until, monotonic() + timeout) - self.began
+
+    def begin_now(self) -> None:
+        """Begin, if that was to be later. Its end stays where it is."""
+        now = monotonic()
+        if now < self.began:
+            if self.timeout is not None:
+                self.timeout = max(0.0, self.until - now)
+            self.began = now
 
     def first_request_until(self, since: float) -> float:
         """Return until when a client may send its first request that was waited for *since* then.

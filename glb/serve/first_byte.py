@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from gevent import GreenletExit, Timeout, getcurrent
 
 from ..model.clone import current_clone
 from ..net.connection import Connection, say_goodbye, wait_for_data
+from ..net.proxied import hand_header_on
 from .engine import Engine
 from .hooks import Handler
 from .idle import IdleConnections, has_ended
 
-__all__ = ["handle_tls", "wait_for_first_byte"]
+__all__ = ["handle_tls", "wait_as_idle", "wait_for_first_byte"]
+
+T = TypeVar("T")
 
 
 def wait_for_first_byte(idle: IdleConnections | None, sock: Any) -> None:
@@ -28,7 +31,7 @@ def wait_for_first_byte(idle: IdleConnections | None, sock: Any) -> None:
     Raises:
         GreenletExit: It was silent for too long. gevent reports no such end of a handler.
     """
-    _wait(idle, sock, functools.partial(wait_for_data, sock))
+    wait_as_idle(idle, sock, functools.partial(wait_for_data, sock))
 
 
 def handle_tls(
@@ -54,10 +57,12 @@ def handle_tls(
     with wrap(client_socket, **options) as ssl_socket:
         if isinstance(client_socket, Connection):
             client_socket.secured = ssl_socket
+        if server.proxy_protocol is not None:
+            hand_header_on(client_socket, ssl_socket)
         if shakes_hands:
             try:
                 with Timeout(server.handshake_timeout, GreenletExit("the client was silent")):
-                    _wait(engine.idle_here, ssl_socket, ssl_socket.do_handshake)
+                    wait_as_idle(engine.idle_here, ssl_socket, ssl_socket.do_handshake)
             except OSError as error:
                 if not server.handshake_failed(ssl_socket, args[0] if args else None, error):
                     raise
@@ -78,14 +83,18 @@ def _is_of_a_context(wrap: Any) -> bool:
     return isinstance(getattr(wrap, "__self__", None), SSLContext)
 
 
-def _wait(idle: IdleConnections | None, sock: Any, wait: Callable[[], object]) -> None:
+def wait_as_idle(idle: IdleConnections | None, sock: Any, wait: Callable[[], T]) -> T:
+    """Return what *wait* returns, and be idle until then.
+
+    Raises:
+        GreenletExit: The connection was ended meanwhile. gevent reports no such end of a handler.
+    """
     if idle is None:
-        wait()
-        return
+        return wait()
     greenlet = getcurrent()
     idle.enter(sock, greenlet, has_served=None)
     try:
-        wait()
+        return wait()
     finally:
         is_over = idle.leave(greenlet)
         del greenlet  # or an error's traceback keeps it, and it keeps the error

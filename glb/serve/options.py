@@ -7,13 +7,16 @@ server, which a subclass or a program may set; limits are read again when the se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..model.forwarded import TrustedProxies
 from ..model.limits import check_count, check_rate, check_seconds
 from ..model.policy import Policy
+from ..model.proxy_header import Version
 from ..net.sockets import DEFAULT_BACKLOG, check_backlog
 from .hooks import Handler
+from .proxied import check_version
 
 __all__ = ["Options"]
 
@@ -36,6 +39,10 @@ class Options:
     accept_rate: float | None = None
     handshake_timeout: float | None = None
     first_byte_timeout: float | None = None
+    #: Which header of the PROXY protocol a connection begins with; ``None`` is none.
+    proxy_protocol: Version | None = None
+    #: From which addresses and networks it may come.
+    proxy_allow_ips: Iterable[str] | str = ("127.0.0.1", "::1", "unix")
     handler_factory: Callable[[int], Handler] | None = None
     #: gevent's 128 overflows in the first burst.
     backlog: int = DEFAULT_BACKLOG
@@ -72,6 +79,8 @@ class Options:
                 raise TypeError(f"handler_factory must be callable, got {self.handler_factory!r}")
             if handle is not None:
                 raise TypeError(f"give a handler_factory or a handler, not both: got {handle!r}")
+        if spawn is None and self.proxy_protocol is not None:
+            raise ValueError("proxy_protocol needs greenlets for the handlers, got spawn=None")
         if policy is not None:
             self._policy = Policy.of(policy)
         self._check_limits()
@@ -84,6 +93,8 @@ class Options:
         check_rate("accept_rate", self.accept_rate)
         for name in ("handshake_timeout", "first_byte_timeout"):
             check_seconds(name, getattr(self, name))
+        check_version(self.proxy_protocol)
+        TrustedProxies(self.proxy_allow_ips)
 
     def _take_places(self, spawn: object, clones: int | None, hubs: int | None) -> None:
         self._has_places = clones is not None or hubs is not None

@@ -1,4 +1,4 @@
-"""What does a connection cost with glb, beside others who do the same job?
+"""What does a connection cost with glb, beside other servers with the same job?
 
     python -m loadtests.bench
 

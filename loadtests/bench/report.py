@@ -204,7 +204,7 @@ class Report(Sheet):
         return ", ".join(words)
 
     def is_client_bound(self, name: str) -> bool:
-        """Tell whether the client was at its limit and the server not: the rate is a floor."""
+        """Return True if the client was at its limit and the server not: the rate is a floor."""
         server = self.results.median(name, figures.SERVER_BUSY)
         client = self.results.median(name, figures.CLIENT_BUSY)
         return server is not None and client is not None and server < SATURATED < client

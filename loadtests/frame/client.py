@@ -118,12 +118,12 @@ class Client:
         return self._call("open", port, 1, seconds, options)
 
     def close_noted(self, port: int, count: int, concurrency: int) -> tuple[Load, list[Answer]]:
-        """`close`, with each answer, of servers whose job is to tell who they are."""
+        """`close`, with each answer, of servers that reply with their name."""
         options = ["-n", str(count)]
         return self._note("close", port, concurrency, GIVE_UP_SECONDS, options)
 
     def open_noted(self, port: int, seconds: float, rate: float) -> tuple[Load, list[Answer]]:
-        """`open`, with each answer, of servers whose job is to tell who they are."""
+        """`open`, with each answer, of servers that reply with their name."""
         return self._note("open", port, 1, seconds, ["-r", str(rate)])
 
     def _note(
@@ -159,7 +159,7 @@ def _reply(http: bool, request: str, body: str | None = REPLY.decode()) -> list[
 def ask_in_turn(port: int, count: int) -> list[int]:
     """Connect *count* times, one after the other; return the clone that answered each.
 
-    In Python: who answers does not depend on how fast is asked.
+    In Python: the answering clone does not depend on the speed.
     """
     answers = []
     for _ in range(count):

@@ -30,7 +30,7 @@ class Contender:
     """A server that does the job.
 
     *program* is a function of `servers`, ``None`` for the C loop; *number* of clones or
-    servers it is started with, *options* what else the program is told. What it has in the
+    servers it is started with, *options* are the program's other arguments. What it has in the
     order pass are as many *places*, 0 if the question makes no sense. It *needs* a module that
     may not be installed. Over HTTP, connections are kept alive if *is_kept*.
     """
@@ -143,7 +143,7 @@ class Server:
         """End the process and its workers. Twice is once."""
         if self._process.returncode is not None:
             return
-        for pid in reversed(self.pids()):  # workers first: they are nobody's afterwards
+        for pid in reversed(self.pids()):  # workers first: they have no parent afterwards
             psutil.Process(pid).kill()
         self._process.wait()
         if self._process.stdout is not None:

@@ -45,7 +45,7 @@ class Progress:
         self._bar.update(self._task, total=steps, completed=-1)
 
     def tell(self, step: str) -> None:
-        """*step*, "part: who", begins."""
+        """Show that *step*, "part: contender", begins."""
         part = step.partition(":")[0]
         if not self._console.is_terminal and part != self._said:
             print(part, file=sys.stderr)

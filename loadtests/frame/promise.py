@@ -30,7 +30,7 @@ class Promise:
         return results.ratio(self.contender, self.beside, self.figure)
 
     def is_kept(self, results: Results) -> bool | None:
-        """Tell whether it was kept; ``None`` if it was not measured."""
+        """Return True if it was kept; ``None`` if it was not measured."""
         value = self.measured(results)
         if value is None:
             return None

@@ -66,7 +66,7 @@ class Sheet:
     cpus: str
     command: str
 
-    #: What the versions are told of.
+    #: The packages whose versions are shown.
     packages: ClassVar[Sequence[str]] = ("gevent", "greenlet")
 
     # -- what subclasses say --------------------------------------------------------------------
@@ -134,7 +134,7 @@ class Sheet:
         return Table("What glb promises", ("promise", "limit", "measured", ""), rows)
 
     def all_kept(self) -> bool:
-        """Tell whether every promise was measured and kept."""
+        """Return True if every promise was measured and kept."""
         return all(promise.is_kept(self.results) for promise in self.promises())
 
     def rows(

@@ -3,7 +3,7 @@
 It asks five questions, one after the other; each has its contenders::
 
     order   are turns exact over four hubs?
-    stall   who waits while one of them is blocked for a second?
+    stall   which connections wait while one of them is blocked for a second?
     block   how many connections a second, if every handler blocks its hub?
     price   what does a connection cost that another hub serves?
     (and)   how long does a client wait then, on a schedule?
@@ -17,6 +17,6 @@ The server programs are those of `loadtests.bench`; the client and the forms of 
     promises    what glb promises, and whether it was kept
     measure     the run: rounds of each question
     contenders  the server processes
-    stall       a hub that was blocked, and who waited
+    stall       a hub that was blocked, and the connections that waited
     figures     what is measured of a contender
 """

@@ -3,9 +3,10 @@
     python -m loadtests.hubs
 
 Servers of glb with clones on 1 to 16 hubs, and gevent's, each in a process of its own, in
-interleaved rounds: is the order exact, who waits while a hub is blocked, what do handlers that
-block cost, what does a connection cost, and how long does a client wait. Printed are tables, and
-what glb promises beside what was measured; JSON, Markdown and a plot are written to a folder.
+interleaved rounds: is the order exact, which connections wait while a hub is blocked, what do
+handlers that block cost, what does a connection cost, and how long does a client wait. It prints
+tables, and glb's promises beside the measurements, and writes JSON, Markdown and a plot to a
+folder.
 Exit status 0 only if every promise was measured and kept.
 """
 

@@ -20,7 +20,7 @@ from .contenders import Contender, Question
 from .measure import BLOCK_RATE, OPEN_RATE, STALL_RATE
 from .stall import Timeline
 
-#: Whose waits are drawn, and how: those of whom nobody waits on top.
+#: The servers whose waits are drawn, and how: those without long waits on top.
 WAITS: Final = (
     ("stall-1", "x", "tab:red"),
     ("stall-racing", "+", "0.45"),

@@ -45,7 +45,7 @@ def wait_for_answer(sock: Any) -> None:
 
 
 def assert_fresh() -> None:
-    """The running greenlet has nothing of anybody's. Leaves nothing itself."""
+    """Assert that the running greenlet has no trace of another handler. Leaves none itself."""
     assert isinstance(getcurrent(), Greenlet)
     greenlet = here()
     assert greenlet and greenlet.started and not greenlet.ready() and not greenlet.dead
@@ -226,7 +226,7 @@ class Fuzz:
             self.kept.append(gevent.spawn(self.go_on.wait))
         elif trace == "its switch":
             self.kept.append(here().switch)
-        elif trace != "switch on its way":  # whoever waits after that asks for it
+        elif trace != "switch on its way":  # the next wait would get it
             TRACES[trace](self.kept)
             if trace == "kill":
                 gevent.sleep(0)

@@ -3,9 +3,9 @@
     locust -f loadtests/locust/blocked_hub.py --headless -u 50 -r 50 -t 20s [--hubs 4]
 
 One user of all has its handler block for 50 ms, twice a second; the others want a small page each,
-on a connection each. With four hubs they hardly notice: who was given to the blocked hub is
-taken back after 10 to 20 ms, and only a handler that had begun there has to wait. With ``--hubs 1``
-everybody waits.
+on a connection each. With four hubs they hardly notice: a connection of the blocked hub is
+reclaimed after 10 to 20 ms, and only a handler that had begun there has to wait. With ``--hubs 1``
+all wait.
 """
 
 import pathlib

@@ -4,8 +4,8 @@
 
 Of ten clients seven have a line echoed and close; the others reset their connection: before they
 have sent anything, while the reply is on its way, and after it. Promised are 0 failures, and a
-server that has seen no more connections than there were. Who resets has had a turn as well, so it
-is the server's counts that go round exactly, and not the clients'.
+server that has seen no more connections than there were. A client that resets has had a turn as
+well, so the server's counts go round exactly, and the clients' don't.
 """
 
 import pathlib

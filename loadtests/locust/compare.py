@@ -23,7 +23,7 @@ from rich.table import Table
 from glb.locust import TcpUser
 from loadtests.target.scenario import Scenario, Want
 
-#: Parts of a run's requests, and what those who waited longest of them are called.
+#: Parts of a run's requests, and the names of their percentiles.
 PERCENTILES = {0.5: "median", 0.9: "p90", 0.95: "p95", 0.99: "p99"}
 
 #: Servers, by what locust's report calls their users' requests.

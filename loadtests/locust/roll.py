@@ -1,4 +1,4 @@
-"""Is anybody refused, reset or kept waiting while a server is rolled once a second?
+"""Is a client refused, reset or kept waiting while a server is rolled once a second?
 
     locust -f loadtests/locust/roll.py --headless -u 100 -r 50 -t 20s
 

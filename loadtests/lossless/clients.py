@@ -26,7 +26,7 @@ GIVE_UP_SECONDS: Final = 10.0
 #: So many connect at a time, where many are to be there.
 AT_A_TIME: Final = 50
 
-#: Who isn't greeted for so long won't be, before somebody leaves.
+#: A client that isn't greeted for so long won't be, before another leaves.
 CALM_SECONDS: Final = 0.03
 
 #: A shorter pause is this long: libuv knows no shorter one, and warns.
@@ -153,7 +153,7 @@ class Arrivals:
         """Have no more come, and return what became of them."""
         self._comes.kill()
         gevent.joinall([*self._here], GIVE_UP_SECONDS + 1)
-        # None may be left out: who isn't there has no good end.
+        # None may be left out: a client without a visit has no good end.
         missing = self._come_count - len(self._visits)
         return self._visits + [(0, 0, "stuck", -1, -1)] * missing
 
@@ -183,9 +183,9 @@ class Arrivals:
 class Kept:
     """HTTP clients that keep their connections, and send a request now and then.
 
-    One that was told of the end, or meets it before it asks, connects again. One that has asked
-    when the end was on its way can't know: it gets no byte of a reply. Whether its request was
-    lost then, or has never begun, only the server can tell.
+    One that gets the end before it sends a request connects again. One that has sent a request
+    when the end was on its way can't know: it gets no byte of a reply. Only the server knows if
+    that request was lost, or never began.
     """
 
     def __init__(self) -> None:
@@ -196,7 +196,7 @@ class Kept:
         self._is_over = False
 
     def start(self, port: int, clients: int, pause: float, seed: int) -> None:
-        """Have so many, who pause for so many seconds between requests, in the mean."""
+        """Have so many, which pause for so many seconds between requests, in the mean."""
         self._counts, self._raced, self._failures = Counter(), [], Counter()
         self._is_over = False
         self._clients = [
@@ -422,7 +422,7 @@ class Silent:
 def exhaust(port: int, clients: int, at_least: int) -> dict[str, float | None]:
     """Connect until the server is out of descriptors, leave, and see when it is back.
 
-    Returns how many it has greeted before it was out, of whom there are *at_least* so many, and
+    Returns how many it has greeted before it was out, *at_least* so many, and
     after how many seconds another client was greeted: ``None``, if none was.
     """
     socks = [_connect(port) for _ in range(clients)]

@@ -69,10 +69,10 @@ class Drain:
     idle: int = 500
     clones: int = 4
     hubs: int = 1
-    #: What `stop` is told. Handlers of gevent's in a pool have as long, idle ones too.
+    #: The argument of `stop`. Handlers of gevent's in a pool have as long, idle ones too.
     timeout: float = 5.0
     after_max_seconds: float = 1.0
-    #: Who stops beside it.
+    #: The servers that stop beside it.
     others: Sequence[str] = OTHERS
 
     @property

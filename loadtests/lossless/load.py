@@ -20,7 +20,7 @@ WARM_UP: Final = 20
 
 @dataclass(frozen=True)
 class Visit:
-    """One connection: when it came and when that was over, in ns; its fate, and who replied."""
+    """One connection: when it came and when it was over, in ns; its fate, and its server."""
 
     came: int
     left: int
@@ -52,7 +52,7 @@ class Load:
         return Counter(visit.fate for visit in self.visits)
 
     def stale(self, changes: Sequence[Change]) -> int:
-        """Count those who came after a change was over, and met the handler of before."""
+        """Count the clients that came after a change was over, and got the handler of before."""
         return sum(
             visit.fate == "good"
             and any(
@@ -63,7 +63,7 @@ class Load:
         )
 
     def old_and_new(self, changes: Sequence[Change]) -> tuple[int, int]:
-        """Count those who were there during a change, by who replied."""
+        """Count the clients during a change, by the handler that replied."""
         old = new = 0
         for change in changes:
             for visit in self.visits:

@@ -33,7 +33,7 @@ class Resets:
     good: int = 5_000
     clones: int = 4
     hubs: int = 1
-    #: How long a handler is at work, and who resets during that waits.
+    #: How long a handler works; a client that resets during it waits as long.
     handler_seconds: float = 0.002
 
     @property

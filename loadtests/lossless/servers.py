@@ -22,7 +22,7 @@ from .words import GREETING, NOTED, SLOW, reply
 
 __all__ = ["COMMANDS"]
 
-#: gevent brings a certificate, which is nobody's.
+#: gevent brings a test certificate.
 CERTIFICATES: Final = Path(gevent.tests.__file__ or "").parent
 
 #: A pool that is there so that `stop` waits for its handlers.

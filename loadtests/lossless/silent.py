@@ -42,8 +42,8 @@ class Silent:
 
     Good ones come in *windows* of *seconds*, which are over before *deadline*,
     ``--first-byte-timeout``. Each window has its p99, and the median counts: many short ones,
-    since a neighbour on this machine who takes the CPU for 4 ms makes the p99 of his window, and
-    of the longer one as well.
+    since another process that takes the CPU for 4 ms makes the p99 of its window, and of the
+    longer one as well.
     """
 
     name: ClassVar[str] = "silent"
@@ -90,7 +90,7 @@ class Silent:
                 tell(f"{self.name}: round {number}")
                 come(alone)
                 client.ask("be_silent", port=port, count=self.silent)
-                # Beside those who are there: while they come they wait for each other.
+                # Beside clients that are there: while they come they wait for each other.
                 server.wait_for_descriptors(self.silent)
                 accepted = time.monotonic()
                 come(beside, self.silent)

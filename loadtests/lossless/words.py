@@ -22,7 +22,7 @@ __all__ = [
 #: What a client of a stream says.
 STREAM_REQUEST: Final = b"who?\n"
 
-#: What a stream's handler says, who waits for its client to leave.
+#: The greeting of a stream's handler, which waits for its client to leave.
 GREETING: Final = b"!"
 
 BYE: Final = "Connection: close\r\n"

@@ -1,4 +1,4 @@
-"""What does glb's monkey patch cost who has no use for it? `python -m loadtests.monkey` tells.
+"""What does glb's monkey patch cost a program that has no use for it? `python -m loadtests.monkey`.
 
 Programs of the standard library, one listener each, run under gevent's patch and under glb's:
 these are to cost the same. Then with four copies on one address, by SO_REUSEPORT: there glb's

@@ -1,4 +1,4 @@
-"""What does glb's monkey patch cost who has no use for it, and what does it give the others?
+"""What does glb's monkey patch cost a program without use for it, and give the others?
 
     python -m loadtests.monkey
 
@@ -90,7 +90,7 @@ def main(
     command += f" --only {only}" if only else ""
     console = Console(stderr=markdown)
     console.print(f"seed {seed}")
-    # Of all servers: how names fall into dictionaries is worth a percent, and nobody's merit.
+    # Of all servers: the order of names in dictionaries is worth a percent, by chance.
     os.environ["PYTHONHASHSEED"] = "0"
     cpus = Cpus.available()
     with tempfile.TemporaryDirectory() as folder, pinned(cpus.client):

@@ -21,7 +21,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Side:
-    """A patch that a program runs under. *patch* is what the program is told of it."""
+    """A patch that a program runs under. *patch* is the program's argument for it."""
 
     name: str
     title: str

@@ -3,8 +3,8 @@
 In a round each group, a program under each patch, has its own processes: how a process happens
 to lie in memory is worth a percent or two, and stays for its life. There the sides take turns,
 several each, in an order that is shuffled anew: how fast the machine is changes within seconds. A
-sample is the median of the turns of a side in a round, so that a turn in which somebody else had
-the machine is none; and a ratio is that of two sides in one round.
+sample is the median of the turns of a side in a round, so that a turn in which another
+process had the machine doesn't count; and a ratio is that of two sides in one round.
 """
 
 from __future__ import annotations

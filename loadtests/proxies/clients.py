@@ -128,7 +128,7 @@ class Clients:
         return _Connection(self._port, address)
 
     def _exchange(self, connection: _Connection, batch: list[Exchange]) -> bool:
-        """Send *batch* and read the replies; tell whether the connection may have more."""
+        """Send *batch* and read the replies; return True if the connection may have more."""
         for each in batch:
             self._tally.asked[each.token] = Asked(each, connection.address)
         if batch[-1].kind == "leaving":
@@ -160,7 +160,7 @@ class Clients:
     # -- a reply -------------------------------------------------------------------------------
 
     def _receive(self, connection: _Connection, exchange: Exchange) -> bool:
-        """Read a reply; tell whether the connection goes on."""
+        """Read a reply; return True if the connection goes on."""
         if connection.has_ended:
             self._count(exchange, "not asked")  # a reply before has said so
             return False

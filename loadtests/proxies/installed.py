@@ -18,8 +18,8 @@ START_SECONDS: Final = 10.0
 #: Debian has both there, and a user's PATH may not.
 _PATH: Final = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 
-# A connection to the server is anybody's between two requests. Nothing is tried again: a request
-# that the server has lost is to be seen.
+# Any client may use a connection to the server between two requests. Nothing is tried again: a
+# request that the server has lost must be seen.
 _HAPROXY: Final = """
 global
     nbthread 1

@@ -5,9 +5,9 @@
 It runs for a given time: clients that come and go, reset before they are accepted, stop in the
 middle of a request, read in drips, crash handlers; clones that are paused, replaced, rolled and
 resized; servers that fill up, stop accepting, run out of descriptors, and are taken over by
-others; children that are forked and close their copies. Once a second all is looked at that must
-hold, and in the end everything must be as it was before. Printed are tables of what was done and
-found. Exit status 0 only if nothing was violated, and nobody lost who asked properly.
+others; children that are forked and close their copies. Once a second every invariant is checked,
+and in the end everything must be as it was before. It prints tables of all that was done and found.
+Exit status 0 only if no invariant was violated, and no proper request lost.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ FORK_EVERY: Final = 3.0
 #: So long a child has to end its copies of the servers, in seconds.
 CHILD_SECONDS: Final = 20
 
-#: How often a server that is to end is told before to stop accepting.
+#: How often a server stops accepting before it ends.
 STOPPED_FIRST: Final = 0.2
 
 

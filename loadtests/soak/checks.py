@@ -1,10 +1,10 @@
-"""Checks: what must hold of registry, gates, clones, ring, hubs and descriptors, at any time.
+"""Checks: what must hold of registry, admission, clones, ring, hubs and descriptors, at any time.
 
 Everything is read in one critical section of the registry's lock, in the greenlet of no server.
-What other threads change without it is read in the order in which it can only grow apart in one
-direction: who is done before who has begun before who was accepted.
+Counts that other threads change without it are read in an order in which they can only differ in
+one direction: handlers done, then begun, then accepted.
 
-What isn't wrong in a moment, but if it stays, is wrong when two looks in succession see it.
+A state that is only wrong if it stays is wrong when two checks in succession see it.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Checks:
         on_duty = turns.on_duty
         dispatchers = [*turns.dispatchers.values()]
         self._hold("who is on duty is there", on_duty in dispatchers, on_duty)
-        self._hold("nothing is in pockets", turns.in_pockets == 0, turns.in_pockets)
+        self._hold("no connection is pending", turns.pending == 0, turns.pending)
         inboxes: Counter[Any] = Counter()
         for each in dispatchers:
             self._look_at_dispatcher(each)
@@ -377,7 +377,7 @@ class Checks:
     # -- quiet, and the end -----------------------------------------------------------------------
 
     def look_at_rest(self) -> None:
-        """Nobody asks anything, nothing is done to servers: all must be ready, and add up."""
+        """Check all servers without load and actions: all must be ready, and the counts add up."""
         for service in self._services:
             is_at_rest = wait_until(
                 lambda service=service: all(  # type: ignore[misc]  # mypy can't infer a default's

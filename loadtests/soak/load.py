@@ -1,7 +1,6 @@
 """The load: clients that ask properly, and clients that don't; by a seed.
 
-Who asks properly must be served: the right reply, as a whole. Of the others nothing is expected
-but that they leave nothing behind.
+A proper request must be served: the right reply, as a whole. The others must leave nothing behind.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ __all__ = ["Behaviour", "Load", "Outcome", "Result"]
 #: When a client gives up, in seconds: longer than any pause, and anything that is in the way.
 GIVE_UP_SECONDS: Final = 20.0
 
-#: A server that ends may close who says nothing for a second after it has connected. A client
-#: that was kept from it for longer than that by its own process has not been lost by the server.
+#: A server that ends may close a client that is silent for a second after it has connected. If the
+#: client's own process kept it from sending for longer, the server has not lost it.
 LATE_SECONDS: Final = 0.7
 
 #: As many clients at once, and no more come: then the process could not look after them.
@@ -169,7 +168,7 @@ class Load:
         return self.outcome
 
     def ask_in_turn(self, kind: Kind, count: int) -> list[Reply | None]:
-        """Ask *count* times, one after another, and return who has replied."""
+        """Ask *count* times, one after another, and return the replies."""
         replies: list[Reply | None] = []
         for _ in range(count):
             try:
@@ -223,7 +222,7 @@ class Load:
             return Result.DONE
         return Result.SERVED
 
-    # -- those who ask properly -------------------------------------------------------------------
+    # -- proper requests --------------------------------------------------------------------------
 
     def _connect(self, kind: Kind, buffer: int | None = None) -> socket.socket:
         sock = socket.socket()
@@ -316,7 +315,7 @@ class Load:
             if not data.startswith(expected) or (data and not expected):
                 raise WireError(f"not what a crash looks like: {data[:80]!r}")
 
-    # -- those who don't --------------------------------------------------------------------------
+    # -- other clients ----------------------------------------------------------------------------
 
     def _misbehave(self, behaviour: Behaviour, kind: Kind, dice: random.Random) -> None:
         # Whatever the server makes of it is right.

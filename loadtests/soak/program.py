@@ -73,7 +73,7 @@ class Program:
         return self._process.poll() is not None
 
     def tell(self, word: str) -> None:
-        """Tell it what to do next. Who has ended doesn't care."""
+        """Send it the next command. One that has ended ignores it."""
         assert self._process.stdin is not None, "it is a pipe"
         try:
             os.write(self._process.stdin.fileno(), f"{word}\n".encode())
@@ -84,8 +84,8 @@ class Program:
         """Return what it prints next.
 
         Raises:
-            ProgramError: It has ended, or said nothing for too long. Then it was told to write
-                where its threads are to its errors.
+            ProgramError: It has ended, or was silent for too long. Then its errors have the stacks
+                of its threads.
         """
         assert self._process.stdout is not None, "it is a pipe"
         number = self._process.stdout.fileno()
@@ -119,7 +119,7 @@ class Program:
 def unexpected_errors(text: str, crashed: Iterable[int]) -> Counter[str]:
     """Return what *text*, of standard error, says beside what was planned, and how often.
 
-    Each handler that has *crashed*, by the number of its request, is to be told of once.
+    Each handler that has *crashed*, by the number of its request, must be reported once.
     """
     found: Counter[str] = Counter()
     lines = text.splitlines()

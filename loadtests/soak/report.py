@@ -22,8 +22,8 @@ __all__ = ["Report", "quantile"]
 
 MIB = 2**20
 
-#: What was done to servers so long before something was found wrong is told. A roll takes longer,
-#: but what goes on then is told with it.
+#: The report has the actions of so long before a fault. A roll takes longer, but the report has the
+#: actions during it as well.
 LAST_SECONDS = 3.0
 
 

@@ -1,6 +1,6 @@
 """The server's process: `python -m loadtests.soak.server PLAN`. Started by the soak alone.
 
-It prints its ports as JSON, and does what it is told on standard input, a word a line:
+It prints its ports as JSON, and reads commands from standard input, a word a line:
 
     rest  does no more to the servers, looks at what must hold while nothing goes on, says so
     end   ends all servers, looks at what must be left, prints what it has found, and ends
@@ -143,7 +143,7 @@ class Life:
         }
 
     def _within(self, what: str, step: Any) -> None:
-        # Who looks why a soak hangs wants to know where: on standard error.
+        # If a soak hangs, standard error shows where.
         print_info = functools.partial(print_run_info, file=sys.stderr)
         watchdog = gevent.spawn_later(STUCK_SECONDS, self._say_stuck, what, print_info)
         try:

@@ -24,11 +24,11 @@ __all__ = ["Service", "acceptors_of", "wait_until"]
 #: So long at most until handlers have ended that are not waited for. No client stays longer.
 END_SECONDS: Final = 30.0
 
-#: Of the listening socket, and so of connections: a handler waits for who reads slowly.
+#: Of the listening socket, and so of connections: a handler waits for slow readers.
 SEND_BUFFER_BYTES: Final = 16384
 
-#: A server that has such a timeout lets go of who says nothing. Longer than any client that
-#: means well takes for it, however busy the machine.
+#: A server with such a timeout closes silent clients. Longer than any proper client is silent,
+#: however busy the machine.
 FIRST_BYTE_SECONDS: Final = 3.0
 
 #: How often a server that has ended is started again, instead of another one.
@@ -81,7 +81,7 @@ class Service:
 
     @property
     def staying(self) -> list[Any]:
-        """The servers that take connections, as far as nobody has told them not to."""
+        """The servers that take connections, but for those that are about to end."""
         return [each for each in self.servers if each not in self.leaving]
 
     # -- servers that come --------------------------------------------------------------------
@@ -253,7 +253,7 @@ def acceptors_of(server: Any) -> list[Any]:
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float) -> bool:
-    """Return when *is_so*, or *seconds* later; tell whether it is."""
+    """Wait until *is_so*, at most *seconds*; return ``False`` if it isn't."""
     with gevent.Timeout(seconds, False):  # type: ignore[arg-type]  # not in the stubs
         while not is_so():
             gevent.sleep(0.01)

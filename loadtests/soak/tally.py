@@ -13,7 +13,7 @@ __all__ = ["Tally"]
 
 _Lock: Final[Callable[[], Any]] = get_original("_thread", "RLock")
 
-#: Of each thing that is wrong so many are told in full.
+#: So many faults of each kind are shown in full.
 MOST_DETAILS: Final = 3
 
 

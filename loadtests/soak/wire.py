@@ -34,7 +34,7 @@ class WireError(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """*number* is nobody else's; *size* is the reply's, in bytes."""
+    """A request: its own *number*, and the *size* of its reply, in bytes."""
 
     verb: Verb
     number: int
@@ -63,7 +63,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """Who has replied: the server's number, the clone, its handler's version."""
+    """The author of a reply: the server's number, the clone, its handler's version."""
 
     server: int
     clone: int
@@ -84,7 +84,7 @@ def reply(request: Request, who: Reply) -> bytes:
 
 
 def read_reply(kind: Kind, request: Request, receive: Callable[[], bytes]) -> Reply:
-    """Return who has replied to *request*.
+    """Return the reply to *request*.
 
     Args:
         receive: Returns some bytes, none at the end.

@@ -4,8 +4,8 @@
 
 A process serves streams and HTTP; signals strike its main thread at random moments, and their
 handler raises. After each, new clients are to be served within two seconds; each client reads its
-own words or is closed; nobody closes a descriptor of another's; and in the end all is as it was.
-Printed is what was found; the exit status is 1 if anything was not so.
+own words or is closed; no thread closes a descriptor of another's; and in the end all is as it was.
+It prints what it found; the exit status is 1 if anything was not so.
 """
 
 from __future__ import annotations

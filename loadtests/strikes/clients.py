@@ -51,8 +51,8 @@ class Client:
 class Clients:
     """They come and go, and the process *pid* gets signals.
 
-    The descriptor *told* has a byte of each that has struck: one that comes while the loop runs
-    strikes a moment later.
+    The descriptor *told* gets a byte for each signal whose handler has raised: one that comes while
+    the loop runs does so a moment later.
     """
 
     ports: dict[Kind, int]
@@ -67,7 +67,7 @@ class Clients:
     #: until those that came after it were served.
     longest: float = 0.0
     longest_after: float = 0.0
-    #: After how many signals nobody was served in time.
+    #: After how many signals no client was served in time.
     deaf_after: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Clients:
         self._clients: dict[int, Client] = {}
         self._poll.register(self.told, select.EPOLLIN)
         self._made = 0
-        # Of each kind: those who came after the last signal and were served.
+        # Of each kind: clients that came after the last signal and were served.
         self._after: Counter[Kind] = Counter()
 
     def warm_up(self, seconds: float) -> None:

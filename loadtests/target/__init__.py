@@ -1,1 +1,1 @@
-"""The server that the scenarios for locust load: a process of its own, and who starts it."""
+"""The server that the scenarios for locust load: a process of its own, and its start."""

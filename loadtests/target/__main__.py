@@ -36,7 +36,7 @@ def main() -> None:
     with FileObjectPosix(os.dup(0), "rb") as orders:
         for order in orders:
             tell(answer(served, json.loads(order)["do"]))
-    # Clients that are left are of no interest, and neither is who waits for them.
+    # Clients that are left are of no interest, and neither are handlers that wait for them.
     os._exit(0)
 
 

@@ -34,7 +34,7 @@ console: Final = logging.getLogger("locust.stats_logger")
 #: How a server of each protocol is addressed.
 SCHEMES: Final = {"stream": "tcp", "http": "http"}
 
-#: The option that nobody gives on the command line: where workers find the servers.
+#: An option for workers alone, by which they find the servers.
 HOSTS: Final = "target_hosts"
 
 
@@ -108,7 +108,7 @@ class Counts:
     def agree(self) -> bool:
         if self.given_up is None:
             return self.accepted == {**dict.fromkeys(self.accepted, 0), **self.turns}
-        # Whose turns they were, and which of them the server has seen, nobody can tell.
+        # Their clones aren't known, and neither is how many of them the server has seen.
         return 0 <= sum(self.accepted.values()) - sum(self.turns.values()) <= self.given_up
 
     def lines(self) -> Iterable[str]:
@@ -139,7 +139,7 @@ class Scenario:
 
     Args:
         wants: The servers.
-        gates: Their options' names and limits, for who gives none.
+        gates: Names and limits of the default gates.
         given_up: Asked, at the end, how many connections clients gave up before a reply.
         answer: Asked, at the end, for the lines that answer the scenario's question.
     """
@@ -162,7 +162,7 @@ class Scenario:
         self._host: str | None = None
         #: The servers of its own that run.
         self.targets: Final[list[Target]] = []
-        # glb.locust is imported, so its listeners come first: at the end, all workers have told.
+        # glb.locust is imported, so its listeners come first: in the end all workers have reported
         events.init.add_listener(self._init)
         events.test_start.add_listener(self._test_start)
 

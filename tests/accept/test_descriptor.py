@@ -107,38 +107,43 @@ def test_a_dropped_descriptor_warns_and_gives_its_share_back(share: Share) -> No
     assert (glb.registry.entries(), is_refused(address)) == ([], True)
 
 
-def test_seats_are_made_when_first_needed(clone: Descriptor) -> None:
-    """A server's clones have none, nor a bell, nor a place in the ring; none is a descriptor."""
+def test_waiters_are_made_when_first_needed(clone: Descriptor) -> None:
+    """A server's clones have none, nor an event, nor a place in the ring; none is a descriptor."""
     before = open_descriptors()
-    assert clone._seats is None
-    assert clone.seats is clone.seats
-    assert clone.seats._bell is None
-    assert clone.seats.bell is clone.seats.bell
+    assert clone._waiters is None
+    assert clone.waiters is clone.waiters
+    assert clone.waiters.polled is None
+    assert clone.readiness._event is None
+    assert clone.readiness.event is clone.readiness.event
     assert clone.entry.turns.dispatchers == {}
     assert open_descriptors() == before
 
 
-def test_seats_of_a_closed_descriptor_say_so(clone: Descriptor) -> None:
+def test_waiters_of_a_closed_descriptor_say_so(clone: Descriptor) -> None:
     """Also those that are made only then."""
     clone.close()
     with pytest.raises(OSError, match="closed") as caught:
-        clone.seats.accept(None, clone)
+        clone.waiters.accept(None, clone)
     assert errno_of(caught.value) == "EBADF"
-    assert clone.seats.is_ringing
+    assert clone.readiness.is_ready
 
 
-def test_two_descriptors_may_have_their_seats_in_common(share: Share) -> None:
+def test_two_descriptors_may_have_their_waiters_in_common(share: Share) -> None:
     """They are there until the last has closed, whichever it is."""
     one = Descriptor.of(share)
     other = Descriptor.of(REGISTRY.acquire(share.entry))
-    assert not one.seats.is_shared
-    other.share_seats(one)
-    assert (other.seats is one.seats, one.seats.is_shared, one.seats.holder) == (True, True, one)
-    seats = one.seats
+    assert not one.waiters.is_shared
+    other.share_waiters(one)
+    assert (other.waiters is one.waiters, one.waiters.is_shared, one.waiters.holder) == (
+        True,
+        True,
+        one,
+    )
+    waiters = one.waiters
     one.close()
-    assert (seats.is_cancelled, seats.is_shared, seats.holder) == (False, False, other)
+    assert (waiters.is_cancelled, waiters.is_shared, waiters.holder) == (False, False, other)
     other.close()
-    assert (seats.is_cancelled, seats.holder) == (True, None)
+    assert (waiters.is_cancelled, waiters.holder) == (True, None)
 
 
 def test_who_had_the_number_first_has_it_again(clone: Descriptor) -> None:

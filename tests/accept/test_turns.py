@@ -1,4 +1,4 @@
-"""Turns: who is next on several hubs, and where each connection is at any time."""
+"""HandOver: who is next on several hubs, and where each connection is at any time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from glb.accept.handover import QUICK_TAKES, HandOver
 from glb.accept.protocols import Handed, Turn
 from glb.accept.ring import Team
-from glb.accept.turns import PATIENCE_SECONDS, QUICK_TAKES, Turns
+from glb.accept.turns import PATIENCE_SECONDS
 from glb.model.accept_errors import Episode
 from glb.model.policy import Policy
 
@@ -148,9 +149,9 @@ class FakeDispatcher:
         return self.name
 
 
-def turns_of(*dispatchers: FakeDispatcher) -> Turns:
+def turns_of(*dispatchers: FakeDispatcher) -> HandOver:
     """Return turns of *dispatchers*, whose clones have joined hub by hub and are seated."""
-    turns = Turns(threading.RLock())
+    turns = HandOver(threading.RLock())
     for dispatcher in dispatchers:
         add(turns, dispatcher)
     for index in range(max((len(each.members) for each in dispatchers), default=0)):
@@ -161,17 +162,17 @@ def turns_of(*dispatchers: FakeDispatcher) -> Turns:
     return turns
 
 
-def add(turns: Turns, dispatcher: FakeDispatcher) -> None:
+def add(turns: HandOver, dispatcher: FakeDispatcher) -> None:
     with turns.lock:
         turns.add_locked(dispatcher, dispatcher)
 
 
-def two_hubs(members: int = 2) -> tuple[Turns, FakeDispatcher, FakeDispatcher]:
+def two_hubs(members: int = 2) -> tuple[HandOver, FakeDispatcher, FakeDispatcher]:
     first, second = FakeDispatcher("a", members=members), FakeDispatcher("b", members=members)
     return turns_of(first, second), first, second
 
 
-def with_standby(turns: Turns) -> FakeDispatcher:
+def with_standby(turns: HandOver) -> FakeDispatcher:
     standby = FakeDispatcher("standby")
     standby.is_standby = True
     with turns.lock:
@@ -179,7 +180,7 @@ def with_standby(turns: Turns) -> FakeDispatcher:
     return standby
 
 
-def give(turns: Turns, number: Any, giver: FakeDispatcher) -> str:
+def give(turns: HandOver, number: Any, giver: FakeDispatcher) -> str:
     """Hand connection *number* out, and return whom it went to."""
     handed = Handed(number, None)
     is_own = turns.hand(handed, giver)
@@ -539,7 +540,7 @@ def test_a_pause_anywhere_means_nobody_is_ready() -> None:
 
 
 def test_first_fills_the_first_hub_with_a_ready_clone() -> None:
-    """Turns go round there; the next hub has them while the first has nobody ready."""
+    """HandOver go round there; the next hub has them while the first has nobody ready."""
     turns, first, second = two_hubs(2)
     turns.join_wishes(Policy.FIRST, None, "here")
     assert [give(turns, number, first) for number in range(3)] == ["a.0", "a.1", "a.0"]
@@ -659,11 +660,11 @@ POLICIES = st.sampled_from([None, Policy.ROUND_ROBIN, Policy.LEAST_CONNECTIONS, 
 
 
 class TurnsMachine(RuleBasedStateMachine):
-    """Turns beside a plain record of who waits since when, and of every connection's place."""
+    """HandOver beside a plain record of who waits since when, and of every connection's place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns = Turns(threading.RLock())
+        self.turns = HandOver(threading.RLock())
         self.hubs = [FakeDispatcher(f"hub{n}", members=2) for n in range(3)]
         for hub in self.hubs:
             hub.members.append(FakeMember(hub, hub.singles, f"{hub.name}.single"))

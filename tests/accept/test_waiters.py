@@ -1,4 +1,4 @@
-"""Seats: waiting, polling and asking for a clone's connections, each exact, alone and mixed."""
+"""Accept waiters and readiness: accepting and polling, each exact, alone and mixed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from gevent import socket
 from gevent.event import Event
 
 import glb
-from glb.accept import waiters as seats
+from glb.accept import readiness
 from glb.accept.descriptor import Descriptor
 from glb.accept.listener import Listener
-from glb.accept.readiness import Bell, BellWatcher
+from glb.accept.readiness import Readiness
+from glb.accept.readiness_event import ReadinessEvent, ReadinessWatcher
 from glb.accept.registry import REGISTRY
 from glb.monkey import selectors as polls
 
@@ -59,12 +60,12 @@ def running() -> Iterator[list[gevent.Greenlet[..., Any]]]:
     greenlets: list[gevent.Greenlet[..., Any]] = []
     yield greenlets
     gevent.killall(greenlets)
-    greenlets.clear()  # what killed them has a traceback, and that has their bells
+    greenlets.clear()  # what killed them has a traceback, and that has their events
     let_hub_turn()
 
 
-def seats_of(clone: Any) -> seats.Seats:
-    found: seats.Seats = clone._sock.seats
+def readiness_of(clone: Any) -> Readiness:
+    found: Readiness = clone._sock.readiness
     return found
 
 
@@ -82,7 +83,7 @@ def wait_and_serve(clone: Any, text: bytes) -> None:
 def poll_and_serve(clone: Any, text: bytes) -> None:
     while True:
         assert polls.select([clone], [], [])[0] == [clone]
-        assert len(seats_of(clone)._pocket) == 1
+        assert len(readiness_of(clone).pending) == 1
         reply(clone, text)
 
 
@@ -106,7 +107,7 @@ def start(
     running: list[gevent.Greenlet[..., Any]], call: Callable[..., Any], clone: Any, *args: Any
 ) -> gevent.Greenlet[..., Any]:
     """Spawn *call*, which waits for a turn of *clone*, and let it come to that."""
-    turns = seats_of(clone).entry.turns
+    turns = readiness_of(clone).entry.turns
     before = turns.ready
     greenlet = gevent.spawn(call, clone, *args)
     running.append(greenlet)
@@ -210,11 +211,11 @@ def test_who_asks_takes_exact_turns(
 
 
 def test_a_connection_lies_ready_for_who_asks(programs: list[Any]) -> None:
-    """Whoever asks meanwhile puts it into the pocket of whose turn it is, and gets none."""
+    """A poll meanwhile leaves it pending for the clone whose turn it is, and gets none."""
     assert [accept_now(clone) for clone in programs[:2]] == [False] * 2
     with queued(programs[0]):
         assert not accept_now(programs[1])
-        assert [len(seats_of(clone)._pocket) for clone in programs] == [1, 0, 0, 0]
+        assert [len(readiness_of(clone).pending) for clone in programs] == [1, 0, 0, 0]
         assert accept_now(programs[0])
 
 
@@ -262,7 +263,7 @@ def test_who_is_polled_with_time_is_ready_only_then(programs: list[Any]) -> None
     first, second = programs[:2]
     assert not poll(first, 0.001)
     assert [accept_now(first), accept_now(second)] == [False] * 2
-    assert seats_of(first).entry.turns.ready == 1
+    assert readiness_of(first).entry.turns.ready == 1
     with queued(first):
         assert accept_now(second)
     with queued(first):
@@ -310,9 +311,9 @@ def test_a_clone_is_told_of_one_connection_at_a_time(
     for index, clone in enumerate(clones[:2]):
         start(running, serve, clone, b"%d" % index)
     with connect(clones[0].address) as kept:
-        wait_until(lambda: len(clones[0]._sock.seats._pocket) == 1)
+        wait_until(lambda: len(clones[0]._sock.readiness.pending) == 1)
         assert [ask(clones[0].address) for _ in range(3)] == [b"1"] * 3
-        assert len(clones[0]._sock.seats._pocket) == 1
+        assert len(clones[0]._sock.readiness.pending) == 1
         released.set()
         assert kept.recv(10) == b"0"
     # The other has waited longer by now.
@@ -408,20 +409,20 @@ def test_who_is_killed_leaves_its_place(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time at which seats are asked, in seconds: its first element."""
+    """The time at which clones are polled without waiting, in seconds: its first element."""
     now = [1000.0]
-    monkeypatch.setattr(seats, "monotonic", lambda: now[0])
+    monkeypatch.setattr(readiness, "monotonic", lambda: now[0])
     return now
 
 
 @pytest.mark.parametrize(
     ("interval", "expected"),
     [
-        (0.0, seats.ASKING_MIN_SECONDS),
-        (0.001, seats.ASKING_MIN_SECONDS),
-        (0.1, 0.1 * seats.ASKING_INTERVALS),
-        (0.3, 0.3 * seats.ASKING_INTERVALS),
-        (30.0, seats.ASKING_MAX_SECONDS),
+        (0.0, readiness.POLLING_MIN_SECONDS),
+        (0.001, readiness.POLLING_MIN_SECONDS),
+        (0.1, 0.1 * readiness.POLLING_INTERVALS),
+        (0.3, 0.3 * readiness.POLLING_INTERVALS),
+        (30.0, readiness.POLLING_MAX_SECONDS),
     ],
 )
 def test_who_asks_is_waited_for_by_how_often_it_asks(
@@ -431,7 +432,7 @@ def test_who_asks_is_waited_for_by_how_often_it_asks(
     for _ in range(2):
         assert not accept_now(programs[0])
         clock[0] += interval
-    assert seats_of(programs[0])._asking_seconds == pytest.approx(expected)
+    assert readiness_of(programs[0])._patience_seconds == pytest.approx(expected)
 
 
 def test_who_stops_asking_is_passed_over(clock: list[float], programs: list[Any]) -> None:
@@ -439,17 +440,17 @@ def test_who_stops_asking_is_passed_over(clock: list[float], programs: list[Any]
     first, second = programs[:2]
     for _ in range(2):
         assert [accept_now(clone) for clone in (first, second)] == [False] * 2
-    pocket = seats_of(first)._pocket
+    pending = readiness_of(first).pending
     with queued(first):
         assert not accept_now(second)
-        assert len(pocket) == 1
-        clock[0] += seats.ASKING_MIN_SECONDS * 0.9
-        gevent.sleep(seats.ASKING_MIN_SECONDS * 1.5)  # it has been looked into meanwhile
-        assert len(pocket) == 1
-        clock[0] += seats.ASKING_MIN_SECONDS * 0.2
-        wait_until(lambda: not pocket)
+        assert len(pending) == 1
+        clock[0] += readiness.POLLING_MIN_SECONDS * 0.9
+        gevent.sleep(readiness.POLLING_MIN_SECONDS * 1.5)  # it has been looked into meanwhile
+        assert len(pending) == 1
+        clock[0] += readiness.POLLING_MIN_SECONDS * 0.2
+        wait_until(lambda: not pending)
         assert [accept_now(second), accept_now(first)] == [True, False]
-    assert seats_of(first).entry.turns.accepted == 1
+    assert readiness_of(first).entry.turns.accepted == 1
     with queued(first):  # it is the second's turn again: who came back is behind
         assert [accept_now(first), accept_now(second)] == [False, True]
 
@@ -478,7 +479,7 @@ def test_who_closes_is_not_waited_for_among_who_asks(
         assert accept_now(programs[1])
 
 
-# -- the pocket -------------------------------------------------------------------------------
+# -- pending connections ---------------------------------------------------------------------
 
 
 def drop(listeners: list[Listener]) -> None:
@@ -497,7 +498,7 @@ LEAVES = {
 
 @pytest.mark.parametrize("leave", LEAVES.values(), ids=LEAVES)
 @pytest.mark.parametrize("way", ["wait", "poll", "ask"])
-def test_a_pockets_connection_goes_to_the_next_clone(way: str, leave: Any) -> None:
+def test_a_pending_connection_goes_to_the_next_clone(way: str, leave: Any) -> None:
     """Told of, and not accepted: no client is lost with the clone, and none counted twice."""
     first = glb.bind_load_balanced(ANY)
     other = glb.bind_load_balanced(first.address)
@@ -507,7 +508,7 @@ def test_a_pockets_connection_goes_to_the_next_clone(way: str, leave: Any) -> No
         gevent.spawn(poll, listeners[0])
         let_hub_turn()
         with connect(other.address) as client:
-            wait_until(lambda: len(listeners[0]._sock.seats._pocket) == 1)
+            wait_until(lambda: len(listeners[0]._sock.readiness.pending) == 1)
             let_hub_turn()
             leave(listeners)
             let_hub_turn()
@@ -525,7 +526,7 @@ def test_a_pockets_connection_goes_to_the_next_clone(way: str, leave: Any) -> No
         close_all([*listeners, other])
 
 
-def test_the_last_clone_takes_its_pocket_with_it() -> None:
+def test_the_last_clone_takes_its_pending_connection_with_it() -> None:
     """There is nobody else: the client is told, as by a kernel socket that closes."""
     with glb.bind_load_balanced(ANY) as clone:
         greenlet = gevent.spawn(poll, clone)
@@ -541,11 +542,11 @@ def test_a_connection_stays_with_who_was_told_and_not_with_who_was_killed(
     is_told: bool, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
     """A poll that returned has told of it. One that ended otherwise has not."""
-    polled = seats_of(clones[0])
+    polled = readiness_of(clones[0])
     seat = polled.begin_poll(is_waiting=True)
     start(running, reply, clones[1], b"1")
     with connect(clones[0].address) as client:
-        wait_until(lambda: len(polled._pocket) == 1)
+        wait_until(lambda: len(polled.pending) == 1)
         polled.end_poll(seat, is_waiting=True, is_told=is_told)
         if is_told:
             let_hub_turn()
@@ -557,16 +558,16 @@ def test_a_connection_stays_with_who_was_told_and_not_with_who_was_killed(
     assert not poll(clones[0], 0)
 
 
-# -- shared seats -----------------------------------------------------------------------------
+# -- shared waiters -----------------------------------------------------------------------------
 
 
 def test_who_waits_by_a_copy_is_told_of_its_end_alone(
     programs: list[Any], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
-    """Others that have seats in common with it wait on, and share its turns until the last."""
+    """Others that have waiters in common with it wait on, and share its turns until the last."""
     clone = programs[0]
     copy = clone.dup()
-    assert seats_of(copy) is seats_of(clone)
+    assert copy._sock.waiters is clone._sock.waiters
     by_copy = start(running, copy.accept.__func__, copy)
     running.append(gevent.spawn(reply, clone, b"clone"))
     let_hub_turn()
@@ -577,7 +578,7 @@ def test_who_waits_by_a_copy_is_told_of_its_end_alone(
     assert ask(programs[1].getsockname()) == b"clone"
 
 
-def test_copies_have_one_turn_one_pocket_and_one_bell(
+def test_copies_have_one_turn_one_pending_connection_and_one_event(
     programs: list[Any], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
     """Both are told, either accepts; the others have a turn each."""
@@ -597,30 +598,32 @@ def test_copies_have_one_turn_one_pocket_and_one_bell(
         assert ask(other.getsockname()) == b"other"
 
 
-# -- bells ------------------------------------------------------------------------------------
+# -- readiness events ------------------------------------------------------------------------
 
 
-def told_by(bell: Bell, *args: object, pass_events: bool = False) -> tuple[BellWatcher, list[Any]]:
-    """Return a watcher that looks at *bell*, and what it has told."""
+def told_by(
+    event: ReadinessEvent, *args: object, pass_events: bool = False
+) -> tuple[ReadinessWatcher, list[Any]]:
+    """Return a watcher that watches *event*, and what it has told."""
     told: list[Any] = []
-    watcher = BellWatcher(bell, gevent.get_hub())
+    watcher = ReadinessWatcher(event, gevent.get_hub())
     watcher.start(lambda *given: told.append(given), *args, pass_events=pass_events)
     return watcher, told
 
 
-def test_a_bell_is_heard_once_a_start() -> None:
+def test_an_event_is_seen_once_a_start() -> None:
     """Ringing twice is once; who looks again while it rings is told again, in the hub's turn."""
-    bell = Bell(REGISTRY.lock)
-    watcher, told = told_by(bell, "a", 1)
+    event = ReadinessEvent(REGISTRY.lock)
+    watcher, told = told_by(event, "a", 1)
     let_hub_turn()
     assert told == []
     for _ in range(2):
-        bell.ring(is_ringing=True)
+        event.change(is_set=True)
     assert told == []  # not before the hub turns
     let_hub_turn()
     assert told == [("a", 1)]
-    bell.ring(is_ringing=False)
-    bell.ring(is_ringing=True)
+    event.change(is_set=False)
+    event.change(is_set=True)
     let_hub_turn()
     assert told == [("a", 1)]
     watcher.start(told.append, "again")
@@ -628,51 +631,53 @@ def test_a_bell_is_heard_once_a_start() -> None:
     assert told == [("a", 1), "again"]
 
 
-def test_a_bell_that_rings_already_is_heard() -> None:
+def test_an_event_that_is_set_already_is_seen() -> None:
     """By everybody who begins to look; with what a loop's watcher would pass."""
-    bell = Bell(REGISTRY.lock)
-    bell.ring(is_ringing=True)
-    found = [told_by(bell, 5, pass_events=True)[1], told_by(bell)[1]]
+    event = ReadinessEvent(REGISTRY.lock)
+    event.change(is_set=True)
+    found = [told_by(event, 5, pass_events=True)[1], told_by(event)[1]]
     let_hub_turn()
     assert found == [[(1, 5)], [()]]  # 1 is the loop's READ
 
 
-def test_a_bell_that_is_silent_again_is_not_heard() -> None:
+def test_an_event_that_is_cleared_again_is_not_seen() -> None:
     """Somebody has fetched what there was before the hub turned; the next ring is heard."""
-    bell = Bell(REGISTRY.lock)
-    _, told = told_by(bell)
-    bell.ring(is_ringing=True)
-    bell.ring(is_ringing=False)
+    event = ReadinessEvent(REGISTRY.lock)
+    _, told = told_by(event)
+    event.change(is_set=True)
+    event.change(is_set=False)
     let_hub_turn()
     assert told == []
-    bell.ring(is_ringing=True)
+    event.change(is_set=True)
     let_hub_turn()
     assert told == [()]
 
 
-@pytest.mark.parametrize("end", [BellWatcher.stop, BellWatcher.close])
+@pytest.mark.parametrize("end", [ReadinessWatcher.stop, ReadinessWatcher.close])
 @pytest.mark.parametrize("is_late", [False, True])
-def test_who_looks_away_hears_nothing(end: Callable[[BellWatcher], None], is_late: bool) -> None:
+def test_who_looks_away_hears_nothing(
+    end: Callable[[ReadinessWatcher], None], is_late: bool
+) -> None:
     """Also if it rang a moment before; twice is harmless, and others hear it."""
-    bell = Bell(REGISTRY.lock)
-    (watcher, told), (_, others) = told_by(bell), told_by(bell)
+    event = ReadinessEvent(REGISTRY.lock)
+    (watcher, told), (_, others) = told_by(event), told_by(event)
     if not is_late:
         end(watcher)
-    bell.ring(is_ringing=True)
+    event.change(is_set=True)
     end(watcher)
     end(watcher)
     let_hub_turn()
     assert (told, others) == ([], [()])
 
 
-def test_the_end_of_a_bell_is_told_once() -> None:
+def test_the_end_of_an_event_is_seen_once() -> None:
     """To all who look, rung or not; who looks on at a closed clone isn't told for ever."""
-    bell = Bell(REGISTRY.lock)
-    watcher, told = told_by(bell)
-    bell.end()
-    bell.ring(is_ringing=False)
-    assert bell.is_over
-    assert bell.is_ringing
+    event = ReadinessEvent(REGISTRY.lock)
+    watcher, told = told_by(event)
+    event.end()
+    event.change(is_set=False)
+    assert event.is_over
+    assert event.is_set
     let_hub_turn()
     assert told == [()]
     watcher.start(told.append, "again")
@@ -680,30 +685,30 @@ def test_the_end_of_a_bell_is_told_once() -> None:
     assert told == [()]
 
 
-def test_a_bell_costs_no_descriptor() -> None:
+def test_an_event_costs_no_descriptor() -> None:
     """Nor does one who looks at it, who keeps the loop alive until it is told, as gevent's do."""
     hub = gevent.get_hub()
     before = (open_descriptors(), hub.loop.activecnt)
-    bell = Bell(REGISTRY.lock)
-    found = [told_by(bell) for _ in range(10)]
+    event = ReadinessEvent(REGISTRY.lock)
+    found = [told_by(event) for _ in range(10)]
     assert open_descriptors() == before[0]
-    bell.ring(is_ringing=True)
+    event.change(is_set=True)
     let_hub_turn()
     assert [told for _, told in found] == [[()]] * 10
     let_hub_turn()  # libuv closes watchers then
     assert (open_descriptors(), hub.loop.activecnt) == before
 
 
-def test_a_bell_is_heard_in_the_hub_of_who_looks() -> None:
+def test_an_event_is_seen_in_the_hub_of_its_watcher() -> None:
     """Whichever thread rings it."""
-    bell = Bell(REGISTRY.lock)
+    event = ReadinessEvent(REGISTRY.lock)
     threads: list[int] = []
-    watcher = BellWatcher(bell, gevent.get_hub())
+    watcher = ReadinessWatcher(event, gevent.get_hub())
     watcher.start(lambda: threads.append(threading.get_ident()))
 
     def ring() -> None:
         with REGISTRY.lock:
-            bell.ring(is_ringing=True)
+            event.change(is_set=True)
 
     thread = threading.Thread(target=ring)
     thread.start()
@@ -848,12 +853,12 @@ def test_who_closes_wakes_no_hub_that_is_destroyed_meanwhile() -> None:
         sys.setswitchinterval(interval)
 
 
-def test_a_forked_child_has_an_empty_pocket_and_a_bell_of_its_own() -> None:
+def test_a_forked_child_has_no_pending_connection_and_an_event_of_its_own() -> None:
     """What the parent was told of is the parent's; what the child rings, only the child hears."""
     clone = glb.bind_load_balanced(ANY)
     with connect(clone.address) as client:
         assert poll(clone)
-        assert len(clone._sock.seats._pocket) == 1
+        assert len(clone._sock.readiness.pending) == 1
 
         def child() -> None:
             assert not poll(clone, 0)

@@ -175,7 +175,7 @@ def test_demo_shows_exact_turns() -> None:
 
 
 def test_demo_json_is_one_object_and_adds_up() -> None:
-    """``--json`` prints one object alone, and every connection was served by somebody."""
+    """``--json`` prints one object alone, and every connection was served."""
     status, out, err = run("demo", "--json", "--clones", "3", "--connections", "100")
     found = json.loads(out)
     assert (status, err) == (0, "")
@@ -230,7 +230,7 @@ def test_demo_leaves_nothing_when_a_reply_is_missing(monkeypatch: pytest.MonkeyP
 
 
 def test_wsgi_target_is_served_in_turn(folder: pathlib.Path) -> None:
-    """A WSGI application is told by its arguments; its access log goes to stderr."""
+    """Its arguments show a WSGI application; its access log goes to stderr."""
     with serving("program:application", cwd=folder) as served:
         assert served.line == (
             f"glb: serving program:application on http://127.0.0.1:{served.address[1]}"
@@ -245,7 +245,7 @@ def test_wsgi_target_is_served_in_turn(folder: pathlib.Path) -> None:
 
 
 def test_stream_target_is_served_in_turn(folder: pathlib.Path) -> None:
-    """A handler of (sock, peer) is told by its arguments."""
+    """Its arguments show a handler of (sock, peer)."""
     with serving("program:handle", "--clones", "2", cwd=folder) as served:
         assert served.scheme == "tcp"
         assert [ask(served.address) for _ in range(4)] == [b"0", b"1", b"0", b"1"]
@@ -349,7 +349,7 @@ def test_signal_ends_it_and_frees_the_address(
 
 
 def test_handler_in_flight_may_finish(folder: pathlib.Path) -> None:
-    """After the signal nobody is let in, and who is in gets the reply."""
+    """After the signal no client is let in, and those that are in get their replies."""
     with serving("program:hold", cwd=folder) as served, connect(served.address) as client:
         assert client.recv(5) == b"held "
         served.process.send_signal(signal.SIGTERM)
@@ -419,6 +419,26 @@ def test_limits_are_the_servers(folder: pathlib.Path) -> None:
         close_all(clients)
 
 
+@pytest.mark.parametrize("hubs", ["1", "2"])
+def test_it_is_seen_from_outside(hubs: str, folder: pathlib.Path) -> None:
+    """Ready while it serves; not any more from the moment on in which it drains."""
+    options = ("--hubs", hubs, "--admin", "127.0.0.1:0")
+    with serving("program:hold", *options, cwd=folder) as served:
+        found = re.search(r", seen on http://127\.0\.0\.1:(\d+)$", served.line)
+        assert found is not None, served.line
+        admin = ("127.0.0.1", int(found[1]))
+        assert http_get(admin, "/readyz").endswith(b": accepting\n")
+        client = connect(served.address)
+        assert client.recv(5) == b"held "
+        assert b'"active": 1' in http_get(admin, "/clones")
+        served.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: http_get(admin, "/readyz").endswith(b": draining\n"))
+        client.sendall(b"x")
+        assert receive_all(client).startswith(b"most ")
+        client.close()
+        assert served.end()[0] == 0
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -431,6 +451,8 @@ def test_limits_are_the_servers(folder: pathlib.Path) -> None:
         ("--body-timeout", "x"),
         ("--send-timeout", "-1"),
         ("--drain-timeout", "-0.5"),
+        ("--stall-limit", "0"),
+        ("--drain-delay", "-1"),
     ],
 )
 def test_bad_limits_are_usage_errors(option: str, value: str, folder: pathlib.Path) -> None:
@@ -451,7 +473,7 @@ def ask_raw(address: Any, request: bytes) -> bytes:
 
 
 def test_http_has_limits_that_are_on_by_default(folder: pathlib.Path) -> None:
-    """RFC 9112 wants Host of every client of HTTP/1.1; a body is 1 GiB long, or what is told."""
+    """RFC 9112 wants Host of every client of HTTP/1.1; a body is 1 GiB long, or as given."""
     post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
     with serving("program:application", cwd=folder) as served:
         assert ask_raw(served.address, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
@@ -507,7 +529,7 @@ def test_hangup_rolls_the_new_source_in(hubs: str, folder: pathlib.Path) -> None
             assert [ask(served.address) for _ in range(8)] == [version.encode()] * 8
         status, err = served.end()
     told = [line for line in err.splitlines() if "draining" not in line]
-    assert (status, len(told)) == (0, 1)  # who was served last may be on its way out still
+    assert (status, len(told)) == (0, 1)  # the last client may still be leaving
     assert told[0].startswith("glb: stopped after 17 connections, 0 failed; by clone: ")
 
 
@@ -528,7 +550,7 @@ def test_hangup_reloads_an_application(folder: pathlib.Path) -> None:
 
 
 def test_old_handlers_finish_in_the_old_source(folder: pathlib.Path) -> None:
-    """Who is in flight keeps the handler that began, with its globals, over several reloads."""
+    """A connection in flight keeps its handler, with its globals, over several reloads."""
     write_version(folder, "one")
     with serving("versions:hold", cwd=folder) as served:
         clients = []
@@ -545,7 +567,7 @@ def test_old_handlers_finish_in_the_old_source(folder: pathlib.Path) -> None:
 
 
 def test_reload_that_fails_leaves_the_old_one_serving(folder: pathlib.Path) -> None:
-    """What is wrong is told in one line, where it is; once it is right it is served."""
+    """The error is one line, with its place; once it is mended the target is served."""
     write_version(folder, "old")
     with serving("versions:handle", cwd=folder) as served:
         for broken, reason in (
@@ -567,14 +589,14 @@ def test_reload_that_fails_leaves_the_old_one_serving(folder: pathlib.Path) -> N
 
 
 def save(path: pathlib.Path, text: str) -> None:
-    """Write a file in one step: half of it, seen by who looks a hundred times a second, is one."""
+    """Write a file in one step: a watcher with a hundred polls a second would see half of it."""
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)
 
 
 def test_saved_source_is_rolled_in(folder: pathlib.Path) -> None:
-    """With --reload nobody need send a signal, not even after a mistake."""
+    """With --reload no signal is needed, not even after a mistake."""
     write_version(folder, "old")
     code = "import glb.cli, glb.__main__ as m; glb.cli.reload.POLL_SECONDS = 0.01; m.main()"
     command = ("-c", code)
@@ -596,7 +618,7 @@ def test_saved_source_is_rolled_in(folder: pathlib.Path) -> None:
         served.hang_up("glb: reloaded ")
         status, err = served.end()
     told = [line for line in err.splitlines() if "draining" not in line]
-    assert (status, len(told)) == (0, 1)  # who was served last may be on its way out still
+    assert (status, len(told)) == (0, 1)  # the last client may still be leaving
 
 
 def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Path) -> None:
@@ -619,7 +641,7 @@ def test_hangup_without_a_target_is_told_and_ends_nothing(folder: pathlib.Path) 
 
 
 class Reloaded:
-    """A server and a target in one, which does what it is told when it is asked to reload."""
+    """A server and a target in one, which does as it is set when it reloads."""
 
     name = "app:handle"
 
@@ -738,7 +760,7 @@ def in_terminal(*args: str, cwd: pathlib.Path) -> Iterator[tuple[Any, Callable[[
         while not (found := re.search(pattern, seen, re.DOTALL)):
             try:
                 data = os.read(ours, 65536)
-            except OSError:  # EIO: nobody has the other side any more
+            except OSError:  # EIO: the other side is closed
                 data = b""
             assert data, f"{pattern!r} is not in {seen!r}"
             seen += data.decode(errors="replace")
@@ -791,7 +813,7 @@ def test_reload_is_told_above_the_table(folder: pathlib.Path) -> None:
 
 
 def test_closed_terminal_ends_it(folder: pathlib.Path) -> None:
-    """The same signal means what it always meant: nobody is there any more."""
+    """The same signal means what it always meant: the terminal is gone."""
     ours, theirs = pty.openpty()
     try:
         terminal = {"stdin": theirs, "stdout": theirs, "start_new_session": True}
@@ -845,6 +867,8 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
         (("--keyfile", "garbage.pem"), "--certfile and --keyfile go together"),
         (("--certfile", "no.pem", "--keyfile", "garbage.pem"), "'no.pem' does not exist"),
         (("--certfile", "garbage.pem", "--keyfile", "garbage.pem"), "can't load the certificate"),
+        (("--admin", "nowhere"), "can't tell of it on 'nowhere': port must be a number"),
+        (("--admin", "unix:/no/such/folder/s"), "can't bind '/no/such/folder/s': "),
         (("--stream",), "--stream needs a TARGET"),
         (("--reload",), "--reload needs a TARGET"),
         (("no_such_module:app",), "can't import 'no_such_module': ModuleNotFoundError: "),
@@ -865,7 +889,7 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
 def test_wrong_input_to_serve_is_one_line(
     args: tuple[str, ...], reason: str, folder: pathlib.Path
 ) -> None:
-    """What can't be served is told before anything is, in one line, with status 2."""
+    """A target that can't be served is one line, before anything is served, with status 2."""
     assert_refused(("serve", "--bind", "127.0.0.1:0", *args), reason, folder)
 
 
@@ -894,7 +918,7 @@ def test_address_in_use_is_one_line(folder: pathlib.Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="everything is permitted to root")
 def test_missing_permission_is_one_line(folder: pathlib.Path) -> None:
-    """A folder that may not be written to is told as such."""
+    """The error names a folder that may not be written to."""
     folder.chmod(0o500)
     bind = f"unix:{os.path.relpath(folder)}/s"
     assert_refused(("serve", "--bind", bind), "Permission denied", ROOT)
@@ -904,7 +928,7 @@ def test_missing_permission_is_one_line(folder: pathlib.Path) -> None:
 
 
 def test_glb_alone_shows_help() -> None:
-    """Who gives no command learns which there are."""
+    """Without a command the list of commands is shown."""
     status, out, err = run()
     assert (status, err) == (0, "")
     assert re.search(r"demo +Count.*serve +Serve.*Example: ", out, re.DOTALL)
@@ -917,7 +941,7 @@ def test_version_is_the_package_s() -> None:
 
 @pytest.mark.parametrize("name", ["click", "rich"])
 def test_missing_extra_is_one_line(name: str) -> None:
-    """Without click or rich it is told what to install."""
+    """Without click or rich the error says what to install."""
     code = f"import sys; sys.modules[{name!r}] = None; import glb.__main__ as m; m.main()"
     with child("-c", code) as process:
         out, err = process.communicate()

@@ -22,7 +22,7 @@ from ..support.adopting import run_python
 
 Ran = tuple[int, str, str]
 
-# What a program can see of how it was started. The file's path is told as it was given.
+# What a program can see of how it was started. The file's path is as it was given.
 pytestmark = pytest.mark.process
 
 TELL = """\
@@ -327,7 +327,7 @@ def test_a_program_that_is_not_there_changes_nothing(tmp_path: pathlib.Path) -> 
 
 @pytest.mark.usefixtures("process")
 def test_an_exit_is_passed_on(tmp_path: pathlib.Path) -> None:
-    """`SystemExit` isn't told, and has what it was given."""
+    """`SystemExit` has no traceback, and its own status."""
     (tmp_path / "program.py").write_text("import sys\nsys.exit(sys.argv[1:])\n")
     hook = sys.excepthook
     with pytest.raises(SystemExit, match=r"\['a', 'b'\]"):

@@ -78,7 +78,7 @@ def test_load_gives_the_callable_and_its_kind(folder: Path) -> None:
 
 
 def test_what_it_is_told_to_be_is_not_looked_at(folder: Path) -> None:
-    """A callable of no known kind is fine if the kind is told, then and ever after."""
+    """A callable of no known kind is fine if the kind is given, then and ever after."""
     write(folder / "app.py", "def handle(first, second): pass")
     with pytest.raises(TargetError, match="can't tell what 'app:handle' is by its arguments"):
         Target("app:handle").load()
@@ -91,7 +91,7 @@ def test_what_it_is_told_to_be_is_not_looked_at(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ":", "app:", ":handle"])
 def test_name_has_a_module_and_no_loose_colon(name: str) -> None:
-    """Who forgets a half is told at once."""
+    """A name without one half is refused at once."""
     with pytest.raises(TargetError, match=r"target must be module:callable, got '"):
         Target(name)
 
@@ -245,7 +245,7 @@ def test_libraries_and_what_was_there_before_stay(folder: Path) -> None:
 
 
 def test_main_glb_and_gevent_stay(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Who works on glb serves from its folder: what glb imports late is not the project's."""
+    """In glb's own folder, modules that glb imports late are not the project's."""
     root = Path(glb.__file__).parents[1]
     write_app(folder, 1)
     sys.path.insert(0, str(folder))
@@ -335,7 +335,7 @@ def test_compiled_module_stays_and_the_new_package_has_it(folder: Path) -> None:
 
 
 def test_import_hooks_go_on_working(folder: Path) -> None:
-    """Who watches imports, as tracers do, comes before what reads files, and sees each."""
+    """A finder that watches imports, as tracers do, comes before ours, and sees each."""
     seen = []
 
     class Hook:
@@ -395,7 +395,7 @@ def test_reload_that_fails_leaves_all_as_it_was(source: str, folder: Path) -> No
 
 
 def test_interrupt_is_passed_on_and_leaves_all_as_it_was(folder: Path) -> None:
-    """Who interrupts an import, or kills the greenlet it is in, gets that and the old modules."""
+    """An interrupt or a kill in an import is raised, and the old modules stay."""
     write_app(folder, 1)
     target = loaded()
     for name in ("KeyboardInterrupt", "gevent.GreenletExit"):
@@ -535,7 +535,7 @@ def test_watcher_polls_by_itself_until_it_is_stopped(folder: Path) -> None:
 
 
 def test_django_is_not_imported_afresh(folder: Path) -> None:
-    """It would go on with the old views, and nobody would be told."""
+    """It would silently go on with the old views."""
     write(
         folder / "app.py",
         """
@@ -556,7 +556,7 @@ def test_a_timeout_in_an_import_is_told_as_any_failure(folder: Path) -> None:
     """It is no Exception, but a database that doesn't answer is no reason to end."""
     write_app(folder, 1)
     target = loaded()
-    # One that nobody closes would leave libuv with a timer whose memory is free.
+    # An unclosed one would leave libuv with a timer whose memory is free.
     write_app(folder, 2, "import gevent\nwith gevent.Timeout(0.001): gevent.sleep(10)")
     with pytest.raises(TargetError, match="Timeout"):
         target.reload()

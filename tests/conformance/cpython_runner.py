@@ -1,7 +1,7 @@
 """Run tests of CPython's own, and write down what comes of each: a child of `test_cpythons_own`.
 
 It is called with the path of JOURNAL, in a process that is patched already: what is imported
-here must not come before. On the standard input it is told, in JSON, the names of what is to
+here must not come before. On the standard input it gets, in JSON, the names of what is to
 run, as unittest has them, and the ids of the tests that are to be left out.
 
 To JOURNAL is written a JSON object a line, ``{"test": id, "outcome": word}``: `STARTED` before
@@ -26,12 +26,12 @@ STARTED: Final = "started"
 #: not a test, takes as long.
 HANGS_AFTER_SECONDS: Final = 20
 
-#: What is said of one that ends the process, by whoever reads the journal.
+#: The outcome of a test that ends the process, in a reader of the journal.
 ENDED: Final = "hangs or dies"
 
 
 class Journal(unittest.TestResult):
-    """Writes down what comes of each test; the worst, if it is told several times."""
+    """Writes down the outcome of each test; the worst of several."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Journal(unittest.TestResult):
 
 
 class Suite(unittest.TestSuite):
-    """Leaves tests out, and asks nobody else to make one."""
+    """Leaves tests out, and has no other loader make one."""
 
     left_out: frozenset[str] = frozenset()
 

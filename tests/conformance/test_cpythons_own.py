@@ -67,7 +67,7 @@ WHOLE: Final = (
     "test_asyncore",
 )
 
-#: What is run if not all is: who listens, accepts and polls.
+#: The part that runs if not all do: tests that listen, accept and poll.
 CHOSEN: Final = (
     "test_socketserver",
     "test_select",
@@ -169,7 +169,7 @@ def in_one_child(
 
 
 def run(patch: str, names: Sequence[str], left_out: Collection[str], journal: Path) -> Outcomes:
-    """Return what came of each test under *patch*: who ends its child is left to the next one."""
+    """Return the outcome of each test under *patch*: one that ends its child has another child."""
     outcomes: Outcomes = {}
     while True:
         some, words, is_done = in_one_child(patch, names, {*left_out, *outcomes}, journal)
@@ -224,7 +224,7 @@ def test_cpythons_own_tests_fare_as_under_gevents_patch(tmp_path: Path) -> None:
 @needs_cpythons_own
 @pytest.mark.thorough
 def test_event_loops_fare_alike_when_all_sockets_are_shared(tmp_path: Path) -> None:
-    """A loop that polls a clone among its other descriptors is told of what comes, as ever."""
+    """A loop that polls a clone among its other descriptors sees what comes, as ever."""
     names = [one for one in with_prefix(LOOPS) if importlib.util.find_spec(one)]
     check_nothing_is_worse(tuple(PATCHES_SHARED), names, (), 100, tmp_path)
 
@@ -250,7 +250,7 @@ def check_nothing_is_worse(
 
 
 def is_worse_always(test: str, patches: tuple[str, ...], folder: Path) -> bool:
-    """Tell whether *test*, alone in its child, is worse under our patch in each of some runs."""
+    """Return True if *test*, alone in its child, is worse under our patch in each of some runs."""
     return all(
         test
         in worse(*(run(each, [name_of(test)], (), folder / each) for each in reversed(patches)))

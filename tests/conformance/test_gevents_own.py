@@ -290,7 +290,7 @@ def test_gevents_own_tests_pass_where_another_thread_serves(module: str) -> None
 
 @pytest.mark.parametrize("module", [*REFUSED_WITH_HUBS])
 def test_gevents_own_tests_that_two_hubs_refuse(module: str) -> None:
-    """Each of them gives a pool, and is told what to give instead."""
+    """Each of them gives a pool, and the error says what to give instead."""
     result = run(RUN_WITH_HUBS, "both", "[]", module)
     tests = REFUSED_WITH_HUBS[module]
     assert methods(result) == tests, result.stderr[-4000:]

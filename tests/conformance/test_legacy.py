@@ -55,7 +55,7 @@ def ask_line(port: int, what: str) -> bytes:
 def page_of(client: Any, what: str) -> tuple[bytes, bytes]:
     """Return the head and the body of the reply.
 
-    We read no further than the length that we are told, as browsers do: werkzeug waits 10 ms for
+    We read no further than Content-Length, as browsers do: werkzeug waits 10 ms for
     us to close.
     """
     client.sendall(f"GET {what} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
@@ -226,7 +226,7 @@ class Running(NamedTuple):
 def running(program: Program, command: list[str], folder: pathlib.Path) -> Iterator[Running]:
     """Run *program* until it serves; whatever comes, it is ended and waited for."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]  # some must be told: they don't share "any port"
+        port = free.getsockname()[1]  # some need it: they don't share "any port"
     words = [*command, str(LEGACY / f"{program.name}.py"), str(port)]
     if program.tls:
         words += make_certificate(folder)
@@ -318,7 +318,7 @@ def test_turns_are_exact(judged: tuple[Program, Outcome]) -> None:
 
 
 def test_every_reply_is_right(judged: tuple[Program, Outcome]) -> None:
-    """Nobody is refused, left waiting, or given what is another's, also in a crowd."""
+    """No client is refused, left waiting, or given another's reply, also in a crowd."""
     assert judged[1].wrong == []
 
 
@@ -416,7 +416,7 @@ class LongPoll:
 
 
 def test_long_polls_are_served_side_by_side(chat: int) -> None:
-    """A client's requests are served by all clones in turn, and waits for news hold nobody up."""
+    """A client's requests are served by all clones in turn, and waits for news hold none up."""
     clients = [LongPoll(chat) for _ in range(2 * COPIES)]
     waits = [gevent.spawn(client.get) for client in clients]
     for number, client in enumerate(clients):

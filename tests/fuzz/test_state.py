@@ -37,10 +37,10 @@ from hypothesis.stateful import (
 )
 
 import glb
+from glb.accept.handover import HandOver
 from glb.accept.listener import Listener, bind
 from glb.accept.registry import REGISTRY, Registry, Share
 from glb.accept.ring import Team
-from glb.accept.turns import Turns
 from glb.model.address import parse
 from glb.model.policy import Policy
 
@@ -431,7 +431,7 @@ HAND = st.integers(0, 2)
 
 
 class LineMachine(RuleBasedStateMachine):
-    """Turns beside one list: who stands in it before whom has waited longer.
+    """HandOver beside one list: who stands in it before whom has waited longer.
 
     Each of three hubs has a server's team and that of single listeners; it may be withdrawn.
     """
@@ -441,7 +441,7 @@ class LineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns = Turns(threading.RLock())
+        self.turns = HandOver(threading.RLock())
         self.policy: Policy | None = None
         self.hubs: list[Any] = []
         #: Everybody who waits or is away, longest waiting first.
@@ -703,7 +703,7 @@ def race(*runs: Callable[[], object]) -> None:
 @fuzz(15)
 def test_turns_hold_together_when_all_threads_use_them(seeds: list[int]) -> None:
     """Then each clone that joined last stands there once, and turns go round exactly."""
-    turns = Turns(threading.RLock())
+    turns = HandOver(threading.RLock())
     hubs: list[Any] = [FakeDispatcher(f"hub{n}", members=3) for n in range(len(seeds))]
     for hub in hubs:
         hub.members += [FakeMember(hub, hub.singles, f"{hub.name}.s{n}") for n in range(2)]

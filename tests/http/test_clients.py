@@ -188,7 +188,7 @@ def test_a_chunked_body_that_has_come_whole_keeps_the_connection(serve: Any) -> 
     ],
 )
 def test_a_look_ahead_finds_the_end_and_reads_nothing(data: bytes, ends: bool) -> None:
-    """What comes next tells whether the body ends there; the body itself is where it was."""
+    """The next bytes show whether the body ends there; the body itself is where it was."""
     body = Body(io.BytesIO(b"2\r\nxy\r\n0\r\n\r\n"), None, is_chunked=True)
     assert body.read(0) == b""
     assert body.ends_in(data) is ends
@@ -297,7 +297,7 @@ def test_a_socket_that_was_taken_is_a_stream_for_a_server_that_drains(handler_cl
 
 
 def test_a_request_behind_a_websocket_is_not_read() -> None:
-    """What a client sends to whom has taken the socket is no HTTP, whatever it looks like."""
+    """Once the application has the socket, nothing on it is HTTP, whatever it looks like."""
     calls = []
 
     def application(environ: dict[str, Any], _start_response: Any) -> list[bytes]:

@@ -230,7 +230,7 @@ def test_only_an_upgrade_has_the_raw_stream(lines: list[bytes], is_raw: bool) ->
 
 
 def test_a_101_ends_http_on_its_connection() -> None:
-    """What follows is the application's, or nobody's: it is never read as a request."""
+    """The following bytes are never read as a request."""
 
     def application(environ: dict[str, Any], start_response: Any) -> Any:
         write = start_response(
@@ -1186,7 +1186,7 @@ def test_both_loops_do_the_same_over_tls() -> None:
     ],
 )
 def test_what_is_no_tls_costs_one_line(sent: bytes, reply: bytes) -> None:
-    """With the address. A browser that was told "http:" of a TLS port shows what to do."""
+    """With the address. A browser with an "http:" link to a TLS port shows what to do."""
 
     def talk(client: Any) -> bytes:
         try:
@@ -1679,7 +1679,7 @@ def test_whatever_applications_do_both_loops_do_the_same_and_in_step() -> None:
             assert last.count(b"HTTP/1.1 ") == 1
         else:
             assert rest == []
-            # What is found behind the head can only be told in the log.
+            # A fault behind the head can only be logged.
             is_told = CLOSE.lower() in served.reply.lower() or served.lines or served.errors
             assert is_told or len(methods) == len(asked)
 

@@ -66,7 +66,7 @@ def read_in_pieces(pieces: Iterable[bytes], limits: Limits = LIMITS) -> Result |
 
 
 def told(result: Result | None) -> object:
-    """Return all that can be told of a head; of a refusal the status."""
+    """Return all attributes of a head, or the status of a refusal."""
     if not isinstance(result, Head):
         return result and result[0]
     return {name: getattr(result, name) for name in Head.__slots__}

@@ -59,7 +59,7 @@ def read_as_glb(block: bytes) -> Any:
 
 
 def told(message: Any) -> object:
-    """Return what can be told of the fields that were read."""
+    """Return the fields that were read."""
     return (
         type(message),
         # gevent leaves white space at the end of a value to those that read it.
@@ -72,7 +72,7 @@ def told(message: Any) -> object:
 
 
 def is_refused_or_as_gevents(block: bytes) -> bool:
-    """Assert that *block* is read as by gevent, if it is read; tell whether it is refused."""
+    """Assert that *block* is read as by gevent, if it is read; return True if it is refused."""
     try:
         message = read_as_glb(block)
     except BadRequest:

@@ -1,4 +1,4 @@
-"""`glb.hubs.greenlet_pool`: recycled greenlets, which nobody can tell from fresh ones.
+"""`glb.hubs.greenlet_pool`: recycled greenlets, which look like fresh ones.
 
 What a promise of gevent's is, a test asks of ``spawn=gevent.spawn`` as well: ``EACH_SPAWN``.
 """
@@ -101,7 +101,7 @@ def created() -> Iterator[list[None]]:
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, type[BaseException]]]:
-    """The errors that the hub was told of: (context as text, type). To keep it were a trace."""
+    """The errors that the hub has reported, as text and type. A reference would be a trace."""
     found: list[tuple[str, type[BaseException]]] = []
     monkeypatch.setattr(
         gevent.get_hub(),
@@ -157,7 +157,7 @@ def test_handlers_that_leave_nothing_run_in_one_greenlet(
 def test_a_burst_starts_in_the_order_of_its_connections(
     waits: bool, spawn: Any, created: list[None]
 ) -> None:
-    """Who never waits leaves its greenlet to the next at once; who waits keeps it."""
+    """A handler that never waits leaves its greenlet to the next at once; others keep it."""
     started: list[int] = []
 
     def handle(sock: Any, peer: Any) -> None:
@@ -180,7 +180,7 @@ def test_a_burst_starts_in_the_order_of_its_connections(
 
 
 def test_handlers_that_wait_and_that_do_not_share_greenlets(created: list[None]) -> None:
-    """As many greenlets as were needed at a time, whoever needs one next."""
+    """As many greenlets as were needed at a time, for any handler."""
     holder = Holder()
 
     def handle(sock: Any, peer: Any) -> None:
@@ -222,7 +222,7 @@ def test_handlers_that_wait_and_that_do_not_share_greenlets(created: list[None])
 def test_a_trace_that_is_taken_back_is_none(
     leave_and_take_back: Callable[[], object], waits: bool, created: list[None]
 ) -> None:
-    """Whoever cleans up after itself is recycled."""
+    """The greenlet of a handler that cleans up is recycled."""
 
     def handle(sock: Any, _peer: Any) -> None:
         assert_fresh()
@@ -283,7 +283,7 @@ def test_after_a_trace_the_next_handler_has_a_fresh_greenlet(
     kept: list[Any],
     reported: list[Any],
 ) -> None:
-    """One by one and in a burst; and nobody is told of an error."""
+    """One by one and in a burst; and no error is reported."""
     ended: list[int] = []
 
     def handle(sock: Any, _peer: Any) -> None:
@@ -364,7 +364,7 @@ def test_a_greenlet_that_was_kept_is_dead_and_has_the_result(waits: bool, spawn:
 
 @pytest.mark.parametrize("spawn", EACH_SPAWN)
 def test_a_handler_is_ready_when_it_has_returned(spawn: Any) -> None:
-    """Not a turn of the hub later: who woke it finds it done when it comes back itself."""
+    """Not a turn of the hub later: the greenlet that woke it finds it done at once."""
     proceed = Event()
     kept: list[Any] = []
 
@@ -642,7 +642,7 @@ def test_a_switch_that_comes_too_late_starts_no_handler(spawn: Any) -> None:
 @pytest.mark.parametrize("spawn", EACH_SPAWN)
 @pytest.mark.parametrize("waits", [False, True], ids=["from its start", "after a wait"])
 def test_a_handler_resumed_by_another_one_ends_like_any(waits: bool, spawn: Any) -> None:
-    """By a plain ``switch``, while the other one has a reference: nobody gets its greenlet."""
+    """By a plain ``switch``, while the other one has a reference: its greenlet isn't used again."""
     parts = iter(["resumed", "resumes", *["neither"] * 5])
     waiting: list[Any] = []
     seen: list[Any] = []
@@ -909,7 +909,7 @@ def test_an_error_is_reported_as_gevent_reports_it(
 def test_a_system_error_reaches_the_main_greenlet(
     kind: type[BaseException], waits: bool, spawn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever catches it there may go on: the server does."""
+    """If it is caught there the program may go on: the server does."""
     errors = iter([kind("on purpose"), kind("again")])
 
     def handle(sock: Any, _peer: Any) -> None:
@@ -942,7 +942,7 @@ def test_a_system_error_reaches_the_main_greenlet(
 def test_who_catches_a_system_error_may_stop_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While the hub is in the midst of starting handlers; who waits to start is served."""
+    """While the hub is in the midst of starting handlers; those that wait to start are served."""
     started: list[int] = []
 
     def handle(sock: Any, _peer: Any) -> None:
@@ -1020,7 +1020,7 @@ def test_killing_a_handler_closes_its_connection(
 
 @pytest.mark.parametrize("spawn", EACH_SPAWN)
 def test_a_handler_may_outlive_its_kill(spawn: Any, created: list[None]) -> None:
-    """Whoever catches GreenletExit goes on, and its result is its own."""
+    """A handler that catches GreenletExit goes on, and its result is its own."""
     kept: list[Any] = []
 
     def handle(sock: Any, _peer: Any) -> str:
@@ -1310,7 +1310,7 @@ NO_LIBUV = pytest.mark.skipif(
 
 @NO_LIBUV
 def test_a_server_outlives_the_hub_of_its_thread() -> None:
-    """Its greenlets are let go whoever stops it, and the thread's next hub has its own."""
+    """Its greenlets end in any kind of stop, and the thread's next hub has its own."""
     failed: list[BaseException] = []
     old: list[StreamServer] = []
 
@@ -1496,7 +1496,7 @@ def test_killing_a_pool_closes_what_runs_and_what_waits(
 
 
 def test_killing_one_pool_leaves_another_servers_handlers(pair: Pair) -> None:
-    """Who waits for a greenlet in another pool's name is served."""
+    """A job of another pool that waits for a greenlet is served."""
     with (
         StreamServer(LOCAL, lambda sock, _: sock.sendall(b"one"), spawn=2) as one,
         StreamServer(LOCAL, lambda sock, _: sock.sendall(b"two"), spawn=2) as two,

@@ -71,7 +71,7 @@ def test_a_function_may_wait(thread: HubThread) -> None:
 
 
 def test_what_it_raises_is_raised_here(thread: HubThread) -> None:
-    """The error itself, and nobody reports it there."""
+    """The error itself, and the other hub doesn't report it."""
     reported: list[object] = []
     thread.hub.handle_error = lambda *args: reported.append(args)
     with pytest.raises(LookupError, match="on purpose"):
@@ -101,7 +101,7 @@ def test_any_result_is_a_result(thread: HubThread, result: object) -> None:
 
 
 def test_an_answer_that_came_first_is_there(thread: HubThread) -> None:
-    """Who asks may do other things before waiting, even with no time left."""
+    """The caller may do other things before waiting, even with no time left."""
     asked = threading.Event()
 
     def work() -> str:
@@ -125,7 +125,7 @@ def test_an_answer_may_be_asked_for_again(thread: HubThread) -> None:
 
 
 def test_several_may_be_asked_at_once() -> None:
-    """Each answers for itself, whoever is first."""
+    """Each answers for itself, in any order."""
     threads = [HubThread(f"glb asked {number}").start() for number in range(3)]
     gates = [threading.Event() for _ in threads]
 
@@ -224,7 +224,7 @@ def test_a_hub_that_was_never_there_gives_no_answer() -> None:
 
 
 def test_a_hub_that_ends_meanwhile_ends_the_wait() -> None:
-    """What is left on it is killed; who waits for that gets no answer, and is not killed."""
+    """Its greenlets are killed; a greenlet that waits for one gets no answer, and isn't killed."""
     thread = HubThread("glb ending").start()
     begun = threading.Event()
 

@@ -1,7 +1,7 @@
 """The scenarios of `loadtests`, run by the real locust, without a web page, for a second each.
 
-locust is never imported here: it patches the process that does. A run has ended when nobody holds
-its output any more, so none of them leaves a server or a worker behind.
+locust is never imported here: it patches the process that does. A run has ended when no process
+holds its output any more, so none of them leaves a server or a worker behind.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def test_racing_servers_fail_by_their_balance(tmp_path: Path) -> None:
 
 
 def test_a_gate_of_the_command_line_goes_before_the_scenarios(tmp_path: Path) -> None:
-    """Who allows any balance gets exit status 0 from racing servers."""
+    """Gates that allow any balance give exit status 0 for racing servers."""
     gates = ("--balance-min-jain", "0", "--balance-max-spread", "1000000")
     found = run("balance", tmp_path, "--server", "racing", *gates)
     assert found.status == 0, found.output[-3000:]
@@ -180,7 +180,7 @@ def test_counts_agree_with_a_master_and_two_workers(tmp_path: Path) -> None:
 
 
 def test_no_server_outlives_its_locust(tmp_path: Path) -> None:
-    """It ends when locust is killed: nobody is left who holds the output."""
+    """It ends when locust is killed: no process is left that holds the output."""
     with start("tcp", tmp_path, "--headless", "-u", "5", "-r", "5") as child:
         assert child.stdout is not None
         for line in child.stdout:
@@ -233,7 +233,7 @@ def test_http_as_a_locustfile_hides_no_module() -> None:
 
 @pytest.mark.thorough
 def test_churn_leaves_no_connection_unaccounted_for(tmp_path: Path) -> None:
-    """The server has accepted who was served, and of those who reset at most all."""
+    """The server has accepted all served clients, and at most all that reset."""
     found = run("churn", tmp_path)
     assert found.status == 0, found.output[-3000:]
     server = found.server()

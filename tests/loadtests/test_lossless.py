@@ -47,7 +47,7 @@ ELSEWHERE = ("memory", "silent", "exhaustion")
 
 
 def test_who_came_after_a_change_and_met_the_old_handler_is_stale() -> None:
-    """Who came during it may meet either."""
+    """A client that came during it may get either."""
     changes = [Change(10, 20, 1), Change(30, 40, 2)]
     visits = [
         Visit(5, 15, "good", 0, 0),  # there as it began
@@ -170,7 +170,7 @@ def _serve(handle: Callable[[Any, Any], None]) -> tuple[gevent.server.StreamServ
 
 
 def test_each_loss_has_its_name() -> None:
-    """Resets, ends without a reply, parts of one; and refusals, when nobody listens any more."""
+    """Resets, ends without a reply, parts of one; and refusals, without a listener."""
     server, port = _serve(Careless())
     arrivals = Arrivals()
     try:

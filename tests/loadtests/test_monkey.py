@@ -39,7 +39,7 @@ def test_what_is_compared_runs_the_same_program() -> None:
     for group in GROUPS:
         assert len({(one.program, one.number, one.is_http, one.of) for one in group}) == 1
         assert len({one.side for one in group}) == len(group)
-    assert len(GROUPS) == 2 * len(PROGRAMS) - 1  # who is a client has no copies
+    assert len(GROUPS) == 2 * len(PROGRAMS) - 1  # a client has no copies
 
 
 def test_ratios_are_of_one_round() -> None:

@@ -69,7 +69,7 @@ def test_a_planned_crash_is_told_of_once() -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_reply_is_read_as_a_whole(kind: Kind) -> None:
-    """What is another's, or cut, is told from one that never came."""
+    """Another's reply, or a cut one, differs from one that never came."""
     request = Request(Verb.REPLY, 5, 100)
     body = reply(request, Reply(1, 2, 3))
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -99,7 +99,7 @@ def test_requests_are_read_as_they_were_sent() -> None:
 
 
 def test_a_report_is_kept_only_if_nothing_is_wrong() -> None:
-    """Whoever is lost, fails, or is not there at all counts; who is closed or late does not."""
+    """Lost, failed and missing clients count; closed or late ones do not."""
 
     def kept(
         *results: Result, violated: dict[str, int] | None = None, errors: tuple[str, ...] = ()
@@ -154,7 +154,7 @@ def test_quantiles_are_samples() -> None:
 
 @pytest.mark.parametrize("hubs", [1, 2])
 def test_a_short_run_finds_nothing(hubs: int) -> None:
-    """All at once for a few seconds: nothing is violated, and nobody lost."""
+    """All at once for a few seconds: nothing is violated, and no client lost."""
     report = run(Plan(seconds=3, hubs=hubs, seed=hubs))
     assert report.violations == {}
     assert report.outcome.counts[Behaviour.GOOD, Result.SERVED] > 50

@@ -16,7 +16,7 @@ import pytest
 
 ENDLESS_SECONDS = 60
 
-#: Users whose requests tell who served them, some in each way; no server is needed for that.
+#: Users whose requests name their clone, some in each way; no server is needed for that.
 LOCUSTFILE = """
 import itertools, types
 import gevent
@@ -146,7 +146,7 @@ def check_all_told(locust: Locust, said: str, workers: int = 1) -> None:
 
 
 def test_a_run_is_counted_to_the_last_request(locust: Locust) -> None:
-    """However a reply tells who gave it, and users finish what they are at."""
+    """In each way of naming a clone, and users finish their requests."""
     status, said = locust.run("--balance-max-spread", "1", "--balance-min-jain", "0.9")
     assert status == 0, said
     check_all_told(locust, said)

@@ -1,4 +1,4 @@
-"""The balance as a measure: counts, fairness, gates, and what is told of them."""
+"""The balance as a measure: counts, fairness, gates, and their reports."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_clone_that_served_nobody_counts() -> None:
     ],
 )
 def test_exact_is_what_turns_give(told: list[str], is_exact: bool, spread: int) -> None:
-    """One may be ahead by one, in the middle of a round; nobody at all is no round."""
+    """One may be ahead by one, in the middle of a round; no clone at all is no round."""
     figures = measured(*told).figures()
     assert (figures.is_exact, figures.spread) == (is_exact, spread)
 
@@ -82,11 +82,11 @@ def test_a_name_is_only_words_to_a_terminal_and_a_spreadsheet() -> None:
 
 
 def test_a_server_that_tells_something_new_each_time_fills_no_memory() -> None:
-    """So many, and the rest is one; nobody is lost from the sum."""
+    """So many, and the rest is one; the sum is complete."""
     measure = measured(*(f"request {n}" for n in range(MOST_CLONES + 50)), "0/999999")
     assert len(turns(measure)) == MOST_CLONES + 1
     assert turns(measure)[OTHERS] == 51
-    assert len(measure._told) == MOST_CLONES
+    assert len(measure._known) == MOST_CLONES
 
 
 @given(st.lists(st.lists(st.one_of(TOLD, st.none())), min_size=1, max_size=3))
@@ -252,7 +252,7 @@ def test_a_clones_words_are_only_words_on_a_page() -> None:
 
 
 def test_nobody_told_is_told() -> None:
-    """There are requests of which nobody says who served them."""
+    """There are requests without a known clone."""
     assert report.facts(Measure().figures()).startswith("no reply told which clone gave it; ")
 
 

@@ -32,7 +32,7 @@ pytestmark = [
 # A page that hasn't changed by then doesn't; it asks every two seconds.
 ENDLESS_SECONDS: Final = 30
 
-#: So many requests, of which clones 0, 1, ... of 4 have one each in turn; two that nobody served.
+#: So many requests, of which clones 0, 1, ... of 4 have one each in turn; two without a clone.
 TURNS: Final = 203
 #: One more is counted when the test has been stopped, and its user finishes what it is at.
 LATE: Final = 1

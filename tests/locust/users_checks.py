@@ -46,7 +46,7 @@ from locust.user.task import filter_tasks_by_tags
 
 import glb
 from glb.locust import EchoUser, TcpUser
-from glb.locust.users import TOLD_BYTES, RequestFailed, tcp_target
+from glb.locust.users import SHOWN_BYTES, RequestFailed, tcp_target
 from glb.server import StreamServer
 
 from ..support.helpers import wait_until
@@ -63,7 +63,7 @@ SHORT_SECONDS = 0.1
 
 
 class Log:
-    """What a user's requests told locust."""
+    """The requests of a user, as locust has them."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -87,7 +87,7 @@ class Log:
 
 
 def made(user_class: type[Any]) -> tuple[Any, Log]:
-    """Return a user that nobody runs, and what its requests tell."""
+    """Return a user that doesn't run, and its requests."""
     environment: Any = Environment(user_classes=[user_class])
     log = Log()
     environment.events.request.add_listener(log)
@@ -105,7 +105,7 @@ def client(base: type[Any] = TcpUser, **attributes: Any) -> tuple[Any, Log]:
 
 
 class Served:
-    """A server, what it has accepted, and who of them is still connected."""
+    """A server, the connections that it has accepted, and those that are still open."""
 
     def __init__(self, server: Any, url: str) -> None:
         self.server = server
@@ -207,7 +207,7 @@ def reset(sock: Any) -> None:
 
 @pytest.fixture
 def nobody() -> str:
-    """Where nobody listens; bound, so that nobody will."""
+    """A port without a listener; bound, so that there won't be one."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{sock.getsockname()[1]}"
@@ -368,7 +368,7 @@ def test_a_connection_is_one_turn() -> None:
 
 
 def test_a_check_tells_what_is_wrong() -> None:
-    """The reply is a failure with its words, and told of all the same: somebody gave it."""
+    """The reply is a failure with its words, and still counts for its clone."""
     with serving(echo) as served:
         ours, log = client(host=served.url, clone_of=lambda *_: 3)
         ours.request(b"fine\n", check=lambda _: None)
@@ -534,7 +534,7 @@ def test_refused(nobody: str) -> None:
 
 
 def test_no_socket_file_is_a_failure(tmp_path: pathlib.Path) -> None:
-    """As a port where nobody listens."""
+    """As a port without a listener."""
     ours, log = client(host=f"unix://{tmp_path}/none")
     with pytest.raises(RequestFailed):
         ours.connect()
@@ -571,7 +571,10 @@ def test_reset_in_the_middle() -> None:
     [
         (b"", "the server closed the connection without a reply"),
         (b"3/4 he", "the server closed the connection after 6 bytes: b'3/4 he'"),
-        (b"x" * 200, f"the server closed the connection after 200 bytes: b'{'x' * TOLD_BYTES}'..."),
+        (
+            b"x" * 200,
+            f"the server closed the connection after 200 bytes: b'{'x' * SHOWN_BYTES}'...",
+        ),
     ],
 )
 def test_an_end_in_the_middle(reply: bytes, words: str) -> None:
@@ -708,7 +711,7 @@ def test_a_connection_that_takes_its_time() -> None:
 
 
 def test_a_certificate_that_is_not_trusted_is_a_failure() -> None:
-    """Who gives no context verifies."""
+    """Without a context it verifies."""
     with serving(echo, "tls") as served:
         ours, log = client(host=served.url)
         with pytest.raises(RequestFailed, match="CERTIFICATE_VERIFY_FAILED"):
@@ -738,7 +741,7 @@ def test_a_mistake_in_a_task_is_no_failure_of_the_servers() -> None:
 
 
 def test_a_timeout_of_the_tasks_own_is_the_tasks() -> None:
-    """Theirs is not ours: no failure is told, and the connection is closed."""
+    """A foreign exception is no failure, and the connection is closed."""
     with serving(never_reply) as served:
         ours, log = client(host=served.url)
         with pytest.raises(gevent.Timeout), gevent.Timeout(SHORT_SECONDS):
@@ -751,7 +754,7 @@ def test_a_timeout_of_the_tasks_own_is_the_tasks() -> None:
 
 
 def killed_in(ours: Any, call: Callable[[], object], is_there: Callable[[], bool]) -> None:
-    """Kill who does *call* when *is_there*, and look that nothing is left of it."""
+    """Kill the greenlet of *call* when *is_there*, and check that nothing is left of it."""
     greenlet = gevent.spawn(call)
     wait_until(is_there)
     gevent.sleep(0)
@@ -782,7 +785,7 @@ def test_a_kill_in_the_middle_closes(call: str, kind: str, trusting: ssl.SSLCont
 
 
 def test_a_kill_in_a_handshake_closes() -> None:
-    """Also where there is no client yet that could be told to close."""
+    """Also if there is no client yet that could be closed."""
     with serving(never_reply) as served:
         ours, log = client(host=served.url.replace("tcp", "tls"))
         killed_in(ours, ours.connect, lambda: served.open == 1)
@@ -940,7 +943,7 @@ def test_a_kept_connection_that_was_closed_is_made_anew(
 
 
 def test_a_look_for_the_end_loses_nothing() -> None:
-    """What the server has sent unasked is there for who asks."""
+    """Data that the server has sent unasked is there for the next request."""
     with serving(reply_with(b"one\ntwo\n", b"")) as served:
         ours, log = client(host=served.url, keep_alive=True)
         ours.send(b"go\n")
@@ -955,7 +958,7 @@ def test_a_look_for_the_end_loses_nothing() -> None:
 
 
 def test_a_failed_request_ends_its_task() -> None:
-    """The user goes on with the next; no error is told but the failure."""
+    """The user goes on with the next; the failure is the only error."""
     ran: list[str] = []
 
     def fail(user: Any) -> None:
@@ -1184,7 +1187,7 @@ def test_another_reply_is_a_failure(reply: bytes) -> None:
             user.tasks[0](user)
         assert not user.client.is_connected
     ((name, error),) = log.failures
-    came = repr(reply) if len(reply) <= TOLD_BYTES else f"{reply[:TOLD_BYTES]!r}..."
+    came = repr(reply) if len(reply) <= SHOWN_BYTES else f"{reply[:SHOWN_BYTES]!r}..."
     assert (name, str(error)) == ("echo", f"sent b'hello\\n', got {came}")
     assert log.clones == []
 
@@ -1317,7 +1320,7 @@ def test_a_users_headers_and_subprotocols_are_sent() -> None:
 
 
 def test_a_websocket_is_a_tasks() -> None:
-    """Closed with a goodbye at its end, which the server sees, and locust is not told of."""
+    """Closed with a goodbye at its end, which the server sees, and isn't in locust's report."""
     closed: list[tuple[int, bytes]] = []
 
     def handle(sock: Any) -> None:
@@ -1335,7 +1338,7 @@ def test_a_websocket_is_a_tasks() -> None:
 
 @pytest.mark.parametrize("report_close", [False, True])
 def test_a_server_that_says_no_goodbye(report_close: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It isn't waited for to the end of the world; a failure only of who asks for one."""
+    """It isn't waited for to the end of the world; a failure only with `report_close`."""
     monkeypatch.setattr("glb.locust.websocket.GOODBYE_SECONDS", SHORT_SECONDS)
 
     def handle(sock: Any) -> None:

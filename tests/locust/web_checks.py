@@ -21,7 +21,7 @@ from locust.env import Environment
 from locust.web import WebUI
 
 from glb.locust import report, web
-from glb.locust.chart import MOST_CLONES, NOBODY, draw
+from glb.locust.chart import MOST_CLONES, NO_TURNS, draw
 from glb.locust.measure import Clone, CloneFigures, Figures, Measure, Sample
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -121,8 +121,8 @@ def test_the_lines_are_turns_per_second(every: int, turns: list[int], shares: li
 def test_no_clones_are_said_in_words() -> None:
     """A picture of nothing says why."""
     svg = draw(figures(), [])
-    assert words(svg) == [NOBODY]
-    assert ET.fromstring(svg).get("aria-label") == NOBODY
+    assert words(svg) == [NO_TURNS]
+    assert ET.fromstring(svg).get("aria-label") == NO_TURNS
 
 
 def test_very_many_clones_are_few_bars() -> None:
@@ -308,7 +308,7 @@ def test_the_report_has_the_section(pages: Pages, measure: Measure, theme: str) 
 def test_nothing_is_told_without_the_login_that_locust_asks_for(
     pages: Pages, measure: Measure
 ) -> None:
-    """Each page sends who isn't known to the login, with no figure in it; then it tells."""
+    """Each page sends an unknown user to the login, without a figure; then it shows them."""
     environment, client = pages.extended(measure, login=True)
     ui = environment.web_ui
     assert ui is not None and ui.app is not None

@@ -54,7 +54,7 @@ def test_what_is_no_number_is_a_type_error(check: Callable[[str, object], None],
 
 @pytest.mark.parametrize("value", [None, 3.0, 0.5, NAN, INF])
 def test_a_count_is_a_whole_number(value: object) -> None:
-    """Not even a whole float, nor None: those are left to who has a meaning for it."""
+    """Not even a whole float, nor None: each caller checks those itself."""
     with pytest.raises(TypeError) as caught:
         check_count("limit", value)
     assert str(caught.value) == COUNT.format(value)
@@ -137,7 +137,7 @@ def test_places_are_whole_numbers(value: Any) -> None:
 
 @pytest.mark.parametrize("places", [(None, None), (1, None), (None, 7), (4, 4), (5, 4)])
 def test_places_that_fit_pass(places: tuple[int | None, int | None]) -> None:
-    """What isn't told fits anything."""
+    """None fits anything."""
     check_places(*places)
 
 
@@ -247,7 +247,7 @@ FLOAT_RATES = st.floats(0.1, 10000, allow_nan=False)
 def test_no_window_has_more_than_its_share(
     rate: float, start: float, steps: list[float], patient: bool
 ) -> None:
-    """Of any length: its seconds' worth and one burst, by who asks before each token."""
+    """Of any length: its seconds' worth and one burst, by a caller that asks before each token."""
     now = start
     bucket = Bucket(rate, now)
     burst = max(1.0, rate * BURST_SECONDS)
@@ -281,7 +281,7 @@ def test_who_waits_as_long_as_it_says_has_one(rate: float, start: float, taken: 
 def test_a_clock_that_stands_or_goes_back_harms_nothing(
     rate: float, start: float, steps: list[float]
 ) -> None:
-    """Nobody waits longer for it than for one token, and only time that passes makes tokens."""
+    """No wait is longer than for one token, and only time that passes makes tokens."""
     now, passed, taken = start, 0.0, 0
     bucket = Bucket(rate, now)
     burst = max(1.0, rate * BURST_SECONDS)

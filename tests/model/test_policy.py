@@ -51,12 +51,12 @@ class Clone:
 
 
 def test_of_none_there_is_no_least_loaded() -> None:
-    """An empty ring gives nobody the connection."""
+    """An empty ring gives no clone the connection."""
     assert least_loaded([]) is None
 
 
 def test_of_equals_the_first_is_taken() -> None:
-    """Who has waited longest wins a tie, so idle clones still go in turn."""
+    """The clone that has waited longest wins a tie, so idle clones still go in turn."""
     clones = [Clone(2), Clone(1), Clone(1)]
     assert least_loaded(clones) is clones[1]
     assert least_loaded(iter(clones)) is clones[1]

@@ -144,7 +144,7 @@ def test_a_server_is_full_when_every_clone_is_that_is_not_paused() -> None:
         assert of_server(own, [full, full]) is own
 
 
-# -- who keeps to it: a clone -------------------------------------------------------------------
+# -- moves of a clone ---------------------------------------------------------------------------
 
 
 def test_a_clone_makes_the_moves_of_the_table() -> None:
@@ -230,7 +230,7 @@ def test_a_pause_outlasts_a_restart() -> None:
         server.stop()
 
 
-# -- who keeps to it: a server ------------------------------------------------------------------
+# -- moves of a server --------------------------------------------------------------------------
 
 
 def test_a_server_makes_the_moves_of_the_table() -> None:

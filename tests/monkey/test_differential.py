@@ -143,7 +143,8 @@ def tamed(operations: Operations) -> Operations:
       listen again, but not connect or be bound; and a duplicate of it is another clone, which
       isn't shut down with it. (Linux has a surprise of its own: shut down a socket that isn't
       connected, get an error, and what it accepts later can't be written to.)
-    * A socket that is duplicated listens: of one that doesn't, only who listens is a clone.
+    * A socket that is duplicated listens: of one that doesn't, only the object that listens is a
+      clone.
     * Options are set before a socket listens, and not read then: clones have them in common,
       those of the first.
     """
@@ -228,7 +229,7 @@ class Pair:
         return found
 
     def differ(self, operations: Operations) -> bool:
-        """Tell whether the two do anything else, or leave something."""
+        """Return True if the two differ, or leave something."""
         gevents, ours = self.run(operations)
         return gevents != ours or not all(ours.values())
 

@@ -139,7 +139,7 @@ def test_gevent_patches_unless_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("patchable")
 def test_without_gevents_select_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time, at who asked; who doesn't want sockets is told nothing."""
+    """Each time, at the caller; without sockets there is no warning."""
     monkeypatch.setattr(gevent.monkey, "is_module_patched", lambda name: name != "select")
     before = names()
     for _ in range(2):
@@ -236,7 +236,7 @@ def test_either_half_can_be_had_alone_and_the_other_later() -> None:
 
 @pytest.mark.usefixtures("patchable")
 def test_clones_and_hubs_are_the_servers_defaults() -> None:
-    """Of servers that aren't told; a Pool keeps one to a single hub; `restore` undoes it."""
+    """Defaults of servers; a Pool keeps one to a single hub; `restore` undoes it."""
     recorder = Recorder()
 
     def places(**options: Any) -> tuple[int, int]:
@@ -266,7 +266,7 @@ def test_more_hubs_than_clones_by_default_are_as_many_clones() -> None:
 
 @pytest.mark.usefixtures("patchable")
 def test_a_server_on_an_excluded_address_has_one_clone() -> None:
-    """As gevent's has, unless it is told; what is excluded again is added."""
+    """As gevent's has, unless it says more; a second exclusion is added."""
     monkey.patch_all(clones=3, hubs=2, exclude=[":8000"])
     monkey.patch_all(exclude=["127.0.0.1:8001"])
     places = []
@@ -360,7 +360,7 @@ def test_find_late_modules_what_would_be_patched_is_named(monkeypatch: pytest.Mo
 
 
 def test_the_standard_library_is_patched_by_gevent_and_by_us() -> None:
-    """Two lines on top: sockets of the library are clones, selectors are told of turns."""
+    """Two lines on top: sockets of the library are clones, selectors see turns."""
     check_child(
         """
 import glb.monkey

@@ -1,4 +1,4 @@
-"""Polls: each way of polling a clone tells of a connection on its turn, and never for nothing."""
+"""Selectors: each way of polling a clone reports a connection on its turn, and no other."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def polling(*polled: Any) -> Iterator[Any]:
         yield selector
 
 
-# Each way returns what it was told of, as it was given. A timeout is in seconds.
+# Each way returns the ready objects, as they were given. A timeout is in seconds.
 
 
 def by_select(polled: list[Any], timeout: float | None = None) -> list[Any]:
@@ -118,7 +118,7 @@ def start(call: Callable[..., Any], *args: Any) -> gevent.Greenlet[..., Any]:
 
 def end(greenlets: list[gevent.Greenlet[..., Any]]) -> None:
     gevent.killall(greenlets)
-    greenlets.clear()  # what killed them has a traceback, and that has their bells
+    greenlets.clear()  # what killed them has a traceback, and that has their watchers
     let_hub_turn()
 
 
@@ -190,7 +190,7 @@ def test_one_poller_of_all_clones_is_told_of_each_in_turn(way: Way, clones: list
 
 
 def test_two_ways_of_polling_share_the_turns(clones: list[Any]) -> None:
-    """Select, poll and selectors are one ring, with who waits in accept."""
+    """Select, poll and selectors are one ring, with greenlets in accept."""
 
     def serve(index: int) -> None:
         while True:
@@ -235,10 +235,10 @@ def asked(way: Way, clone: Any) -> bool:
 def test_polls_without_time_take_turns(
     way: Way, clones: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who looks now and then is told in the order in which all began to look."""
-    # However busy the machine is, nobody has waited too long to keep its place.
-    monkeypatch.setattr("glb.accept.waiters.ASKING_MIN_SECONDS", 30)
-    monkeypatch.setattr("glb.accept.waiters.ASKING_MAX_SECONDS", 30)
+    """Polls now and then are served in the order of their first polls."""
+    # However busy the machine is, none has waited too long to keep its place.
+    monkeypatch.setattr("glb.accept.readiness.POLLING_MIN_SECONDS", 30)
+    monkeypatch.setattr("glb.accept.readiness.POLLING_MAX_SECONDS", 30)
     assert [asked(way, clone) for clone in clones] == [False] * COPIES
     order = []
     for _ in range(6):
@@ -251,7 +251,7 @@ def test_polls_without_time_take_turns(
 
 
 def test_a_poll_without_time_is_not_told_what_others_wait_for(way: Way, clones: list[Any]) -> None:
-    """It stands in line behind who waits already."""
+    """It stands in line behind those that wait already."""
     greenlet = start(reply, clones[0], b"0")
     client = queued(clones[0])
     assert way(clones[1:], 0) == []
@@ -324,7 +324,7 @@ class Loop:
         return [key.fileobj for key in keys if key.fileobj in self.clones]
 
     def accept(self, clone: Any) -> bool:
-        """Accept from *clone*; tell whether there was something."""
+        """Accept from *clone*; return True if there was a connection."""
         try:
             conn, peer = clone.accept()
         except BlockingIOError:
@@ -337,7 +337,7 @@ class Loop:
     def turn(
         self, timeout: float | None, *, is_busy: bool = False, is_greedy: bool = False
     ) -> None:
-        """Poll once, and accept what is told, until there is nothing more if *is_greedy*."""
+        """Poll once, and accept from the ready ones, until nothing is left if *is_greedy*."""
         for clone in self.poll(timeout, is_busy=is_busy):
             assert self.accept(clone), "it was told for nothing"
             while is_greedy and self.accept(clone):
@@ -457,7 +457,7 @@ def test_a_clone_that_waits_after_a_poll_has_no_mates(loop: Loop) -> None:
     greenlet = start(reply, last, b"mine")
     assert ask(last.getsockname()) == b"mine"
     greenlet.get()
-    assert last._sock.seats._mates == []
+    assert last._sock.readiness._mates == []
 
 
 def test_a_loop_that_is_away_is_passed_over(loop: Loop) -> None:
@@ -483,13 +483,13 @@ def test_a_loop_that_is_away_is_passed_over(loop: Loop) -> None:
 
 
 def test_a_selector_does_not_tell_later_of_what_was_accepted_meanwhile(clones: list[Any]) -> None:
-    """A bell that rang between two polls is not heard any more."""
+    """An event that was set between two polls is not seen any more."""
     clone = clones[0]
     with polling(clone) as selector:
         for _ in range(3):  # from then on it stands in line between two polls
             assert selector.select(0) == []
         with queued(clone):
-            wait_until(lambda: len(clone._sock.seats._pocket) == 1)
+            wait_until(lambda: len(clone._sock.readiness.pending) == 1)
             let_hub_turn()
             assert accept_now(clone)
         for timeout in (0, 0.001):
@@ -497,7 +497,7 @@ def test_a_selector_does_not_tell_later_of_what_was_accepted_meanwhile(clones: l
 
 
 def test_a_selector_may_lose_a_clone_while_it_selects(clones: list[Any]) -> None:
-    """Unregistered by another greenlet: the clone is not told of, and the other is."""
+    """Unregistered by another greenlet: the clone is not reported, and the other is."""
     with polling(*clones[:2]) as selector:
         greenlet = start(selector.select, 5)
         selector.unregister(clones[0])
@@ -644,7 +644,7 @@ def test_other_descriptors_are_polled_as_ever(way: Way, clones: list[Any]) -> No
 
 
 def test_a_clone_is_not_ready_while_it_is_polled_for_writing(clones: list[Any]) -> None:
-    """A listening socket is never writable, and nobody who asks for that is given a turn."""
+    """A listening socket is never writable, and a poll for that gets no turn."""
     clone = clones[0]
     poll = select.poll()
     poll.register(clone, POLLOUT)
@@ -677,8 +677,8 @@ def test_a_clone_polled_for_both_tells_of_reading_alone(clones: list[Any]) -> No
 
 
 def test_what_gevent_refuses_is_refused_in_its_words(clones: list[Any]) -> None:
-    """What is no descriptor, is closed, or is told of as not open: error and ring are as before."""
-    gone = fcntl.fcntl(0, fcntl.F_DUPFD, 900)  # a number that no bell will get
+    """No descriptor, closed, or reported as not open: error and ring are as before."""
+    gone = fcntl.fcntl(0, fcntl.F_DUPFD, 900)  # a number that no clone will get
     os.close(gone)
     for wrong in ("text", gone, object()):
         with pytest.raises((TypeError, ValueError, OSError)) as ours:
@@ -702,7 +702,7 @@ def test_any_iterable_can_be_selected(clones: list[Any]) -> None:
 
 
 def test_what_is_polled_twice_is_told_twice_each_time_as_it_was_given(clones: list[Any]) -> None:
-    """An object and its number, in one list; told already, since libuv wakes with one alone."""
+    """An object and its number, in one list; ready already, since libuv wakes with one alone."""
     polled = [clones[0], clones[0].fileno(), clones[0]]
     with connect(clones[0].getsockname()):
         assert select.select(clones[:1], [], [], 10)[0] == clones[:1]
@@ -744,7 +744,7 @@ def test_gevents_server_is_ready_while_it_accepts() -> None:
 
 
 def test_gevents_server_takes_turns_with_all_others_from_the_first_on() -> None:
-    """Who waits, who polls, and two servers: 0, 1, 2, 3, 0, ..."""
+    """Accepts, polls and two servers: 0, 1, 2, 3, 0, ..."""
     first = opened()
     clones = [first, *(opened(first.getsockname()) for _ in range(COPIES - 1))]
     address = first.getsockname()

@@ -362,7 +362,7 @@ def test_ipv6_only_beside_not_only_is_left_alone(v6only: tuple[int, int]) -> Non
 
 
 def test_another_interface_is_left_alone(first: socket.socket) -> None:
-    """Who is bound to a device gets that device's connections, and no others."""
+    """A socket bound to a device gets that device's connections, and no others."""
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
@@ -382,7 +382,7 @@ def test_another_interface_is_left_alone(first: socket.socket) -> None:
 
 
 def test_port_0_is_a_port_of_its_own_each_time() -> None:
-    """Two who take any port have two addresses, and two entries."""
+    """Two that take any port have two addresses, and two entries."""
     with opened() as one, opened() as other:
         assert one.getsockname() != other.getsockname()
         assert clones() == [1, 1]
@@ -411,7 +411,7 @@ def test_another_hosts_address_is_another_entry() -> None:
 
 
 def test_what_is_connected_does_not_listen(first: socket.socket) -> None:
-    """The kernel says no, and it is nobody's clone."""
+    """The kernel says no, and it is no clone."""
     with opened() as target, bound(first.getsockname()) as sock:
         sock.connect(target.getsockname())
         state = State(first, sock)
@@ -478,7 +478,7 @@ def test_a_programs_socket_joins_a_listener_of_ours() -> None:
 
 
 def test_the_kernel_is_asked_before_an_entry_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody joins whom the kernel has let bind, or refused for another reason."""
+    """A socket that the kernel binds, or refuses for another reason, joins nothing."""
     asked: list[Any] = []
 
     def bind(_: object, address: Any) -> bool:
@@ -507,7 +507,7 @@ def test_the_kernel_is_asked_before_an_entry_is_joined(monkeypatch: pytest.Monke
     ids=["shared", "direct", "another's"],
 )
 def test_without_the_option_a_taken_address_is_refused(make: Callable[[], Any]) -> None:
-    """EADDRINUSE, whoever has it, and the socket can still be bound elsewhere."""
+    """EADDRINUSE from any owner, and the socket can still be bound elsewhere."""
     with make() as taken, socket.socket() as sock:
         state = State(sock)
         with pytest.raises(OSError, match="in use") as caught:
@@ -680,7 +680,7 @@ def test_a_clone_that_was_shut_down_listens_again(first: socket.socket) -> None:
 
 
 def test_clients_are_refused_when_all_clones_are_shut_down(first: socket.socket) -> None:
-    """As by any address on which nobody listens; the first who listens again is the first."""
+    """As by any address without a listener; the first that listens again is the first."""
     address = first.getsockname()
     with opened(address) as other:
         first.shutdown(socket.SHUT_RDWR)
@@ -795,7 +795,7 @@ def test_a_detached_number_is_a_clone_again_when_it_is_made_a_socket(first: sock
 
 
 def test_the_only_one_detached_opens_its_address_again(first: socket.socket) -> None:
-    """Nobody is there meanwhile, and who comes then joins."""
+    """There is none meanwhile, and a later one joins."""
     address, length = first.getsockname(), queue_of(first)
     number = first.detach()
     assert clones() == []
@@ -834,7 +834,7 @@ def test_a_detached_number_that_was_closed_is_forgotten(first: socket.socket) ->
 
 
 def test_a_detached_number_keeps_what_it_was_given(first: socket.socket) -> None:
-    """Where there is nobody else, a connection of its turn is the next object's on that number."""
+    """Without other clones, the next object on that number gets the connection of its turn."""
     with polling_told(first) as client:
         number = first.detach()
         with socket.socket(fileno=number) as again:
@@ -846,7 +846,7 @@ def test_a_detached_number_keeps_what_it_was_given(first: socket.socket) -> None
 def test_what_was_given_to_a_number_that_is_detached_is_the_next_ones(
     first: socket.socket,
 ) -> None:
-    """Nobody can tell whether that number will ever be used again."""
+    """That number may never be used again."""
     with (
         opened(first.getsockname()) as other,
         polling_told(first) as client,
@@ -889,7 +889,7 @@ COPIERS: dict[str, Callable[[socket.socket], socket.socket]] = {
 def test_copies_share_a_turn(
     make: Callable[[socket.socket], socket.socket], first: socket.socket
 ) -> None:
-    """By `dup`, by `fromfd`, by `socket(fileno=)`: one place in line, with all who wait there."""
+    """By `dup`, by `fromfd`, by `socket(fileno=)`: one place in line, with all that wait there."""
     copy = make(first)
     with opened(first.getsockname()) as other:
         assert (is_clone(copy), clones()) == (True, [3])
@@ -903,7 +903,7 @@ def test_copies_share_a_turn(
 
 
 def test_a_copy_lives_on_when_the_first_is_closed(first: socket.socket) -> None:
-    """Whoever closes, the seats are there until the last; time is each object's own."""
+    """The accept waiters are there until the last is closed; a timeout is each object's own."""
     first.settimeout(5)
     with first.dup() as copy, opened(first.getsockname()) as other:
         assert (type(copy), copy.gettimeout()) == (type(first), 5)
@@ -915,7 +915,7 @@ def test_a_copy_lives_on_when_the_first_is_closed(first: socket.socket) -> None:
 
 
 def test_what_a_copy_was_told_of_another_accepts(first: socket.socket) -> None:
-    """One pocket: the connection is there for whoever of them comes, once."""
+    """One pending connection, for the first of them that accepts."""
     with first.dup() as copy, opened(first.getsockname()) as other, polling_told(first):
         assert select.select([copy], [], [], 0)[0] == [copy]
         first.close()
@@ -933,10 +933,10 @@ def test_a_duplicate_of_a_plain_socket_is_plain() -> None:
 
 
 def test_two_objects_on_one_number_are_two_clones(first: socket.socket) -> None:
-    """As programs do that pass numbers about; whoever detaches leaves the other a clone."""
+    """As programs do that pass numbers about; a detach leaves the other a clone."""
     other = socket.socket(fileno=first.fileno())
     assert (is_clone(other), clones()) == (True, [2])
-    assert other._sock.seats is first._sock.seats  # type: ignore[attr-defined]  # as above
+    assert other._sock.waiters is first._sock.waiters  # type: ignore[attr-defined]  # as above
     assert other.detach() == first.fileno()
     assert clones() == [1]
     assert orders([first], 2) == [0, 0]
@@ -995,7 +995,7 @@ EXCLUSIONS: dict[str, Callable[[int], Any]] = {
 
 @pytest.mark.parametrize("spelling", EXCLUSIONS.values(), ids=EXCLUSIONS)
 def test_an_excluded_address_is_let_alone(spelling: Callable[[int], Any]) -> None:
-    """In any form: the kernel shares it, if anybody; other addresses are as ever."""
+    """In any form: only the kernel may share it; other addresses are as ever."""
     with native_socket.create_server(ANY, reuse_port=True) as free:
         port = free.getsockname()[1]
         exclusions.exclude(exclusions.exclusions([spelling(port)]))
@@ -1045,7 +1045,7 @@ def test_exclusions_are_all_or_none(wrong: Any, error: type[Exception], text: st
 
 
 def test_exclusions_can_be_undone() -> None:
-    """Those who listen from then on are clones."""
+    """Sockets that listen from then on are clones."""
     with bound() as sock:
         exclusions.exclude(exclusions.exclusions([sock.getsockname()]))
         exclusions.exclude_nothing()
@@ -1282,7 +1282,7 @@ def test_our_server_on_a_programs_clone_has_one_clone(first: socket.socket) -> N
 
 
 def test_our_server_may_be_told_of_more_clones(first: socket.socket) -> None:
-    """Who says how many is given so many."""
+    """An explicit number of clones holds."""
     server = glb.server.StreamServer(first, Recorder(), clones=3)
     server.start()
     assert [int(ask(server.address)) for _ in range(7)] == turns(3, 7)
@@ -1317,7 +1317,7 @@ def test_gevents_own_servers_on_clones_take_exact_turns(first: socket.socket) ->
 
 
 def test_gevents_own_server_stops_and_leaves_the_turns_to_the_others(first: socket.socket) -> None:
-    """Its clone is out of the ring when it stops, and clients are served by who is left."""
+    """Its clone is out of the ring when it stops, and the others serve its clients."""
     address = first.getsockname()
     server = gevent.server.StreamServer(first, lambda sock, _: sock.sendall(b"server"))
     server.start()
@@ -1332,7 +1332,7 @@ def test_gevents_own_server_stops_and_leaves_the_turns_to_the_others(first: sock
 
 
 def test_a_client_that_waits_is_kept_while_a_clone_is_left(first: socket.socket) -> None:
-    """There is one accept queue: closing one clone resets nobody."""
+    """There is one accept queue: closing one clone resets no client."""
     with opened(first.getsockname()) as other, queued(first) as client:
         first.close()
         wait_for_client(other)

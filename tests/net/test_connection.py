@@ -81,7 +81,7 @@ def tcp_of(kind: Any) -> tuple[Any, Any]:
 
 
 def outcome(use: Use, *args: Any) -> object:
-    """Return what *use* returns, or what can be told of the error that it raises."""
+    """Return the result of *use*, or the facts of its error."""
     try:
         return use(*args)
     except Exception as error:
@@ -138,7 +138,7 @@ def spawn_writer(sock: Any) -> Any:
 
 
 def made(connection: Any) -> tuple[bool, bool]:
-    """Tell whether it has made its watcher for reading, and the one for writing."""
+    """Return if it has made its watcher for reading, and the one for writing."""
     return connection._reading is not None, connection._writing is not None
 
 
@@ -918,7 +918,7 @@ def test_closing_ends_who_waits_with_a_timeout(pair: tuple[Any, Any]) -> None:
 
 
 def test_closing_waits_for_a_watcher_of_somebody_else() -> None:
-    """Who watches the descriptor by its number is woken, and it is closed after that."""
+    """A watcher of its number is woken, and the descriptor is closed after that."""
 
     def use(kind: Any) -> object:
         end, peer = pair_of(kind)
@@ -994,7 +994,7 @@ def test_it_cant_be_copied_or_pickled(how: Use) -> None:
 
 
 def test_it_can_be_weakly_referenced(kind: Any) -> None:
-    """And is gone when nobody has it."""
+    """And is gone without references."""
     sock: Any = kind()
     weak = weakref.ref(sock)
     assert (weak(), weakref.ref(sock._sock)()) == (sock, sock._sock)

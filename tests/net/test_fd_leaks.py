@@ -1,4 +1,4 @@
-"""What is open, who opened it, and one warning before there is nothing left to open."""
+"""Open descriptors, their owners, and one warning before there are none left."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_leak_is_described_with_its_kind_and_count() -> None:
 
 
 def test_connections_are_no_leak() -> None:
-    """A server that has as many as it may needs a higher limit, and nobody is to blame."""
+    """A server that has as many as it may needs a higher limit, and leaks nothing."""
     with scarcity():
         limit = glb.net.fd_leaks.soft_limit()
         assert limit is not None
@@ -135,7 +135,7 @@ def test_connections_are_no_leak() -> None:
 
 
 def test_nobody_is_suspected_where_nobody_counts_connections() -> None:
-    """A program with an accept loop of its own is told what is open, and no more."""
+    """For an accept loop of the program's own the log has what is open, and no more."""
     with scarcity(taken=100):
         words = describe(EMFILE, lambda: None, 10)
     assert re.search(r"^\d+ of \d+ descriptors are open, mostly /dev/null \(\d{3}\), ", words)
@@ -144,7 +144,7 @@ def test_nobody_is_suspected_where_nobody_counts_connections() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no /proc/sys")
 def test_of_the_systems_files_the_system_is_told() -> None:
-    """ENFILE is nobody's here; the one descriptor that is lent suffices to find out."""
+    """ENFILE is no fault of this process; the one spare descriptor suffices to find out."""
     error = OSError(errno.ENFILE, "Too many open files in system")
     with scarcity(free=1):
         count, of, rest = describe(error, lambda: 3, 10).split(" ", 2)
@@ -207,7 +207,7 @@ def scene(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
 def test_a_leak_is_warned_of_once_at_three_quarters(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On its way to the limit a leak is told of once, with what there is to know."""
+    """On its way to the limit a leak is reported once, with all facts."""
     scene.opened = 1000
     assert scene.accept(*range(1000)) == [750]
     (record,) = caplog.records
@@ -276,7 +276,7 @@ def test_without_a_limit_or_a_count_there_is_no_warning(scene: Scene) -> None:
 
 
 def test_what_goes_wrong_in_a_warning_is_not_the_accepts(scene: Scene) -> None:
-    """The connection was accepted; that nobody could count is a matter for the debug log."""
+    """The connection was accepted; a failed count is a matter for the debug log."""
     scene.mark._count_connections = lambda: 1 // 0
     scene.mark.reached("a server", 800)
 

@@ -117,7 +117,7 @@ def test_the_facts_are_those_of_this_system() -> None:
     ("platform", "expected"), [(LINUX, True), (FREEBSD, True), (DARWIN, True), (WINDOWS, False)]
 )
 def test_the_port_is_not_stolen_on_windows(platform: Platform, expected: bool) -> None:
-    """SO_REUSEADDR is set only where it doesn't mean "take it from who has it"."""
+    """SO_REUSEADDR is set only where it doesn't mean "take it from its owner"."""
     with closing(sockets.open_listening(LOCAL, 1, platform=platform)) as sock:
         assert option(sock, _socket.SO_REUSEADDR) is expected
 
@@ -140,7 +140,7 @@ def test_reuse_port_is_set_only_where_the_kernel_balances(
 
 
 def test_reuse_port_is_not_set_unasked() -> None:
-    """By default nobody else can bind the address."""
+    """By default no other socket can bind the address."""
     with closing(sockets.open_listening(LOCAL, 1, platform=LINUX)) as sock:
         assert not option(sock, _socket.SO_REUSEPORT)
 
@@ -200,7 +200,7 @@ def test_a_taken_address_is_refused_and_nothing_is_left() -> None:
 
 
 def test_a_failed_bind_is_the_error_that_it_was() -> None:
-    """Who catches the built-in class of an errno catches it here too."""
+    """An except clause for the built-in class of an errno catches it here too."""
     address = parse("unix:/proc/self/nothing/app.sock")
     with pytest.raises(FileNotFoundError, match=re.escape(repr(address.sockaddr))) as caught:
         sockets.open_listening(address, 1)
@@ -444,7 +444,7 @@ def test_of_two_that_found_a_stale_file_one_wins(
     first[0].close()
 
 
-# Binds when it is told to, and keeps what it has until it is told to go.
+# Binds after a line, and closes after the next one.
 BIND_AT_ONCE = """
 import sys
 import threading
@@ -836,7 +836,7 @@ def test_unlink_removes_the_sockets_own_file(path: str) -> None:
 
 
 def test_unlink_leaves_the_file_that_took_the_place(path: str) -> None:
-    """Somebody else's socket, or file, keeps its path."""
+    """A foreign socket, or file, keeps its path."""
     with closing(sockets.open_listening(parse(f"unix:{path}"), 1)) as sock:
         key = sockets.find_key(parse(f"unix:{path}"))
         os.unlink(path)
@@ -924,7 +924,7 @@ def plain() -> Iterator[Any]:
 
 
 def test_sockets_of_one_kind_are_alike(plain: Any) -> None:
-    """Blocking or not, bound or not, with the protocol told or not."""
+    """Blocking or not, bound or not, with the protocol given or not."""
     one, other = plain(), plain(AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     other.setblocking(False)
     other.bind(LOCAL.sockaddr)
@@ -1001,7 +1001,7 @@ def test_a_socket_that_is_about_to_connect_is_not_idle(plain: Any) -> None:
 
 @pytest.mark.parametrize("family", [AF_INET, AF_INET6])
 def test_another_socket_is_bound_to_the_same_address(plain: Any, family: int) -> None:
-    """Alike in what lets the kernel share it; it isn't blocking, and nobody can connect to it."""
+    """Alike in what lets the kernel share it; it isn't blocking, and no client can connect."""
     like = plain(family)
     if family == AF_INET6:
         like.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -1044,13 +1044,13 @@ def test_an_address_that_is_not_shared_is_not_bound_again(plain: Any) -> None:
     ],
 )
 def test_an_address_is_read_as_bind_reads_it(family: int, given: Any, expected: Any) -> None:
-    """Names, short forms, bytes, lists: what the kernel would have been told."""
+    """Names, short forms, bytes, lists: as the kernel would get it."""
     try:
         found = sockets.numeric(family, given)
     except TypeError:
         assert isinstance(given, list)  # which bind(2) of Python refuses
         return
-    # Of an IPv6 address the flow label isn't told back.
+    # The flow label of an IPv6 address doesn't come back.
     assert (found[:2], found[3:]) == (expected[:2], expected[3:])
 
 

@@ -30,12 +30,12 @@ def spare() -> Iterator[SpareDescriptor]:
 
 
 def has_spare(spare: SpareDescriptor) -> bool:
-    """Tell whether there is one now: a function, as mypy takes it that properties stay."""
+    """Return True if there is one now: a function, as for mypy properties never change."""
     return spare.is_there
 
 
 def is_full() -> bool:
-    """Tell whether there is no descriptor left."""
+    """Return True if there is no descriptor left."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
@@ -99,7 +99,7 @@ def test_what_stays_open_within_keeps_it_until_there_is_room(spare: SpareDescrip
 
 
 def test_no_room_for_a_spare_is_no_error() -> None:
-    """Who acquires it then has one as soon as somebody asks again."""
+    """A user without one gets it with the next refill."""
     made = SpareDescriptor(threading.RLock())
     with scarcity():
         made.acquire()
@@ -121,7 +121,7 @@ def test_a_loan_within_a_loan_gives_nothing_and_takes_nothing(spare: SpareDescri
 
 
 def test_threads_that_borrow_at_once_leave_one_spare(spare: SpareDescriptor) -> None:
-    """Whoever is last takes it back."""
+    """The last one takes it back."""
     before = open_descriptors()
     both, inside, leave = threading.Barrier(2), threading.Event(), threading.Event()
 
@@ -200,7 +200,7 @@ def test_a_child_does_not_wait_for_the_parents_threads(spare: SpareDescriptor) -
 
 
 def test_it_is_lent_with_the_registrys_lock_held() -> None:
-    """By who closes the last clone of an address, from wherever that strikes."""
+    """By the close of an address's last clone, from anywhere."""
     with REGISTRY.lock:
         REGISTRY.reserve.acquire()
         with REGISTRY.reserve.lend():

@@ -75,7 +75,7 @@ def queued(sock: Any) -> native_socket.socket:
 
 
 def accept_now(sock: Any) -> bool:
-    """Accept without waiting; tell whether there was something."""
+    """Accept without waiting; return True if there was a connection."""
     timeout = sock.gettimeout()
     sock.settimeout(0)
     try:

@@ -9,7 +9,7 @@ from typing import Any, Final
 #: How long each handler blocks whose job that is: as long as a query of a database does.
 BLOCK_MICROSECONDS: Final = 5_000
 
-#: How long the one handler blocks that is told to.
+#: How long the one handler blocks that has to.
 STALL_MICROSECONDS: Final = 1_000_000
 
 #: Where a client connects from that gives orders. All of 127/8 is loopback, and so the

@@ -35,7 +35,7 @@ def on_asyncio(job: Job, _number: int) -> None:
 
 
 def on_uvloop(job: Job, _number: int) -> None:
-    import uvloop  # noqa: PLC0415  # nobody else needs it
+    import uvloop  # noqa: PLC0415  # only needed here
 
     assert job is JOB, job
     loop = uvloop.new_event_loop()

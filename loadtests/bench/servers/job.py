@@ -12,7 +12,7 @@ REPLY: Final = b"ok\n"
 
 def _backlog() -> int:
     # What the kernel would cut it to, so that all have the same. Long enough for any
-    # concurrency here: who is turned away waits for a second, and measures that.
+    # concurrency here: a client that is turned away waits for a second, and measures that.
     try:
         allowed = int(pathlib.Path("/proc/sys/net/core/somaxconn").read_text())
     except OSError:
@@ -31,7 +31,7 @@ class Job(enum.Enum):
     ORDER = "order"  # the index of the clone that serves it, and close
     IDLE = "idle"  # a small fixed reply, then wait for the client to leave
     BLOCK = "block"  # block the hub for 5 ms, a small fixed reply, and close
-    STALL = "stall"  # as order; but who comes from another address may block the hub for 1 s
+    STALL = "stall"  # as order; but a client from another address may block the hub for 1 s
 
 
 def announce(port: int | None) -> None:

@@ -157,7 +157,7 @@ def selects(job: Job, number: int, how: str) -> None:
                     try:
                         connection, _ = listener.accept()
                     except BlockingIOError:
-                        continue  # somebody else's by now
+                        continue  # another copy's by now
                     connection.setblocking(False)
                     connections.add(connection)
                 else:

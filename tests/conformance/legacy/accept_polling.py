@@ -1,4 +1,4 @@
-"""Nothing but trying: a non-blocking ``accept()``, and 5 ms of sleep when nobody is there."""
+"""Nothing but trying: a non-blocking ``accept()``, and 5 ms of sleep when there is no client."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""cheroot's WSGI server, which has an argument for sharing a port, if it is told which."""
+"""cheroot's WSGI server, which has an argument for sharing a given port."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -66,7 +66,7 @@ def warm_up() -> None:
 
 
 def wait_until_listening(port: int) -> None:
-    """Return when somebody accepts connections on *port*."""
+    """Return when a server accepts connections on *port*."""
     while True:
         try:
             socket.create_connection((HOST, port)).close()

@@ -1,4 +1,4 @@
-"""Does with sockets what it is told, and tells how each operation went.
+"""Does given operations with sockets, and reports how each went.
 
 Each line on stdin is a JSON list of operations; each is answered by a line with a result for each
 of them, and what is left when all sockets are closed. Ports have names in both: "a", "b", ... are
@@ -34,7 +34,7 @@ OPTIONS: Final = {
 
 
 def is_free(port: int) -> bool:
-    """Tell whether nobody at all has *port*."""
+    """Return True if *port* is free."""
     for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             try:
@@ -65,14 +65,14 @@ def comes_true(holds: Callable[[], bool]) -> bool:
 
 
 class Outside:
-    """A listener of each family, which nobody shares: somewhere to connect to."""
+    """A listener of each family, which isn't shared: somewhere to connect to."""
 
     def __init__(self) -> None:
         self.listeners = {}
         for family, host in HOSTS.items():
             with contextlib.suppress(OSError):  # no such family here
                 self.listeners[family] = socket.create_server((host, 0), family=family)
-                # Who is connected here is in the queue; some "connect" but aren't.
+                # Clients that are connected here are in the queue; some "connect" but aren't.
                 self.listeners[family].settimeout(0.05)
 
     def address(self, family: int) -> Any:
@@ -205,7 +205,7 @@ class Sequence:
         return [event for _, event in poller.poll(0)]
 
     def do_accept(self, number: int) -> Any:
-        """Try to, when nobody is there."""
+        """Try to, when there is no client."""
         sock = self.sockets[number]
         with self.timeout(sock, 0):
             sock.accept()

@@ -1,0 +1,109 @@
+"""Metrics: what servers count, in the form that Prometheus reads.
+
+Everything is read when it is asked for. What the names mean stands with each of them here; the
+text format is prometheus_client's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from ..model.states import State
+from .view import ServerView
+
+__all__ = ["Metrics"]
+
+_CLONE = ("address", "clone", "hub")
+_HUB = ("address", "hub")
+
+
+class Metrics:
+    """The metrics of some servers, and of their process.
+
+    Args:
+        views: Returns what the servers are at.
+    """
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, views: Callable[[], Iterable[ServerView]]) -> None:
+        self._views = views
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """Return all of them, as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> list[Metric]:
+        # Asked for when this is registered, in place of the values.
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        views = [*self._views()]
+        yield from _of_clones(views)
+        yield from _of_hubs(views)
+        depth = GaugeMetricFamily(
+            "glb_accept_queue_depth", "Connections that wait to be accepted.", labels=("address",)
+        )
+        limit = GaugeMetricFamily(
+            "glb_accept_queue_limit",
+            "Connections that may wait to be accepted.",
+            labels=("address",),
+        )
+        for view in views:
+            if view.queue is not None:
+                depth.add_metric([view.address], view.queue.depth)
+                limit.add_metric([view.address], view.queue.limit)
+        yield depth
+        yield limit
+
+
+def _of_clones(views: list[ServerView]) -> Iterator[Metric]:
+    counters: dict[str, Any] = {
+        name: CounterMetricFamily(f"glb_connections_{name}", text, labels=_CLONE)
+        for name, text in {
+            "accepted": "Connections that the clone was given.",
+            "completed": "Connections whose handler returned.",
+            "failed": "Connections whose handler raised, was killed, or could not be spawned.",
+        }.items()
+    }
+    active = GaugeMetricFamily(
+        "glb_connections_active", "Connections for which a handler runs.", labels=_CLONE
+    )
+    state = GaugeMetricFamily(
+        "glb_clone_state", "1 for the state that the clone is in.", labels=(*_CLONE, "state")
+    )
+    for view in views:
+        for clone in view.clones:
+            labels = [view.address, str(clone.index), str(clone.hub)]
+            for name, family in counters.items():
+                family.add_metric(labels, getattr(clone, name))
+            active.add_metric(labels, clone.active)
+            for each in State:
+                state.add_metric([*labels, each.value], float(clone.state == each.value))
+    yield from counters.values()
+    yield active
+    yield state
+
+
+def _of_hubs(views: list[ServerView]) -> Iterator[Metric]:
+    lag = GaugeMetricFamily(
+        "glb_hub_lag_seconds", "Seconds that the hub takes to answer.", labels=_HUB
+    )
+    stalls = CounterMetricFamily(
+        "glb_hub_stalls", "How often the hub did not answer for the stall limit.", labels=_HUB
+    )
+    for view in views:
+        for index, pulse in enumerate(view.pulses):
+            lag.add_metric([view.address, str(index)], pulse.lag)
+            stalls.add_metric([view.address, str(index)], pulse.stalls)
+    yield lag
+    yield stalls

@@ -1,0 +1,394 @@
+"""What is seen of servers from outside is what they are, also while their hubs are stuck."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import logging
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gevent import socket
+from prometheus_client.parser import text_string_to_metric_families
+
+from glb.admin import Admin
+from glb.pywsgi import WSGIServer
+from glb.server import StreamServer
+
+from ..support.helpers import ask, close_all, connect, http_get, is_refused, wait_until
+
+ANY = ("127.0.0.1", 0)
+DOCS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+SOON = 0.05
+
+
+class Blocking:
+    """A handler that blocks its hub natively at the word of its client.
+
+    Attributes:
+        blocked: Released by each handler that blocks.
+        go_on: Ends the block of all.
+    """
+
+    def __init__(self) -> None:
+        self.blocked = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+    def __call__(self, sock: Any, _peer: object) -> None:
+        sock.sendall(b"x")
+        if sock.recv(1) == b"b":
+            self.blocked.release()
+            assert self.go_on.wait(20)
+
+
+@contextmanager
+def started(server: StreamServer) -> Iterator[StreamServer]:
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def get(admin: Admin, path: str, method: str = "GET") -> tuple[int, str, str]:
+    """Return status, type and body of a reply."""
+    client = http.client.HTTPConnection("127.0.0.1", admin.address[1], timeout=10)
+    try:
+        client.request(method, path)
+        reply = client.getresponse()
+        return reply.status, reply.headers["Content-Type"], reply.read().decode()
+    finally:
+        client.close()
+
+
+def in_thread(function: Callable[[], Any]) -> Any:
+    """Return what *function* returns in a native thread, while this hub turns."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    wait_until(lambda: not thread.is_alive())
+    thread.join()
+    return found[0]
+
+
+def seen(admin: Admin, path: str, method: str = "GET") -> tuple[int, str, str]:
+    reply: tuple[int, str, str] = in_thread(lambda: get(admin, path, method))
+    return reply
+
+
+def samples(text: str) -> Callable[..., float]:
+    """Return a function that gives the value of a metric on a page, by its name and labels."""
+    found: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(text):
+        for each in family.samples:
+            names = (each.name, *each.labels.values())
+            found[names] = each.value
+    return lambda *names: found[names]
+
+
+# -- while all is well --------------------------------------------------------------------------
+
+
+def test_a_server_is_ready_while_it_takes_clients() -> None:
+    """Not before it has started, nor once it drains or has stopped."""
+    server = StreamServer(ANY, lambda *_: None, clones=2)
+    with Admin(server, ANY) as admin:
+        assert seen(admin, "/readyz")[0] == 503
+        with started(server):
+            status, kind, body = seen(admin, "/readyz")
+            assert (status, kind) == (200, "text/plain; charset=utf-8")
+            assert body == f"127.0.0.1:{server.address[1]}: accepting\n"
+            assert seen(admin, "/livez")[::2] == (200, "ok\n")
+        status, _, body = seen(admin, "/readyz")
+        assert (status, body.partition(": ")[2]) == (503, "stopped\n")
+        assert seen(admin, "/livez")[0] == 200
+
+
+def test_a_server_that_is_full_is_ready() -> None:
+    """What comes waits in the accept queue; a restart would help nobody."""
+    server = StreamServer(ANY, Blocking(), clones=1, max_connections=1)
+    with started(server), Admin(server, ANY) as admin:
+        client = connect(server.address)
+        assert client.recv(1) == b"x"
+        wait_until(lambda: server.state.value == "full")
+        assert seen(admin, "/readyz")[::2] == (200, f"127.0.0.1:{server.address[1]}: full\n")
+        client.close()
+
+
+def test_several_servers_are_ready_together() -> None:
+    """One that isn't makes all of them unready, and is named."""
+    servers = [StreamServer(ANY, lambda *_: None), WSGIServer(ANY, lambda *_: [], log=None)]
+    with started(servers[0]), Admin(servers, ANY) as admin:
+        assert seen(admin, "/readyz")[0] == 503
+        with started(servers[1]):
+            assert seen(admin, "/readyz")[0] == 200
+            found = json.loads(seen(admin, "/clones")[2])["servers"]
+            ports = [each["address"].rpartition(":")[2] for each in found]
+            assert ports == [str(each.address[1]) for each in servers]
+
+
+@pytest.mark.parametrize("hubs", [1, 2])
+def test_clones_and_metrics_count_exactly(hubs: int) -> None:
+    """As `clone_stats` does."""
+    server = StreamServer(ANY, lambda sock, _: sock.sendall(b"x"), clones=4, hubs=hubs)
+    with started(server), Admin(server, ANY) as admin:
+        server.pause_clone(3)
+        for _ in range(30):
+            assert ask(server.address) == b"x"
+        wait_until(lambda: sum(each.completed for each in server.clone_stats()) == 30)
+        (found,) = json.loads(seen(admin, "/clones")[2])["servers"]
+        assert found["clones"] == [each._asdict() for each in server.clone_stats()]
+        assert (found["state"], found["active"]) == ("accepting", 0)
+        assert [each["index"] for each in found["hubs"]] == [*range(hubs)]
+        values = samples(seen(admin, "/metrics")[2])
+        address = f"127.0.0.1:{server.address[1]}"
+        for each in server.clone_stats():
+            labels = (address, str(each.index), str(each.hub))
+            for name in ("accepted", "completed", "failed"):
+                assert values(f"glb_connections_{name}_total", *labels) == getattr(each, name)
+            assert values("glb_connections_active", *labels) == 0
+            for state in ("accepting", "paused", "full", "stopped"):
+                assert values("glb_clone_state", *labels, state) == (each.state == state)
+        assert (
+            values(
+                "process_open_fds",
+            )
+            > 0
+        )
+
+
+def test_the_accept_queue_is_as_deep_as_clients_wait() -> None:
+    """And as long as the backlog."""
+    server = StreamServer(ANY, lambda *_: None, backlog=7, clones=1)
+    with started(server), Admin(server, ANY) as admin:
+        server.pause_clone(0)
+        clients = [connect(server.address) for _ in range(3)]
+        address = f"127.0.0.1:{server.address[1]}"
+        values = samples(seen(admin, "/metrics")[2])
+        assert values("glb_accept_queue_depth", address) == 3
+        assert values("glb_accept_queue_limit", address) == 7
+        close_all(clients)
+
+
+def test_what_is_asked_otherwise_is_refused() -> None:
+    """HEAD has no body; what is unknown gets a list of what there is."""
+    server = StreamServer(ANY, lambda *_: None)
+    with Admin(server, ANY) as admin:
+        assert seen(admin, "/livez", "HEAD")[::2] == (200, "")
+        assert seen(admin, "/livez", "POST")[0] == 405
+        status, _, body = seen(admin, "/nothing")
+        assert (status, body.split()) == (404, ["/livez", "/readyz", "/clones", "/metrics"])
+
+
+def test_a_unix_socket_will_do(tmp_path: Any) -> None:
+    """For both."""
+    server = StreamServer(f"unix:{tmp_path}/s", lambda *_: None, clones=1)
+    with started(server), Admin(server, f"unix:{tmp_path}/a") as admin:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(admin.address)
+            client.sendall(b"GET /clones HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            reply = b"".join(iter(lambda: client.recv(65536), b""))
+        (found,) = json.loads(reply.partition(b"\r\n\r\n")[2])["servers"]
+        assert found["address"] == f"unix:{tmp_path}/s"
+        assert found["accept_queue"]["depth"] == 0
+
+
+def test_the_docs_have_each_metric() -> None:
+    """With its labels, in their order."""
+    server = StreamServer(ANY, lambda *_: None, clones=1)
+    with started(server), Admin(server, ANY) as admin:
+        page = text_string_to_metric_families(seen(admin, "/metrics")[2])
+        found = {
+            (each.name, ", ".join(each.labels))
+            for family in page
+            for each in family.samples
+            if each.name.startswith("glb_")
+        }
+    assert found == {*re.findall(r"^\| `(glb_\w+)` \| ([\w, ]+) \|", DOCS, re.MULTILINE)}
+
+
+def test_the_docs_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At other ports."""
+    (program,) = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    seen_ready: list[bool] = []
+    names: dict[str, Any] = {}
+
+    def serve_forever(server: StreamServer) -> None:
+        with started(server):
+            seen_ready.append(http_get(server.address) == b"hi\n")
+
+    monkeypatch.setattr(WSGIServer, "serve_forever", serve_forever)
+    for port in (":8000", ":9000"):
+        assert program.count(port) == 1
+        program = program.replace(port, ":0")
+    exec(program, names)
+    assert seen_ready == [True]
+
+
+# -- while hubs are stuck -----------------------------------------------------------------------
+
+
+def clients_of(server: StreamServer, count: int) -> list[Any]:
+    """Return clients that are served by one clone after the other."""
+    clients = []
+    for _ in range(count):
+        client = connect(server.address)
+        assert client.recv(1) == b"x"
+        clients.append(client)
+    return clients
+
+
+@pytest.mark.parametrize("hubs", [1, 2])
+def test_it_answers_while_every_hub_is_stuck(hubs: int, caplog: pytest.LogCaptureFixture) -> None:
+    """And says which, for how long, and where; the log does so once. Then all is well again."""
+    handle = Blocking()
+    server = StreamServer(ANY, handle, clones=hubs, hubs=hubs)
+    found: dict[str, Any] = {}
+
+    def watch() -> None:
+        try:
+            for _ in range(hubs):
+                assert handle.blocked.acquire(timeout=10)
+            until = threading.Event()
+            while get(admin, "/livez")[0] == 200:
+                assert not until.wait(0.01)
+            found["livez"] = get(admin, "/livez")
+            found["clones"] = json.loads(get(admin, "/clones")[2])
+            found["metrics"] = samples(get(admin, "/metrics")[2])
+        finally:
+            handle.go_on.set()
+
+    with started(server), Admin(server, ANY, stall_limit=SOON) as admin:
+        clients = clients_of(server, hubs)
+        thread = threading.Thread(target=watch)
+        thread.start()
+        for client in clients:
+            client.sendall(b"b")
+        wait_until(lambda: not thread.is_alive())
+        thread.join()
+        wait_until(lambda: seen(admin, "/livez")[::2] == (200, "ok\n"))
+        address = f"127.0.0.1:{server.address[1]}"
+        close_all(clients)
+    assert found["livez"][0] == 503
+    for index in range(hubs):
+        assert f"hub {index} of {address} has not turned for " in found["livez"][2]
+        assert found["metrics"]("glb_hub_lag_seconds", address, str(index)) > SOON
+        assert found["metrics"]("glb_hub_stalls_total", address, str(index)) == 1
+    assert found["livez"][2].count("in wait") == hubs
+    for each in found["clones"]["servers"][0]["hubs"]:
+        assert each["is_stalled"]
+        assert each["stalled_at"].endswith("in wait")
+        assert each["lag_seconds"] > SOON
+    lines = [each.getMessage() for each in caplog.records if "has not turned" in each.getMessage()]
+    assert len(lines) == hubs
+    assert all("in __call__" in each for each in lines)
+
+
+def test_one_stuck_hub_of_two_is_told_and_no_reason_to_restart() -> None:
+    """The other one serves."""
+    handle = Blocking()
+    server = StreamServer(ANY, handle, clones=2, hubs=2)
+    with started(server), Admin(server, ANY, stall_limit=SOON) as admin:
+        clients = clients_of(server, 2)  # the second is on the other hub
+        clients[1].sendall(b"b")
+        assert handle.blocked.acquire(timeout=10)
+
+        def stalled() -> list[bool]:
+            (found,) = json.loads(seen(admin, "/clones")[2])["servers"]
+            return [each["is_stalled"] for each in found["hubs"]]
+
+        wait_until(lambda: stalled() == [False, True])
+        status, _, body = seen(admin, "/livez")
+        assert status == 200
+        assert body.startswith("ok\nhub 1 of ")
+        handle.go_on.set()
+        wait_until(lambda: stalled() == [False, False])
+        close_all(clients)
+
+
+# -- beginning and end --------------------------------------------------------------------------
+
+
+def test_twice_is_once_and_the_address_is_free_afterwards() -> None:
+    """It may be started again."""
+    admin = Admin(StreamServer(ANY, lambda *_: None), ANY)
+    assert admin.address is None
+    admin.stop()
+    for _ in range(2):
+        assert admin.start() is admin.start()
+        address = admin.address
+        assert seen(admin, "/livez")[0] == 200
+        admin.stop()
+        admin.stop()
+        assert admin.address is None
+        assert is_refused(address)
+
+
+def test_a_server_that_is_started_again_is_watched_again() -> None:
+    """On other hubs, and at another port."""
+    server = StreamServer(ANY, lambda sock, _: sock.sendall(b"x"), clones=2, hubs=2)
+    with Admin(server, ANY, stall_limit=SOON) as admin:
+        for _ in range(2):
+            with started(server):
+                (found,) = json.loads(seen(admin, "/clones")[2])["servers"]
+                assert found["address"] == f"127.0.0.1:{server.address[1]}"
+                wait_until(
+                    lambda: len(json.loads(seen(admin, "/clones")[2])["servers"][0]["hubs"]) == 2
+                )
+
+
+def test_an_address_that_is_taken_leaves_nothing() -> None:
+    """The error is bind's."""
+    server = StreamServer(ANY, lambda *_: None)
+    with started(server):
+        admin = Admin(server, server.address)
+        with pytest.raises(OSError, match=r"in use") as caught:
+            admin.start()
+        assert caught.value.errno == errno.EADDRINUSE
+        assert admin.address is None
+
+
+@pytest.mark.parametrize(
+    ("servers", "limit", "error"),
+    [
+        ([], 1.0, "one server or more"),
+        ([None], 1.0, "got None"),
+        (["x"], 1.0, "got 'x'"),
+        (None, 0, "more than 0 seconds, got 0"),
+        (None, "1", "number of seconds, got '1'"),
+    ],
+)
+def test_bad_arguments_are_refused(servers: Any, limit: Any, error: str) -> None:
+    """With the value in the error."""
+    given = StreamServer(ANY, lambda *_: None) if servers is None else servers
+    with pytest.raises((TypeError, ValueError), match=error):
+        Admin(given, ANY, stall_limit=limit)
+
+
+def test_without_prometheus_client_all_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of metrics says what is missing."""
+    monkeypatch.delitem(sys.modules, "glb.admin.metrics", raising=False)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
+        assert seen(admin, "/livez")[0] == 200
+        status, _, body = seen(admin, "/metrics")
+        assert (status, body) == (
+            501,
+            "/metrics needs prometheus_client: pip install 'glb[metrics]'\n",
+        )
+
+
+def test_the_access_log_is_not_written(caplog: pytest.LogCaptureFixture, capfd: Any) -> None:
+    """Probes come each second."""
+    caplog.set_level(logging.DEBUG)
+    with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
+        assert seen(admin, "/livez")[0] == 200
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,26 @@
+"""Contexts of TLS: a server's with gevent's own certificate, and a client's that takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gevent.tests
+from gevent import ssl
+
+__all__ = ["client_context", "server_context"]
+
+CERTIFICATES = Path(gevent.tests.__file__).parent
+
+
+def server_context() -> Any:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATES / "server.crt", CERTIFICATES / "server.key")
+    return context
+
+
+def client_context() -> Any:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
