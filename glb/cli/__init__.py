@@ -2,14 +2,16 @@
 
 Each module owns one noun::
 
-    commands    what people type, and the server that they start
+    commands    what people type
+    serve       ``glb serve``, and the server that it starts
+    settings    where the values of its options come from
     console     what they see
     demo        turns, counted
     program     a program that `glb run` starts
     target      an application that `glb serve` imports, and imports afresh
     fresh_import, watcher, reload    how it does, and when
 
-It may import everything of glb, and needs click and rich.
+It may import everything of glb, and needs click and rich (and, on Python 3.10, tomli).
 """
 
 from .commands import cli, main

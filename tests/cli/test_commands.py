@@ -487,7 +487,7 @@ def test_a_stream_has_no_limits_of_http(option: str, folder: pathlib.Path) -> No
     """They would be taken for something that they aren't."""
     status, _, err = run("serve", "program:handle", option, "1", cwd=folder)
     assert status == 2
-    assert f"{option} is for WSGI" in err
+    assert f"{option} from the command line: it is for WSGI" in err
 
 
 # -- reloads ------------------------------------------------------------------------------------
@@ -858,15 +858,21 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
         (("--bind", "nowhere"), "port must be a number, got 'nowhere'"),
         (("--bind", "no.such.host.invalid:0"), "can't bind ('no.such.host.invalid', 0): "),
         (("--bind", "unix:/no/such/folder/s"), "can't bind '/no/such/folder/s': "),
-        (("--clones", "0"), "'--clones': 0 is not in the range"),
-        (("--clones", "many"), "'--clones': 'many' is not a valid integer"),
-        (("--backlog", "-1"), "backlog must be 0 to 2147483647, got -1"),
-        (("--max-connections", "0"), "'--max-connections': 0 is not in the range"),
+        (("--clones", "0"), "--clones from the command line: 0 is not in the range"),
+        (("--clones", "many"), "--clones from the command line: 'many' is not a valid integer"),
+        (("--backlog", "-1"), "--backlog from the command line: -1 is not in the range"),
+        (
+            ("--max-connections", "0"),
+            "--max-connections from the command line: 0 is not in the range",
+        ),
         (("--certfile", "garbage.pem"), "--certfile and --keyfile go together"),
         (("--keyfile", "garbage.pem"), "--certfile and --keyfile go together"),
         (("--certfile", "no.pem", "--keyfile", "garbage.pem"), "'no.pem' does not exist"),
         (("--certfile", "garbage.pem", "--keyfile", "garbage.pem"), "can't load the certificate"),
-        (("--admin", "nowhere"), "can't tell of it on 'nowhere': port must be a number"),
+        (
+            ("--admin", "nowhere"),
+            "--admin from the command line: port must be a number, got 'nowhere'",
+        ),
         (("--admin", "unix:/no/such/folder/s"), "can't bind '/no/such/folder/s': "),
         (("--stream",), "--stream needs a TARGET"),
         (("--reload",), "--reload needs a TARGET"),
