@@ -169,8 +169,8 @@ def serve(
 ) -> None:
     """Serve TARGET until SIGINT or SIGTERM, and finish what is in flight.
 
-    TARGET is module:callable, found from the current directory on: a WSGI application, or a
-    handler of (socket, address). Without it, a page tells which clone answers.
+    TARGET is module:callable or module:factory(), found from the current directory on: a WSGI
+    application, or a handler of (socket, address). Without it, a page tells which clone answers.
 
     Each option has a variable, and a key in a file; TARGET has GLB_TARGET and the key "target". The
     command line comes before the environment, and that before the file.

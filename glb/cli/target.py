@@ -31,7 +31,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import (
     ExtensionFileLoader,
 )
@@ -66,8 +66,8 @@ class Target:
     One `load` or `reload` at a time: callers in several greenlets see to that themselves.
 
     Args:
-        name: ``module:callable``, where the callable may have dots, or ``module`` for its
-            ``application`` or ``app``.
+        name: ``module:callable``, where the callable may have dots; ``module:factory()`` for what
+            the factory returns, each time; or ``module`` for its ``application`` or ``app``.
         is_wsgi: Whether it is a WSGI application, not a handler of (socket, address). None
             means that its arguments tell.
 
@@ -77,9 +77,20 @@ class Target:
 
     def __init__(self, name: str, is_wsgi: bool | None = None) -> None:
         self.name: Final = name
-        self._module_name, colon, self._path = name.partition(":")
+        self._module_name, colon, path = name.partition(":")
+        self._path: Final = path.removesuffix("()")
+        self._is_factory: Final = path.endswith("()")
         if not self._module_name or (colon and not self._path):
             raise TargetError(f"target must be module:callable, got {name!r}")
+        file = self._module_name
+        if os.sep in file or (file.endswith(".py") and os.path.isfile(file)):
+            right = f"{_module_of(file)}{colon}{path}"
+            raise TargetError(f"target must name a module, not a file, got {name!r}: write {right}")
+        if "(" in self._path:
+            raise TargetError(
+                f"a factory is called without arguments, got {name!r}: write"
+                f" {self._module_name + ':' + self._path.partition('(')[0] + '()'!r}"
+            )
         self._is_told: Final = is_wsgi is not None
         self._is_wsgi = bool(is_wsgi)
         self._is_djangos = False
@@ -107,14 +118,8 @@ class Target:
         self._before = sys.modules.copy()
         sys.path.insert(0, folder)
         with self._undone_on_failure({}):
-            try:
+            with self._told(f"can't import {self._module_name!r}: "):
                 found = importlib.import_module(self._module_name)
-            except (KeyboardInterrupt, GreenletExit):
-                raise
-            except BaseException as error:  # a Timeout, say, of a database that doesn't answer
-                raise TargetError(
-                    f"can't import {self._module_name!r}: {self.reason(error)}"
-                ) from error
             handle = self._find(found)
             if not self._is_told:
                 self._is_wsgi = is_wsgi_by_arguments(handle, self.name)
@@ -142,12 +147,8 @@ class Target:
         self._finder.sought.clear()
         with self._undone_on_failure(self._modules()):
             importlib.invalidate_caches()
-            try:
+            with self._told(""):
                 found = importlib.import_module(self._module_name)
-            except (KeyboardInterrupt, GreenletExit):
-                raise
-            except BaseException as error:  # a Timeout, say, of a database that doesn't answer
-                raise TargetError(self.reason(error)) from error
             handle = self._find(found)
             if not self._is_told and is_wsgi_by_arguments(handle, self.name) != self._is_wsgi:
                 kind = "a WSGI application" if self._is_wsgi else "a handler of connections"
@@ -183,9 +184,24 @@ class Target:
                 raise TargetError(
                     f"there is no {path!r} in module {self._module_name!r}"
                 ) from error
+        if self._is_factory:
+            if not callable(found):
+                raise TargetError(f"a factory must be callable, got {self.name!r}: {found!r}")
+            with self._told(f"{self.name!r} failed: "):
+                found = found()
         if not callable(found):
             raise TargetError(f"target must be callable, got {self.name!r}: {found!r}")
         return found  # type: ignore[no-any-return]  # callable() says so
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn what the project's code raises into a TargetError, which begins with *what*."""
+        try:
+            yield
+        except (KeyboardInterrupt, GreenletExit):
+            raise
+        except BaseException as error:  # a Timeout, say, of a database that doesn't answer
+            raise TargetError(f"{what}{self.reason(error)}") from error
 
     def _find_package(self) -> str:
         """Return the outermost package of the target that isn't a namespace, or its module."""
@@ -266,8 +282,12 @@ class Target:
 
 
 # What the two arguments are called, or annotated with, in each kind.
-WSGI_WORDS: Final = re.compile(r"\benv|environ|start_?resp|wsgi", re.IGNORECASE)
+WSGI_WORDS: Final = re.compile(r"\benv|environ|\bstart|wsgi", re.IGNORECASE)
 STREAM_WORDS: Final = re.compile(r"sock|conn|client|stream|addr|peer", re.IGNORECASE)
+
+# What both of them may be short for, where no word tells: (s, a) and (c, p), or (e, s).
+WSGI_PAIR: Final = (("environ",), ("start_response",))
+STREAM_PAIR: Final = (("socket", "connection", "client"), ("address", "peer"))
 
 
 def is_wsgi_by_arguments(handle: Callable[..., Any], name: str) -> bool:
@@ -283,5 +303,28 @@ def is_wsgi_by_arguments(handle: Callable[..., Any], name: str) -> bool:
     text = " ".join(f"{each.name}: {each.annotation}" for each in parameters)
     is_wsgi, is_stream = (words.search(text) is not None for words in (WSGI_WORDS, STREAM_WORDS))
     if is_wsgi == is_stream:
-        raise TargetError(f"can't tell what {name!r} is by its arguments: give --wsgi or --stream")
+        names = [each.name for each in parameters]
+        is_wsgi, is_stream = (_is_short_for(names, pair) for pair in (WSGI_PAIR, STREAM_PAIR))
+    if is_wsgi == is_stream:
+        if [each.name for each in parameters] == ["scope", "receive"]:
+            raise TargetError(f"{name!r} is an ASGI application, which glb can't serve")
+        hint = "give --wsgi or --stream"
+        if not parameters and inspect.isfunction(handle):
+            hint += f", or write {name + '()'!r} if it returns the application"
+        raise TargetError(f"can't tell what {name!r} is by its arguments: {hint}")
     return is_wsgi
+
+
+def _is_short_for(names: Sequence[str], pair: Sequence[Sequence[str]]) -> bool:
+    return len(names) == len(pair) and all(
+        any(word.startswith(name.lower()) for word in words)
+        for name, words in zip(names, pair, strict=True)
+    )
+
+
+def _module_of(file: str) -> str:
+    """Return how a module is called whose file is *file*, which may be elsewhere."""
+    path = os.path.relpath(file).removesuffix(".py").removesuffix(f"{os.sep}__init__")
+    if path.startswith(os.pardir):
+        return f"in {os.path.dirname(file)}: {os.path.basename(path)}"
+    return path.replace(os.sep, ".")
