@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 import gevent
+import gevent.monkey
 
 from ..model.address import parse
 from ..model.stats import CloneStats
@@ -74,6 +75,13 @@ FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
     help="Length of the accept queue. [default: what the kernel allows]",
 )
 @option("--wsgi/--stream", "is_wsgi", default=None, help="What TARGET is, if it can't be told.")
+@option(
+    "--patch/--no-patch",
+    "is_patched",
+    default=None,
+    help="Have gevent patch the standard library before TARGET is imported, so that what waits in"
+    " it lets other clients be served. [default: --patch, with --stream --no-patch]",
+)
 @option("--certfile", type=FILE, help="Serve TLS with this certificate.")
 @option("--keyfile", type=FILE, help="The certificate's key.")
 @option(
@@ -152,6 +160,7 @@ def serve(
     hubs: int,
     backlog: int | None,
     is_wsgi: bool | None,
+    is_patched: bool | None,
     certfile: str | None,
     keyfile: str | None,
     max_connections: int | None,
@@ -179,8 +188,14 @@ def serve(
         click.echo(as_toml(context), nl=False)
         return
     loaded = None
+    if is_patched is None:
+        is_patched = target is not None and is_wsgi is not False
+    if is_patched:
+        # As ``gunicorn -k gevent``. What was imported before and holds what is patched now would
+        # go on with it: so this module, and each that it imports, does without ssl and its like.
+        gevent.monkey.patch_all()
     if target is not None:
-        # Before ssl and what needs it: a program that patches modules is to come first.
+        # Before ssl and what needs it, too: a program that patches modules is to come first.
         with blaming("target"):
             loaded = Target(target, is_wsgi)
             try:
@@ -229,6 +244,8 @@ def serve(
         some = console.count(server.clones, "clone")
         if hubs > 1:
             some += f" on {console.count(hubs, 'hub')}"
+        if is_patched:
+            some += ", monkey-patched"
         title = f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}"
         if seen is not None:
             title += f", seen on {seen.url}"

@@ -234,7 +234,7 @@ def test_wsgi_target_is_served_in_turn(folder: pathlib.Path) -> None:
     with serving("program:application", cwd=folder) as served:
         assert served.line == (
             f"glb: serving program:application on http://127.0.0.1:{served.address[1]}"
-            " with 4 clones\n"
+            " with 4 clones, monkey-patched\n"
         )
         replies = [http_get(served.address) for _ in range(8)]
         assert replies == [b"%d http" % clone for clone in turns(4, 8)]
@@ -328,6 +328,90 @@ def test_max_connections_bounds_all_clones_together(folder: pathlib.Path) -> Non
             client.sendall(b"x")
         assert [receive_all(client) for client in clients] == [b"held most 1"] * 5
         close_all(clients)
+
+
+# -- patched ------------------------------------------------------------------------------------
+
+PATIENT = """
+import time
+import gevent.monkey
+
+is_open = False
+
+def application(environ, start_response):
+    global is_open
+    if environ["PATH_INFO"] == "/open":
+        is_open = True
+    while not is_open:
+        time.sleep(0.001)
+    start_response("200 OK", [])
+    return [b"patched" if gevent.monkey.is_module_patched("time") else b"not patched"]
+
+def handle(sock, address):
+    sock.sendall(b"patched" if gevent.monkey.is_module_patched("time") else b"not patched")
+"""
+
+
+@pytest.mark.parametrize("hubs", ["1", "2"])
+def test_a_request_that_sleeps_lets_others_be_served(hubs: str, folder: pathlib.Path) -> None:
+    """``time.sleep`` in one waits until another one has come, which it would not without."""
+    (folder / "patient.py").write_text(PATIENT)
+    options = ("--hubs", hubs, "--clones", hubs)
+    with serving("patient", *options, cwd=folder) as served:
+        assert served.line.endswith(", monkey-patched\n")
+        clients = [connect(served.address) for _ in range(4)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert http_get(served.address, "/open") == b"patched"
+        assert all(receive_all(each).endswith(b"\r\n\r\npatched") for each in clients)
+        close_all(clients)
+        status, err = served.end()
+        assert (status, err.count(" 200 ")) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "is_patched"),
+    [
+        ("patient:handle", (), True),
+        ("patient:handle", ("--stream",), False),
+        ("patient:handle", ("--stream", "--patch"), True),
+        ("patient:application", ("--no-patch",), False),
+    ],
+)
+def test_patching_is_said_and_may_be_asked_for(
+    target: str, options: tuple[str, ...], is_patched: bool, folder: pathlib.Path
+) -> None:
+    """By default all but what is said to be a stream; the first line says so."""
+    (folder / "patient.py").write_text(PATIENT.replace("is_open = False", "is_open = True"))
+    with serving(target, *options, cwd=folder) as served:
+        assert ("monkey-patched" in served.line) is is_patched
+        expected = b"patched" if is_patched else b"not patched"
+        reply = http_get(served.address) if "application" in target else ask(served.address)
+        assert reply == expected
+
+
+def test_nothing_is_there_too_early_to_be_patched(folder: pathlib.Path) -> None:
+    """Modules that take what is patched by name, or make subclasses of it, come later."""
+    command = (
+        "-c",
+        "import sys, gevent.monkey, glb.__main__ as m; "
+        "early = {'asyncio', 'concurrent.futures', 'gevent.pywsgi', 'gevent.ssl', 'http.client',"
+        " 'http.server', 'logging.handlers', 'multiprocessing', 'socketserver', 'ssl',"
+        " 'urllib.request'}; "
+        "patch = gevent.monkey.patch_all; "
+        "gevent.monkey.patch_all = lambda: (sys.exit(f'{early & {*sys.modules}} {patch()}'));"
+        "m.main()",
+    )
+    with child(*command, "serve", "program", cwd=folder) as process:
+        assert process.communicate() == ("", "set() True\n")
+
+
+def test_a_program_that_patches_itself_is_patched_once(folder: pathlib.Path) -> None:
+    """As its writer has it for other servers; no warning, either."""
+    patching = "import gevent.monkey; gevent.monkey.patch_all(); import ssl, urllib.request\n"
+    (folder / "patching.py").write_text(patching + PROGRAM)
+    with serving("patching", cwd=folder) as served:
+        assert http_get(served.address) == b"0 http"
 
 
 # -- the end ------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "hubs": ("none", "true"),
     "backlog": ("-1", "1.5"),
     "wsgi": ("perhaps", "1"),
+    "patch": ("perhaps", '"no"'),
     "certfile": ("no-such.pem", "1"),
     "keyfile": ("no-such.pem", "false"),
     "max-connections": ("many", "[1]"),
