@@ -94,8 +94,13 @@ def _clones(server: StreamServer, title: str) -> Table:
 
 
 @contextlib.contextmanager
-def shown(server: StreamServer, title: str, console: Console) -> Iterator[None]:
-    """Tell of *server* in the meantime: a live table on a terminal, else a line at each end."""
+def shown(
+    server: StreamServer, title: str, console: Console | None, level: str = "info"
+) -> Iterator[None]:
+    """Tell of *server* in the meantime: a live table on *console*, else a line at each end.
+
+    Lines below *level*, one of logging's in any case, are left out.
+    """
     handler = logging.StreamHandler(STDERR)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     # Of our own logger alone: what the program that is served does with the others is its
@@ -103,9 +108,9 @@ def shown(server: StreamServer, title: str, console: Console) -> Iterator[None]:
     log.addHandler(handler)
     log.propagate, propagate = False, log.propagate
     log.disabled, disabled = False, log.disabled  # see `tell`
-    log.setLevel(logging.INFO)
+    log.setLevel(level.upper())
     try:
-        with _live(server, title, console) if is_live(console) else _logged(server, title):
+        with _logged(server, title) if console is None else _live(server, title, console):
             yield
     finally:
         log.setLevel(logging.NOTSET)

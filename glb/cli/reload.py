@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gevent
 from gevent.event import Event
 
@@ -14,14 +16,16 @@ __all__ = ["Reloads"]
 
 
 class Reloads:
-    """Rolls the newest state of *target* into *server* whenever it is asked to.
+    """Rolls the newest state of *target* into *servers* whenever it is asked to.
 
     One reload at a time: however often it is asked during one, there is one more after it.
     As a context it is at work; with *is_watched* it asks itself when the source changes.
     """
 
-    def __init__(self, server: StreamServer, target: Target, is_watched: bool = False) -> None:
-        self._server = server
+    def __init__(
+        self, servers: Sequence[StreamServer], target: Target, is_watched: bool = False
+    ) -> None:
+        self._servers = servers
         self._target = target
         self._watcher = Watcher(target.files, self.ask, POLL_SECONDS)
         self._watcher.note()  # a change is one of what was just loaded
@@ -61,7 +65,7 @@ class Reloads:
                 self._watcher.note()
             # Nobody is waited for, and nobody's connection is ended: an old handler may go on
             # as long as its client stays, and must not hold up the next reload.
-            report = self._server.roll(handle, wait=False)
+            reports = [each.roll(handle, wait=False) for each in self._servers]
         except BaseException as error:  # whatever it is, the old one serves, and is asked again
             if self._is_over:  # it is the kill
                 raise
@@ -73,4 +77,5 @@ class Reloads:
             line = console.one_line(f"can't reload {name!r}: {reason}")
             console.tell("%s; the old one goes on serving", line)
         else:
-            console.tell("reloaded %r (%s)", name, console.count(len(report.clones), "clone"))
+            clones = sum(len(each.clones) for each in reports)
+            console.tell("reloaded %r (%s)", name, console.count(clones, "clone"))

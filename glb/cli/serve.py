@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 import gevent
 import gevent.monkey
 
-from ..model.address import parse
+from ..model.address import Address, parse
 from ..model.stats import CloneStats
 from ..net.sockets import bound_address
 from ..server import StreamServer
 from . import console
 from .reload import Reloads
+from .service import Service
 from .settings import (
     ABOVE_ZERO,
     ADDRESS,
@@ -36,6 +35,7 @@ from .target import Target, TargetError
 
 if TYPE_CHECKING:
     from ..admin import Admin
+    from .access_log import AccessLog
 
 __all__ = ["serve"]
 
@@ -122,6 +122,24 @@ FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
     help="Seconds that a client may take nothing of a reply; 0 is for ever. [default: 60]",
 )
 @option(
+    "--access-log",
+    metavar="FILE",
+    help="Append a line for each request to this file, '-' for stdout; SIGUSR1 opens it anew."
+    " [default: stderr, but not below a live table]",
+)
+@option(
+    "--log-format",
+    type=click.Choice(["common", "combined", "json"]),
+    help="Of the access log's lines. [default: common]",
+)
+@option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="Of glb's own lines on stderr: those below it are left out.",
+)
+@option(
     "--drain-timeout",
     type=SECONDS,
     default=30,
@@ -151,31 +169,7 @@ FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
     " time.",
 )
 @click.pass_context
-def serve(
-    context: click.Context,
-    target: str | None,
-    print_config: bool,
-    bind: str,
-    clones: int | None,
-    hubs: int,
-    backlog: int | None,
-    is_wsgi: bool | None,
-    is_patched: bool | None,
-    certfile: str | None,
-    keyfile: str | None,
-    max_connections: int | None,
-    max_connections_per_clone: int | None,
-    accept_rate: float | None,
-    handshake_timeout: float,
-    first_byte_timeout: float | None,
-    max_body: int | None,
-    body_timeout: float | None,
-    send_timeout: float | None,
-    drain_timeout: float,
-    admin: str | None,
-    stall_limit: float,
-    is_watched: bool,
-) -> None:
+def serve(context: click.Context, /, print_config: bool, **params: Any) -> None:
     """Serve TARGET until SIGINT or SIGTERM, and finish what is in flight.
 
     TARGET is module:callable or module:factory(), found from the current directory on: a WSGI
@@ -187,70 +181,96 @@ def serve(
     if print_config:
         click.echo(as_toml(context), nl=False)
         return
-    loaded = None
-    if is_patched is None:
-        is_patched = target is not None and is_wsgi is not False
-    if is_patched:
+    given = SimpleNamespace(**params)
+    app = _load(context, given)
+    with contextlib.ExitStack() as stack:
+        service, shown, log = _open(context, given, app, stack)
+        reloads = None
+        if app.target is not None:
+            reloads = Reloads(service.servers, app.target, given.is_watched)
+        status = service.run(shown, reloads, log)
+    context.exit(status)
+
+
+class _App(NamedTuple):
+    """What is served."""
+
+    name: str
+    handle: Callable[..., Any]
+    is_wsgi: bool
+    target: Target | None = None
+
+
+def _load(context: click.Context, given: SimpleNamespace) -> _App:
+    """Patch, if it is asked for, and import the target."""
+    if given.is_patched is None:
+        given.is_patched = given.target is not None and given.is_wsgi is not False
+    if given.is_patched:
         # As ``gunicorn -k gevent``. What was imported before and holds what is patched now would
         # go on with it: so this module, and each that it imports, does without ssl and its like.
         gevent.monkey.patch_all()
-    if target is not None:
-        # Before ssl and what needs it, too: a program that patches modules is to come first.
-        with blaming("target"):
-            loaded = Target(target, is_wsgi)
-            try:
-                handle, is_wsgi = loaded.load(), loaded.is_wsgi
-            except gevent.GreenletExit as error:  # not KeyboardInterrupt: it may be a Ctrl-C
-                module, reason = target.partition(":")[0], loaded.reason(error)
-                raise TargetError(f"can't import {module!r}: {reason}") from error
-    elif is_wsgi is False or is_watched:
-        name, flag = ("is_watched", "--reload") if is_watched else ("is_wsgi", "--stream")
-        raise refused(context, name, f"{flag} needs a TARGET")
-    else:
-        handle, is_wsgi, target = _page, True, "the built-in page"
-    tls = _tls(context, certfile, keyfile)
-    if first_byte_timeout is None:
-        first_byte_timeout = FIRST_BYTE_SECONDS if is_wsgi else 0
-    http = {"max_body": max_body, "body_timeout": body_timeout, "send_timeout": send_timeout}
-    if not is_wsgi:
-        for name, value in http.items():
-            if value is not None:
-                raise refused(context, name, f"it is for WSGI, and {target!r} a stream")
-        http = {}
+    if given.target is None:
+        for name, flag in (("is_watched", "--reload"), ("is_wsgi", "--stream")):
+            if getattr(given, name) is (name == "is_watched"):
+                raise refused(context, name, f"{flag} needs a TARGET")
+        return _App("the built-in page", _page, is_wsgi=True)
+    # Before ssl and what needs it, too: a program that patches modules is to come first.
+    with blaming("target"):
+        target = Target(given.target, given.is_wsgi)
+        try:
+            handle = target.load()
+        except gevent.GreenletExit as error:  # not KeyboardInterrupt: it may be a Ctrl-C
+            module, reason = given.target.partition(":")[0], target.reason(error)
+            raise TargetError(f"can't import {module!r}: {reason}") from error
+    if not target.is_wsgi:
+        for name in ("max_body", "body_timeout", "send_timeout", "access_log", "log_format"):
+            if getattr(given, name) is not None:
+                raise refused(context, name, f"it is for WSGI, and {target.name!r} a stream")
+    return _App(target.name, handle, target.is_wsgi, target)
+
+
+def _open(
+    context: click.Context, given: SimpleNamespace, app: _App, stack: contextlib.ExitStack
+) -> tuple[Service, contextlib.AbstractContextManager[None], AccessLog | None]:
+    """Return the service, started, what shows it, and its access log; *stack* closes them."""
+    tls = _tls(context, given.certfile, given.keyfile)
+    log = None
+    if given.access_log is not None:
+        with blaming("access_log", f"can't open {given.access_log!r}: "):
+            log = stack.enter_context(contextlib.closing(_open_log(given.access_log)))
+    # A live table leaves no room for the lines of an access log.
+    out = console.make_console()
+    is_live = console.is_live(out) and not (log is not None and log.is_stdout)
+    make = _wsgi_server if app.is_wsgi else _stream_server
+    lines = log or (None if is_live else console.STDERR)
     with blaming("bind"):
-        server = _make_server(
-            is_wsgi,
-            parse(bind),
-            handle,
-            backlog=backlog,
-            clones=clones,
-            hubs=hubs,
-            max_connections=max_connections or _most_connections(),
-            max_connections_per_clone=max_connections_per_clone,
-            accept_rate=accept_rate,
-            handshake_timeout=handshake_timeout or None,
-            first_byte_timeout=first_byte_timeout or None,
-            **http,
-            **tls,
-        )
-    with contextlib.ExitStack() as stack:
+        servers = [make(parse(given.bind), app.handle, given, tls, lines)]
+    service = Service(servers, given.drain_timeout)
+    with blaming("bind"):
+        service.bind()
+    stack.callback(service.close)
+    seen = None
+    if given.admin is not None:
         with blaming("admin"):
-            # Before the server: until that takes clients, it says that it is not ready.
-            seen = None if admin is None else _admin(server, admin, stall_limit)
-            if seen is not None:
-                stack.enter_context(seen)
-        with blaming("bind"):
-            server.start()
-        some = console.count(server.clones, "clone")
-        if hubs > 1:
-            some += f" on {console.count(hubs, 'hub')}"
-        if is_patched:
-            some += ", monkey-patched"
-        title = f"serving {target} on {_url(server, is_wsgi, bool(tls))} with {some}"
-        if seen is not None:
-            title += f", seen on {seen.url}"
-        reloads = None if loaded is None else Reloads(server, loaded, is_watched)
-        _run(server, reloads, title, drain_timeout)
+            # Before the servers: until those take clients, it says that they are not ready.
+            seen = stack.enter_context(_admin(servers, given.admin, given.stall_limit))
+    with blaming("bind"):
+        service.start()
+    urls = [_url(each, app.is_wsgi, bool(tls)) for each in servers]
+    title = f"serving {app.name} on {' and '.join(urls)} with {_places(given, servers)}"
+    if given.is_patched:
+        title += ", monkey-patched"
+    if seen is not None:
+        title += f", seen on {seen.url}"
+    shown = console.shown(servers[0], title, out if is_live else None, given.log_level)
+    return service, shown, log
+
+
+def _places(given: SimpleNamespace, servers: Sequence[StreamServer]) -> str:
+    some = console.count(servers[0].clones, "clone")
+    if given.hubs > 1:
+        some += f" on {console.count(given.hubs, 'hub')}"
+    return some if len(servers) == 1 else f"{some} each"
 
 
 def _most_connections() -> int | None:
@@ -263,29 +283,68 @@ def _most_connections() -> int | None:
     return None if most == resource.RLIM_INFINITY else max(1, most * 3 // 4)
 
 
-def _make_server(is_wsgi: bool, *args: Any, **options: Any) -> StreamServer:
-    if not is_wsgi:
-        return StreamServer(*args, **options)
-    from ..pywsgi import WSGIServer  # noqa: PLC0415  # it imports ssl: see `serve`
+def _open_log(path: str) -> AccessLog:
+    from .access_log import AccessLog  # noqa: PLC0415  # it imports gevent.pywsgi: see `_load`
 
-    # A live table leaves no room for the lines of an access log.
-    options["log"] = None if console.is_live(console.make_console()) else console.STDERR
-    options["error_log"] = console.STDERR
-    body, *seconds = (options.pop(name) for name in ("max_body", "body_timeout", "send_timeout"))
-    server = WSGIServer(*args, **options)
-    server.needs_host = True
-    server.body_timeout, server.send_timeout = (
-        CLIENT_SECONDS if each is None else each or None for each in seconds
+    return AccessLog(path)
+
+
+def _stream_server(
+    address: Address,
+    handle: Callable[..., Any],
+    given: SimpleNamespace,
+    tls: dict[str, Any],
+    _lines: object,
+) -> StreamServer:
+    return StreamServer(address, handle, **_options(given, 0), **tls)
+
+
+def _wsgi_server(
+    address: Address,
+    handle: Callable[..., Any],
+    given: SimpleNamespace,
+    tls: dict[str, Any],
+    lines: Any,
+) -> StreamServer:
+    from ..pywsgi import WSGIServer  # noqa: PLC0415  # it imports ssl: see `_load`
+    from .access_log import handler_class  # noqa: PLC0415  # as above
+
+    server = WSGIServer(
+        address,
+        handle,
+        log=lines,
+        error_log=console.STDERR,
+        handler_class=None if lines is None else handler_class(given.log_format or "common"),
+        **_options(given, FIRST_BYTE_SECONDS),
+        **tls,
     )
-    if body is not None:
-        server.max_body = body or None
+    server.needs_host = True
+    for name in ("body_timeout", "send_timeout"):
+        seconds = getattr(given, name)
+        setattr(server, name, CLIENT_SECONDS if seconds is None else seconds or None)
+    if given.max_body is not None:
+        server.max_body = given.max_body or None
     return server
 
 
-def _admin(server: StreamServer, where: str, stall_limit: float) -> Admin:
-    from ..admin import Admin  # noqa: PLC0415  # it imports gevent.pywsgi: see `serve`
+def _options(given: SimpleNamespace, first_byte_seconds: float) -> dict[str, Any]:
+    first_byte = given.first_byte_timeout
+    return {
+        "backlog": given.backlog,
+        "clones": given.clones,
+        "hubs": given.hubs,
+        "max_connections": given.max_connections or _most_connections(),
+        "max_connections_per_clone": given.max_connections_per_clone,
+        "accept_rate": given.accept_rate,
+        "handshake_timeout": given.handshake_timeout or None,
+        "first_byte_timeout": (first_byte_seconds if first_byte is None else first_byte) or None,
+    }
 
-    return Admin(server, parse(where), stall_limit=stall_limit)
+
+def _admin(servers: Sequence[StreamServer], where: str, stall_limit: float) -> Admin:
+    from ..admin import Admin  # noqa: PLC0415  # it imports gevent.pywsgi: see `_load`
+
+    return Admin(servers, parse(where), stall_limit=stall_limit)
 
 
 def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:
@@ -296,54 +355,6 @@ def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:
     return f"{scheme}://{bound}"
 
 
-def _run(
-    server: StreamServer, reloads: Reloads | None, title: str, drain_timeout: float
-) -> NoReturn:
-    """Serve until a signal, status 0, or until the server has closed itself, status 1."""
-    signals: list[int] = []
-
-    def end(number: int) -> None:
-        signals.append(number)
-        if len(signals) > 1:
-            server.stop(0)  # who asks twice doesn't want to wait
-            return
-        if server.active:
-            some = console.count(server.active, "connection")
-            console.tell("draining %s, for %g s at most; again to end at once", some, drain_timeout)
-        server.drain(drain_timeout)
-
-    # Before the first line, whose reader may send a signal, and until the process is gone:
-    # a second one must not turn a clean end into a kill.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        gevent.signal_handler(number, end, number)
-    if hasattr(signal, "SIGHUP"):
-        gevent.signal_handler(signal.SIGHUP, _on_hangup, _terminal(), reloads)
-    with console.shown(server, title, console.make_console()), reloads or contextlib.nullcontext():
-        server.serve_forever()
-    click.get_current_context().exit(0 if signals else 1)
-
-
-def _terminal() -> int | None:
-    """Return the descriptor of the terminal that is written to, if it is one."""
-    with contextlib.suppress(OSError, ValueError):  # stdout may be closed, or no file
-        descriptor = sys.stdout.fileno()
-        if os.isatty(descriptor):
-            return descriptor
-    return None
-
-
-def _on_hangup(terminal: int | None, reloads: Reloads | None) -> None:
-    if terminal is not None and not os.isatty(terminal):
-        # Its window was closed: the signal has its first meaning. A server that is to outlive its
-        # terminal doesn't write to it.
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGHUP)
-    elif reloads is None:
-        console.tell("nothing to reload: there is no TARGET")
-    else:
-        reloads.ask()
-
-
 def _tls(context: click.Context, certfile: str | None, keyfile: str | None) -> dict[str, Any]:
     """Return the server's arguments for TLS: none without a certificate."""
     if certfile is None and keyfile is None:
@@ -351,7 +362,7 @@ def _tls(context: click.Context, certfile: str | None, keyfile: str | None) -> d
     if certfile is None or keyfile is None:
         only, name = (keyfile, "keyfile") if certfile is None else (certfile, "certfile")
         raise refused(context, name, f"--certfile and --keyfile go together, got {only!r} alone")
-    from gevent import ssl  # noqa: PLC0415  # see `serve`
+    from gevent import ssl  # noqa: PLC0415  # see `_load`
 
     secured = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with blaming("certfile", f"can't load the certificate {certfile!r} with the key {keyfile!r}: "):

@@ -733,7 +733,7 @@ class Reloaded:
         self.answers: list[object] = []
         self.may_roll = Event()
         self.may_roll.set()
-        self.reloads = glb.cli.reload.Reloads(self, self)  # type: ignore[arg-type]  # it has what is used
+        self.reloads = glb.cli.reload.Reloads([self], self)  # type: ignore[arg-type,list-item]  # it has what is used
 
     def files(self) -> set[str]:
         return set()

@@ -41,6 +41,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "max-body": ("-1", "1.0"),
     "body-timeout": ("x", "{}"),
     "send-timeout": ("inf", "[]"),
+    "access-log": ("no-such-folder/log", "1"),
+    "log-format": ("xml", "true"),
+    "log-level": ("loud", "10"),
     "drain-timeout": ("-0.5", "1979-05-27"),
     "admin": ("127.0.0.1:70000", "9000"),
     "stall-limit": ("0", '"10"'),
@@ -153,10 +156,10 @@ def test_target_may_be_a_setting(
 ) -> None:
     """A container's image says what it serves."""
     (folder / "glb.toml").write_text('target = "no_such_module:app"\n')
-    found = run("--config", "glb.toml")
+    found = run("--no-patch", "--config", "glb.toml")
     assert_one_line(found, "TARGET from glb.toml: can't import 'no_such_module'")
     monkeypatch.setenv("GLB_TARGET", "other_module")
-    found = run("--config", "glb.toml")
+    found = run("--no-patch", "--config", "glb.toml")
     assert_one_line(found, "TARGET from GLB_TARGET: can't import 'other_module'")
 
 
