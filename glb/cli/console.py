@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TextIO, cast
 
 import gevent
@@ -82,24 +82,30 @@ def outcomes(found: dict[str, Outcome]) -> Table:
     return table
 
 
-def _clones(server: StreamServer, title: str) -> Table:
-    table = Table(title=Text(title), caption="Ctrl-C ends it" if server.started else "ended")
+def _clones(servers: Mapping[str, StreamServer], title: str) -> Table:
+    is_on = any(server.started for server in servers.values())
+    table = Table(title=Text(title), caption="Ctrl-C ends it" if is_on else "ended")
     names = ["clone", "accepted", "active", "completed", "failed", "state"]
-    for name in names if server.hubs == 1 else [*names, "hub"]:
+    has_hubs = any(server.hubs > 1 for server in servers.values())
+    for name in [*names, "hub"] if has_hubs else names:
         table.add_column(name, justify="right")
-    for stats in server.clone_stats():
-        cells = [*map(str, stats[:5]), stats.state, str(stats.hub)]
-        table.add_row(*cells[: len(table.columns)])
+    if len(servers) > 1:
+        table.add_column("address")
+    for url, server in servers.items():
+        for stats in server.clone_stats():
+            cells = [*map(str, stats[:5]), stats.state, *([str(stats.hub)] if has_hubs else [])]
+            table.add_row(*cells, *([url] if len(servers) > 1 else []))
     return table
 
 
 @contextlib.contextmanager
 def shown(
-    server: StreamServer, title: str, console: Console | None, level: str = "info"
+    servers: Mapping[str, StreamServer], title: str, console: Console | None, level: str = "info"
 ) -> Iterator[None]:
-    """Tell of *server* in the meantime: a live table on *console*, else a line at each end.
+    """Tell of *servers* in the meantime: a live table on *console*, else a line at each end.
 
-    Lines below *level*, one of logging's in any case, are left out.
+    Their keys are their addresses, for people. Lines below *level*, a name of logging's in any
+    case, are left out.
     """
     handler = logging.StreamHandler(STDERR)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
@@ -110,7 +116,7 @@ def shown(
     log.disabled, disabled = False, log.disabled  # see `tell`
     log.setLevel(level.upper())
     try:
-        with _logged(server, title) if console is None else _live(server, title, console):
+        with _logged(servers, title) if console is None else _live(servers, title, console):
             yield
     finally:
         log.setLevel(logging.NOTSET)
@@ -127,18 +133,18 @@ def tell(text: str, *args: object) -> None:
 
 
 @contextlib.contextmanager
-def _live(server: StreamServer, title: str, console: Console) -> Iterator[None]:
+def _live(servers: Mapping[str, StreamServer], title: str, console: Console) -> Iterator[None]:
     # A greenlet refreshes, not rich's thread: the counts belong to this one. Prints to
     # stderr come out above the table, unless they go to a file.
     with Live(
-        _clones(server, title),
+        _clones(servers, title),
         console=console,
         auto_refresh=False,
         redirect_stderr=sys.stderr.isatty(),
     ) as live:
 
         def refresh() -> None:
-            live.update(_clones(server, title), refresh=True)
+            live.update(_clones(servers, title), refresh=True)
 
         def refresh_often() -> None:
             while True:
@@ -154,18 +160,20 @@ def _live(server: StreamServer, title: str, console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _logged(server: StreamServer, title: str) -> Iterator[None]:
+def _logged(servers: Mapping[str, StreamServer], title: str) -> Iterator[None]:
     log.info("%s", title)
     try:
         yield
     finally:
-        stats = server.clone_stats()
-        log.info(
-            "stopped after %d connections, %d failed; by clone: %s",
-            sum(clone.accepted for clone in stats),
-            sum(clone.failed for clone in stats),
-            " ".join(str(clone.accepted) for clone in stats),
-        )
+        for url, server in servers.items():
+            stats = server.clone_stats()
+            log.info(
+                "stopped%s after %d connections, %d failed; by clone: %s",
+                f" {url}" if len(servers) > 1 else "",
+                sum(clone.accepted for clone in stats),
+                sum(clone.failed for clone in stats),
+                " ".join(str(clone.accepted) for clone in stats),
+            )
 
 
 def one_line(text: object) -> str:

@@ -62,10 +62,12 @@ FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
     cls=Bind,
     metavar="ADDRESS",
     type=ADDRESS,
-    default="127.0.0.1:8000",
+    multiple=True,
+    default=["127.0.0.1:8000"],
     show_default=True,
-    help="host:port, [v6 host]:port, :port, a port number, or unix:/path. Port 0 is any. Without"
-    " it the variable PORT is a port of every host.",
+    help="host:port, [v6 host]:port, :port, a port number, or unix:/path. Port 0 is any. May be"
+    " given again: each has clones of its own. Without it the variable PORT is a port of every"
+    " host.",
 )
 @option("--clones", type=POSITIVE, help="How many. [default: 4, or as many as there are hubs]")
 @option("--hubs", type=POSITIVE, default=1, show_default=True, help="On how many threads.")
@@ -87,8 +89,8 @@ FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
 @option(
     "--max-connections",
     type=POSITIVE,
-    help="At once; further clients wait in the kernel. [default: three quarters of the descriptors"
-    " that the process may have]",
+    help="At once, of each address; further clients wait in the kernel. [default: three quarters of"
+    " the descriptors that the process may have, over all addresses]",
 )
 @option("--max-connections-per-clone", type=POSITIVE, help="A clone that is full is passed over.")
 @option("--accept-rate", type=ABOVE_ZERO, help="Connections a second.")
@@ -244,7 +246,7 @@ def _open(
     make = _wsgi_server if app.is_wsgi else _stream_server
     lines = log or (None if is_live else console.STDERR)
     with blaming("bind"):
-        servers = [make(parse(given.bind), app.handle, given, tls, lines)]
+        servers = [make(parse(each), app.handle, given, tls, lines) for each in given.bind]
     service = Service(servers, given.drain_timeout)
     with blaming("bind"):
         service.bind()
@@ -256,13 +258,13 @@ def _open(
             seen = stack.enter_context(_admin(servers, given.admin, given.stall_limit))
     with blaming("bind"):
         service.start()
-    urls = [_url(each, app.is_wsgi, bool(tls)) for each in servers]
+    urls = {_url(each, app.is_wsgi, bool(tls)): each for each in servers}
     title = f"serving {app.name} on {' and '.join(urls)} with {_places(given, servers)}"
     if given.is_patched:
         title += ", monkey-patched"
     if seen is not None:
         title += f", seen on {seen.url}"
-    shown = console.shown(servers[0], title, out if is_live else None, given.log_level)
+    shown = console.shown(urls, title, out if is_live else None, given.log_level)
     return service, shown, log
 
 
@@ -273,14 +275,14 @@ def _places(given: SimpleNamespace, servers: Sequence[StreamServer]) -> str:
     return some if len(servers) == 1 else f"{some} each"
 
 
-def _most_connections() -> int | None:
-    """Return how many connections leave room for what else a program opens; ``None`` is any."""
+def _most_connections(addresses: int) -> int | None:
+    """Return how many of each address leave room for what else is opened; ``None`` is any."""
     try:
         import resource  # noqa: PLC0415  # Windows has none
     except ImportError:
         return None
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if most == resource.RLIM_INFINITY else max(1, most * 3 // 4)
+    return None if most == resource.RLIM_INFINITY else max(1, most * 3 // 4 // addresses)
 
 
 def _open_log(path: str) -> AccessLog:
@@ -333,7 +335,7 @@ def _options(given: SimpleNamespace, first_byte_seconds: float) -> dict[str, Any
         "backlog": given.backlog,
         "clones": given.clones,
         "hubs": given.hubs,
-        "max_connections": given.max_connections or _most_connections(),
+        "max_connections": given.max_connections or _most_connections(len(given.bind)),
         "max_connections_per_clone": given.max_connections_per_clone,
         "accept_rate": given.accept_rate,
         "handshake_timeout": given.handshake_timeout or None,

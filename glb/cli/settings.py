@@ -102,7 +102,7 @@ class Bind(Setting):
         port = os.environ.get("PORT")
         if source is ParameterSource.DEFAULT and port:
             ctx.meta[_PORT] = self.name
-            return f"0.0.0.0:{port}", ParameterSource.ENVIRONMENT
+            return (f"0.0.0.0:{port}",), ParameterSource.ENVIRONMENT
         return value, source
 
 

@@ -126,7 +126,7 @@ class Served:
         assert process.stderr is not None
         self.process = process
         self.line = process.stderr.readline()
-        found = re.search(r" on (\w+):(?://)?(\S+) with ", self.line)
+        found = re.search(r" on (\w+):(?://)?(\S+) (?:with|and) ", self.line)
         assert found is not None, self.line + process.stderr.read()
         self.scheme, place = found.groups()
         host, _, port = place.rpartition(":")
@@ -328,6 +328,118 @@ def test_max_connections_bounds_all_clones_together(folder: pathlib.Path) -> Non
             client.sendall(b"x")
         assert [receive_all(client) for client in clients] == [b"held most 1"] * 5
         close_all(clients)
+
+
+# -- several addresses --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving_two(*args: str, cwd: pathlib.Path) -> Iterator[Served]:
+    """Serve on a port, which is the address, and on ``unix:s``."""
+    options = ("--bind", "unix:s", "--clones", "2")
+    with child("-m", "glb", "serve", *args, "--bind", "127.0.0.1:0", *options, cwd=cwd) as process:
+        yield Served(process)
+
+
+def test_each_address_has_clones_of_its_own(folder: pathlib.Path) -> None:
+    """One target, one process; turns go round the clones of an address."""
+    with serving_two("program:handle", cwd=folder) as served:
+        path = os.path.relpath(folder / "s")
+        assert " with 2 clones each, monkey-patched" in served.line
+        assert [ask(served.address) for _ in range(3)] == [b"0", b"1", b"0"]
+        assert [ask(path) for _ in range(2)] == [b"0", b"1"]
+        status, err = served.end()
+        lines = err.splitlines()
+        assert (status, len(lines)) == (0, 2)
+        host = f"tcp://127.0.0.1:{served.address[1]}"
+        assert f"glb: stopped {host} after 3 connections, 0 failed; by clone: 2 1" in lines
+        assert "glb: stopped unix:s after 2 connections, 0 failed; by clone: 1 1" in lines
+        glb.bind(served.address).close()
+    assert not (folder / "s").exists()
+
+
+def test_all_addresses_drain_at_a_time(folder: pathlib.Path) -> None:
+    """Handlers of one don't keep the other one open, and all may finish."""
+    with serving_two("program:hold", cwd=folder) as served:
+        path = os.path.relpath(folder / "s")
+        clients = [connect(served.address), connect(path)]
+        assert [each.recv(5) for each in clients] == [b"held "] * 2
+        served.process.send_signal(signal.SIGTERM)
+        served.read_line("draining 2 connections, for 30 s at most")
+        wait_until(lambda: is_refused(served.address) and is_refused(path))
+        for each in clients:
+            each.sendall(b"x")
+            assert receive_all(each).startswith(b"most ")
+        close_all(clients)
+        assert served.process.wait() == 0
+
+
+def test_a_second_signal_ends_all_addresses_at_once(folder: pathlib.Path) -> None:
+    """Whatever their handlers do."""
+    with serving_two("program:hold", "--drain-timeout", "1000", cwd=folder) as served:
+        clients = [connect(served.address), connect(os.path.relpath(folder / "s"))]
+        assert [each.recv(5) for each in clients] == [b"held "] * 2
+        served.process.send_signal(signal.SIGTERM)
+        served.read_line("draining 2 connections")
+        assert served.end()[0] == 0
+        close_all(clients)
+
+
+def test_all_addresses_are_reloaded_and_seen(folder: pathlib.Path) -> None:
+    """A reload is rolled into each; the administration tells of each."""
+    write_version(folder, "old")
+    options = ("--admin", "127.0.0.1:0")
+    with serving_two("versions:handle", *options, cwd=folder) as served:
+        found = re.search(r", seen on http://127\.0\.0\.1:(\d+)$", served.line)
+        assert found is not None, served.line
+        ready = http_get(("127.0.0.1", int(found[1])), "/readyz")
+        assert sorted(ready.splitlines()) == [
+            b"127.0.0.1:%d: accepting" % served.address[1],
+            b"unix:s: accepting",
+        ]
+        write_version(folder, "new")
+        assert served.hang_up("reload") == "glb: reloaded 'versions:handle' (4 clones)\n"
+        for address in (served.address, os.path.relpath(folder / "s")):
+            assert [ask(address) for _ in range(2)] == [b"new"] * 2
+
+
+def test_an_address_that_cant_be_bound_leaves_the_others_free(folder: pathlib.Path) -> None:
+    """All are bound before the first client is let in."""
+    with glb.bind(("127.0.0.1", 0)) as taken:
+        port = taken.address[1]
+        args = ("serve", "program:handle", "--bind", "unix:s", "--bind", f"127.0.0.1:{port}")
+        reason = f"--bind from the command line: can't bind ('127.0.0.1', {port}): Address already"
+        assert_refused(args, reason, folder)
+    assert not (folder / "s").exists()
+
+
+def test_table_tells_the_addresses(folder: pathlib.Path) -> None:
+    """A row for each clone of each."""
+    args = ("serve", "program:handle", "--bind", "127.0.0.1:0", "--bind", "unix:s", "--clones", "1")
+    with in_terminal(*args, cwd=folder) as (process, read):
+        read(r"│ +accepting │ tcp://127.0.0.1:\d+ │.*│ +accepting │ unix:s ")
+        process.send_signal(signal.SIGINT)
+        read(r".*ended.*\x1b\[\?25h")
+        assert process.wait() == 0
+
+
+def test_an_address_that_fails_ends_the_others(
+    folder: pathlib.Path,
+) -> None:
+    """A supervisor sees status 1, and begins anew; what is in flight may finish."""
+    code = (
+        "import gevent, glb.cli.service as s, glb.__main__ as m; run = s.Service.run\n"
+        "def failing(self, *args):\n"
+        "    gevent.spawn_later(0.01, self.servers[0].fail, OSError('broken'))\n"
+        "    return run(self, *args)\n"
+        "s.Service.run = failing; m.main()"
+    )
+    args = ("serve", "program:handle", "--bind", "127.0.0.1:0", "--bind", "unix:s")
+    with child("-c", code, *args, cwd=folder) as process:
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.count("glb: stopped ") == 2
+    assert not (folder / "s").exists()
 
 
 # -- patched ------------------------------------------------------------------------------------

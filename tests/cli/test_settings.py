@@ -25,7 +25,7 @@ Run: TypeAlias = Callable[..., tuple[object, str, str]]
 #: one of a type that it doesn't have in a file.
 WRONG: dict[str, tuple[str, str]] = {
     "config": ("no-such-file.toml", ""),
-    "bind": ("nowhere", "8000"),
+    "bind": ("nowhere", '[":8000", 8001]'),
     "clones": ("0", '"4"'),
     "hubs": ("none", "true"),
     "backlog": ("-1", "1.5"),
@@ -139,13 +139,13 @@ def test_port_is_every_hosts_unless_something_says_more(
     """Platforms give a program its port so."""
     monkeypatch.setenv("PORT", "5000")
     values, sources = printed(run)
-    assert (values["bind"], sources["bind"]) == ("0.0.0.0:5000", "PORT")
+    assert (values["bind"], sources["bind"]) == (["0.0.0.0:5000"], "PORT")
     (folder / "glb.toml").write_text('bind = "127.0.0.1:1"\n')
     values, sources = printed(run, "--config", "glb.toml")
-    assert (values["bind"], sources["bind"]) == ("127.0.0.1:1", "glb.toml")
-    monkeypatch.setenv("GLB_BIND", ":2")
-    assert printed(run)[0]["bind"] == ":2"
-    assert printed(run, "--bind", ":3")[0]["bind"] == ":3"
+    assert (values["bind"], sources["bind"]) == (["127.0.0.1:1"], "glb.toml")
+    monkeypatch.setenv("GLB_BIND", ":2 unix:/s")
+    assert printed(run)[0]["bind"] == [":2", "unix:/s"]
+    assert printed(run, "--bind", ":3", "--bind", ":4")[0]["bind"] == [":3", ":4"]
     monkeypatch.delenv("GLB_BIND")
     monkeypatch.setenv("PORT", "http")
     assert_one_line(run(), "--bind from PORT: port must be a number, got 'http'")
@@ -170,7 +170,7 @@ def test_printed_settings_are_a_file_that_makes_them(
     odd = 'unix:/tmp/"quoted" \\ \x1b[31m é \U0001f600\x7f'
     monkeypatch.setenv("GLB_ACCEPT_RATE", "1e-05")
     first = printed(run, "a:b", "--bind", odd, "--stream", "--max-body", "7")
-    assert first[0]["bind"] == odd
+    assert first[0]["bind"] == [odd]
     monkeypatch.delenv("GLB_ACCEPT_RATE")
     (folder / "glb.toml").write_text(
         "".join(f"{line}\n" for line in _print(run, "a:b", "--bind", odd, "--stream").splitlines())
@@ -250,6 +250,9 @@ def test_wrong_key_names_its_file(run: Run, key: str, folder: pathlib.Path) -> N
         (b"zzz = 4", "unknown key 'zzz' in glb.toml\n"),
         (b"config = 'other.toml'", "unknown key 'config' in glb.toml\n"),
         (b"[tool.glb]\nclones = 1", "unknown key 'tool' in glb.toml\n"),
+        (b"bind = []", "--bind from glb.toml: must not be empty, got []"),
+        (b"bind = [':1', 'nowhere']", "--bind from glb.toml: port must be a number, got 'nowhere'"),
+        (b"bind = 1", "--bind from glb.toml: must be a string, or a list of them, got 1"),
         (b"target = 1", "TARGET from glb.toml: must be a string, got 1"),
     ],
 )
