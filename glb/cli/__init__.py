@@ -5,6 +5,9 @@ Each module owns one noun::
     commands    what people type
     serve       ``glb serve``, and the server that it starts
     settings    where the values of its options come from
+    service     its servers, from their start to their end
+    access_log  what it writes of requests
+    privileges  the user and group that it becomes
     console     what they see
     demo        turns, counted
     program     a program that `glb run` starts

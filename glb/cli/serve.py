@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,6 +18,7 @@ from ..model.stats import CloneStats
 from ..net.sockets import bound_address
 from ..server import StreamServer
 from . import console
+from .privileges import Account, check_user, gid_of
 from .reload import Reloads
 from .service import Service
 from .settings import (
@@ -23,6 +26,7 @@ from .settings import (
     ADDRESS,
     SECONDS,
     Bind,
+    Checked,
     argument,
     as_toml,
     blaming,
@@ -48,9 +52,25 @@ CLIENT_SECONDS: Final = 60
 
 MOST_BACKLOG: Final = 2**31 - 1  # listen(2) takes an int
 
+MOST_UMASK: Final = 0o777
+
 POSITIVE: Final = click.IntRange(min=1)
 NOT_NEGATIVE: Final = click.IntRange(min=0)
 FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
+
+
+def umask_of(text: str) -> int:
+    """Return the number that *text* has in octal.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not re.fullmatch("(0o)?[0-7]{1,4}", text) or int(text, 8) > MOST_UMASK:
+        raise ValueError(f"umask must be octal, 0 to 777, got {text!r}")
+    return int(text, 8)
+
+
+UMASK: Final = Checked("umask", umask_of)
 
 
 @click.command(epilog="Example: glb serve myproject.wsgi:application --bind unix:/run/my.sock")
@@ -142,6 +162,24 @@ FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
     help="Of glb's own lines on stderr: those below it are left out.",
 )
 @option(
+    "--umask",
+    metavar="OCTAL",
+    type=UMASK,
+    help="What files don't permit that are made: 007 lets a Unix socket's group connect.",
+)
+@option(
+    "--user",
+    metavar="NAME",
+    type=Checked("user", check_user),
+    help="Become this user, a name or a number, once the addresses are bound.",
+)
+@option(
+    "--group",
+    metavar="NAME",
+    type=Checked("group", gid_of),
+    help="Become this group, a name or a number; Unix sockets are its own. [default: the user's]",
+)
+@option(
     "--drain-timeout",
     type=SECONDS,
     default=30,
@@ -184,14 +222,28 @@ def serve(context: click.Context, /, print_config: bool, **params: Any) -> None:
         click.echo(as_toml(context), nl=False)
         return
     given = SimpleNamespace(**params)
+    if given.umask is not None:
+        os.umask(umask_of(given.umask))
+    account = _account(context, given)
     app = _load(context, given)
     with contextlib.ExitStack() as stack:
-        service, shown, log = _open(context, given, app, stack)
+        service, shown, log = _open(context, given, app, account, stack)
         reloads = None
         if app.target is not None:
             reloads = Reloads(service.servers, app.target, given.is_watched)
         status = service.run(shown, reloads, log)
     context.exit(status)
+
+
+def _account(context: click.Context, given: SimpleNamespace) -> Account | None:
+    for name in ("user", "group"):
+        value = getattr(given, name)
+        if value is not None and os.geteuid() != 0:
+            raise refused(context, name, f"only root may become another {name}, got {value!r}")
+    if given.user is None and given.group is None:
+        return None
+    with blaming("user"):
+        return Account.of(given.user, given.group)
 
 
 class _App(NamedTuple):
@@ -232,7 +284,11 @@ def _load(context: click.Context, given: SimpleNamespace) -> _App:
 
 
 def _open(
-    context: click.Context, given: SimpleNamespace, app: _App, stack: contextlib.ExitStack
+    context: click.Context,
+    given: SimpleNamespace,
+    app: _App,
+    account: Account | None,
+    stack: contextlib.ExitStack,
 ) -> tuple[Service, contextlib.AbstractContextManager[None], AccessLog | None]:
     """Return the service, started, what shows it, and its access log; *stack* closes them."""
     tls = _tls(context, given.certfile, given.keyfile)
@@ -256,6 +312,9 @@ def _open(
         with blaming("admin"):
             # Before the servers: until those take clients, it says that they are not ready.
             seen = stack.enter_context(_admin(servers, given.admin, given.stall_limit))
+    if account is not None:
+        with blaming("user" if given.user is not None else "group", "can't become that: "):
+            _become(account, servers)
     with blaming("bind"):
         service.start()
     urls = {_url(each, app.is_wsgi, bool(tls)): each for each in servers}
@@ -266,6 +325,16 @@ def _open(
         title += f", seen on {seen.url}"
     shown = console.shown(urls, title, out if is_live else None, given.log_level)
     return service, shown, log
+
+
+def _become(account: Account, servers: Sequence[StreamServer]) -> None:
+    for each in servers:
+        address = each.address
+        # A socket without a name has no file. The file stays root's: one that is left behind is
+        # removed at the next start, and another user's is not.
+        if isinstance(address, str) and address[:1] not in {"", "\0"}:
+            os.chown(address, -1, account.gid)
+    account.become()
 
 
 def _places(given: SimpleNamespace, servers: Sequence[StreamServer]) -> str:

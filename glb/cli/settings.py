@@ -35,6 +35,7 @@ __all__ = [
     "ADDRESS",
     "SECONDS",
     "Bind",
+    "Checked",
     "Setting",
     "argument",
     "as_toml",
@@ -125,15 +126,17 @@ class _Finite(click.FloatRange):
         return number
 
 
-class _AddressType(click.types.StringParamType):
-    """An address, checked, and as it was written."""
+class Checked(click.types.StringParamType):
+    """A text that stays as it was written, if *check* raises no ValueError."""
 
-    name = "address"
+    def __init__(self, name: str, check: Callable[[str], object]) -> None:
+        self.name = name
+        self._check = check
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = super().convert(value, param, ctx)
         try:
-            parse(text)
+            self._check(text)
         except ValueError as error:
             self.fail(str(error), param, ctx)
         return text
@@ -141,7 +144,7 @@ class _AddressType(click.types.StringParamType):
 
 SECONDS: Final = _Finite(min=0)
 ABOVE_ZERO: Final = _Finite(min=0, min_open=True)
-ADDRESS: Final = _AddressType()
+ADDRESS: Final = Checked("address", parse)
 
 
 # -- sources ----------------------------------------------------------------------------------
