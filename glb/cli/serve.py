@@ -276,6 +276,9 @@ def _load(context: click.Context, given: SimpleNamespace) -> _App:
         except gevent.GreenletExit as error:  # not KeyboardInterrupt: it may be a Ctrl-C
             module, reason = given.target.partition(":")[0], target.reason(error)
             raise TargetError(f"can't import {module!r}: {reason}") from error
+    if given.is_watched:
+        with blaming("is_watched", f"can't reload {target.name!r}: "):
+            target.check_reload()
     if not target.is_wsgi:
         for name in ("max_body", "body_timeout", "send_timeout", "access_log", "log_format"):
             if getattr(given, name) is not None:

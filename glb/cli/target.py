@@ -127,6 +127,15 @@ class Target:
         self._package = self._find_package()
         return handle
 
+    def check_reload(self) -> None:
+        """Check, once it is loaded, that it can be reloaded at all.
+
+        Raises:
+            TargetError: It can't: it is of a framework that keeps what it has imported.
+        """
+        if self._is_djangos:
+            raise TargetError("Django keeps the views that it has imported: start glb anew")
+
     def reload(self) -> Callable[..., Any]:
         """Import the project's modules afresh, from their sources, and return the new callable.
 
@@ -141,8 +150,7 @@ class Target:
         *Switches* if the modules do so as they are imported. A greenlet that is killed here
         leaves the old modules.
         """
-        if self._is_djangos:
-            raise TargetError("Django keeps the views that it has imported: start glb anew")
+        self.check_reload()
         self._finder.install()
         self._finder.sought.clear()
         with self._undone_on_failure(self._modules()):

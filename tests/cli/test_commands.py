@@ -828,6 +828,25 @@ def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Pa
         )
 
 
+def test_what_cant_be_reloaded_is_refused_at_the_start(folder: pathlib.Path) -> None:
+    """And not at the first edit. Without --reload it is served, and SIGHUP tells the reason."""
+    (folder / "views.py").write_text(
+        "class Handler:\n"
+        "    def __call__(self, environ, start_response):\n"
+        "        start_response('200 OK', [])\n"
+        "        return [b'a view']\n"
+        "Handler.__module__ = 'django.core.handlers.wsgi'\n"
+        "application = Handler()\n"
+    )
+    reason = "can't reload 'views': Django keeps the views that it has imported"
+    assert_refused(
+        ("serve", "views", "--reload"), f"--reload from the command line: {reason}", folder
+    )
+    with serving("views", cwd=folder) as served:
+        assert served.hang_up(reason).endswith("; the old one goes on serving\n")
+        assert http_get(served.address) == b"a view"
+
+
 def test_hangup_without_a_target_is_told_and_ends_nothing(folder: pathlib.Path) -> None:
     """There is nothing to reload, and an operator's mistake is not the end of a server."""
     with serving("--clones", "1", cwd=folder) as served:

@@ -672,8 +672,11 @@ application = Handler()
 """,
     )
     target = loaded("app:application")
-    with pytest.raises(TargetError, match="Django keeps the views"):
-        target.reload()
+    for refusing in (target.check_reload, target.reload):
+        with pytest.raises(TargetError, match="Django keeps the views"):
+            refusing()
+    write(folder / "plain.py", "def handle(sock, peer): pass")
+    loaded("plain:handle").check_reload()
 
 
 def test_a_timeout_in_an_import_is_told_as_any_failure(folder: Path) -> None:
