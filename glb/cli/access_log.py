@@ -142,7 +142,7 @@ class _Logged(WSGIHandler):
             return self._body_bytes
         if not self.headers_sent:
             return 0
-        head = _FRAME_BYTES + len(self._orig_status) + len(as_lines(self.response_headers))
+        head = _FRAME_BYTES + len(self._orig_status or "") + len(as_lines(self.response_headers))
         return max(0, self.response_length - self._bytes_before_head - head)
 
 
@@ -188,7 +188,7 @@ def _as_json(handler: Any) -> str:
         "url.path": _text(head.path),
         "url.query": _text(head.query),
         "network.protocol.version": head.version.removeprefix("HTTP/"),
-        "http.response.status_code": int(status) if status.isdigit() else None,
+        "http.response.status_code": int(status) or None,
         "http.response.body.size": handler.body_bytes(),
         "duration": round(max(0.0, handler.time_finish - handler.time_start), 6),
         "user_agent.original": _text(_field(handler, "USER_AGENT")),

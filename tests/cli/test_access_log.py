@@ -25,6 +25,8 @@ from glb.pywsgi import WSGIServer
 from ..support.helpers import ask, comes_true, connect, http_get, receive_all
 from .test_commands import Served, child, in_terminal, serving
 
+process_of_its_own = pytest.mark.process
+
 COMMON = re.compile(
     r'(\S+) - - \[(\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\] "([^"]*)" (\d{3}) (\d+|-)'
     r'(?: "([^"]*)" "([^"]*)")?'
@@ -233,6 +235,7 @@ def test_no_client_forges_a_line_or_a_field(form: str, value: str) -> None:
         assert match.group(3, 4, 5) == (r"GET /\x22\x5C HTTP/1.1", "200", "5")
 
 
+@process_of_its_own
 def test_a_unix_sockets_client_has_no_address(folder: pathlib.Path) -> None:
     """A dash, or no field."""
     for form in FORMATS:
@@ -341,15 +344,13 @@ def test_lines_of_many_threads_stay_whole(tmp_path: pathlib.Path) -> None:
 
 # -- glb serve ----------------------------------------------------------------------------------
 
-pytest_process = pytest.mark.process
-
 
 def ask_some(served: Served, *paths: str) -> None:
     for path in paths:
         http_get(served.address, path)
 
 
-@pytest_process
+@process_of_its_own
 def test_signal_reopens_the_file(folder: pathlib.Path) -> None:
     """As logrotate has it: rename, signal, and on in the new one."""
     options = ("--access-log", "log", "--log-format", "combined", "--hubs", "2")
@@ -367,7 +368,7 @@ def test_signal_reopens_the_file(folder: pathlib.Path) -> None:
     assert [line.split()[6] for line in lines] == ["/two", "/three"]
 
 
-@pytest_process
+@process_of_its_own
 def test_signal_without_a_file_ends_nothing(folder: pathlib.Path) -> None:
     """Its first meaning is an end, which nobody wants of it here."""
     for target in ("program", "program:handle"):
@@ -377,7 +378,7 @@ def test_signal_without_a_file_ends_nothing(folder: pathlib.Path) -> None:
             assert served.end()[0] == 0
 
 
-@pytest_process
+@process_of_its_own
 def test_log_may_go_to_stdout(folder: pathlib.Path) -> None:
     """A dash is stdout; glb's own lines stay on stderr."""
     with serving("program", "--access-log", "-", "--log-format", "json", cwd=folder) as served:
@@ -389,7 +390,7 @@ def test_log_may_go_to_stdout(folder: pathlib.Path) -> None:
         assert served.end()[0] == 0
 
 
-@pytest_process
+@process_of_its_own
 def test_file_is_written_below_a_live_table(folder: pathlib.Path) -> None:
     """A table takes the terminal, and not the log."""
     args = ("serve", "program", "--bind", "127.0.0.1:0", "--access-log", "log")
@@ -403,7 +404,7 @@ def test_file_is_written_below_a_live_table(folder: pathlib.Path) -> None:
         assert process.wait() == 0
 
 
-@pytest_process
+@process_of_its_own
 def test_log_on_a_terminals_stdout_takes_the_tables_place(folder: pathlib.Path) -> None:
     """Both can't be there."""
     args = ("serve", "program", "--bind", "127.0.0.1:0", "--access-log", "-")
@@ -416,7 +417,7 @@ def test_log_on_a_terminals_stdout_takes_the_tables_place(folder: pathlib.Path) 
         assert process.wait() == 0
 
 
-@pytest_process
+@process_of_its_own
 @pytest.mark.parametrize("option", [("--access-log", "log"), ("--log-format", "json")])
 def test_a_stream_has_no_access_log(option: tuple[str, str], folder: pathlib.Path) -> None:
     """There are no requests that glb knows of."""
@@ -427,7 +428,7 @@ def test_a_stream_has_no_access_log(option: tuple[str, str], folder: pathlib.Pat
     assert not (folder / "log").exists()
 
 
-@pytest_process
+@process_of_its_own
 def test_level_leaves_lines_out(folder: pathlib.Path) -> None:
     """A supervisor may not want them."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

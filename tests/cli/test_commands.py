@@ -423,9 +423,27 @@ def test_table_tells_the_addresses(folder: pathlib.Path) -> None:
         assert process.wait() == 0
 
 
-def test_an_address_that_fails_ends_the_others(
-    folder: pathlib.Path,
-) -> None:
+@pytest.mark.parametrize("target", ["program:application", "program:handle"])
+def test_a_signal_before_the_first_client_ends_it_too(target: str, folder: pathlib.Path) -> None:
+    """An orchestrator may change its mind; it is a clean end, and doesn't begin again."""
+    code = (
+        "import gevent, os, signal, glb.cli.service as s, glb.__main__ as m\n"
+        "start = s.Service.start\n"
+        "def late(self):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    while not self._signals: gevent.sleep(0)\n"
+        "    start(self)\n"
+        "s.Service.start = late; m.main()"
+    )
+    args = ("serve", target, "--bind", "127.0.0.1:0", "--bind", "unix:s")
+    with child("-c", code, *args, cwd=folder) as process:
+        _, err = process.communicate()
+    assert process.returncode == 0
+    assert err.count("glb: stopped ") == 2 and "Traceback" not in err
+    assert not (folder / "s").exists()
+
+
+def test_an_address_that_fails_ends_the_others(folder: pathlib.Path) -> None:
     """A supervisor sees status 1, and begins anew; what is in flight may finish."""
     code = (
         "import gevent, glb.cli.service as s, glb.__main__ as m; run = s.Service.run\n"
