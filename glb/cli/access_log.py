@@ -10,6 +10,7 @@ OpenTelemetry's semantic conventions for HTTP spans.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -54,7 +55,7 @@ class AccessLog:
     def __init__(self, path: str) -> None:
         self.path: Final = path
         self._lock: Final = Lock()
-        self._descriptor = sys.stdout.fileno() if path == "-" else _open(path)
+        self._descriptor = _open(path)
         self._lost = 0
 
     @property
@@ -102,6 +103,10 @@ class AccessLog:
 
 
 def _open(path: str) -> int:
+    if path == "-":
+        if sys.stdout is None:  # it was closed before the start
+            raise OSError(errno.EBADF, "stdout is closed")
+        return sys.stdout.fileno()
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 

@@ -52,7 +52,8 @@ STDERR: Final = cast("TextIO", _Stderr())
 
 def make_console() -> Console:
     """Return stdout. Variables such as FORCE_COLOR don't make a terminal of a file."""
-    return Console(force_terminal=sys.stdout.isatty())
+    # Python has none if it was closed before the start.
+    return Console(force_terminal=sys.stdout is not None and sys.stdout.isatty())
 
 
 def is_live(console: Console) -> bool:

@@ -151,7 +151,8 @@ class Service:
 
 def _terminal() -> int | None:
     """Return the descriptor of the terminal that is written to, if it is one."""
-    with contextlib.suppress(OSError, ValueError):  # stdout may be closed, or no file
+    # stdout may be closed, by now or from the start on, or no file.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
         descriptor = sys.stdout.fileno()
         if os.isatty(descriptor):
             return descriptor

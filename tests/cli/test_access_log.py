@@ -391,6 +391,20 @@ def test_log_may_go_to_stdout(folder: pathlib.Path) -> None:
 
 
 @process_of_its_own
+def test_stdout_that_is_closed_is_said(folder: pathlib.Path) -> None:
+    """A supervisor may start programs without one; only a log that goes there needs it."""
+    code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = ("-c", code, "-m", "glb")
+    with child(*command, "serve", "program", "--access-log", "-", cwd=folder) as process:
+        _, err = process.communicate()
+    assert process.returncode == 2
+    assert err == "glb: --access-log from the command line: can't open '-': stdout is closed\n"
+    with serving("program", cwd=folder, command=command) as served:
+        ask_some(served, "/one")
+        assert served.end()[0] == 0
+
+
+@process_of_its_own
 def test_file_is_written_below_a_live_table(folder: pathlib.Path) -> None:
     """A table takes the terminal, and not the log."""
     args = ("serve", "program", "--bind", "127.0.0.1:0", "--access-log", "log")
