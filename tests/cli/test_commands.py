@@ -448,7 +448,8 @@ def test_an_address_that_fails_ends_the_others(folder: pathlib.Path) -> None:
     code = (
         "import gevent, glb.cli.service as s, glb.__main__ as m; run = s.Service.run\n"
         "def failing(self, *args):\n"
-        "    gevent.spawn_later(0.01, self.servers[0].glb_engine.admission.fail, OSError('broken'))\n"
+        "    fail = self.servers[0].glb_engine.admission.fail\n"
+        "    gevent.spawn_later(0.01, fail, OSError('broken'))\n"
         "    return run(self, *args)\n"
         "s.Service.run = failing; m.main()"
     )
