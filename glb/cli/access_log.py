@@ -158,6 +158,8 @@ def handler_class(form: str) -> type[WSGIHandler]:
         __slots__ = ()
         format_request = FORMATS[form]
 
+    # It overrides what is said of a request, and not how one is read.
+    LoggedHandler._is_lean = True
     return LoggedHandler
 
 

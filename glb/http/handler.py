@@ -57,16 +57,6 @@ _KNOWN_MAX_BYTES: Final = 2048
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-# A class may have its own of these in the lean loop, too: they are called there as in the other.
-_AS_WELL: Final = {
-    "__init__",
-    "ApplicationError",
-    "format_request",
-    "log_error",
-    "log_request",
-}
-
-
 class WSGIHandler(Replier):
     """gevent's handler of a connection's requests: strict, and with less to do.
 
@@ -86,7 +76,7 @@ class WSGIHandler(Replier):
         cls._is_lean = all(
             getattr(cls, name) is getattr(WSGIHandler, name)
             for name, each in vars(GeventWSGIHandler).items()
-            if callable(each) and name not in _AS_WELL
+            if callable(each) and name not in {"__init__", "ApplicationError"}
         )
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
