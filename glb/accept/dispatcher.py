@@ -8,7 +8,7 @@ to take, so overload waits in the accept queue and costs nothing here.
 Where clones of several hubs share the address, it accepts for them, and hands the connection
 to the clone by the inbox of that one's dispatcher. Whatever a handler that blocks keeps from
 its start is in the accept queue, in an inbox, or among the jobs of its hub's handler greenlets,
-where the standby finds it. Servers that start handlers in another way get one at a time.
+where the watchdog finds it. Servers that start handlers in another way get one at a time.
 
 When the kernel is out of room for another connection, or gives nothing but errors for another
 reason, the dispatcher pauses for all of its clones at once, says so in the log once, and tries
@@ -35,12 +35,12 @@ from ..hubs.guard import Guard
 from ..hubs.mailbox import Mailbox
 from ..hubs.threads import call_where_it_may_switch
 from ..model.accept_errors import Heap, classify
-from ..net.connection import accept_plain
+from ..net.connection import accept_plain, kind_of
 from ..net.fd_leaks import describe
 from ..originals import monotonic, native_ident
 from . import protocols
 from .handover import HandOver
-from .protocols import Handed, Member, SelfAccepting, Turn
+from .protocols import Member, PendingConnection, SelfAccepting, Turn
 from .registry import Entry, Registry
 from .ring import Team
 
@@ -59,21 +59,21 @@ MOST_LEFT_IN_A_ROW: Final = 4096
 class Dispatcher:
     """The turns of one entry on one hub; see `glb.accept.watchdog.dispatcher_for`."""
 
-    is_standby: bool = False
+    is_watchdog: bool = False
 
     def __init__(self, entry: Entry, hub: Any) -> None:
         self.thread: int = hub.thread_ident
         self.accepted = 0
-        self.inbox: deque[Handed] = deque()
+        self.inbox: deque[PendingConnection] = deque()
         self.handed_to: dict[protocols.Dispatcher, None] = {}
         #: The team of those who have none: plain listeners.
         self.singles: Team[Member] = Team()
-        self.seated: dict[Team[Any], None] = {self.singles: None}
+        self.admitted: dict[Team[Any], None] = {self.singles: None}
         self.servers: dict[Team[Any], None] = {}
         self.has_turns = True
         self.stalled_at: float | None = None
         self.tried_at = self.quick = 0
-        #: Counts what its hub does here, so that the standby sees whether it does.
+        #: Counts what its hub does here, so that the watchdog sees whether it does.
         self.moves = 0
         self.turns: HandOver = entry.turns
         self.hub: Final = hub
@@ -81,6 +81,7 @@ class Dispatcher:
         self._users = 0
         self._is_giving_turns = False
         self._is_orphan = False
+        self._kind: Final = kind_of(entry.pristine)
         # Callbacks that may be on their way: to give the next turn, to take up the next connection.
         self._next_turn: Any = None
         self._next_take: Any = None
@@ -158,7 +159,7 @@ class Dispatcher:
         self.handlers.look()
         if (self.inbox or not self.has_turns) and not _is_pending(self._next_take):
             self._take_up_all()
-        if self.turns.on_duty is self and self.turns.waiting:
+        if self.turns.leader is self and self.turns.waiting:
             self._on_readable()
         else:
             self._watch_while_ready()
@@ -239,7 +240,7 @@ class Dispatcher:
 
     def _is_to_watch(self) -> bool:
         turns = self.turns
-        return turns.on_duty is self and self._pause is None and turns.is_anybody_ready
+        return turns.leader is self and self._pause is None and turns.is_anybody_ready
 
     def _watch_while_ready(self) -> None:
         # Between two turns the ring is often empty for a moment, when a listener's only
@@ -296,7 +297,7 @@ class Dispatcher:
         self.moves += 1
         member: Member | None
         passed: Member | None = None
-        while self._io is not None and self._pause is None and turns.on_duty is self:
+        while self._io is not None and self._pause is None and turns.leader is self:
             with lock:
                 member = ring.first() if turns.policy is None else turns.next_locked()
             if member is None or self._taken >= member.max_accept:
@@ -323,10 +324,10 @@ class Dispatcher:
 
     def _deal(self, member: Member) -> Turn:
         """Accept one connection, and deliver it to the clone whose turn it is, on whichever hub."""
-        turns, standby = self.turns, self.turns.standby
-        if standby is not None and not standby.is_ticking:
+        turns, watchdog = self.turns, self.turns.watchdog
+        if watchdog is not None and not watchdog.is_ticking:
             with turns.lock:
-                standby.arm_locked()
+                watchdog.arm_locked()
         is_own = member.dispatcher is self and not turns.waiting
         waiting = None
         try:
@@ -337,8 +338,7 @@ class Dispatcher:
                 if turns.waiting:
                     waiting = turns.take_waiting()
                 if waiting is None:
-                    entry = self._entry
-                    plain, address = accept_plain(entry.accept, entry.kind)
+                    plain, address = accept_plain(self._entry.accept, self._kind)
         except BlockingIOError:
             return Turn.EMPTY
         except BaseException as error:
@@ -355,16 +355,16 @@ class Dispatcher:
                 self._wake_others()
             if not member.deliver(plain, address):
                 with turns.lock:
-                    turns.put_back_locked([Handed(plain, address)])
+                    turns.put_back_locked([PendingConnection(plain, address)])
         else:
-            handed = waiting or Handed(plain, address)
+            handed = waiting or PendingConnection(plain, address)
             if not turns.hand(handed, self):
                 return turn
             member = handed.member
             if self.handed_to and member.runs_at_once:
                 self._wake_others()
             self._take_up(handed)
-        if standby is not None and member.is_out_of_reach:
+        if watchdog is not None and member.is_out_of_reach:
             self._go_on_later()
         return turn
 
@@ -407,7 +407,7 @@ class Dispatcher:
                 if not self.inbox:
                     turns.restore_locked(self)
 
-    def _take_up(self, handed: Handed) -> None:
+    def _take_up(self, handed: PendingConnection) -> None:
         self.accepted += 1
         if not handed.member.take(handed):
             self.accepted -= 1
@@ -418,7 +418,7 @@ class Dispatcher:
         """Whether handlers wait for their hub to begin them."""
         return bool(self.handlers.jobs)
 
-    def take_back_jobs(self) -> list[Handed]:
+    def reclaim_jobs(self) -> list[PendingConnection]:
         """Take away connections whose handlers have not begun. From any thread."""
         jobs = self.handlers.take_back(self._can_take_back)
         return [job[0].__self__.give_up(job) for job in jobs]  # type: ignore[attr-defined]  # a method

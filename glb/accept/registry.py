@@ -35,7 +35,6 @@ from ..model import accept_errors
 from ..model.address import AF_UNIX, Address, Key, unmap
 from ..model.stats import EntryStats
 from ..net import sockets
-from ..net.connection import kind_of
 from ..net.spare_fd import Reserve
 from ..originals import RLock, native_ident
 from .handover import HandOver
@@ -82,10 +81,8 @@ class Entry:
         self.key: Final = key
         self.shared: Final = shared
         self.address: Final[Any] = pristine.getsockname()
-        #: Accepts a connection from the kernel, and of what kind that is: as
-        #: `glb.net.connection.accept_plain` takes them.
+        #: Accepts a connection from the kernel, as `glb.net.connection.accept_plain` takes it.
         self.accept: Callable[[], tuple[int, Any]] = pristine._accept  # type: ignore[attr-defined]  # not in the stubs
-        self.kind: Final = kind_of(pristine)
         #: The length that was last given to listen(2). Of a socket that was handed in nobody
         #: knows it, and the default stands here, so that joining doesn't lower it.
         self.backlog = 0

@@ -24,7 +24,7 @@ from gevent.hub import Waiter
 
 from ..model.accept_errors import Episode, Heap, classify
 from .dispatcher import Dispatcher
-from .protocols import Handed, Turn
+from .protocols import PendingConnection, Turn
 from .readiness import Accepted, Readiness
 from .registry import Entry
 from .ring import Team
@@ -358,7 +358,7 @@ class HubWaiters:
         self.settle()
         return False
 
-    def take(self, handed: Handed) -> bool:
+    def take(self, handed: PendingConnection) -> bool:
         return self.deliver(handed.sock, handed.address, handed.moves)
 
     def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:

@@ -108,7 +108,7 @@ class CloneSet:
             if server.nodelay:
                 set_nodelay(sock)
             entry = listeners[0].entry
-            entry.turns.join_wishes(self.policy, server.patience, entry.address)
+            entry.turns.join_settings(self.policy, server.patience, entry.address)
         except BaseException:
             opened = [*listeners, self.handed_in]
             self.handed_in = given
@@ -150,7 +150,7 @@ class CloneSet:
 
         def close() -> None:
             if listeners:
-                listeners[0].entry.turns.leave_wishes(*self._wishes)
+                listeners[0].entry.turns.leave_settings(*self._wishes)
             self.close_each([*listeners, handed_in])
 
         return close

@@ -1,6 +1,6 @@
 """Servers over several hubs: one ring, one bound, one beginning and one end.
 
-Nothing here is about hubs that are stalled (see test_standby): with a patience of 30 s no busy
+Nothing here is about hubs that are stalled (see test_watchdog): with a patience of 30 s no busy
 machine makes one look so.
 """
 
@@ -179,14 +179,14 @@ def test_a_clone_lives_on_one_hub() -> None:
 
 
 def test_threads_have_names_that_tell_whose_they_are() -> None:
-    """One for each hub but the first, and the standby's; none when the server has stopped."""
+    """One for each hub but the first, and the watchdog's; none when the server has stopped."""
     server = serve(hubs=3, clones=3)
     before = hub_threads()
     server.start()
     assert sorted(set(hub_threads()) - set(before)) == [
         f"glb hub 1 of {server.address!r}",
         f"glb hub 2 of {server.address!r}",
-        f"glb standby of {server.address!r}",
+        f"glb watchdog of {server.address!r}",
     ]
     server.stop()
     assert hub_threads() == before
@@ -1047,7 +1047,7 @@ def test_threads_of_a_closed_server_end_although_it_started_again() -> None:
     holder.wait_for(2)
     server.close()
     server.start()
-    assert comes_true(lambda: len(hub_threads()) == before + 3)  # the old standby ends as well
+    assert comes_true(lambda: len(hub_threads()) == before + 3)  # the old watchdog ends as well
     holder.released.set()
     assert [receive_all(client) for client in clients] == [b"done"] * 2
     close_all(clients)
@@ -1071,7 +1071,7 @@ def test_the_end_of_an_old_thread_leaves_new_handlers_alone() -> None:
     server.start()
     others = [connect(server.address) for _ in range(4)]
     new.wait_for(4)
-    assert comes_true(lambda: len(hub_threads()) == before + 3)  # the old standby ends as well
+    assert comes_true(lambda: len(hub_threads()) == before + 3)  # the old watchdog ends as well
     old.released.set()
     assert [receive_all(client) for client in clients] == [b"done"] * 2
     wait_until(lambda: len(hub_threads()) == before + 2)
