@@ -132,7 +132,7 @@ class HandOver(Turns):
             self._wait_locked([handed])
 
     def put_back_locked(self, accepted: Sequence[PendingConnection]) -> None:
-        """Who was given *accepted*, and counted for it, won't use it: it is the next ones'."""
+        """Give *accepted* to the next ready clones: those that were counted for it don't use it."""
         self.reclaimed += len(accepted)
         self._wait_locked(accepted)
 
@@ -180,7 +180,7 @@ class HandOver(Turns):
     # -- the end -------------------------------------------------------------------------------
 
     def close_locked(self) -> None:
-        """The entry is closed: nobody will take what still waits here."""
+        """The entry is closed: close the connections that still wait here."""
         self.is_closed = True
         self._close_waiting_locked()
 
@@ -195,12 +195,12 @@ class HandOver(Turns):
         What is on its way is the parent's to serve. Other hubs' loops are not run here, and
         touching them could touch the parent's.
         """
-        everybody = self.dispatchers
-        kept = {hub: each for hub, each in everybody.items() if each.thread == thread}
-        # Nobody is woken until only those are left whose loops are here.
+        every = self.dispatchers
+        kept = {hub: each for hub, each in every.items() if each.thread == thread}
+        # No hub is woken until only those are left whose loops are here.
         self.dispatchers = {}
         self.leader = self.watchdog = None
-        for hub, dispatcher in everybody.items():
+        for hub, dispatcher in every.items():
             if hub not in kept:
                 dispatcher.abandon()
                 self._forget_locked(dispatcher)

@@ -33,7 +33,7 @@ class Member(Protocol):
     def team(self) -> Team[Any]: ...
     @property
     def is_out_of_reach(self) -> bool:
-        """Whether nobody can take back what it takes, until its handler begins."""
+        """Whether a connection that it takes can't be reclaimed before its handler begins."""
 
     @property
     def accepts_itself(self) -> bool:
@@ -48,7 +48,7 @@ class Member(Protocol):
 
     @property
     def context(self) -> object:
-        """Whose turn it is, for a report: the server or the listener."""
+        """The server or the listener, for a report."""
 
     @property
     def max_accept(self) -> int:
@@ -166,11 +166,11 @@ class Watchdog(Dispatcher, Protocol):
     @property
     def thread_of_its_own(self) -> Any: ...
 
-    #: Whether it looks who lets connections lie.
+    #: Whether it looks for hubs that are too slow.
     is_ticking: bool
 
     def arm_locked(self) -> None:
-        """Begin to look who lets connections lie."""
+        """Start to look for hubs that are too slow."""
 
     def later(self, delay: float, call: Any) -> bool:
         """Have *call* called *delay* seconds from now, in a hub that turns. From any thread."""

@@ -194,7 +194,7 @@ class Readiness:
                 first.clone.readiness.give_turn(first, self._next_connection())
 
     def _first_polled(self) -> OfHub | None:
-        """Return the part of the clone whose turn it is; ``None`` if the line is empty.
+        """Return the part of the clone that is next; ``None`` if the line is empty.
 
         Raises:
             BlockingIOError: It isn't polled: the dispatcher gives this turn.

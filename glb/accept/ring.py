@@ -1,9 +1,9 @@
-"""The ring: whose turn it is.
+"""The ring: the order of turns.
 
 *The next connection goes to the ready clone that has waited longest.* While all clones
 are ready that is 0, 1, ..., N-1, 0, 1, ... without exception. A clone that is not ready is
 passed over, never waited for, and comes back at the end of the line. One that was away when
-nobody behind it had a turn has not been passed over, and may have its place back: `Ring.join`.
+no clone behind it had a turn has not been passed over, and may have its place back: `Ring.join`.
 
 Clones that are ready or not *together*, those of one server, form a `Team`: a server whose
 pool is full takes its whole team out of the ring in one step, and puts it back in one,
@@ -41,11 +41,11 @@ class Team(Generic[M]):
         self.line: OrderedDict[M, int] = OrderedDict()
         #: Whether its clones have turns now.
         self.admitted = admitted
-        #: The count at which the team was last admitted. Nobody in it has waited longer.
+        #: The count at which the team was last admitted. No clone in it has waited longer.
         self.since = 0
         #: Whether the ring's heap has an entry for it.
         self.listed = False
-        #: Whether nobody has come back to a place before others since `sort`.
+        #: Whether no clone has come back to a place before others since `sort`.
         self.is_sorted = True
 
     def take_back(self, member: M, joined: int) -> None:
@@ -56,7 +56,7 @@ class Team(Generic[M]):
         line[member] = joined
 
     def sort(self) -> None:
-        """Put those in order who came back to their places."""
+        """Put clones that came back to their places in order."""
         if not self.is_sorted:
             self.is_sorted = True
             for member, _ in sorted(self.line.items(), key=lambda entry: entry[1]):
@@ -74,20 +74,20 @@ class Ring(Generic[M]):
 
     def __init__(self) -> None:
         self._count = 0
-        # The highest count since which anybody has waited who has had a turn.
+        # The highest count since which a clone has waited that has had a turn.
         self._last_served = 0
         # One entry for each admitted team that has a ready clone, perhaps more. Since when it
         # waits may lag behind its team's, never run ahead, so what is on top is
         # either right or shows that it isn't.
         self._by_wait: list[tuple[Since, Team[M]]] = []
-        # Unless somebody has come back to its place: then it is made anew before it is asked.
+        # Whether a clone has come back to its place: then it is made anew before it is used.
         self._is_stale = False
 
     def join(self, team: Team[M], member: M, place: int | None = None) -> None:
         """Put *member* at the end of the line, unless it stands there already.
 
         Args:
-            place: What `leave` returned. It gets that place again, unless somebody behind it
+            place: What `leave` returned. It gets that place again, unless a clone behind it
                 has had a turn: then it was passed over. (Where turns are not dealt in this
                 order, by another policy, that may have been before it left.)
         """
@@ -109,7 +109,7 @@ class Ring(Generic[M]):
         return joined if joined is not None and joined > team.since else None
 
     def rotate(self, team: Team[M], member: M) -> None:
-        """Send *member*, who had its turn, from wherever it stands to the end of the line."""
+        """Send *member*, which had its turn, from wherever it stands to the end of the line."""
         line = team.line
         if member in line:
             waited_since = line[member] if line[member] > team.since else team.since
@@ -136,7 +136,7 @@ class Ring(Generic[M]):
         return member is None or (place, place) < self._by_wait[0][1].waits_since
 
     def admit(self, *teams: Team[M]) -> None:
-        """Let *teams* have turns, all clones in the order they kept, behind all who wait."""
+        """Let *teams* have turns, all clones in the order they kept, behind all that wait."""
         now = self._next_count()
         for team in teams:
             if not team.admitted:
@@ -189,7 +189,7 @@ class Ring(Generic[M]):
         return None if first is None else next(iter(first.line))
 
     def __bool__(self) -> bool:
-        """Whether anybody is ready. O(teams): it asks nobody's place."""
+        """Whether a clone is ready. O(teams): it looks at no place."""
         return any(team.admitted and team.line for _, team in self._by_wait)
 
     def ready(self) -> Iterator[M]:

@@ -64,12 +64,12 @@ def _shown(value: object) -> object:
 
 
 class Turns:
-    """Whose turn it is at one address."""
+    """The order of turns at one address."""
 
     def __init__(self, lock: Any) -> None:
         self.lock: Final = lock
         self.dispatchers: dict[object, Dispatcher] = {}
-        #: Who accepts; ``None`` without dispatchers.
+        #: The dispatcher that accepts; ``None`` without any.
         self.leader: Dispatcher | None = None
         #: Only from the second hub on.
         self.watchdog: Watchdog | None = None
@@ -136,7 +136,7 @@ class Turns:
             return place
 
     def rotate(self, team: Team[Any], member: Member) -> None:
-        """Send *member* of *team*, who had its turn, to the end of the line."""
+        """Send *member* of *team*, which had its turn, to the end of the line."""
         with self.lock:
             self.ring.rotate(team, member)
 
@@ -174,7 +174,7 @@ class Turns:
             self._look_locked()
 
     def next_locked(self) -> Any:
-        """Return the `Member` whose turn it is, or ``None``."""
+        """Return the `Member` that is next, or ``None``."""
         policy = self.policy
         if policy is None or policy is Policy.ROUND_ROBIN:
             return self.ring.first()
@@ -188,7 +188,7 @@ class Turns:
 
     @property
     def is_anybody_ready(self) -> bool:
-        """Whether `next_locked` would find somebody."""
+        """Whether `next_locked` would find a member."""
         with self.lock:
             return bool(self.ring)
 
@@ -199,7 +199,7 @@ class Turns:
         if self.leader is not None:
             self.leader.look_locked()
 
-    # -- who accepts -------------------------------------------------------------------------
+    # -- the leader --------------------------------------------------------------------------
 
     def add_locked(self, hub: object, dispatcher: Dispatcher) -> None:
         """*dispatcher* is *hub*'s from now on."""

@@ -1,10 +1,11 @@
-"""The watchdog: sees to it that no connection waits for a hub that is stalled.
+"""The watchdog: keeps connections from waiting for a hub that is stalled.
 
 Where clones of two hubs share an address, a third hub joins them, in a thread of its own that
 runs no handlers. As long as all goes well it sleeps, or looks around once a tick. When
 
-* a hub lets a connection lie that it was handed, it is taken back (see `glb.accept.handover`);
-* the hub that leads doesn't accept while connections wait, the watchdog takes the lead;
+* a hub is too slow with a connection that it was handed, that is taken back (see
+  `glb.accept.handover`);
+* the leader doesn't accept while connections wait, the watchdog takes the lead;
 * nothing of the kind has happened for `CALM_SECONDS`, a hub gets it back: to accept where
   connections are handled as well spares them a switch between threads.
 
@@ -51,7 +52,7 @@ SLOW_TICKS: Final = 2
 # 5 s, with the default.
 MOST_DOUBLINGS: Final = 8
 
-# A tick that is late tells that the process was stopped, or that threads queue for the
+# A tick is late if the process was stopped, or that threads queue for the
 # interpreter: then the hubs could not turn either, and only each so many such ticks count.
 LATE_TICKS: Final = 4
 
@@ -114,7 +115,7 @@ class Watchdog(Dispatcher):
     def start(cls, entry: Entry) -> Watchdog:
         """Return one in a thread of its own, which ends when it is closed."""
         name = f"glb watchdog of {entry.address!r}"
-        # It is told to end with the registry's lock held.
+        # `close` ends it with the registry's lock held.
         thread = HubThread(name, lock=entry.turns.lock).start()
         try:
             watchdog = thread.call(lambda: cls(entry, thread))

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from ..accept.descriptor import is_adopted
-from ..accept.dispatcher import count_connections
 from ..accept.listener import Listener
 from ..accept.registry import REGISTRY
+from ..accept.reports import count_connections
 from ..model.address import Address
 from ..model.clone import Clone
 from ..model.limits import check_places

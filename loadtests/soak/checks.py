@@ -146,7 +146,7 @@ class Checks:
         turns: Any = entry.turns
         leader = turns.leader
         dispatchers = [*turns.dispatchers.values()]
-        self._hold("who is that leads is there", leader in dispatchers, leader)
+        self._hold("the leader is there", leader in dispatchers, leader)
         self._hold("no connection is pending", turns.pending == 0, turns.pending)
         inboxes: Counter[Any] = Counter()
         for each in dispatchers:

@@ -225,7 +225,7 @@ def test_what_is_anothers_lies_in_its_inbox_and_its_giver_wakes_it() -> None:
 
 
 def test_what_has_no_clone_waits_and_wakes_who_is_on_duty() -> None:
-    """It isn't lost: whoever is that leads is told, and takes the oldest first."""
+    """It isn't lost: the leader is woken, and takes the oldest first."""
     turns, first, second = two_hubs()
     turns.suspend([(each, each.team) for each in (first, second)])
     assert [give(turns, number, second) for number in (1, 2, 3)] == ["nobody"] * 3
