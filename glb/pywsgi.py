@@ -208,7 +208,7 @@ class WSGIServer(Settings, _Both):
 
     def set_environ(self, environ: dict[str, Any] | None = None) -> None:
         super().set_environ(environ)
-        self._is_threads_told = "wsgi.multithread" in (environ or {})
+        self._is_multithread_given = "wsgi.multithread" in (environ or {})
         self._is_threads_ours = False
 
     def update_environ(self) -> None:
@@ -219,7 +219,7 @@ class WSGIServer(Settings, _Both):
         if not self.environ["SERVER_PORT"]:
             self.environ["SERVER_PORT"] = "443" if self.ssl_enabled else "80"
         # With one hub the program's value stays, which may be set after `set_environ`.
-        if not self._is_threads_told and (self.hubs > 1 or self._is_threads_ours):
+        if not self._is_multithread_given and (self.hubs > 1 or self._is_threads_ours):
             self._is_threads_ours = self.hubs > 1
             self.environ["wsgi.multithread"] = self.hubs > 1
 

@@ -232,6 +232,14 @@ def run(
     help="Seconds that handlers in flight have after SIGINT or SIGTERM; a second one ends them.",
 )
 @click.option(
+    "--drain-delay",
+    type=SECONDS,
+    default=0,
+    show_default=True,
+    help="Seconds between that signal and the end of accepting: /readyz says no, replies say"
+    " Connection: close, and a load balancer finds out before clients are refused.",
+)
+@click.option(
     "--admin",
     metavar="ADDRESS",
     help="Tell there over HTTP how the server is: /livez, /readyz, /clones, and /metrics for"
@@ -270,6 +278,7 @@ def serve(
     body_timeout: float | None,
     send_timeout: float | None,
     drain_timeout: float,
+    drain_delay: float,
     admin: str | None,
     stall_limit: float,
     is_watched: bool,
@@ -335,7 +344,7 @@ def serve(
         if seen is not None:
             title += f", seen on {seen.url}"
         reloads = None if loaded is None else Reloads(server, loaded, is_watched)
-        _run(server, reloads, title, drain_timeout)
+        _run(server, reloads, title, drain_timeout, drain_delay)
 
 
 def _most_connections() -> int | None:
@@ -382,7 +391,11 @@ def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:
 
 
 def _run(
-    server: StreamServer, reloads: Reloads | None, title: str, drain_timeout: float
+    server: StreamServer,
+    reloads: Reloads | None,
+    title: str,
+    drain_timeout: float,
+    drain_delay: float,
 ) -> NoReturn:
     """Serve until a signal, status 0, or until the server has closed itself, status 1."""
     signals: list[int] = []
@@ -392,10 +405,12 @@ def _run(
         if len(signals) > 1:
             server.stop(0)  # the second signal: no more waiting
             return
+        if drain_delay:
+            console.tell("not ready any more; new clients are served for %g s still", drain_delay)
         if server.active:
             some = console.count(server.active, "connection")
             console.tell("draining %s, for %g s at most; again to end at once", some, drain_timeout)
-        server.drain(drain_timeout)
+        server.drain(drain_timeout, delay=drain_delay)
 
     # Before the first line, since its reader may send a signal at once, and until the process is
     # gone: a second one must not turn a clean end into a kill.

@@ -142,7 +142,7 @@ class RequestReader(HandlerAttributes):
             data = self._receive()
         finally:
             del waiting.waits[self._greenlet]
-        if waiting.told and self._greenlet in waiting.told:
+        if waiting.ended and self._greenlet in waiting.ended:
             return b""  # perhaps with a part of a request, whose rest won't come
         return data
 
@@ -192,7 +192,7 @@ class RequestReader(HandlerAttributes):
             first = self.rfile.peek(1)  # which waits, if nothing is there
         finally:
             del waiting.waits[self._greenlet]
-        if not first or self._greenlet in waiting.told:
+        if not first or self._greenlet in waiting.ended:
             return False
         self._has_served = True
         if self._is_timed:

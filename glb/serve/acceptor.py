@@ -24,11 +24,11 @@ from ..accept.protocols import PendingConnection, Turn
 from ..accept.registry import REGISTRY
 from ..accept.ring import Team
 from ..accept.turns import Turns
-from ..model.accept_errors import Episode, Heap, classify
+from ..model.accept_errors import AcceptErrorKind, Episode, classify
 from ..model.clone import CURRENT, Clone
 from ..model.states import State, before, of_clone
 from ..model.stats import CloneStats
-from ..net.connection import Connection, Kind, accept_plain
+from ..net.connection import Connection
 from ..originals import monotonic
 from .admission import Admission
 from .hooks import Handler, Hooks
@@ -39,7 +39,7 @@ from .workers import Workers
 if TYPE_CHECKING:
     from ..hubs.greenlet_pool import Job
 
-__all__ = ["Acceptor", "read", "read_handed"]
+__all__ = ["Acceptor", "read_handed"]
 
 
 class Acceptor:
@@ -86,7 +86,7 @@ class Acceptor:
         self.team: Team[Any] = Team(admitted=False)
         #: Whether the program has a ``do_read`` of its own, as `has_room` has found.
         self.accepts_itself = False
-        #: Whether what it takes is where nobody can take it back, until its handler begins.
+        #: Whether a connection that it takes can't be reclaimed before its handler begins.
         self.is_out_of_reach = False
         self.clone: Final = Clone(index, cast("Any", server))
         #: Its own handler, where there is a ``handler_factory``.
@@ -139,7 +139,7 @@ class Acceptor:
 
     @property
     def runs_at_once(self) -> bool:
-        return self.is_out_of_reach or self.admission.runs_at_once
+        return self.is_out_of_reach or self.server.runs_in_hub
 
     @property
     def max_accept(self) -> int:
@@ -163,7 +163,7 @@ class Acceptor:
         return f"<Acceptor {self.clone} of {self.server}>"
 
     def take_turn(self) -> Turn:
-        server = self.server
+        server, admission = self.server, self.admission
         try:
             args: Any = server.do_read()
             server.delay = server.min_delay
@@ -176,15 +176,22 @@ class Acceptor:
         turns = dispatcher.turns
         with turns.lock:
             turns.ring.rotate(self.team, self)
-        if self.admission.bucket is not None:
-            self.admission.bucket.take(monotonic())
+        if admission.bucket is not None:
+            admission.bucket.take(monotonic())
         self._handle(args)
         return Turn.TAKEN
 
     def has_room(self) -> bool:
         admission, server = self.admission, self.server
         self.accepts_itself = server.accepts_by_hook or "do_read" in server.__dict__
-        if server.full() or (admission.expected and admission.has_assigned_all()):
+        if server.full():
+            admission.found_full()
+            return False
+        return not (admission.expected or admission.is_limited) or self._is_within_bounds()
+
+    def _is_within_bounds(self) -> bool:
+        admission = self.admission
+        if admission.expected and admission.has_assigned_all():
             admission.found_full()
             return False
         if admission.is_limited:
@@ -294,7 +301,7 @@ class Acceptor:
         return True
 
     def can_give_up(self, job: Job) -> bool:
-        """Whether *job* is one that came by a turn, and of which nobody knows yet."""
+        """Whether *job* came by a turn, and its connection was seen by no program's code."""
         run, _, _, args, _ = job
         return (
             not self.is_out_of_reach
@@ -347,14 +354,14 @@ class Acceptor:
         if server.is_fatal_error(error):
             self.admission.fail(error)
             return Turn.PASSED
-        if classify(error) in (Heap.PEER_LEFT, Heap.OUT_OF_ROOM):
+        if classify(error) in (AcceptErrorKind.PEER_LEFT, AcceptErrorKind.OUT_OF_ROOM):
             raise error
         self.admission.accept_failed(error)
         # With a negative delay the server goes on, at the next wake-up: as gevent.
         return Turn.EMPTY
 
     def serve(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
-        """Handle one connection, in a greenlet whose context nobody has after it; close it."""
+        """Handle one connection, in a greenlet whose context is not used after it; close it."""
         self.begun += 1
         CURRENT.set(self.clone)
         try:
@@ -466,24 +473,6 @@ class Acceptor:
             self.worker.index,
             self.state.value,
         )
-
-
-def read(sock: Any, kind: Kind, admission: Admission) -> tuple[Connection, Any] | None:
-    """Accept a connection from the kernel, if one waits in the accept queue of *sock*.
-
-    Raises:
-        OSError: As gevent's ``do_read``.
-    """
-    try:
-        plain, address = accept_plain(sock._accept, kind)
-    except BlockingIOError:
-        if sock.timeout:
-            raise
-        return None
-    number = plain.fileno()
-    if number >= admission.watermark.level:
-        admission.watermark.reached(admission.server, number)
-    return Connection.on(plain), address
 
 
 def read_handed(turn: Thread, admission: Admission) -> tuple[Connection, Any]:

@@ -90,11 +90,6 @@ class Admission:
         self._has_reached_most = False
 
     @property
-    def runs_at_once(self) -> bool:
-        """Whether a handler, or a ``spawn`` of the program's own, runs within a turn."""
-        return self._spawning.replaced is None
-
-    @property
     def is_open(self) -> bool:
         """Whether clones that aren't paused wait for connections now."""
         turns = self.turns
@@ -305,7 +300,7 @@ class Admission:
         if is_locked or is_shared:
             self.pause(State.FULL)
         else:
-            # A `full` of the user's own: nobody tells when it changes its mind. The end of
+            # A `full` of the program's own: nothing reports when its answer changes. The end of
             # each handler is a good moment to ask (see `handler_ended`), and so is this.
             self.pause(State.FULL, self.next_delay() if self.server.delay >= 0 else None)
         home = self._workers.home

@@ -1,4 +1,7 @@
-"""The clone set: a server's clones, each an acceptor and a listener.
+"""The clone set: a server's clones, each an acceptor and a share of the address.
+
+The first clone of each hub has a `Listener`, and with it a descriptor, so that a child forked in
+any hub keeps one. The other clones cost none: nothing would read it.
 
 Its lists are replaced, never changed, as other threads read them. What makes clones or lets them go
 is `glb.serve.engine` and `glb.serve.rolling`, one at a time.
@@ -15,7 +18,7 @@ from typing import Any, Final
 
 from ..accept.descriptor import is_adopted
 from ..accept.listener import Listener
-from ..accept.registry import REGISTRY
+from ..accept.registry import REGISTRY, Entry
 from ..accept.reports import count_connections
 from ..model.address import Address
 from ..model.clone import Clone
@@ -35,6 +38,28 @@ __all__ = ["CloneSet", "give_to_threads", "make_handlers"]
 log: Final = logging.getLogger("glb")
 
 
+class Place:
+    """A clone's share of an address, without a descriptor. Closing it twice is harmless."""
+
+    __slots__ = ("entry", "share")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry: Final = entry
+        self.share: Final = REGISTRY.acquire(entry)
+
+    def belongs_to(self, thread: int) -> None:
+        """A fork keeps it if *thread* forks, by its native ident: see `Listener.belongs_to`."""
+        self.share.thread = thread
+
+    def close(self) -> None:
+        REGISTRY.release(self.share)
+
+    def __del__(self) -> None:
+        # Of a server that was collected unclosed. Its listener warns.
+        if hasattr(self, "share"):
+            self.close()
+
+
 class CloneSet:
     """The clones of *server*."""
 
@@ -46,13 +71,13 @@ class CloneSet:
         self._workers: Final = workers
         self._admission: Final = admission
         self.acceptors: Sequence[Acceptor] = ()
-        #: One for each acceptor, while the server is open.
-        self.listeners: Sequence[Listener] = ()
+        #: One for each acceptor, while the server is open; those of the first clones are listeners.
+        self.listeners: Sequence[Listener | Place] = ()
         #: The clones that went, by index; some may have handlers still.
         self.gone: dict[int, Acceptor] = {}
         #: What the program gave as listener, or ``None``.
         self.handed_in: Any = None
-        #: What the server wishes of its address; ``None`` for what others wish.
+        #: The policy that the server asks of its address; ``None`` leaves it to others.
         self.policy: Policy | None = None
         self._wishes: tuple[Policy | None, float | None] = (None, None)
 
@@ -100,14 +125,15 @@ class CloneSet:
         if (len(self.acceptors), len(self._workers)) != (server.clones, server.hubs):
             self.fit()  # they were set since
         given = self.handed_in
-        listeners: list[Listener] = []
+        listeners: list[Listener | Place] = []
         try:
-            listeners.append(self._first_listener())
-            listeners.extend(listeners[0].dup() for _ in range(1, server.clones))
-            sock: Any = listeners[0]._sock
+            first = self._first_listener()
+            listeners.append(first)
+            sock, entry = first._sock, first.entry
+            listeners += (first.dup() for _ in range(1, server.hubs))
+            listeners += (Place(entry) for _ in range(server.hubs, server.clones))
             if server.nodelay:
                 set_nodelay(sock)
-            entry = listeners[0].entry
             entry.turns.join_settings(self.policy, server.patience, entry.address)
         except BaseException:
             opened = [*listeners, self.handed_in]
@@ -218,11 +244,7 @@ class CloneSet:
         return None if factory is None else make_handlers(factory, indices)
 
     def grow(self, clones: int) -> None:
-        """Have *clones* of them, which is no less, in a server that is open.
-
-        Raises:
-            OSError: There is no room for another descriptor. Nothing has changed.
-        """
+        """Have *clones* of them, which is no less, in a server that is open."""
         listeners, first = self.listeners, len(self.acceptors)
         handlers: Sequence[Handler | None] | None = self.make_handlers(range(first, clones))
         if handlers is None:  # where clones have handlers of their own, the last one's
@@ -230,13 +252,7 @@ class CloneSet:
         if self.listeners is not listeners:
             self._server.clones = clones  # it was closed meanwhile
             return
-        added: list[Listener] = []
-        try:
-            for _ in handlers:
-                added.append(listeners[0].dup())
-        except BaseException:
-            self.close_each(added)
-            raise
+        added = [Place(listeners[0].entry) for _ in handlers]
         new = [self._come(first + place, handle) for place, handle in enumerate(handlers)]
         for acceptor in new:
             if acceptor.worker.dispatcher is not None:
@@ -261,7 +277,7 @@ class CloneSet:
         return going
 
 
-def give_to_threads(acceptors: Iterable[Acceptor], listeners: Iterable[Listener]) -> None:
+def give_to_threads(acceptors: Iterable[Acceptor], listeners: Iterable[Listener | Place]) -> None:
     """Have *listeners* belong to the threads of their clones: a fork of another ends them."""
     for acceptor, listener in zip(acceptors, listeners, strict=True):
         thread = acceptor.worker.thread

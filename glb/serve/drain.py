@@ -5,8 +5,8 @@ handlers finish, empties the accept queue meanwhile, if no other server has the 
 `Draining.end` is what that has in common with a stop: the handlers of every hub are seen to in
 that hub, at the same time, and the hubs' threads end after them.
 
-Whoever waits here for handlers to end is a *caller*. If it is a handler itself, it is not waited
-for: see `Draining.calling`.
+A greenlet that waits here for handlers to end is a *caller*. A caller that runs a handler itself is
+not waited for: see `Draining.calling`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..accept.descriptor import is_adopted
 from ..accept.registry import REGISTRY
 from ..hubs.signals import Signal, ask
 from ..hubs.threads import HubThread
+from ..model.limits import check_seconds
 from ..model.states import PAUSES, State
 from ..model.stats import DrainReport
 from ..net.sockets import is_loopback, is_readable
@@ -41,23 +42,26 @@ log: Final = logging.getLogger("glb")
 # The states in which it has turns, or will have again.
 SERVES: Final = (State.ACCEPTING, *PAUSES)
 
-# With the last server of an address: so long, at most, for those whom the kernel has let in. As a
-# rule they are served in a moment; only if the server is full they wait.
+# With the last server of an address: so long, at most, for clients that the kernel has let in. As a
+# rule they are served in a moment; they wait only if the server is full.
 LINGER_SECONDS: Final = 1.0
 
-# With nobody new let in, so long for handshakes that have begun: a way there and back between
-# continents. On a loopback address there are none.
+# While no new client is let in, so long for handshakes that have begun: a way there and back
+# between continents. On a loopback address there are none.
 HANDSHAKE_SECONDS: Final = 0.3
 
 # How often it is looked whether the accept queue is empty: once a round of a hub's loop, about.
 QUEUE_LOOK_SECONDS: Final = 0.005
 
-# How often who waits for a thread looks whether somebody there waits for the same.
+# So often a drain with a delay looks whether it is called off, or hastened.
+DELAY_LOOK_SECONDS: Final = 0.05
+
+# How often a caller that waits for a thread looks whether a handler there waits for the same.
 CALLERS_LOOK_SECONDS: Final = 0.1
 
 
 class _Drain:
-    """A drain that goes on, for who waits for its end."""
+    """A drain that goes on."""
 
     def __init__(self, plan: DrainPlan) -> None:
         self.plan: Final = plan
@@ -93,7 +97,7 @@ class Draining:
         return self._drain is not None
 
     def call_off(self) -> None:
-        """Somebody has closed the server: a drain waits for its handlers no longer."""
+        """The server was closed: a drain waits for its handlers no longer."""
         drain, self._drain = self._drain, None
         if drain is not None:
             drain.plan.is_called_off = True
@@ -110,7 +114,7 @@ class Draining:
         try:
             worker = self._workers.here
             if worker is not None:
-                worker.handler_ended(None)  # who waits already counts one less
+                worker.handler_ended(None)  # those that wait already count one less
             yield
         finally:
             callers.discard(greenlet)
@@ -127,25 +131,35 @@ class Draining:
                 if drain.plan.is_called_off:  # by a close, in another thread
                     self.end(DrainPlan(timeout, kill=True), State.STOPPED)
 
-    def drain(self, plan: DrainPlan, linger: float) -> DrainReport:
+    def drain(
+        self, timeout: float | None, spread: float, linger: float, delay: float
+    ) -> DrainReport:
         """See `glb.server.StreamServer.drain`."""
+        check_seconds("timeout", timeout, may_be_zero=True)
+        for name, seconds in {"spread": spread, "linger": linger, "delay": delay}.items():
+            if seconds is None:
+                raise TypeError(f"{name} must be a number of seconds, got None")
+            check_seconds(name, seconds, may_be_zero=True)
+        began = monotonic() + delay
+        plan = DrainPlan(timeout, kill=True, closes_idle=True, spread=spread, began=began)
         with REGISTRY.lock:
             drain, is_first = self._drain, self._drain is None
             if drain is None:
                 self._drain = drain = _Drain(plan)
         with self.calling():
             if is_first:
-                self._run(drain, plan.began + linger)
+                self._run(drain, linger)
             else:
                 drain.over.wait(None)
         return drain.report
 
-    def _run(self, drain: _Drain, linger_until: float) -> None:
+    def _run(self, drain: _Drain, linger: float) -> None:
         plan, workers = drain.plan, [*self._workers]
         before = [worker.done for worker in workers]
         try:
             try:
-                self._empty_accept_queue(plan, linger_until)
+                self._announce(plan)
+                self._empty_accept_queue(plan, plan.began + linger)
                 if not plan.is_called_off:
                     self.end(plan, State.DRAINING)
             except BaseException:
@@ -160,11 +174,25 @@ class Draining:
             watches = [*plan.workers]
             reports = [watch.report for watch in watches]
             total = DrainReport.total(reports, monotonic() - plan.began)
-            # Those that ended before anybody watched have finished, too.
+            # Those that ended before a drain worker counted have finished, too.
             done = sum(worker.done - begun for worker, begun in zip(workers, before, strict=True))
             others = sum(watch.ended_otherwise for watch in watches)
             drain.report = total._replace(finished=max(0, done - others))
             drain.over.set()
+
+    def _announce(self, plan: DrainPlan) -> None:
+        """Until the plan begins, serve on as a server that is not ready for new clients."""
+        admission = self._admission
+        turns = admission.turns
+        if turns is None or monotonic() >= plan.began:
+            return
+        admission.linger()
+        while admission.turns is turns and admission.state in SERVES and not plan.is_called_off:
+            left = min(plan.began, plan.until) - monotonic()
+            if left <= 0:
+                break
+            gevent.sleep(min(left, DELAY_LOOK_SECONDS))
+        plan.begin_now()
 
     def _empty_accept_queue(self, plan: DrainPlan, until: float) -> None:
         admission, listeners = self._admission, self._clones.listeners
@@ -174,11 +202,11 @@ class Draining:
         entry = listeners[0].entry
         handed_in = getattr(self._clones.handed_in, "_sock", None)
         if entry.clones > len(listeners) + is_adopted(handed_in):
-            return  # others serve who waits there
+            return  # others serve the clients in the queue
         is_shut = entry.refuse_newcomers()
         began = monotonic()
-        # Who has the kernel's answer is in, as far as it knows, and is in the queue when its own
-        # answer has come.
+        # A client that has our SYN-ACK believes that it is connected; it is in the queue when its
+        # own answer has come.
         shaken_by = began + HANDSHAKE_SECONDS * (is_shut and not is_loopback(entry.pristine))
         while admission.turns is turns and admission.state in SERVES:
             if monotonic() >= min(until, plan.until):

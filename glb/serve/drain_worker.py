@@ -50,7 +50,7 @@ class DrainPlan:
         closes_idle: Whether connections that wait for their client are closed before.
         spread: Over how many seconds that is spread. With more than 0, connections that have
             no requests, but a stream or a websocket, are closed in the same way.
-        began: On `time.monotonic`'s clock.
+        began: On `time.monotonic`'s clock. It may be to begin later.
         announced: When the first of several plans began, of which this one is a part.
         lingers: Whether connections may still come: then it isn't over when there are none.
         leaves_callers: Whether handlers are left alone that wait for others' end themselves.
@@ -73,7 +73,7 @@ class DrainPlan:
 
     def again(self) -> DrainPlan:
         """Return one for handlers that have waited for this one's end: the same time, from now."""
-        # At least as long as who was killed has: it has a reply to send.
+        # At least as long as a handler that was killed has: it has a reply to send.
         timeout = None if self.timeout is None else max(self.timeout, KILL_SECONDS)
         kill = self.kill and timeout is not None
         return DrainPlan(timeout, kill=kill, leaves_callers=False)
@@ -81,6 +81,14 @@ class DrainPlan:
     def hasten(self, timeout: float) -> None:
         """Be over *timeout* seconds from now, at the latest."""
         self.timeout = min(self.until, monotonic() + timeout) - self.began
+
+    def begin_now(self) -> None:
+        """Begin, if that was to be later. Its end stays where it is."""
+        now = monotonic()
+        if now < self.began:
+            if self.timeout is not None:
+                self.timeout = max(0.0, self.until - now)
+            self.began = now
 
     def first_request_until(self, since: float) -> float:
         """Return until when a client may send its first request that was waited for *since* then.
@@ -123,7 +131,7 @@ class DrainWorker:
         self._left: dict[int, InUse] | None = None
         # What became of connections: each is one of these when its handler ends.
         self.finished = self.closed = self.killed = 0
-        # Those that were told, by the identity of their handlers' arguments.
+        # Those that are being closed, by the identity of their handlers' arguments.
         self._closing: set[int] = set()
         self._killed: set[int] = set()
         if is_wanted is not None:
@@ -193,7 +201,7 @@ class DrainWorker:
         return self.report
 
     def _count(self) -> int:
-        # Who waits for the end of others is not waited for, but by what may take for ever.
+        # A caller is not waited for, but where there is no deadline.
         worker = self._worker
         count = worker.active if self._left is None else len(self._left)
         if self._plan.leaves_callers and worker.callers and count <= len(worker.callers):
@@ -268,7 +276,7 @@ class DrainWorker:
         return key not in self._closing and (self._left is None or key in self._left)
 
     def _due_of(self, key: int, wait: Wait) -> float:
-        # Of those that have come later nobody waits for a share in the window.
+        # Connections that came later have no share in the window.
         due = self._due.get(key, self._plan.began)
         return due if wait[2] else max(due, self._plan.first_request_until(wait[1]))
 

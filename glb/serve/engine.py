@@ -159,8 +159,8 @@ class Engine:
             if worker.dispatcher is None or worker.dispatcher.thread != ident:
                 worker.forget()
         # Their clones were closed; accept by one that wasn't.
-        plain: list[Any] = [each._sock for each in self.clones.listeners]
-        kept = [each for each in plain if each.fileno() >= 0]
+        plain: list[Any] = [getattr(each, "_sock", None) for each in self.clones.listeners]
+        kept = [each for each in plain if each is not None and each.fileno() >= 0]
         if kept and self._server.socket not in kept:
             self._server.socket = kept[0]
         with REGISTRY.lock:

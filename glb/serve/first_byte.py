@@ -36,7 +36,6 @@ def wait_for_first_byte(idle: IdleConnections | None, sock: Any) -> None:
 
 def handle_tls(
     server: Any,
-    engine: Engine,
     gevents_wrap: object,
     find_handle: Callable[[], Handler],
     client_socket: Any,
@@ -49,6 +48,7 @@ def handle_tls(
             likes.
         find_handle: Returns the handler to call, when it is to be called.
     """
+    engine: Engine = server.glb_engine
     wrap, options = server.wrap_socket, {**server.ssl_args}
     is_known = wrap == gevents_wrap or _is_of_a_context(wrap)
     shakes_hands = is_known and options.pop("do_handshake_on_connect", True)

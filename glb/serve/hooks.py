@@ -38,7 +38,6 @@ class Hooks(Protocol):
     min_delay: float
     pool: Any
     reuse_addr: ClassVar[Any]
-    _spawn: Any
     socket: Any
 
     # ours
@@ -57,6 +56,8 @@ class Hooks(Protocol):
 
     @property
     def loop(self) -> Any: ...
+    @property
+    def runs_in_hub(self) -> bool: ...
 
     # gevent's hooks
     def close(self) -> None: ...

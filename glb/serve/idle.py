@@ -63,10 +63,10 @@ class IdleConnections:
         #: The connections that were in `idle` before.
         self.served: WeakSet[Any] = WeakSet()
         self.hub: Final = hub
-        #: Those that were told to end, and may not have noticed yet.
-        self.told: set[object] = set()
+        #: Those whose reading was ended, and that may not have noticed yet.
+        self.ended: set[object] = set()
         # Both oldest first.
-        #: Who waits, by the greenlet of its handler.
+        #: What is waited for, by the greenlet of the handler.
         self.waits: dict[object, Wait] = {}
         self._heads: dict[object, Wait] = {}
         self._timer: Any = None
@@ -75,7 +75,7 @@ class IdleConnections:
         return len(self.waits)
 
     def has_served(self, sock: Any) -> bool:
-        """Whether *sock* was in `idle` before; also if it is of a kind that nobody can know."""
+        """Whether *sock* was in `idle` before; also if it is of a kind that can't be remembered."""
         try:
             return sock in self.served
         except TypeError:
@@ -99,10 +99,10 @@ class IdleConnections:
                 watcher(greenlet)
 
     def leave(self, greenlet: object) -> bool:
-        """It does so no more; tell whether it was told to end."""
+        """The handler waits no more; return whether its reading was ended."""
         self.waits.pop(greenlet, None)
-        if self.told and greenlet in self.told:
-            self.told.discard(greenlet)
+        if self.ended and greenlet in self.ended:
+            self.ended.discard(greenlet)
             return True
         return False
 
@@ -121,11 +121,11 @@ class IdleConnections:
     def tell(self, greenlet: object) -> bool:
         """End a wait, unless the client has just said something; tell whether it was ended."""
         wait = self.waits.get(greenlet)
-        if wait is None or greenlet in self.told:
+        if wait is None or greenlet in self.ended:
             return False
         if not close_reading(wait[0]):
             return False
-        self.told.add(greenlet)
+        self.ended.add(greenlet)
         return True
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Options: what a server is told by its constructor, or by its attributes, and the checks of it.
+"""Options: what a constructor, or an attribute, sets of a server, and the checks of it.
 
 Everything is checked before gevent's constructor, which takes the listener over and closes it when
 something fails: what is refused here has touched nothing. Each option is an attribute of the
@@ -24,53 +24,28 @@ __all__ = ["Options"]
 class Options:
     """The options of `glb.server.StreamServer`, which has what each of them means."""
 
-    #: How many clones.
     clones: int = 4
-
-    #: On how many hubs they live.
     hubs: int = 1
-
-    #: On how many hubs they live if no number was given, and nothing else keeps them to one: a
-    #: pool would. `glb.monkey.patch_all` sets it.
+    #: How many hubs if no number was given, and nothing else keeps them to one: a pool would.
+    #: `glb.monkey.patch_all` sets it.
     hubs_if_possible: int = 1
-
-    #: How long a hub may let a connection lie, in seconds; ``None`` is what others wish.
+    #: ``None`` leaves it to others that share the address.
     patience: float | None = None
-
-    #: Whether the address is shared in this process.
     reuse_port: bool = False
-
-    #: Whether connections send small replies at once; see TCP_NODELAY in tcp(7).
     nodelay: bool = True
-
-    #: How many connections there are at once, on all clones together; ``None`` is no limit.
+    # Of each limit, ``None`` is none; of each timeout, it is for ever.
     max_connections: int | None = None
-
-    #: How many connections each clone has at once.
     max_connections_per_clone: int | None = None
-
-    #: How many connections are taken, a second.
     accept_rate: float | None = None
-
-    #: How long a client may take for TLS's handshake, in seconds; ``None`` is for ever.
     handshake_timeout: float | None = None
-
-    #: How long a client may be silent before it says something, in seconds.
     first_byte_timeout: float | None = None
-
-    #: Which header of the PROXY protocol a connection begins with: ``"v1"``, ``"v2"`` or ``"any"``;
-    #: ``None`` is none.
+    #: Which header of the PROXY protocol a connection begins with; ``None`` is none.
     proxy_protocol: Version | None = None
-
-    #: From which addresses and networks it may come; ``"unix"`` is any Unix socket, ``"*"`` all.
+    #: From which addresses and networks it may come.
     proxy_allow_ips: Iterable[str] | str = ("127.0.0.1", "::1", "unix")
-
-    #: Makes each clone's handler, if it is set.
     handler_factory: Callable[[int], Handler] | None = None
-
-    #: Length of the accept queue. gevent's 128 overflows in the first burst.
+    #: gevent's 128 overflows in the first burst.
     backlog: int = DEFAULT_BACKLOG
-
     #: Whether a connection is its handler's as a whole. HTTP's are made of requests.
     has_streams: bool = True
 

@@ -6,7 +6,6 @@ By default, and with a number for ``spawn``, handlers run in greenlets that are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ..hubs.greenlet_pool import HandlerPool, handlers_here
@@ -66,36 +65,39 @@ class Spawning:
         else:
             self.closed = "default" if is_ours else gevents
 
-    def to_set_again(self, hubs: int, *, is_forgotten: bool) -> tuple[Any, bool]:
-        """Return what ``spawn`` is to be when the server opens, and whether it is to be set anew.
+    def fit(self, server: Any) -> None:
+        """Set gevent's ``spawn`` of *server*, which opens, to what it was when it was closed.
 
         The number of hubs may have been set since a number was given.
         """
-        spawn = self.closed if is_forgotten else self.bound
+        own, hubs = server.__dict__, server.hubs
+        is_forgotten = "_spawn" not in own
+        bound, pool, full = self.bound, server.pool, own.get("full")
+        spawn = self.closed if is_forgotten else bound
         is_other = isinstance(spawn, SharedBound if hubs == 1 else HandlerPool)
         if is_other:
             spawn = "default" if spawn.size is None else spawn.size
         elif not is_forgotten:
             check_pool(spawn, hubs)
-        return spawn, is_other or is_forgotten
+            return
+        server.set_spawn(spawn)
+        # What a program has set since, as gevent lets it, stays.
+        if pool is not bound:
+            server.pool = pool
+        if full is not None and full != getattr(bound, "full", None):
+            own["full"] = full
 
     def start(
         self,
+        acceptor: Served,
         turn: Turn,
-        acceptors: Sequence[Served],
         spawn: Any,
         handle: Handler,
         close: Handler,
         args: Any,
     ) -> None:
-        """Have *spawn* run *handle*, then *close*, for a connection of the clone that has its turn.
-
-        Out of turn, which gevent allows, it is counted for the first of *acceptors*.
-        """
-        acceptor: Served | None = turn.acceptor
-        is_in_turn = acceptor is not None
-        if acceptor is None:
-            acceptor = acceptors[0]
+        """Have *spawn* run *handle*, then *close*, for a connection of *acceptor*'s clone."""
+        is_in_turn = turn.acceptor is not None
         begun, assigned = acceptor.begun, acceptor.assigned
         worker = turn.worker or acceptor.worker
         worker.taken += 1
@@ -109,14 +111,19 @@ class Spawning:
                 except BaseException:
                     acceptor.spawned.pop(id(args), None)
                     raise
+            elif not is_in_turn:
+                pool = self.bound if isinstance(self.bound, HandlerPool) else None
+                run = handlers_here().spawn if pool is None else pool.handle
+                run(acceptor.serve_anywhere, handle, close, args)
             else:
-                acceptor.assigned += is_in_turn
-                serve = acceptor.serve if is_in_turn else acceptor.serve_anywhere
+                acceptor.assigned += 1
                 if isinstance(self.bound, HandlerPool):
-                    self.bound.handle(serve, handle, close, args)
+                    self.bound.handle(acceptor.serve, handle, close, args)
                 else:
-                    handlers = worker.handlers if is_in_turn else None
-                    (handlers or handlers_here()).spawn(serve, handle, close, args)
+                    handlers = worker.handlers
+                    if handlers is None:
+                        handlers = handlers_here()
+                    handlers.spawn(acceptor.serve, handle, close, args)
         except BaseException:
             # What struck may have done so when it waited already. It is not to run on what is
             # closed here.

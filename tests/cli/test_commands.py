@@ -452,6 +452,7 @@ def test_it_is_seen_from_outside(hubs: str, folder: pathlib.Path) -> None:
         ("--send-timeout", "-1"),
         ("--drain-timeout", "-0.5"),
         ("--stall-limit", "0"),
+        ("--drain-delay", "-1"),
     ],
 )
 def test_bad_limits_are_usage_errors(option: str, value: str, folder: pathlib.Path) -> None:

@@ -757,10 +757,84 @@ def test_what_killed_handlers_held_is_freed_as_they_end(spawn: str) -> None:
     close_all(clients)
 
 
+# -- with a delay -----------------------------------------------------------------------------
+
+
+@on_one_and_two_hubs
+def test_until_a_delay_is_over_clients_are_served(hubs: int, clock: SkippingClock) -> None:
+    """New ones and old ones, each with the word that its reply is the last; idle ones stay."""
+    application = Application()
+    server = WSGIServer(LOCAL, application, clones=2, hubs=hubs, patience=NEVER, log=None)
+    server.start()
+    old, idle, busy = (connect(server.address) for _ in range(3))
+    for client in (old, idle):
+        assert b"Connection: close" not in request(client)
+    draining = gevent.spawn(server.drain, 10, delay=500)
+    wait_until(lambda: server.is_draining)
+    assert (server.state, server.is_ready) == (State.DRAINING, False)
+    for client in (old, connect(server.address), connect(server.address)):
+        client.sendall(GET)
+        assert b"Connection: close\r\n" in receive_all(client)
+        client.close()
+    busy.sendall(SLOW)
+    wait_until(lambda: application.begun == 6)
+    clock.skip(499)
+    assert http_get(server.address) == b"ok"
+    clock.skip(1)
+    assert idle.recv(100) == b""
+    wait_until(lambda: is_refused(server.address))
+    application.may_reply.set()
+    assert receive_all(busy).endswith(b"ok")
+    report = draining.get()
+    assert report.killed == 0
+    assert report.finished >= 1
+    close_all([idle, busy])
+
+
+@on_one_and_two_hubs
+def test_the_time_of_the_handlers_begins_after_the_delay(hubs: int, clock: SkippingClock) -> None:
+    """It is the same with a delay as without."""
+    server = StreamServer(
+        LOCAL, lambda *_: gevent.sleep(1000), clones=2, hubs=hubs, patience=NEVER, spawn=5
+    )
+    client = start_with_client(server)
+    draining = gevent.spawn(server.drain, 100, delay=100)
+    wait_until(lambda: server.is_draining)
+    clock.skip(150)
+    wait_until(lambda: server.glb_engine.admission.turns is None)
+    let_hub_turn()
+    assert not draining.ready()
+    clock.skip(60)
+    assert counts(draining.get()) == (0, 0, 1)
+    client.close()
+
+
+@pytest.mark.parametrize("way", ["stop", "close", "kill", "hastened stop"])
+@on_one_and_two_hubs
+def test_a_delay_can_be_cut_short(hubs: int, way: str) -> None:
+    """By all that ends a drain."""
+    server = StreamServer(LOCAL, lambda *_: gevent.sleep(1000), clones=2, hubs=hubs, spawn=5)
+    client = start_with_client(server)
+    draining = gevent.spawn(server.drain, None if way == "stop" else 5000, delay=5000)
+    wait_until(lambda: server.is_draining)
+    if way == "close":
+        server.close()
+    elif way == "kill":
+        draining.kill()
+    else:
+        server.stop(0)
+    draining.join(20)
+    assert draining.ready()
+    assert is_refused(server.address)
+    server.stop(0)
+    assert server.state is State.STOPPED
+    client.close()
+
+
 # -- calls ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["timeout", "spread", "linger"])
+@pytest.mark.parametrize("name", ["timeout", "spread", "linger", "delay"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True])
 def test_bad_numbers_are_refused_and_it_goes_on_serving(name: str, value: Any) -> None:
     """The error has the value in it, and nothing has changed."""
