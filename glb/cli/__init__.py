@@ -2,14 +2,19 @@
 
 Each module owns one noun::
 
-    commands    the commands and their options
-    console     output on the terminal
-    demo        counted turns
+    commands    what people type
+    serve       ``glb serve``, and the server that it starts
+    settings    where the values of its options come from
+    service     its servers, from their start to their end
+    access_log  what it writes of requests
+    privileges  the user and group that it becomes
+    console     what they see
+    demo        turns, counted
     program     a program that `glb run` starts
-    target      an application that `glb serve` imports
-    fresh_import, watcher, reload    how and when it is imported afresh
+    target      an application that `glb serve` imports, and imports afresh
+    fresh_import, watcher, reload    how it does, and when
 
-It may import everything of glb, and needs click and rich.
+It may import everything of glb, and needs click and rich (and, on Python 3.10, tomli).
 """
 
 from .commands import cli, main

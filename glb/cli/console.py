@@ -1,7 +1,7 @@
-"""Output on the terminal: the only module that uses rich.
+"""What a terminal shows: all of rich is here.
 
-Where stdout is no terminal there are no escape codes: tables are plain text, and a running server
-writes log lines.
+Where stdout is no terminal there are no escape codes: tables come as plain text, a running
+server tells of itself in log lines.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TextIO, cast
 
 import gevent
@@ -41,7 +41,7 @@ REFRESH_SECONDS: Final = 0.5
 
 
 class _Stderr:
-    """The current ``sys.stderr``: rich replaces it above a live table."""
+    """``sys.stderr`` as it is at the moment: above a live table something stands in for it."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
@@ -51,18 +51,19 @@ STDERR: Final = cast("TextIO", _Stderr())
 
 
 def make_console() -> Console:
-    """Return stdout's console. Variables such as FORCE_COLOR don't make a terminal of a file."""
-    return Console(force_terminal=sys.stdout.isatty())
+    """Return stdout. Variables such as FORCE_COLOR don't make a terminal of a file."""
+    # Python has none if it was closed before the start.
+    return Console(force_terminal=sys.stdout is not None and sys.stdout.isatty())
 
 
 def is_live(console: Console) -> bool:
-    """Return True if *console* can update text in place."""
+    """Tell whether *console* can show what changes in place."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 @contextlib.contextmanager
 def progress(console: Console, steps: int, hide: bool) -> Iterator[Callable[[], object]]:
-    """Show a progress bar on a terminal, and yield a function to call after each step."""
+    """Show a progress bar on a terminal, and yield what to call after each step."""
     hide = hide or not is_live(console)
     with Progress(console=console, transient=True, disable=hide) as bar:
         task = bar.add_task("connecting", total=steps)
@@ -70,7 +71,7 @@ def progress(console: Console, steps: int, hide: bool) -> Iterator[Callable[[], 
 
 
 def outcomes(found: dict[str, Outcome]) -> Table:
-    """Return a table of the clients that each clone served, a column for each server."""
+    """Return a table of who served how many, a column for each server."""
     table = Table("", show_footer=True)
     table.columns[0].footer = "order\nJain's index"
     for name, outcome in found.items():
@@ -82,29 +83,41 @@ def outcomes(found: dict[str, Outcome]) -> Table:
     return table
 
 
-def _clones(server: StreamServer, title: str) -> Table:
-    table = Table(title=Text(title), caption="Ctrl-C ends it" if server.started else "ended")
+def _clones(servers: Mapping[str, StreamServer], title: str) -> Table:
+    is_on = any(server.started for server in servers.values())
+    table = Table(title=Text(title), caption="Ctrl-C ends it" if is_on else "ended")
     names = ["clone", "accepted", "active", "completed", "failed", "state"]
-    for name in names if server.hubs == 1 else [*names, "hub"]:
+    has_hubs = any(server.hubs > 1 for server in servers.values())
+    for name in [*names, "hub"] if has_hubs else names:
         table.add_column(name, justify="right")
-    for stats in server.clone_stats():
-        cells = [*map(str, stats[:5]), stats.state, str(stats.hub)]
-        table.add_row(*cells[: len(table.columns)])
+    if len(servers) > 1:
+        table.add_column("address")
+    for url, server in servers.items():
+        for stats in server.clone_stats():
+            cells = [*map(str, stats[:5]), stats.state, *([str(stats.hub)] if has_hubs else [])]
+            table.add_row(*cells, *([url] if len(servers) > 1 else []))
     return table
 
 
 @contextlib.contextmanager
-def shown(server: StreamServer, title: str, console: Console) -> Iterator[None]:
-    """Show *server* meanwhile: a live table on a terminal, else a line at each end."""
+def shown(
+    servers: Mapping[str, StreamServer], title: str, console: Console | None, level: str = "info"
+) -> Iterator[None]:
+    """Tell of *servers* in the meantime: a live table on *console*, else a line at each end.
+
+    Their keys are their addresses, for people. Lines below *level*, a name of logging's in any
+    case, are left out.
+    """
     handler = logging.StreamHandler(STDERR)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    # Our own logger alone: the others are the served program's.
+    # Of our own logger alone: what the program that is served does with the others is its
+    # own business.
     log.addHandler(handler)
     log.propagate, propagate = False, log.propagate
     log.disabled, disabled = False, log.disabled  # see `tell`
-    log.setLevel(logging.INFO)
+    log.setLevel(level.upper())
     try:
-        with _live(server, title, console) if is_live(console) else _logged(server, title):
+        with _logged(servers, title) if console is None else _live(servers, title, console):
             yield
     finally:
         log.setLevel(logging.NOTSET)
@@ -114,25 +127,25 @@ def shown(server: StreamServer, title: str, console: Console) -> Iterator[None]:
 
 
 def tell(text: str, *args: object) -> None:
-    """Write a line to the log: on stderr while a server is shown, above its table."""
+    """Put a line in the log: on stderr while a server is shown, above its table."""
     # A program that configures logging disables, by default, each logger that is there before.
     log.disabled = False
     log.info(text, *args)
 
 
 @contextlib.contextmanager
-def _live(server: StreamServer, title: str, console: Console) -> Iterator[None]:
+def _live(servers: Mapping[str, StreamServer], title: str, console: Console) -> Iterator[None]:
     # A greenlet refreshes, not rich's thread: the counts belong to this one. Prints to
     # stderr come out above the table, unless they go to a file.
     with Live(
-        _clones(server, title),
+        _clones(servers, title),
         console=console,
         auto_refresh=False,
         redirect_stderr=sys.stderr.isatty(),
     ) as live:
 
         def refresh() -> None:
-            live.update(_clones(server, title), refresh=True)
+            live.update(_clones(servers, title), refresh=True)
 
         def refresh_often() -> None:
             while True:
@@ -148,18 +161,20 @@ def _live(server: StreamServer, title: str, console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _logged(server: StreamServer, title: str) -> Iterator[None]:
+def _logged(servers: Mapping[str, StreamServer], title: str) -> Iterator[None]:
     log.info("%s", title)
     try:
         yield
     finally:
-        stats = server.clone_stats()
-        log.info(
-            "stopped after %d connections, %d failed; by clone: %s",
-            sum(clone.accepted for clone in stats),
-            sum(clone.failed for clone in stats),
-            " ".join(str(clone.accepted) for clone in stats),
-        )
+        for url, server in servers.items():
+            stats = server.clone_stats()
+            log.info(
+                "stopped%s after %d connections, %d failed; by clone: %s",
+                f" {url}" if len(servers) > 1 else "",
+                sum(clone.accepted for clone in stats),
+                sum(clone.failed for clone in stats),
+                " ".join(str(clone.accepted) for clone in stats),
+            )
 
 
 def one_line(text: object) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gevent
 from gevent.event import Event
 
@@ -14,24 +16,26 @@ __all__ = ["Reloads"]
 
 
 class Reloads:
-    """Rolls the newest state of *target* into *server*, after each `ask`.
+    """Rolls the newest state of *target* into *servers* whenever it is asked to.
 
-    One reload at a time: any number of calls during one bring one more after it. It works within
-    its context; with *is_watched* it also reloads when the source changes.
+    One reload at a time: however often it is asked during one, there is one more after it.
+    As a context it is at work; with *is_watched* it asks itself when the source changes.
     """
 
-    def __init__(self, server: StreamServer, target: Target, is_watched: bool = False) -> None:
-        self._server = server
+    def __init__(
+        self, servers: Sequence[StreamServer], target: Target, is_watched: bool = False
+    ) -> None:
+        self._servers = servers
         self._target = target
         self._watcher = Watcher(target.files, self.ask, POLL_SECONDS)
-        self._watcher.note()  # changes count from the load on
+        self._watcher.note()  # a change is one of what was just loaded
         self._is_watched = is_watched
         self._asked = Event()
         self._is_over = False
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def ask(self) -> None:
-        """Begin a reload, or one more after the current one."""
+        """Have a reload begin, or one more after the one that is under way."""
         self._asked.set()
 
     def __enter__(self) -> None:
@@ -57,20 +61,21 @@ class Reloads:
             try:
                 handle = self._target.reload()
             finally:
-                # The new files, before the log has a line and the program's author repairs one.
+                # The files that came with it, before anybody is told, and repairs one.
                 self._watcher.note()
-            # It doesn't wait for connections, and ends none: an old handler may go on as long as
-            # its client stays, and must not hold up the next reload.
-            report = self._server.roll(handle, wait=False)
-        except BaseException as error:  # of any kind: the old one serves on
+            # Nobody is waited for, and nobody's connection is ended: an old handler may go on
+            # as long as its client stays, and must not hold up the next reload.
+            reports = [each.roll(handle, wait=False) for each in self._servers]
+        except BaseException as error:  # whatever it is, the old one serves, and is asked again
             if self._is_over:  # it is the kill
                 raise
-            # The signal of a Ctrl-C has its own handler, and this greenlet is killed only at the
-            # end. So these come from the module, as any other error.
+            # A Ctrl-C is a signal that is handled elsewhere, and this greenlet is killed at the
+            # end alone: so these are of the module's making, as any other error is.
             if isinstance(error, (KeyboardInterrupt, gevent.GreenletExit)):
                 error = TargetError(self._target.reason(error))
             reason = error if isinstance(error, TargetError) else f"{type(error).__name__}: {error}"
             line = console.one_line(f"can't reload {name!r}: {reason}")
             console.tell("%s; the old one goes on serving", line)
         else:
-            console.tell("reloaded %r (%s)", name, console.count(len(report.clones), "clone"))
+            clones = sum(len(each.clones) for each in reports)
+            console.tell("reloaded %r (%s)", name, console.count(clones, "clone"))

@@ -1,22 +1,24 @@
-"""Targets: the callable that ``glb serve`` serves, and later states of its module.
+"""What ``glb serve`` serves: a callable of somebody's module, and the module's later states.
 
-A `Target` imports its module, and can import it *afresh*: the project's modules get new module
-objects, so that old handlers that still run keep their globals. A reload that fails leaves the
-modules as they were. A `glb.cli.watcher.Watcher` notices when their files change.
+A `Target` imports its module, and imports it *afresh* when asked to: the project's modules get
+new module objects, so that what still runs in the old ones keeps their globals. A reload that
+fails leaves the modules as they were. A `glb.cli.watcher.Watcher` tells when their files have
+changed.
 
-The *project* is all files below the current directory, but for installed packages, and the
-target's own package anywhere. Nothing else is imported twice: not libraries, extension modules,
-modules from before the target, glb and gevent.
+The *project* is what lies below the current directory and isn't installed there, and the
+target's own package wherever it lies. Of the rest nothing is imported twice: libraries, compiled
+modules, what was there before the target, glb and gevent.
 
-A reload can't undo what the project's modules start, open or register elsewhere during their
-import. A library that keeps a program's functions by name goes on with the old ones (Django keeps
-its views so, and is refused); one that takes each name once refuses the new ones. An import in the
-body of a function finds the newest module, also if the function is an old one.
+What can't be undone or done again from here: whatever the project's modules start, open or
+register elsewhere as they are imported. A library that keeps a program's functions by name goes on
+with the old ones (Django keeps its views so, and is refused); one that takes each name once refuses
+the new ones.
+An import in the body of a function finds the newest module, also if the function is an old one.
 
-Imports happen in the calling greenlet, as the first one did, and this hub doesn't turn meanwhile. A
-module may patch, or make locks, which another thread would not do the same way.
+Imports happen in the calling greenlet, as the first one did: nobody is let in meanwhile by this
+hub. A module may patch, or make locks, which a thread aside would not do the same way.
 
-Source: ``importlib.reload`` runs the new source in the *old* module's namespace, so it isn't used.
+Source: ``importlib.reload`` runs the new source in the *old* module's namespace, whence not it.
 Its bytecode is matched by the source's second and size: see `glb.cli.fresh_import.SourceLoader`.
 """
 
@@ -29,7 +31,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import (
     ExtensionFileLoader,
 )
@@ -47,12 +49,12 @@ __all__ = ["Target", "TargetError", "is_wsgi_by_arguments"]
 DEFAULT_ATTRIBUTES: Final = ("application", "app")
 
 
-#: Packages that must not be there twice: the main program, glb and gevent.
+#: What must not be there twice: who asks, and the hub's own.
 NEVER_AFRESH: Final = {"__main__", "__mp_main__", __name__.partition(".")[0], "gevent"}
 
 
 class TargetError(Exception):
-    """A target that can't be served: the text, one line, says why."""
+    """It can't be served: the text, one line, says why."""
 
     def __init__(self, text: str) -> None:
         super().__init__(" ".join(text.split()))
@@ -61,24 +63,35 @@ class TargetError(Exception):
 class Target:
     """A callable, by its name, that can be imported again and again.
 
-    One `load` or `reload` at a time: the caller sees to that.
+    One `load` or `reload` at a time: callers in several greenlets see to that themselves.
 
     Args:
-        name: ``module:callable``, where the callable may have dots, or ``module`` for its
-            ``application`` or ``app``.
-        is_wsgi: True for a WSGI application, False for a handler of (socket, address), None to
-            decide by its arguments.
+        name: ``module:callable``, where the callable may have dots; ``module:factory()`` for what
+            the factory returns, each time; or ``module`` for its ``application`` or ``app``.
+        is_wsgi: Whether it is a WSGI application, not a handler of (socket, address). None
+            means that its arguments tell.
 
     Raises:
-        TargetError: The name has another form.
+        TargetError: That is no such name.
     """
 
     def __init__(self, name: str, is_wsgi: bool | None = None) -> None:
         self.name: Final = name
-        self._module_name, colon, self._path = name.partition(":")
+        self._module_name, colon, path = name.partition(":")
+        self._path: Final = path.removesuffix("()")
+        self._is_factory: Final = path.endswith("()")
         if not self._module_name or (colon and not self._path):
             raise TargetError(f"target must be module:callable, got {name!r}")
-        self._is_given: Final = is_wsgi is not None
+        file = self._module_name
+        if os.sep in file or (file.endswith(".py") and os.path.isfile(file)):
+            right = f"{_module_of(file)}{colon}{path}"
+            raise TargetError(f"target must name a module, not a file, got {name!r}: write {right}")
+        if "(" in self._path:
+            raise TargetError(
+                f"a factory is called without arguments, got {name!r}: write"
+                f" {self._module_name + ':' + self._path.partition('(')[0] + '()'!r}"
+            )
+        self._is_told: Final = is_wsgi is not None
         self._is_wsgi = bool(is_wsgi)
         self._is_djangos = False
         self._before: dict[str, ModuleType] = {}
@@ -88,16 +101,16 @@ class Target:
 
     @property
     def is_wsgi(self) -> bool:
-        """True for a WSGI application; known after `load`, and the same ever after."""
+        """Whether it is a WSGI application; known once it is loaded, and the same ever after."""
         return self._is_wsgi
 
     def load(self) -> Callable[..., Any]:
         """Import the module, from the current directory on, and return the callable.
 
         Raises:
-            TargetError: The module can't be imported, has no such callable, or one of unknown
-                kind. The project's modules are gone again.
-            KeyboardInterrupt, GreenletExit: Unchanged, since they may come from outside. The
+            TargetError: The module can't be imported or has no such callable, or what that is
+                can't be told. The project's modules are gone again.
+            KeyboardInterrupt, GreenletExit: As they are, since they may come from outside. The
                 modules are gone, too.
         """
         folder = os.getcwd()
@@ -105,20 +118,23 @@ class Target:
         self._before = sys.modules.copy()
         sys.path.insert(0, folder)
         with self._undone_on_failure({}):
-            try:
+            with self._told(f"can't import {self._module_name!r}: "):
                 found = importlib.import_module(self._module_name)
-            except (KeyboardInterrupt, GreenletExit):
-                raise
-            except BaseException as error:  # a Timeout, say, of a database that doesn't answer
-                raise TargetError(
-                    f"can't import {self._module_name!r}: {self.reason(error)}"
-                ) from error
             handle = self._find(found)
-            if not self._is_given:
+            if not self._is_told:
                 self._is_wsgi = is_wsgi_by_arguments(handle, self.name)
         self._is_djangos = type(handle).__module__.startswith("django.")
         self._package = self._find_package()
         return handle
+
+    def check_reload(self) -> None:
+        """Check, once it is loaded, that it can be reloaded at all.
+
+        Raises:
+            TargetError: It can't: it is of a framework that keeps what it has imported.
+        """
+        if self._is_djangos:
+            raise TargetError("Django keeps the views that it has imported: start glb anew")
 
     def reload(self) -> Callable[..., Any]:
         """Import the project's modules afresh, from their sources, and return the new callable.
@@ -126,28 +142,23 @@ class Target:
         The old callable works on as before.
 
         Raises:
-            TargetError: As `load`, or the new one is of the other kind. All of the project's
-                modules are the old ones. New libraries stay: other code may use them by now,
-                and some can't be loaded twice.
-            KeyboardInterrupt, GreenletExit: Unchanged. All modules are the old ones, too.
+            TargetError: Anything that `load` tells so, or the new one is of the other kind. All
+                of the project's modules are the old ones. Libraries that came meanwhile stay:
+                somebody else may have them by now, and some can't be loaded twice.
+            KeyboardInterrupt, GreenletExit: As they are. All modules are the old ones, too.
 
         *Switches* if the modules do so as they are imported. A greenlet that is killed here
         leaves the old modules.
         """
-        if self._is_djangos:
-            raise TargetError("Django keeps the views that it has imported: start glb anew")
+        self.check_reload()
         self._finder.install()
         self._finder.sought.clear()
         with self._undone_on_failure(self._modules()):
             importlib.invalidate_caches()
-            try:
+            with self._told(""):
                 found = importlib.import_module(self._module_name)
-            except (KeyboardInterrupt, GreenletExit):
-                raise
-            except BaseException as error:  # a Timeout, say, of a database that doesn't answer
-                raise TargetError(self.reason(error)) from error
             handle = self._find(found)
-            if not self._is_given and is_wsgi_by_arguments(handle, self.name) != self._is_wsgi:
+            if not self._is_told and is_wsgi_by_arguments(handle, self.name) != self._is_wsgi:
                 kind = "a WSGI application" if self._is_wsgi else "a handler of connections"
                 raise TargetError(f"{self.name!r} is not {kind} any more")
         return handle
@@ -155,13 +166,14 @@ class Target:
     def files(self) -> set[str]:
         """Return the files that a reload would read, as far as they are known.
 
-        It includes those that the last one did not find, or failed with: a repair may come.
+        Those that the last one looked for in vain, or failed with, are in it as well: there a
+        repair may come.
         """
         found = map(file_of, self._modules().values())
         return {file for file in found if file is not None} | self._finder.sought
 
     def is_own_file(self, file: str) -> bool:
-        """Return True if *file* is in the project's folder."""
+        """Tell whether *file* is a part of the project by its place."""
         return self._project.has(file)
 
     # -- finding ----------------------------------------------------------------------------
@@ -180,9 +192,24 @@ class Target:
                 raise TargetError(
                     f"there is no {path!r} in module {self._module_name!r}"
                 ) from error
+        if self._is_factory:
+            if not callable(found):
+                raise TargetError(f"a factory must be callable, got {self.name!r}: {found!r}")
+            with self._told(f"{self.name!r} failed: "):
+                found = found()
         if not callable(found):
             raise TargetError(f"target must be callable, got {self.name!r}: {found!r}")
         return found  # type: ignore[no-any-return]  # callable() says so
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn what the project's code raises into a TargetError, which begins with *what*."""
+        try:
+            yield
+        except (KeyboardInterrupt, GreenletExit):
+            raise
+        except BaseException as error:  # a Timeout, say, of a database that doesn't answer
+            raise TargetError(f"{what}{self.reason(error)}") from error
 
     def _find_package(self) -> str:
         """Return the outermost package of the target that isn't a namespace, or its module."""
@@ -195,7 +222,7 @@ class Target:
         return name.rstrip(".")
 
     def _modules(self) -> dict[str, ModuleType]:
-        """Return the modules that are imported afresh."""
+        """Return the project's modules: what is imported afresh."""
         return {
             name: module for name, module in sys.modules.copy().items() if self._owns(name, module)
         }
@@ -209,7 +236,7 @@ class Target:
         if (
             self._before.get(name) is module
             or isinstance(getattr(spec, "loader", None), ExtensionFileLoader)
-            # Another thread imports it now, and would miss it in sys.modules.
+            # Another thread is in the middle of it, and would miss it in sys.modules.
             or getattr(spec, "_initializing", False)
         ):
             return False
@@ -218,7 +245,7 @@ class Target:
         file = file_of(module)
         if file is not None:
             return self._project.has(file)
-        # A namespace, if all of it is the project's: libraries in it would lose parts.
+        # A namespace, if it is ours alone: libraries below it would miss a part of theirs.
         path = [*(attribute_of(module, "__path__") or ())]
         return bool(path) and all(map(self._project.has, path))
 
@@ -232,7 +259,7 @@ class Target:
         # And frozen modules have a name in <>.
         machinery = (__file__, fresh_import.__file__, importlib.__file__)
         places = [each for each in places if each[0][:1] != "<" and each[0] not in machinery]
-        # The author of the project can change a line of the project, not one of a library.
+        # Its own line is what its writer can change, not the library's below.
         own = [each for each in places if self._project.has(each[0])] or places
         return f"{kind}: {error} (at {own[-1][0]}:{own[-1][1]})" if own else f"{kind}: {error}"
 
@@ -240,8 +267,8 @@ class Target:
 
     @contextlib.contextmanager
     def _undone_on_failure(self, taken: dict[str, ModuleType]) -> Iterator[None]:
-        """Remove modules from ``sys.modules``; a failure puts them back, and removes new ones."""
-        # A parent that is removed as well keeps its attributes: the new modules get new parents.
+        """Take modules out of ``sys.modules``; a failure puts them back, and takes new ones out."""
+        # Where the parent is taken as well, it keeps what it has: the new ones get new parents.
         bound = [Bound.of(name) for name in taken if name.rpartition(".")[0] not in taken]
         for name in taken:
             sys.modules.pop(name, None)
@@ -262,23 +289,50 @@ class Target:
 # -- the kind -----------------------------------------------------------------------------------
 
 
-# Names or annotations of the two arguments in each kind.
-WSGI_WORDS: Final = re.compile(r"\benv|environ|start_?resp|wsgi", re.IGNORECASE)
+# What the two arguments are called, or annotated with, in each kind.
+WSGI_WORDS: Final = re.compile(r"\benv|environ|\bstart|wsgi", re.IGNORECASE)
 STREAM_WORDS: Final = re.compile(r"sock|conn|client|stream|addr|peer", re.IGNORECASE)
+
+# What both of them may be short for, where no word tells: (s, a) and (c, p), or (e, s).
+WSGI_PAIR: Final = (("environ",), ("start_response",))
+STREAM_PAIR: Final = (("socket", "connection", "client"), ("address", "peer"))
 
 
 def is_wsgi_by_arguments(handle: Callable[..., Any], name: str) -> bool:
-    """Return True for a WSGI application, by the names of its first two parameters.
+    """Tell a WSGI application from a stream handler by its first two parameters.
 
     Raises:
-        TargetError: They fit neither or both kinds; the text has *name*.
+        TargetError: They don't tell; *name* is what it is called there.
     """
     try:
         parameters = [*inspect.signature(handle).parameters.values()][:2]
-    except (TypeError, ValueError):  # some builtins have no signature
+    except (TypeError, ValueError):  # of some builtins nothing is known
         parameters = []
     text = " ".join(f"{each.name}: {each.annotation}" for each in parameters)
     is_wsgi, is_stream = (words.search(text) is not None for words in (WSGI_WORDS, STREAM_WORDS))
     if is_wsgi == is_stream:
-        raise TargetError(f"can't tell what {name!r} is by its arguments: give --wsgi or --stream")
+        names = [each.name for each in parameters]
+        is_wsgi, is_stream = (_is_short_for(names, pair) for pair in (WSGI_PAIR, STREAM_PAIR))
+    if is_wsgi == is_stream:
+        if [each.name for each in parameters] == ["scope", "receive"]:
+            raise TargetError(f"{name!r} is an ASGI application, which glb can't serve")
+        hint = "give --wsgi or --stream"
+        if not parameters and inspect.isfunction(handle):
+            hint += f", or write {name + '()'!r} if it returns the application"
+        raise TargetError(f"can't tell what {name!r} is by its arguments: {hint}")
     return is_wsgi
+
+
+def _is_short_for(names: Sequence[str], pair: Sequence[Sequence[str]]) -> bool:
+    return len(names) == len(pair) and all(
+        any(word.startswith(name.lower()) for word in words)
+        for name, words in zip(names, pair, strict=True)
+    )
+
+
+def _module_of(file: str) -> str:
+    """Return how a module is called whose file is *file*, which may be elsewhere."""
+    path = os.path.relpath(file).removesuffix(".py").removesuffix(f"{os.sep}__init__")
+    if path.startswith(os.pardir):
+        return f"in {os.path.dirname(file)}: {os.path.basename(path)}"
+    return path.replace(os.sep, ".")

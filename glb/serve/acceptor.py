@@ -178,7 +178,16 @@ class Acceptor:
             turns.ring.rotate(self.team, self)
         if admission.bucket is not None:
             admission.bucket.take(monotonic())
-        self._handle(args)
+        # As `_handle`, which is a call more.
+        self.accepted += 1
+        turn = self.workers.turn
+        turn.acceptor = self
+        try:
+            server.do_handle(*args)
+        except BaseException as error:
+            self._handle_failed(args, error)
+        finally:
+            turn.acceptor = None
         return Turn.TAKEN
 
     def has_room(self) -> bool:
@@ -334,18 +343,20 @@ class Acceptor:
             self.join(self.admission.turns)
 
     def _handle(self, args: Any) -> None:
-        server = self.server
         self.accepted += 1
         turn = self.workers.turn
         turn.acceptor = self
         try:
-            server.do_handle(*args)
+            self.server.do_handle(*args)
         except BaseException as error:
-            # Its context is the peer and the server, as gevent's is.
-            peer = args[1:] if isinstance(args, (tuple, list)) else args
-            self.admission.back_off((peer, server), error)
+            self._handle_failed(args, error)
         finally:
             turn.acceptor = None
+
+    def _handle_failed(self, args: Any, error: BaseException) -> None:
+        # Its context is the peer and the server, as gevent's is.
+        peer = args[1:] if isinstance(args, (tuple, list)) else args
+        self.admission.back_off((peer, self.server), error)
 
     def accept_failed(self, error: BaseException) -> Turn:
         server = self.server

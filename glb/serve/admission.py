@@ -79,6 +79,8 @@ class Admission:
         self.lingers = False
         #: What was reported already of accepts that failed.
         self.failures = Episode()
+        # Whether its listener was found broken, since it was opened.
+        self._has_failed = False
         self._timer: Any = None
         # When a pause is over, on the monotonic clock.
         self._until = FOREVER
@@ -112,7 +114,7 @@ class Admission:
         """
         server = self.server
         self.turns = turns
-        self.is_drained = False
+        self.is_drained = self._has_failed = False
         self.is_ending = is_ending
         rate = server.accept_rate
         self.bucket = None if rate is None else Bucket(rate, monotonic())
@@ -394,6 +396,10 @@ class Admission:
 
     def fail(self, error: BaseException) -> None:
         """The listener is broken: report it, and close the server, once."""
+        with REGISTRY.lock:  # hubs may fail at the same time
+            if self._has_failed:
+                return
+            self._has_failed = True
         server = self.server
         server.loop.handle_error(server, type(error), error, error.__traceback__)
         name = str(server)

@@ -3,8 +3,7 @@
 The first clone of each hub has a `Listener`, and with it a descriptor, so that a child forked in
 any hub keeps one. The other clones cost none: nothing would read it.
 
-Its lists are replaced, never changed, as other threads read them. What makes clones or lets them go
-is `glb.serve.engine` and `glb.serve.rolling`, one at a time.
+Its lists are replaced, never changed, as other threads read them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Hooks: what the engine calls on a server, and what a server's hooks ask of this thread.
 
-The engine knows a server by the protocol `Hooks` alone. Most of it are gevent's hooks and
+The engine knows a server by the protocol `Hooks` alone. Most of that are gevent's hooks and
 attributes, which programs override and set; so each is looked up at the moment of its use.
 
-gevent's hooks have no argument for *what for*: a ``do_read()`` is not given the clone whose turn it
-is. That is what `Turn` is for. It is set around a hook, and read by ours where the program has not
-put its own in place; between functions of ours the same things are arguments.
+gevent's hooks have no arguments: ``do_read()`` is not given the clone that has its turn. `Turn`
+keeps such things for this thread while a hook runs. Between functions of ours they are arguments.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Rolling: how a server is changed, while it runs, without a connection lost.
 
 A `Rolling` is one server's. It changes handlers, and the number of clones, one thing at a time:
-the next change waits. A clone that gets another handler stays where it is in the
-ring, so there is no moment without it; what comes after the change is the new one's, and only
-what the old one still does is waited for. A clone that goes leaves the ring first, drains, and
-may come back later, with its counts.
+the next change waits. A clone that gets another handler keeps its place in the ring, so there is no
+moment without it; the new handler has each connection after the change, and only what the old one
+still does is waited for. A clone that goes leaves the ring first, drains, and may come back later,
+with its counts.
 """
 
 from __future__ import annotations

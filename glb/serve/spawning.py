@@ -38,8 +38,8 @@ class Spawning:
         #: gevent's ``pool`` is the same until a program sets another one: gevent's servers wait
         #: for that one in `stop`, and run no handler in it.
         self.bound: Any = None
-        #: gevent's ``_spawn`` in whose place our handler greenlets are. A subclass, or a program
-        #: that sets ``_spawn`` later, has another one.
+        #: gevent's ``_spawn`` that our handler greenlets replace. A subclass, or a program that
+        #: sets ``_spawn`` later, has another one.
         self.replaced: Any = None
         #: What is to be ``spawn`` when the server starts again, since gevent forgets it.
         self.closed: Any = "default"

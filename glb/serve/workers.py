@@ -1,7 +1,7 @@
-"""Workers: the hub workers of one server, and what it does in each of their threads.
+"""Workers: the hub workers of one server, one for each of its hubs.
 
-There is one for each hub of the server. They are changed while the server is closed, or opens;
-other threads read them meanwhile, so a change puts another list in place of the last one.
+They are changed while the server is closed, or opens. Other threads read them meanwhile, so a
+change replaces the list.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class Served:
         assert process.stderr is not None
         self.process = process
         self.line = process.stderr.readline()
-        found = re.search(r" on (\w+):(?://)?(\S+) with ", self.line)
+        found = re.search(r" on (\w+):(?://)?(\S+) (?:with|and) ", self.line)
         assert found is not None, self.line + process.stderr.read()
         self.scheme, place = found.groups()
         host, _, port = place.rpartition(":")
@@ -234,7 +234,7 @@ def test_wsgi_target_is_served_in_turn(folder: pathlib.Path) -> None:
     with serving("program:application", cwd=folder) as served:
         assert served.line == (
             f"glb: serving program:application on http://127.0.0.1:{served.address[1]}"
-            " with 4 clones\n"
+            " with 4 clones, monkey-patched\n"
         )
         replies = [http_get(served.address) for _ in range(8)]
         assert replies == [b"%d http" % clone for clone in turns(4, 8)]
@@ -328,6 +328,220 @@ def test_max_connections_bounds_all_clones_together(folder: pathlib.Path) -> Non
             client.sendall(b"x")
         assert [receive_all(client) for client in clients] == [b"held most 1"] * 5
         close_all(clients)
+
+
+# -- several addresses --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving_two(*args: str, cwd: pathlib.Path) -> Iterator[Served]:
+    """Serve on a port, which is the address, and on ``unix:s``."""
+    options = ("--bind", "unix:s", "--clones", "2")
+    with child("-m", "glb", "serve", *args, "--bind", "127.0.0.1:0", *options, cwd=cwd) as process:
+        yield Served(process)
+
+
+def test_each_address_has_clones_of_its_own(folder: pathlib.Path) -> None:
+    """One target, one process; turns go round the clones of an address."""
+    with serving_two("program:handle", cwd=folder) as served:
+        path = os.path.relpath(folder / "s")
+        assert " with 2 clones each, monkey-patched" in served.line
+        assert [ask(served.address) for _ in range(3)] == [b"0", b"1", b"0"]
+        assert [ask(path) for _ in range(2)] == [b"0", b"1"]
+        status, err = served.end()
+        lines = err.splitlines()
+        assert (status, len(lines)) == (0, 2)
+        host = f"tcp://127.0.0.1:{served.address[1]}"
+        assert f"glb: stopped {host} after 3 connections, 0 failed; by clone: 2 1" in lines
+        assert "glb: stopped unix:s after 2 connections, 0 failed; by clone: 1 1" in lines
+        glb.bind(served.address).close()
+    assert not (folder / "s").exists()
+
+
+def test_all_addresses_drain_at_a_time(folder: pathlib.Path) -> None:
+    """Handlers of one don't keep the other one open, and all may finish."""
+    with serving_two("program:hold", cwd=folder) as served:
+        path = os.path.relpath(folder / "s")
+        clients = [connect(served.address), connect(path)]
+        assert [each.recv(5) for each in clients] == [b"held "] * 2
+        served.process.send_signal(signal.SIGTERM)
+        served.read_line("draining 2 connections, for 30 s at most")
+        wait_until(lambda: is_refused(served.address) and is_refused(path))
+        for each in clients:
+            each.sendall(b"x")
+            assert receive_all(each).startswith(b"most ")
+        close_all(clients)
+        assert served.process.wait() == 0
+
+
+def test_a_second_signal_ends_all_addresses_at_once(folder: pathlib.Path) -> None:
+    """Whatever their handlers do."""
+    with serving_two("program:hold", "--drain-timeout", "1000", cwd=folder) as served:
+        clients = [connect(served.address), connect(os.path.relpath(folder / "s"))]
+        assert [each.recv(5) for each in clients] == [b"held "] * 2
+        served.process.send_signal(signal.SIGTERM)
+        served.read_line("draining 2 connections")
+        assert served.end()[0] == 0
+        close_all(clients)
+
+
+def test_all_addresses_are_reloaded_and_seen(folder: pathlib.Path) -> None:
+    """A reload is rolled into each; the administration tells of each."""
+    write_version(folder, "old")
+    options = ("--admin", "127.0.0.1:0")
+    with serving_two("versions:handle", *options, cwd=folder) as served:
+        found = re.search(r", seen on http://127\.0\.0\.1:(\d+)$", served.line)
+        assert found is not None, served.line
+        ready = http_get(("127.0.0.1", int(found[1])), "/readyz")
+        assert sorted(ready.splitlines()) == [
+            b"127.0.0.1:%d: accepting" % served.address[1],
+            b"unix:s: accepting",
+        ]
+        write_version(folder, "new")
+        assert served.hang_up("reload") == "glb: reloaded 'versions:handle' (4 clones)\n"
+        for address in (served.address, os.path.relpath(folder / "s")):
+            assert [ask(address) for _ in range(2)] == [b"new"] * 2
+
+
+def test_an_address_that_cant_be_bound_leaves_the_others_free(folder: pathlib.Path) -> None:
+    """All are bound before the first client is let in."""
+    with glb.bind(("127.0.0.1", 0)) as taken:
+        port = taken.address[1]
+        args = ("serve", "program:handle", "--bind", "unix:s", "--bind", f"127.0.0.1:{port}")
+        reason = f"--bind from the command line: can't bind ('127.0.0.1', {port}): Address already"
+        assert_refused(args, reason, folder)
+    assert not (folder / "s").exists()
+
+
+def test_table_tells_the_addresses(folder: pathlib.Path) -> None:
+    """A row for each clone of each."""
+    args = ("serve", "program:handle", "--bind", "127.0.0.1:0", "--bind", "unix:s", "--clones", "1")
+    with in_terminal(*args, cwd=folder) as (process, read):
+        read(r"│ +accepting │ tcp://127.0.0.1:\d+ │.*│ +accepting │ unix:s ")
+        process.send_signal(signal.SIGINT)
+        read(r".*ended.*\x1b\[\?25h")
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("target", ["program:application", "program:handle"])
+def test_a_signal_before_the_first_client_ends_it_too(target: str, folder: pathlib.Path) -> None:
+    """An orchestrator may change its mind; it is a clean end, and doesn't begin again."""
+    code = (
+        "import gevent, os, signal, glb.cli.service as s, glb.__main__ as m\n"
+        "start = s.Service.start\n"
+        "def late(self):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    while not self._signals: gevent.sleep(0)\n"
+        "    start(self)\n"
+        "s.Service.start = late; m.main()"
+    )
+    args = ("serve", target, "--bind", "127.0.0.1:0", "--bind", "unix:s")
+    with child("-c", code, *args, cwd=folder) as process:
+        _, err = process.communicate()
+    assert process.returncode == 0
+    assert err.count("glb: stopped ") == 2 and "Traceback" not in err
+    assert not (folder / "s").exists()
+
+
+def test_an_address_that_fails_ends_the_others(folder: pathlib.Path) -> None:
+    """A supervisor sees status 1, and begins anew; what is in flight may finish."""
+    code = (
+        "import gevent, glb.cli.service as s, glb.__main__ as m; run = s.Service.run\n"
+        "def failing(self, *args):\n"
+        "    gevent.spawn_later(0.01, self.servers[0].glb_engine.admission.fail, OSError('broken'))\n"
+        "    return run(self, *args)\n"
+        "s.Service.run = failing; m.main()"
+    )
+    args = ("serve", "program:handle", "--bind", "127.0.0.1:0", "--bind", "unix:s")
+    with child("-c", code, *args, cwd=folder) as process:
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.count("glb: stopped ") == 2
+    assert not (folder / "s").exists()
+
+
+# -- patched ------------------------------------------------------------------------------------
+
+PATIENT = """
+import time
+import gevent.monkey
+
+is_open = False
+
+def application(environ, start_response):
+    global is_open
+    if environ["PATH_INFO"] == "/open":
+        is_open = True
+    while not is_open:
+        time.sleep(0.001)
+    start_response("200 OK", [])
+    return [b"patched" if gevent.monkey.is_module_patched("time") else b"not patched"]
+
+def handle(sock, address):
+    sock.sendall(b"patched" if gevent.monkey.is_module_patched("time") else b"not patched")
+"""
+
+
+@pytest.mark.parametrize("hubs", ["1", "2"])
+def test_a_request_that_sleeps_lets_others_be_served(hubs: str, folder: pathlib.Path) -> None:
+    """``time.sleep`` in one waits until another one has come, which it would not without."""
+    (folder / "patient.py").write_text(PATIENT)
+    options = ("--hubs", hubs, "--clones", hubs)
+    with serving("patient", *options, cwd=folder) as served:
+        assert served.line.endswith(", monkey-patched\n")
+        clients = [connect(served.address) for _ in range(4)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert http_get(served.address, "/open") == b"patched"
+        assert all(receive_all(each).endswith(b"\r\n\r\npatched") for each in clients)
+        close_all(clients)
+        status, err = served.end()
+        assert (status, err.count(" 200 ")) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "is_patched"),
+    [
+        ("patient:handle", (), True),
+        ("patient:handle", ("--stream",), False),
+        ("patient:handle", ("--stream", "--patch"), True),
+        ("patient:application", ("--no-patch",), False),
+    ],
+)
+def test_patching_is_said_and_may_be_asked_for(
+    target: str, options: tuple[str, ...], is_patched: bool, folder: pathlib.Path
+) -> None:
+    """By default all but what is said to be a stream; the first line says so."""
+    (folder / "patient.py").write_text(PATIENT.replace("is_open = False", "is_open = True"))
+    with serving(target, *options, cwd=folder) as served:
+        assert ("monkey-patched" in served.line) is is_patched
+        expected = b"patched" if is_patched else b"not patched"
+        reply = http_get(served.address) if "application" in target else ask(served.address)
+        assert reply == expected
+
+
+def test_nothing_is_there_too_early_to_be_patched(folder: pathlib.Path) -> None:
+    """Modules that take what is patched by name, or make subclasses of it, come later."""
+    command = (
+        "-c",
+        "import sys, gevent.monkey, glb.__main__ as m; "
+        "early = {'asyncio', 'concurrent.futures', 'gevent.pywsgi', 'gevent.ssl', 'http.client',"
+        " 'http.server', 'logging.handlers', 'multiprocessing', 'socketserver', 'ssl',"
+        " 'urllib.request'}; "
+        "patch = gevent.monkey.patch_all; "
+        "gevent.monkey.patch_all = lambda: (sys.exit(f'{early & {*sys.modules}} {patch()}'));"
+        "m.main()",
+    )
+    with child(*command, "serve", "program", cwd=folder) as process:
+        assert process.communicate() == ("", "set() True\n")
+
+
+def test_a_program_that_patches_itself_is_patched_once(folder: pathlib.Path) -> None:
+    """As its writer has it for other servers; no warning, either."""
+    patching = "import gevent.monkey; gevent.monkey.patch_all(); import ssl, urllib.request\n"
+    (folder / "patching.py").write_text(patching + PROGRAM)
+    with serving("patching", cwd=folder) as served:
+        assert http_get(served.address) == b"0 http"
 
 
 # -- the end ------------------------------------------------------------------------------------
@@ -488,7 +702,7 @@ def test_a_stream_has_no_limits_of_http(option: str, folder: pathlib.Path) -> No
     """They would be taken for something that they aren't."""
     status, _, err = run("serve", "program:handle", option, "1", cwd=folder)
     assert status == 2
-    assert f"{option} is for WSGI" in err
+    assert f"{option} from the command line: it is for WSGI" in err
 
 
 # -- reloads ------------------------------------------------------------------------------------
@@ -633,6 +847,25 @@ def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Pa
         )
 
 
+def test_what_cant_be_reloaded_is_refused_at_the_start(folder: pathlib.Path) -> None:
+    """And not at the first edit. Without --reload it is served, and SIGHUP tells the reason."""
+    (folder / "views.py").write_text(
+        "class Handler:\n"
+        "    def __call__(self, environ, start_response):\n"
+        "        start_response('200 OK', [])\n"
+        "        return [b'a view']\n"
+        "Handler.__module__ = 'django.core.handlers.wsgi'\n"
+        "application = Handler()\n"
+    )
+    reason = "can't reload 'views': Django keeps the views that it has imported"
+    assert_refused(
+        ("serve", "views", "--reload"), f"--reload from the command line: {reason}", folder
+    )
+    with serving("views", cwd=folder) as served:
+        assert served.hang_up(reason).endswith("; the old one goes on serving\n")
+        assert http_get(served.address) == b"a view"
+
+
 def test_hangup_without_a_target_is_told_and_ends_nothing(folder: pathlib.Path) -> None:
     """There is nothing to reload, and an operator's mistake is not the end of a server."""
     with serving("--clones", "1", cwd=folder) as served:
@@ -650,7 +883,7 @@ class Reloaded:
         self.answers: list[object] = []
         self.may_roll = Event()
         self.may_roll.set()
-        self.reloads = glb.cli.reload.Reloads(self, self)  # type: ignore[arg-type]  # it has what is used
+        self.reloads = glb.cli.reload.Reloads([self], self)  # type: ignore[arg-type,list-item]  # it has what is used
 
     def files(self) -> set[str]:
         return set()
@@ -859,15 +1092,21 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
         (("--bind", "nowhere"), "port must be a number, got 'nowhere'"),
         (("--bind", "no.such.host.invalid:0"), "can't bind ('no.such.host.invalid', 0): "),
         (("--bind", "unix:/no/such/folder/s"), "can't bind '/no/such/folder/s': "),
-        (("--clones", "0"), "'--clones': 0 is not in the range"),
-        (("--clones", "many"), "'--clones': 'many' is not a valid integer"),
-        (("--backlog", "-1"), "backlog must be 0 to 2147483647, got -1"),
-        (("--max-connections", "0"), "'--max-connections': 0 is not in the range"),
+        (("--clones", "0"), "--clones from the command line: 0 is not in the range"),
+        (("--clones", "many"), "--clones from the command line: 'many' is not a valid integer"),
+        (("--backlog", "-1"), "--backlog from the command line: -1 is not in the range"),
+        (
+            ("--max-connections", "0"),
+            "--max-connections from the command line: 0 is not in the range",
+        ),
         (("--certfile", "garbage.pem"), "--certfile and --keyfile go together"),
         (("--keyfile", "garbage.pem"), "--certfile and --keyfile go together"),
         (("--certfile", "no.pem", "--keyfile", "garbage.pem"), "'no.pem' does not exist"),
         (("--certfile", "garbage.pem", "--keyfile", "garbage.pem"), "can't load the certificate"),
-        (("--admin", "nowhere"), "can't tell of it on 'nowhere': port must be a number"),
+        (
+            ("--admin", "nowhere"),
+            "--admin from the command line: port must be a number, got 'nowhere'",
+        ),
         (("--admin", "unix:/no/such/folder/s"), "can't bind '/no/such/folder/s': "),
         (("--stream",), "--stream needs a TARGET"),
         (("--reload",), "--reload needs a TARGET"),

@@ -106,6 +106,106 @@ def test_load_that_fails_leaves_no_module(folder: Path) -> None:
     assert sys.modules == before
 
 
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("app.py:handle", "write app:handle"),
+        ("./app.py:handle", "write app:handle"),
+        ("app.py", "write app"),
+        ("package/inner.py:make()", "write package.inner:make()"),
+        ("package/__init__.py:handle", "write package:handle"),
+        ("/no/where/app.py:handle", "write in /no/where: app:handle"),
+    ],
+)
+def test_a_file_is_no_module_and_the_error_says_what_to_write(
+    folder: Path, name: str, right: str
+) -> None:
+    """Shells complete names of files."""
+    write_app(folder, 1)
+    with pytest.raises(TargetError) as caught:
+        Target(name)
+    assert str(caught.value) == f"target must name a module, not a file, got {name!r}: {right}"
+
+
+def test_a_module_may_be_called_py(folder: Path) -> None:
+    """What Python finds is a module, whatever its name ends with."""
+    write(folder / "package" / "py.py", "def handle(sock, peer): return 7")
+    (folder / "app").write_text("a file of that name, too")
+    write_app(folder, 1)
+    assert call(Target("package.py:handle").load()) == 7
+    assert call(Target("app:handle").load()) == 1
+
+
+FACTORY = """
+made = 0
+def make():
+    global made
+    made += 1
+    def handle(sock, peer):
+        return {version!r}, made
+    return handle
+class Holder:
+    @staticmethod
+    def make():
+        return Holder.handle
+    @staticmethod
+    def handle(sock, peer):
+        return "held"
+    number = 3
+def fail():
+    raise RuntimeError("no luck")
+def make_nothing():
+    pass
+def make_of(what):
+    pass
+"""
+
+
+def test_factory_is_called_for_what_is_served(folder: Path) -> None:
+    """At the start and at each reload, in the newest source; an attribute may have attributes."""
+    write(folder / "app.py", FACTORY.format(version=1))
+    target = Target("app:make()")
+    assert call(target.load()) == (1, 1)
+    assert target.is_wsgi is False
+    write(folder / "app.py", FACTORY.format(version=2))
+    assert call(target.reload()) == (2, 1)
+    assert call(Target("app:Holder.handle").load()) == "held"
+    assert call(Target("app:Holder.make()").load()) == "held"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("app:fail()", r"'app:fail\(\)' failed: RuntimeError: no luck \(at .*app\.py:18\)"),
+        ("app:make_nothing()", r"target must be callable, got 'app:make_nothing\(\)': None"),
+        ("app:make_of()", r"'app:make_of\(\)' failed: TypeError: make_of\(\) missing 1 required"),
+        ("app:Holder.number()", r"a factory must be callable, got 'app:Holder.number\(\)': 3"),
+        ("app:make_of(1)", r"called without arguments, got 'app:make_of\(1\)': write 'app:make_of"),
+        ("app:()", "target must be module:callable"),
+    ],
+)
+def test_factory_that_makes_nothing_is_refused(folder: Path, name: str, reason: str) -> None:
+    """With the reason, and no module left."""
+    write(folder / "app.py", FACTORY.format(version=1))
+    before = sys.modules.copy()
+    with pytest.raises(TargetError, match=reason):
+        Target(name).load()
+    assert sys.modules == before
+
+
+def test_factory_that_fails_at_a_reload_leaves_the_old_one(folder: Path) -> None:
+    """As an import that fails."""
+    write(folder / "app.py", FACTORY.format(version=1))
+    target = Target("app:make()")
+    old = target.load()
+    module = sys.modules["app"]
+    write(folder / "app.py", "def make(): raise RuntimeError('no luck')")
+    with pytest.raises(TargetError, match=r"'app:make\(\)' failed: RuntimeError: no luck"):
+        target.reload()
+    assert sys.modules["app"] is module
+    assert call(old) == (1, 1)
+
+
 class Application:
     def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
         return []
@@ -128,6 +228,12 @@ class Application:
         (Application().annotated, False),
         (lambda conn, addr: (conn, addr), False),
         (lambda s, address: (s, address), False),
+        (lambda s, a: (s, a), False),
+        (lambda c, p: (c, p), False),
+        (lambda e, s: (e, s), True),
+        (lambda e, start: (e, start), True),
+        (lambda env, s: (env, s), True),
+        (lambda environ, start_response, more=None: (environ, start_response, more), True),
     ],
 )
 def test_kind_of_target_is_told_by_its_arguments(
@@ -135,6 +241,24 @@ def test_kind_of_target_is_told_by_its_arguments(
 ) -> None:
     """Names and annotations of the two arguments tell WSGI from a stream."""
     assert is_wsgi_by_arguments(handle, "target") is is_wsgi
+
+
+@pytest.mark.parametrize(
+    ("handle", "reason"),
+    [
+        (lambda a, b: (a, b), "give --wsgi or --stream$"),
+        (lambda s, s2: (s, s2), "give --wsgi or --stream$"),
+        (lambda s: s, "give --wsgi or --stream$"),
+        (lambda: None, r"or write 'target\(\)' if it returns the application"),
+        (lambda scope, receive, send: (scope, receive, send), "'target' is an ASGI application"),
+    ],
+)
+def test_arguments_that_tell_nothing_say_what_to_write(
+    handle: Callable[..., object], reason: str
+) -> None:
+    """A guess would serve one protocol as another."""
+    with pytest.raises(TargetError, match=reason):
+        is_wsgi_by_arguments(handle, "target")
 
 
 def test_builtins_tell_nothing() -> None:
@@ -548,8 +672,11 @@ application = Handler()
 """,
     )
     target = loaded("app:application")
-    with pytest.raises(TargetError, match="Django keeps the views"):
-        target.reload()
+    for refusing in (target.check_reload, target.reload):
+        with pytest.raises(TargetError, match="Django keeps the views"):
+            refusing()
+    write(folder / "plain.py", "def handle(sock, peer): pass")
+    loaded("plain:handle").check_reload()
 
 
 def test_a_timeout_in_an_import_is_told_as_any_failure(folder: Path) -> None:

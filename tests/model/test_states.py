@@ -237,12 +237,12 @@ def test_a_server_makes_the_moves_of_the_table() -> None:
     """Each pair of states: any other move changes nothing."""
     with StreamServer(LOCAL, reply_ok, clones=2) as server:
         server.start()
-        gate = admission_of(server)
+        admission = admission_of(server)
         for own, then in product(State, State):
-            gate.state = own
-            gate.enter(then)
-            assert gate.state is (then if then in MOVES[own] else own), (own, then)
-        gate.state = State.STOPPED
+            admission.state = own
+            admission.enter(then)
+            assert admission.state is (then if then in MOVES[own] else own), (own, then)
+        admission.state = State.STOPPED
         server.start_accepting()
         assert ask(server.address) == b"ok"
 
@@ -251,17 +251,17 @@ def test_a_server_moves_only_from_where_it_is_said_to_be() -> None:
     """And only in the pause that it is about: a timer of an earlier one changes nothing."""
     with StreamServer(LOCAL, reply_ok, clones=2) as server:
         server.start()
-        gate = admission_of(server)
-        gate.enter(State.FULL)
-        earlier = gate._episode
-        gate.enter(State.ACCEPTING, after=(State.BACKING_OFF,))
+        admission = admission_of(server)
+        admission.enter(State.FULL)
+        earlier = admission._episode
+        admission.enter(State.ACCEPTING, after=(State.BACKING_OFF,))
         assert state_of(server) is State.FULL
-        gate.enter(State.ACCEPTING)
-        gate.enter(State.BACKING_OFF)
-        gate.enter(State.ACCEPTING, episode=earlier)
-        gate.accept_again(earlier)
+        admission.enter(State.ACCEPTING)
+        admission.enter(State.BACKING_OFF)
+        admission.enter(State.ACCEPTING, episode=earlier)
+        admission.accept_again(earlier)
         assert state_of(server) is State.BACKING_OFF
-        gate.accept_again()
+        admission.accept_again()
         assert state_of(server) is State.ACCEPTING
 
 

@@ -1,4 +1,4 @@
-"""The gate: limits leave clients in the kernel, in order, and end by themselves.
+"""Admission: limits leave clients in the kernel, in order, and end by themselves.
 
 With a patience of 30 s no busy machine makes a hub look stalled.
 """

@@ -1366,6 +1366,22 @@ def test_a_refusal_that_is_fatal_to_the_program_closes_the_server_of_several_hub
     assert len(caplog.records) == 1
 
 
+def test_a_listener_that_two_hubs_find_broken_is_one_report(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both may be in the middle of a turn; the next start counts anew."""
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(Hub, "handle_error", lambda _self, _, kind, *__: reported.append(kind))
+    server = serve(hubs=2, clones=2)
+    for count in (1, 2):
+        server.start()
+        for _ in range(2):
+            admission_of(server).fail(OSError(errno.EINVAL, "broken"))
+        assert server.closed
+        wait_until(lambda count=count: len(caplog.records) == count)  # type: ignore[misc]  # its default
+        assert reported == [OSError] * count
+
+
 def test_what_is_broken_but_not_fatal_ends_no_clone_of_several_hubs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

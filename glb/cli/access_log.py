@@ -1,0 +1,263 @@
+"""The access log of ``glb serve``: a line for each request, in a file that may be reopened.
+
+A client can't forge a line, nor a field of one: what isn't printable ASCII is escaped, and so is
+what ends a field. The fields are the request's own, as it came, whatever the application does to
+its environ.
+
+Source: Apache's *Common Log Format* and *Combined*; nginx's ``log_format``, for the escapes;
+OpenTelemetry's semantic conventions for HTTP spans.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from ..http.handler import WSGIHandler
+from ..http.reply import ReplyHead, as_lines
+from ..model.clone import current_clone
+from ..originals import Lock
+from . import console
+
+__all__ = ["AccessLog", "handler_class"]
+
+_MONTHS: Final = "JanFebMarAprMayJunJulAugSepOctNovDec"
+_ESCAPES: Final = {
+    code: f"\\x{code:02X}" for code in range(256) if not 32 <= code < 127 or chr(code) in '"\\'
+}
+
+#: What is between the words of ``HTTP/1.1 200 OK``, its line's end and the empty line.
+_FRAME_BYTES: Final = len(b"HTTP/1.1 \r\n\r\n")
+
+
+class AccessLog:
+    """A file, or stdout, that lines are appended to: whole, from any thread.
+
+    A line that can't be written is lost, and no request fails by it. That there are such is said
+    once, and how many, when there are no more.
+
+    Args:
+        path: Of the file, which is made if it isn't there; ``"-"`` is stdout.
+
+    Raises:
+        OSError: It can't be opened.
+
+    Attributes:
+        path: As it was given.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path: Final = path
+        self._lock: Final = Lock()
+        self._descriptor = _open(path)
+        self._lost = 0
+
+    @property
+    def is_stdout(self) -> bool:
+        return self.path == "-"
+
+    def write(self, text: str) -> None:
+        """Append *text*, which ends with its line."""
+        data = text.encode("ascii", "backslashreplace")
+        try:
+            # Not a greenlet's: hubs are threads. A file takes a line in one call, mostly.
+            with self._lock:
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+        except OSError as error:
+            self._lost += 1
+            if self._lost == 1:
+                why = error.strerror
+                console.tell("can't write to %s: %s; lines are lost until it can", self.path, why)
+        else:
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                some = console.count(lost, "line")
+                console.tell("%s is written to again; %s lost", self.path, some)
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now: the other one was renamed.
+
+        Raises:
+            OSError: It can't be opened. The one that was open goes on.
+        """
+        if self.is_stdout:
+            return
+        new = _open(self.path)
+        with self._lock:
+            old, self._descriptor = self._descriptor, new
+        os.close(old)
+
+    def close(self) -> None:
+        """Close the file. Twice is harmless."""
+        with self._lock:
+            old, self._descriptor = self._descriptor, -1
+        if old >= 0 and not self.is_stdout:
+            os.close(old)
+
+
+def _open(path: str) -> int:
+    if path == "-":
+        if sys.stdout is None:  # it was closed before the start
+            raise OSError(errno.EBADF, "stdout is closed")
+        return sys.stdout.fileno()
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+# -- the handler ------------------------------------------------------------------------------
+
+
+class _Logged(WSGIHandler):
+    """A handler that knows how long the body of its reply was."""
+
+    __slots__ = ("_body_bytes", "_bytes_before_head")
+
+    _body_bytes: int | None
+    _bytes_before_head: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._forget()
+
+    def log_request(self) -> None:
+        super().log_request()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._body_bytes = None
+        self._bytes_before_head = 0
+
+    def _send_whole(self, reply: ReplyHead, data: bytes) -> None:
+        self._body_bytes = len(data)
+        super()._send_whole(reply, data)
+
+    def _write_with_headers(self, data: Any) -> None:
+        self._bytes_before_head = self.response_length  # of early hints
+        super()._write_with_headers(data)
+
+    def body_bytes(self) -> int:
+        """Return how many bytes were sent after the reply's head."""
+        if self._body_bytes is not None:
+            return self._body_bytes
+        if not self.headers_sent:
+            return 0
+        head = _FRAME_BYTES + len(self._orig_status or "") + len(as_lines(self.response_headers))
+        return max(0, self.response_length - self._bytes_before_head - head)
+
+
+def handler_class(form: str) -> type[WSGIHandler]:
+    """Return the class of handlers whose line has the format *form*: a key of `FORMATS`."""
+
+    class LoggedHandler(_Logged):
+        __slots__ = ()
+        format_request = FORMATS[form]
+
+    # It overrides what is said of a request, and not how one is read.
+    LoggedHandler._is_lean = True
+    return LoggedHandler
+
+
+# -- formats ----------------------------------------------------------------------------------
+
+
+def _common(handler: Any) -> str:
+    address = _client(handler)[0] or "-"
+    return (
+        f"{_escaped(address)} - - [{_local(handler.time_start)}]"
+        f' "{_escaped(handler.requestline or "")}" {_status(handler)} {handler.body_bytes() or "-"}'
+    )
+
+
+def _combined(handler: Any) -> str:
+    referer, agent = (_field(handler, name) or "-" for name in ("REFERER", "USER_AGENT"))
+    return f'{_common(handler)} "{_escaped(referer)}" "{_escaped(agent)}"'
+
+
+def _as_json(handler: Any) -> str:
+    head = handler._head
+    started = datetime.fromtimestamp(handler.time_start, timezone.utc)
+    address, port = _client(handler)
+    status = _status(handler)
+    clone = current_clone()
+    found: dict[str, Any] = {
+        "timestamp": started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "client.address": address,
+        "client.port": port,
+        "http.request.method": head.method,
+        "url.path": _text(head.path),
+        "url.query": _text(head.query),
+        "network.protocol.version": head.version.removeprefix("HTTP/"),
+        "http.response.status_code": int(status) or None,
+        "http.response.body.size": handler.body_bytes(),
+        "duration": round(max(0.0, handler.time_finish - handler.time_start), 6),
+        "user_agent.original": _text(_field(handler, "USER_AGENT")),
+        "glb.clone": clone if clone is None else int(clone),
+    }
+    referer = _field(handler, "REFERER")
+    if referer:
+        found["http.request.header.referer"] = [_text(referer)]
+    # What is not known has no field.
+    return json.dumps({key: value for key, value in found.items() if value not in (None, "")})
+
+
+FORMATS: Final[dict[str, Callable[[Any], str]]] = {
+    "common": _common,
+    "combined": _combined,
+    "json": _as_json,
+}
+
+
+def _client(handler: Any) -> tuple[str, int | None]:
+    address = handler.client_address
+    if isinstance(address, tuple):
+        return str(address[0]), int(address[1])
+    return "", None  # a Unix socket's has no name
+
+
+def _field(handler: Any, name: str) -> str:
+    value: str = handler._head.fields.get(f"HTTP_{name}", "")
+    return value
+
+
+def _status(handler: Any) -> str:
+    # As gevent: `status` may tell of an error that came after the reply had begun.
+    status = handler._orig_status or handler.status or "000"
+    return str(status).split()[0] if isinstance(status, str) else status.split()[0].decode()
+
+
+def _escaped(text: str) -> str:
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    return text.translate(_ESCAPES)
+
+
+def _text(text: str) -> str:
+    """Return what a client has sent as UTF-8, whose bytes *text* has as WSGI wants them."""
+    return text if text.isascii() else text.encode("latin-1").decode("utf-8", "backslashreplace")
+
+
+_last: tuple[int, str] = (-1, "")
+
+
+def _local(seconds: float) -> str:
+    """Return a time as the common format has it."""
+    global _last  # noqa: PLW0603  # the same for a second, and for all connections
+    second, text = _last
+    if second != int(seconds):
+        second = int(seconds)
+        now = time.localtime(second)
+        minutes = now.tm_gmtoff // 60
+        sign, minutes = "-" if minutes < 0 else "+", abs(minutes)
+        text = (  # strftime would have the month in the process's language
+            f"{now.tm_mday:02}/{_MONTHS[3 * now.tm_mon - 3 : 3 * now.tm_mon]}/{now.tm_year}"
+            f":{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02}"
+            f" {sign}{minutes // 60:02}{minutes % 60:02}"
+        )
+        _last = second, text
+    return text

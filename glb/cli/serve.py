@@ -1,0 +1,503 @@
+"""``glb serve``: its options, and the server that they make."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import click
+import gevent
+import gevent.monkey
+
+from ..model.address import Address, parse
+from ..model.forwarded import TrustedProxies
+from ..model.stats import CloneStats
+from ..net.sockets import bound_address
+from ..server import StreamServer
+from . import console
+from .privileges import Account, check_user, gid_of
+from .reload import Reloads
+from .service import Service
+from .settings import (
+    ABOVE_ZERO,
+    ADDRESS,
+    SECONDS,
+    Bind,
+    Checked,
+    argument,
+    as_toml,
+    blaming,
+    config_option,
+    option,
+    print_config_option,
+    refused,
+)
+from .target import Target, TargetError
+
+if TYPE_CHECKING:
+    from ..admin import Admin
+    from .access_log import AccessLog
+
+__all__ = ["serve"]
+
+# A client that sends nothing has either gone or means harm. nginx gives 60 s for a request's head
+# and 75 s between two, gunicorn's workers 2 s.
+FIRST_BYTE_SECONDS: Final = 60
+
+# Within a body or a reply, as nginx's client_body_timeout and send_timeout.
+CLIENT_SECONDS: Final = 60
+
+# Options that a stream has no use for.
+ONLY_WSGI: Final = (
+    "max_body",
+    "body_timeout",
+    "send_timeout",
+    "access_log",
+    "log_format",
+    "forwarded_allow_ips",
+)
+
+MOST_BACKLOG: Final = 2**31 - 1  # listen(2) takes an int
+
+MOST_UMASK: Final = 0o777
+
+POSITIVE: Final = click.IntRange(min=1)
+NOT_NEGATIVE: Final = click.IntRange(min=0)
+FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
+
+
+def umask_of(text: str) -> int:
+    """Return the number that *text* has in octal.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not re.fullmatch("(0o)?[0-7]{1,4}", text) or int(text, 8) > MOST_UMASK:
+        raise ValueError(f"umask must be octal, 0 to 777, got {text!r}")
+    return int(text, 8)
+
+
+UMASK: Final = Checked("umask", umask_of)
+NETWORKS: Final = Checked("networks", TrustedProxies)
+
+
+@click.command(epilog="Example: glb serve myproject.wsgi:application --bind unix:/run/my.sock")
+@argument("target", required=False)
+@config_option()
+@print_config_option()
+@option(
+    "--bind",
+    cls=Bind,
+    metavar="ADDRESS",
+    type=ADDRESS,
+    multiple=True,
+    default=["127.0.0.1:8000"],
+    show_default=True,
+    help="host:port, [v6 host]:port, :port, a port number, or unix:/path. Port 0 is any. May be"
+    " given again: each has clones of its own. Without it the variable PORT is a port of every"
+    " host.",
+)
+@option("--clones", type=POSITIVE, help="How many. [default: 4, or as many as there are hubs]")
+@option("--hubs", type=POSITIVE, default=1, show_default=True, help="On how many threads.")
+@option(
+    "--backlog",
+    type=click.IntRange(0, MOST_BACKLOG),
+    help="Length of the accept queue. [default: what the kernel allows]",
+)
+@option("--wsgi/--stream", "is_wsgi", default=None, help="What TARGET is, if it can't be told.")
+@option(
+    "--patch/--no-patch",
+    "is_patched",
+    default=None,
+    help="Have gevent patch the standard library before TARGET is imported, so that what waits in"
+    " it lets other clients be served. [default: --patch, with --stream --no-patch]",
+)
+@option("--certfile", type=FILE, help="Serve TLS with this certificate.")
+@option("--keyfile", type=FILE, help="The certificate's key.")
+@option(
+    "--max-connections",
+    type=POSITIVE,
+    help="At once, of each address; further clients wait in the kernel. [default: three quarters of"
+    " the descriptors that the process may have, over all addresses]",
+)
+@option("--max-connections-per-clone", type=POSITIVE, help="A clone that is full is passed over.")
+@option("--accept-rate", type=ABOVE_ZERO, help="Connections a second.")
+@option(
+    "--handshake-timeout",
+    type=SECONDS,
+    default=10,
+    show_default=True,
+    help="Seconds for TLS's handshake; 0 is for ever.",
+)
+@option(
+    "--first-byte-timeout",
+    type=SECONDS,
+    help="Seconds that a client may be silent, before a request or within its head; 0 is for ever."
+    " [default: 60 for WSGI; for a stream, whose server may speak first, 0]",
+)
+@option(
+    "--max-body",
+    type=NOT_NEGATIVE,
+    help="Bytes of a request's body; a longer one gets a 413; 0 is any. [default: 1 GiB]",
+)
+@option(
+    "--body-timeout",
+    type=SECONDS,
+    help="Seconds that a client may be silent within the body of a request; 0 is for ever."
+    " [default: 60]",
+)
+@option(
+    "--send-timeout",
+    type=SECONDS,
+    help="Seconds that a client may take nothing of a reply; 0 is for ever. [default: 60]",
+)
+@option(
+    "--proxy-protocol",
+    type=click.Choice(["v1", "v2", "any"]),
+    help="Connections begin with a load balancer's header of the PROXY protocol, which has the"
+    " client's address.",
+)
+@option(
+    "--proxy-allow-ips",
+    metavar="NETWORKS",
+    type=NETWORKS,
+    help="From where that header may come, between commas: addresses, 10.0.0.0/8, 'unix', or '*'."
+    " [default: 127.0.0.1,::1,unix]",
+)
+@option(
+    "--forwarded-allow-ips",
+    metavar="NETWORKS",
+    type=NETWORKS,
+    help="Proxies whose X-Forwarded-For, -Proto and -Host, or Forwarded, hold, as above.",
+)
+@option(
+    "--access-log",
+    metavar="FILE",
+    help="Append a line for each request to this file, '-' for stdout; SIGUSR1 opens it anew."
+    " [default: stderr, but not below a live table]",
+)
+@option(
+    "--log-format",
+    type=click.Choice(["common", "combined", "json"]),
+    help="Of the access log's lines. [default: common]",
+)
+@option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="Of glb's own lines on stderr: those below it are left out.",
+)
+@option(
+    "--umask",
+    metavar="OCTAL",
+    type=UMASK,
+    help="What files don't permit that are made: 007 lets a Unix socket's group connect.",
+)
+@option(
+    "--user",
+    metavar="NAME",
+    type=Checked("user", check_user),
+    help="Become this user, a name or a number, once the addresses are bound.",
+)
+@option(
+    "--group",
+    metavar="NAME",
+    type=Checked("group", gid_of),
+    help="Become this group, a name or a number; Unix sockets are its own. [default: the user's]",
+)
+@option(
+    "--drain-timeout",
+    type=SECONDS,
+    default=30,
+    show_default=True,
+    help="Seconds that handlers in flight have after SIGINT or SIGTERM; a second one ends them.",
+)
+@option(
+    "--drain-delay",
+    type=SECONDS,
+    default=0,
+    show_default=True,
+    help="Seconds between that signal and the end of accepting: /readyz says no, replies say"
+    " Connection: close, and a load balancer finds out before clients are refused.",
+)
+@option(
+    "--admin",
+    metavar="ADDRESS",
+    type=ADDRESS,
+    help="Tell there over HTTP how the server is: /livez, /readyz, /clones, and /metrics for"
+    " Prometheus, which needs 'glb[metrics]'. There is no password.",
+)
+@option(
+    "--stall-limit",
+    type=ABOVE_ZERO,
+    default=10,
+    show_default=True,
+    help="Seconds after which a hub that does not turn is logged, and /livez tells of it. With"
+    " --admin.",
+)
+@option(
+    "--reload",
+    "is_watched",
+    is_flag=True,
+    help="Import TARGET afresh, and roll it in, when its source changes; SIGHUP does so at any"
+    " time.",
+)
+@click.pass_context
+def serve(context: click.Context, /, print_config: bool, **params: Any) -> None:
+    """Serve TARGET until SIGINT or SIGTERM, and finish what is in flight.
+
+    TARGET is module:callable or module:factory(), found from the current directory on: a WSGI
+    application, or a handler of (socket, address). Without it, a page tells which clone answers.
+
+    Each option has a variable, and a key in a file; TARGET has GLB_TARGET and the key "target". The
+    command line comes before the environment, and that before the file.
+    """
+    if print_config:
+        click.echo(as_toml(context), nl=False)
+        return
+    given = SimpleNamespace(**params)
+    if given.umask is not None:
+        os.umask(umask_of(given.umask))
+    account = _account(context, given)
+    app = _load(context, given)
+    with contextlib.ExitStack() as stack:
+        service, shown, log = _open(context, given, app, account, stack)
+        reloads = None
+        if app.target is not None:
+            reloads = Reloads(service.servers, app.target, given.is_watched)
+        status = service.run(shown, reloads, log)
+    context.exit(status)
+
+
+def _account(context: click.Context, given: SimpleNamespace) -> Account | None:
+    for name in ("user", "group"):
+        value = getattr(given, name)
+        if value is not None and os.geteuid() != 0:
+            raise refused(context, name, f"only root may become another {name}, got {value!r}")
+    if given.user is None and given.group is None:
+        return None
+    with blaming("user"):
+        return Account.of(given.user, given.group)
+
+
+class _App(NamedTuple):
+    """What is served."""
+
+    name: str
+    handle: Callable[..., Any]
+    is_wsgi: bool
+    target: Target | None = None
+
+
+def _load(context: click.Context, given: SimpleNamespace) -> _App:
+    """Patch, if it is asked for, and import the target."""
+    if given.is_patched is None:
+        given.is_patched = given.target is not None and given.is_wsgi is not False
+    if given.is_patched:
+        # As ``gunicorn -k gevent``. What was imported before and holds what is patched now would
+        # go on with it: so this module, and each that it imports, does without ssl and its like.
+        gevent.monkey.patch_all()
+    if given.target is None:
+        for name, flag in (("is_watched", "--reload"), ("is_wsgi", "--stream")):
+            if getattr(given, name) is (name == "is_watched"):
+                raise refused(context, name, f"{flag} needs a TARGET")
+        return _App("the built-in page", _page, is_wsgi=True)
+    # Before ssl and what needs it, too: a program that patches modules is to come first.
+    with blaming("target"):
+        target = Target(given.target, given.is_wsgi)
+        try:
+            handle = target.load()
+        except gevent.GreenletExit as error:  # not KeyboardInterrupt: it may be a Ctrl-C
+            module, reason = given.target.partition(":")[0], target.reason(error)
+            raise TargetError(f"can't import {module!r}: {reason}") from error
+    if given.is_watched:
+        with blaming("is_watched", f"can't reload {target.name!r}: "):
+            target.check_reload()
+    if not target.is_wsgi:
+        for name in ONLY_WSGI:
+            if getattr(given, name) is not None:
+                raise refused(context, name, f"it is for WSGI, and {target.name!r} a stream")
+    return _App(target.name, handle, target.is_wsgi, target)
+
+
+def _open(
+    context: click.Context,
+    given: SimpleNamespace,
+    app: _App,
+    account: Account | None,
+    stack: contextlib.ExitStack,
+) -> tuple[Service, contextlib.AbstractContextManager[None], AccessLog | None]:
+    """Return the service, started, what shows it, and its access log; *stack* closes them."""
+    tls = _tls(context, given.certfile, given.keyfile)
+    log = None
+    if given.access_log is not None:
+        with blaming("access_log", f"can't open {given.access_log!r}: "):
+            log = stack.enter_context(contextlib.closing(_open_log(given.access_log)))
+    # A live table leaves no room for the lines of an access log.
+    out = console.make_console()
+    is_live = console.is_live(out) and not (log is not None and log.is_stdout)
+    make = _wsgi_server if app.is_wsgi else _stream_server
+    lines = log or (None if is_live else console.STDERR)
+    with blaming("bind"):
+        servers = [make(parse(each), app.handle, given, tls, lines) for each in given.bind]
+    service = Service(servers, given.drain_timeout, given.drain_delay)
+    with blaming("bind"):
+        service.bind()
+    stack.callback(service.close)
+    seen = None
+    if given.admin is not None:
+        with blaming("admin"):
+            # Before the servers: until those take clients, it says that they are not ready.
+            seen = stack.enter_context(_admin(servers, given.admin, given.stall_limit))
+    if account is not None:
+        with blaming("user" if given.user is not None else "group", "can't become that: "):
+            _become(account, servers)
+    with blaming("bind"):
+        service.start()
+    urls = {_url(each, app.is_wsgi, bool(tls)): each for each in servers}
+    title = f"serving {app.name} on {' and '.join(urls)} with {_places(given, servers)}"
+    if given.is_patched:
+        title += ", monkey-patched"
+    if seen is not None:
+        title += f", seen on {seen.url}"
+    shown = console.shown(urls, title, out if is_live else None, given.log_level)
+    return service, shown, log
+
+
+def _become(account: Account, servers: Sequence[StreamServer]) -> None:
+    for each in servers:
+        address = each.address
+        # A socket without a name has no file. The file stays root's: one that is left behind is
+        # removed at the next start, and another user's is not.
+        if isinstance(address, str) and address[:1] not in {"", "\0"}:
+            os.chown(address, -1, account.gid)
+    account.become()
+
+
+def _places(given: SimpleNamespace, servers: Sequence[StreamServer]) -> str:
+    some = console.count(servers[0].clones, "clone")
+    if given.hubs > 1:
+        some += f" on {console.count(given.hubs, 'hub')}"
+    return some if len(servers) == 1 else f"{some} each"
+
+
+def _most_connections(addresses: int) -> int | None:
+    """Return how many of each address leave room for what else is opened; ``None`` is any."""
+    try:
+        import resource  # noqa: PLC0415  # Windows has none
+    except ImportError:
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if most == resource.RLIM_INFINITY else max(1, most * 3 // 4 // addresses)
+
+
+def _open_log(path: str) -> AccessLog:
+    from .access_log import AccessLog  # noqa: PLC0415  # it imports gevent.pywsgi: see `_load`
+
+    return AccessLog(path)
+
+
+def _stream_server(
+    address: Address,
+    handle: Callable[..., Any],
+    given: SimpleNamespace,
+    tls: dict[str, Any],
+    _lines: object,
+) -> StreamServer:
+    return StreamServer(address, handle, **_options(given, 0), **tls)
+
+
+def _wsgi_server(
+    address: Address,
+    handle: Callable[..., Any],
+    given: SimpleNamespace,
+    tls: dict[str, Any],
+    lines: Any,
+) -> StreamServer:
+    from ..pywsgi import WSGIServer  # noqa: PLC0415  # it imports ssl: see `_load`
+    from .access_log import handler_class  # noqa: PLC0415  # as above
+
+    server = WSGIServer(
+        address,
+        handle,
+        log=lines,
+        error_log=console.STDERR,
+        handler_class=None if lines is None else handler_class(given.log_format or "common"),
+        forwarded_allow_ips=given.forwarded_allow_ips,
+        **_options(given, FIRST_BYTE_SECONDS),
+        **tls,
+    )
+    server.needs_host = True
+    for name in ("body_timeout", "send_timeout"):
+        seconds = getattr(given, name)
+        setattr(server, name, CLIENT_SECONDS if seconds is None else seconds or None)
+    if given.max_body is not None:
+        server.max_body = given.max_body or None
+    return server
+
+
+def _options(given: SimpleNamespace, first_byte_seconds: float) -> dict[str, Any]:
+    first_byte = given.first_byte_timeout
+    return {
+        "backlog": given.backlog,
+        "clones": given.clones,
+        "hubs": given.hubs,
+        "max_connections": given.max_connections or _most_connections(len(given.bind)),
+        "max_connections_per_clone": given.max_connections_per_clone,
+        "accept_rate": given.accept_rate,
+        "handshake_timeout": given.handshake_timeout or None,
+        "proxy_protocol": given.proxy_protocol,
+        "proxy_allow_ips": given.proxy_allow_ips,
+        "first_byte_timeout": (first_byte_seconds if first_byte is None else first_byte) or None,
+    }
+
+
+def _admin(servers: Sequence[StreamServer], where: str, stall_limit: float) -> Admin:
+    from ..admin import Admin  # noqa: PLC0415  # it imports gevent.pywsgi: see `_load`
+
+    return Admin(servers, parse(where), stall_limit=stall_limit)
+
+
+def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:
+    bound = bound_address(server.socket)
+    if bound.port is None:
+        return str(bound)
+    scheme = ("https" if is_tls else "http") if is_wsgi else ("tls" if is_tls else "tcp")
+    return f"{scheme}://{bound}"
+
+
+def _tls(context: click.Context, certfile: str | None, keyfile: str | None) -> dict[str, Any]:
+    """Return the server's arguments for TLS: none without a certificate."""
+    if certfile is None and keyfile is None:
+        return {}
+    if certfile is None or keyfile is None:
+        only, name = (keyfile, "keyfile") if certfile is None else (certfile, "certfile")
+        raise refused(context, name, f"--certfile and --keyfile go together, got {only!r} alone")
+    from gevent import ssl  # noqa: PLC0415  # see `_load`
+
+    secured = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with blaming("certfile", f"can't load the certificate {certfile!r} with the key {keyfile!r}: "):
+        secured.load_cert_chain(certfile, keyfile)
+    return {"ssl_context": secured}
+
+
+def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Tell which clone answers, and what all of them have done."""
+    clone = environ["glb.clone"]
+    lines = [f"Clone {clone} answers, one of {clone.server.clones}.", ""]
+    for row in (CloneStats._fields, *clone.server.clone_stats()):
+        lines.append("".join(f"{cell!s:>11}" for cell in (*row[:5], row[7], row[6])))
+    body = "\n".join([*lines, ""]).encode()
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        # Turns are taken by connections: so that each reload shows the next one.
+        ("Connection", "close"),
+    ]
+    start_response("200 OK", headers)
+    return [body]

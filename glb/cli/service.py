@@ -1,0 +1,166 @@
+"""A service: the servers of one ``glb serve``, one for each address, from its start to its end.
+
+They share a process, a target and the signals: SIGINT and SIGTERM drain them all, and a second one
+ends them at once; SIGHUP reloads the target; SIGUSR1 reopens the access log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import gevent
+
+from ..server import StreamServer
+from . import console
+from .reload import Reloads
+
+if TYPE_CHECKING:
+    from .access_log import AccessLog
+
+__all__ = ["Service"]
+
+
+class Service:
+    """Servers that begin and end together.
+
+    Args:
+        servers: One at least, not started yet.
+        drain_timeout: How long handlers in flight have after the first signal, in seconds.
+        drain_delay: How long they go on accepting before that, in seconds.
+    """
+
+    def __init__(
+        self, servers: Sequence[StreamServer], drain_timeout: float, drain_delay: float
+    ) -> None:
+        self.servers: Final = servers
+        self._drain_timeout: Final = drain_timeout
+        self._drain_delay: Final = drain_delay
+        self._signals: list[int] = []
+        self._reloads: Reloads | None = None
+        self._log: AccessLog | None = None
+
+    def bind(self) -> None:
+        """Bind each address, and heed signals from then on; nothing is accepted yet.
+
+        Raises:
+            OSError: One can't be bound. Then none is.
+        """
+        with self._undone_on_failure():
+            for each in self.servers:
+                each.init_socket()
+        # Before a client or a reader of the first line may send one, and until the process is
+        # gone: a second one must not turn a clean end into a kill.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            gevent.signal_handler(number, self._end, number)
+        if hasattr(signal, "SIGHUP"):
+            gevent.signal_handler(signal.SIGHUP, self._on_hangup, _terminal())
+            gevent.signal_handler(signal.SIGUSR1, self._reopen)
+
+    def start(self) -> None:
+        """Accept from now on.
+
+        Raises:
+            OSError: It can't. The addresses are free again.
+        """
+        with self._undone_on_failure():
+            for each in self.servers:
+                each.start()
+
+    def close(self) -> None:
+        """Free the addresses, whether their servers have started or not. Twice is harmless."""
+        for each in self.servers:
+            each.close()
+
+    @contextlib.contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def run(
+        self,
+        shown: contextlib.AbstractContextManager[None],
+        reloads: Reloads | None,
+        log: AccessLog | None,
+    ) -> int:
+        """Serve until a signal, and return 0; or until a server has closed itself, and return 1.
+
+        Args:
+            shown: In it what happens is seen.
+            reloads: What SIGHUP asks, if there is a target.
+            log: What SIGUSR1 reopens, if there is one.
+        """
+        self._reloads, self._log = reloads, log
+        with shown, reloads or contextlib.nullcontext():
+            ends = [gevent.spawn(self._serve, each) for each in self.servers]
+            gevent.wait(ends, count=1)
+            if not self._signals:
+                # Of what is left a supervisor would see nothing. It starts all anew at status 1.
+                self._each("drain", self._drain_timeout)
+            for each in ends:
+                each.get()
+        return 0 if self._signals else 1
+
+    def _serve(self, server: StreamServer) -> None:
+        if not self._signals:  # it may be over already, and would begin again
+            server.serve_forever()
+
+    def _end(self, number: int) -> None:
+        self._signals.append(number)
+        if len(self._signals) > 1:
+            self._each("stop", 0)  # a second one doesn't wait
+            return
+        if self._drain_delay:
+            seconds = self._drain_delay
+            console.tell("not ready any more; new clients are served for %g s still", seconds)
+        active = sum(each.active for each in self.servers)
+        if active:
+            some, seconds = console.count(active, "connection"), self._drain_timeout
+            console.tell("draining %s, for %g s at most; again to end at once", some, seconds)
+        self._each("drain", self._drain_timeout, delay=self._drain_delay)
+
+    def _each(self, name: str, timeout: float, **options: float) -> None:
+        """Call a method of all servers at a time, and wait for all."""
+        calls: list[Callable[..., object]] = [getattr(each, name) for each in self.servers]
+        gevent.joinall([gevent.spawn(call, timeout, **options) for call in calls])
+
+    def _on_hangup(self, terminal: int | None) -> None:
+        if terminal is not None and not os.isatty(terminal):
+            # Its window was closed: the signal has its first meaning. A server that is to outlive
+            # its terminal doesn't write to it.
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGHUP)
+        elif self._reloads is None:
+            console.tell("nothing to reload: there is no TARGET")
+        else:
+            self._reloads.ask()
+
+    def _reopen(self) -> None:
+        log = self._log
+        if log is None or log.is_stdout:
+            console.tell("nothing to reopen: --access-log names no file")
+            return
+        try:
+            log.reopen()
+        except OSError as error:
+            reason = error.strerror
+            console.tell("can't reopen %s: %s; the old one goes on", log.path, reason)
+        else:
+            console.tell("reopened %s", log.path)
+
+
+def _terminal() -> int | None:
+    """Return the descriptor of the terminal that is written to, if it is one."""
+    # stdout may be closed, by now or from the start on, or no file.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        descriptor = sys.stdout.fileno()
+        if os.isatty(descriptor):
+            return descriptor
+    return None
