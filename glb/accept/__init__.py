@@ -8,6 +8,7 @@ Each module owns one noun::
     readiness                   clones of programs that poll
     readiness_event             what wakes programs that poll
     watchdog -> dispatcher      what deals turns, and to hubs that turn
+    reports                     what the log says when accepts fail
     registry                    the only process-wide state: the open addresses
     handover -> turns -> ring   the clone that is next, and connections on their way to it
     protocols                   what the order of turns asks of clones and hubs

@@ -61,7 +61,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
     def on(cls, number: int, share: Share, like: _socket.socket, hub: Any) -> Self:
         """Return one on *number*, a descriptor of *share*'s socket; it owns both then.
 
-        Its family, type and protocol are told as *like* tells them. *hub* is where it lives.
+        Its family, type and protocol are those of *like*. *hub* is where it lives.
         """
         sock = cls(like.family, like.type, like.proto, number)
         sock._share = share
@@ -115,7 +115,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         self._leave()
         try:
             super().close()
-        finally:  # EBADF, if somebody closed it by its number
+        finally:  # EBADF, if it was closed by its number
             REGISTRY.release(self._share)
 
     def detach(self) -> int:
@@ -168,7 +168,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
             waiters.end(self, cancel_wait_ex, lambda: accept_errors.listener_closed(address))
 
     def is_same_file(self) -> bool:
-        """Whether nobody has closed it by its number, and opened something else in its place."""
+        """Whether its number still leads to it, and not to another file opened in its place."""
         mine = sockets.file_of(self.fileno())
         return mine is not None and mine == sockets.file_of(self.entry.pristine.fileno())
 
@@ -189,7 +189,7 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
 
 
 def find(number: int) -> Descriptor | None:
-    """Return the clone whose descriptor *number* is, if it is one."""
+    """Return the clone that has the descriptor *number*, if it is one."""
     reference = NUMBERS.get(number)
     found = None if reference is None else reference()
     return found if found is not None and found.is_same_file() else None
@@ -202,7 +202,7 @@ def is_adopted(plain: object) -> bool:
 
 # -- Global state ---------------------------------------------------------------------------------
 
-#: Whose number is whose, for `find`, which need not be asked while there are none.
+#: Clones by the numbers of their descriptors, for `find`. It need not be called while it is empty.
 NUMBERS: Final[dict[int, weakref.ref[Descriptor]]] = {}
 
 

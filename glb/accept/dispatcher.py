@@ -1,20 +1,21 @@
 """The dispatcher: gives the turns of one address on one hub.
 
-On duty (see `glb.accept.turns`) it watches one descriptor, the pristine socket's, however many
-clones there are, and only while one of them is ready. When connections wait, it asks whose
-turn it is and lets that clone accept; nothing is taken from the kernel that no clone is ready
-to take, so overload waits in the accept queue and costs nothing here.
+The leader (see `glb.accept.turns`) watches one descriptor, the pristine socket's, however many
+clones there are, and only while one of them is ready. When connections wait, it accepts one for
+the clone that is next, and delivers it. Nothing is accepted that no clone is ready to take, so
+overload waits in the accept queue and costs nothing here.
 
-Where clones of several hubs share the address, it accepts for them, and hands the connection
-to the clone by the inbox of that one's dispatcher. Whatever a handler that blocks keeps from
-its start is in the accept queue, in an inbox, or among the jobs of its hub's handler greenlets,
-where the standby finds it. Servers that start handlers in another way get one at a time.
+Where clones of several hubs share the address, the leader accepts for all of them, and puts the
+connection into the inbox of the clone's dispatcher. A connection whose handler can't begin, since
+another one blocks the hub, is in the accept queue, in an inbox, or among the jobs of its hub's
+handler greenlets, where the watchdog finds it. A server that starts handlers in another way gets
+one connection at a time.
 
 When the kernel is out of room for another connection, or gives nothing but errors for another
 reason, the dispatcher pauses for all of its clones at once, says so in the log once, and tries
-again by itself. Nobody is lost: the accept queue keeps who waits.
+again by itself. No client is lost: the accept queue keeps them.
 
-What a turn is, the clones know: `glb.accept.listener` and `glb.serve.acceptor`. A dispatcher
+The members are those of `glb.accept.waiters` and `glb.serve.acceptor`. A dispatcher
 belongs to its hub's thread. From others only `send`, `run`, and what ends in ``_locked`` may be
 called.
 
@@ -24,8 +25,6 @@ and trio's.
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -33,20 +32,17 @@ from typing import Any, Final, cast
 from ..hubs.greenlet_pool import Job, handlers_here
 from ..hubs.guard import Guard
 from ..hubs.mailbox import Mailbox
-from ..hubs.threads import call_where_it_may_switch
-from ..model.accept_errors import Heap, classify
-from ..net.connection import accept_plain
-from ..net.fd_leaks import describe
+from ..model.accept_errors import AcceptErrorKind, classify
+from ..net.connection import accept_plain, kind_of
 from ..originals import monotonic, native_ident
 from . import protocols
 from .handover import HandOver
-from .protocols import Handed, Member, SelfAccepting, Turn
-from .registry import Entry, Registry
+from .protocols import Member, PendingConnection, SelfAccepting, Turn
+from .registry import Entry
+from .reports import report
 from .ring import Team
 
-__all__ = ["Dispatcher", "count_connections"]
-
-log: Final = logging.getLogger("glb")
+__all__ = ["Dispatcher"]
 
 _READ: Final = 1
 
@@ -59,21 +55,21 @@ MOST_LEFT_IN_A_ROW: Final = 4096
 class Dispatcher:
     """The turns of one entry on one hub; see `glb.accept.watchdog.dispatcher_for`."""
 
-    is_standby: bool = False
+    is_watchdog: bool = False
 
     def __init__(self, entry: Entry, hub: Any) -> None:
         self.thread: int = hub.thread_ident
         self.accepted = 0
-        self.inbox: deque[Handed] = deque()
+        self.inbox: deque[PendingConnection] = deque()
         self.handed_to: dict[protocols.Dispatcher, None] = {}
-        #: The team of those who have none: plain listeners.
+        #: The team of plain listeners.
         self.singles: Team[Member] = Team()
-        self.seated: dict[Team[Any], None] = {self.singles: None}
+        self.admitted: dict[Team[Any], None] = {self.singles: None}
         self.servers: dict[Team[Any], None] = {}
         self.has_turns = True
         self.stalled_at: float | None = None
         self.tried_at = self.quick = 0
-        #: Counts what its hub does here, so that the standby sees whether it does.
+        #: Counts what its hub does here, so that the watchdog sees whether it does.
         self.moves = 0
         self.turns: HandOver = entry.turns
         self.hub: Final = hub
@@ -81,6 +77,7 @@ class Dispatcher:
         self._users = 0
         self._is_giving_turns = False
         self._is_orphan = False
+        self._kind: Final = kind_of(entry.pristine)
         # Callbacks that may be on their way: to give the next turn, to take up the next connection.
         self._next_turn: Any = None
         self._next_take: Any = None
@@ -88,20 +85,20 @@ class Dispatcher:
         self.guarded: dict[object, Callable[[], object]] = {}
         #: What runs the handlers of this hub.
         self.handlers: Final = handlers_here()
-        # Who keeps the hub alive: servers that have not stopped, listeners on which somebody
+        # What keeps the hub alive: servers that have not stopped, listeners on which a greenlet
         # waits. Their clones may all be paused, and no descriptor be watched here.
         self._holders: set[object] = set()
         self._taken = 0
         # How many peers had left since the last connection, or the end of the queue.
         self._left_in_a_row = 0
         self._pause: Any = None
-        # Neither keeps the hub alive by itself: that is for who holds it.
+        # Neither keeps the hub alive by itself: see `hold_loop`.
         self._io: Any = hub.loop.io(entry.pristine.fileno(), _READ, ref=False)
         self.mailbox: Final = Mailbox(hub, entry.turns.lock, self._woken, self._lost, ref=False)
         self._guard: Final = Guard(hub, self._look_over)
         entry.keep_reserve()
 
-    # -- who uses it -----------------------------------------------------------------------
+    # -- users -----------------------------------------------------------------------------
 
     def attach(self) -> None:
         """Count one more user; the dispatcher lives until the last has detached."""
@@ -158,7 +155,7 @@ class Dispatcher:
         self.handlers.look()
         if (self.inbox or not self.has_turns) and not _is_pending(self._next_take):
             self._take_up_all()
-        if self.turns.on_duty is self and self.turns.waiting:
+        if self.turns.leader is self and self.turns.waiting:
             self._on_readable()
         else:
             self._watch_while_ready()
@@ -239,7 +236,7 @@ class Dispatcher:
 
     def _is_to_watch(self) -> bool:
         turns = self.turns
-        return turns.on_duty is self and self._pause is None and turns.is_anybody_ready
+        return turns.leader is self and self._pause is None and turns.is_anybody_ready
 
     def _watch_while_ready(self) -> None:
         # Between two turns the ring is often empty for a moment, when a listener's only
@@ -296,7 +293,7 @@ class Dispatcher:
         self.moves += 1
         member: Member | None
         passed: Member | None = None
-        while self._io is not None and self._pause is None and turns.on_duty is self:
+        while self._io is not None and self._pause is None and turns.leader is self:
             with lock:
                 member = ring.first() if turns.policy is None else turns.next_locked()
             if member is None or self._taken >= member.max_accept:
@@ -322,11 +319,11 @@ class Dispatcher:
                 passed = member
 
     def _deal(self, member: Member) -> Turn:
-        """Accept one connection, and deliver it to the clone whose turn it is, on whichever hub."""
-        turns, standby = self.turns, self.turns.standby
-        if standby is not None and not standby.is_ticking:
+        """Accept one connection, and deliver it to *member* or, on other hubs, to the next one."""
+        turns, watchdog = self.turns, self.turns.watchdog
+        if watchdog is not None and not watchdog.is_ticking:
             with turns.lock:
-                standby.arm_locked()
+                watchdog.arm_locked()
         is_own = member.dispatcher is self and not turns.waiting
         waiting = None
         try:
@@ -337,8 +334,7 @@ class Dispatcher:
                 if turns.waiting:
                     waiting = turns.take_waiting()
                 if waiting is None:
-                    entry = self._entry
-                    plain, address = accept_plain(entry.accept, entry.kind)
+                    plain, address = accept_plain(self._entry.accept, self._kind)
         except BlockingIOError:
             return Turn.EMPTY
         except BaseException as error:
@@ -355,16 +351,16 @@ class Dispatcher:
                 self._wake_others()
             if not member.deliver(plain, address):
                 with turns.lock:
-                    turns.put_back_locked([Handed(plain, address)])
+                    turns.put_back_locked([PendingConnection(plain, address)])
         else:
-            handed = waiting or Handed(plain, address)
+            handed = waiting or PendingConnection(plain, address)
             if not turns.hand(handed, self):
                 return turn
             member = handed.member
             if self.handed_to and member.runs_at_once:
                 self._wake_others()
             self._take_up(handed)
-        if standby is not None and member.is_out_of_reach:
+        if watchdog is not None and member.is_out_of_reach:
             self._go_on_later()
         return turn
 
@@ -378,7 +374,9 @@ class Dispatcher:
             return Turn.EMPTY
         if member.dispatcher is self:
             return member.accept_failed(error)
-        if isinstance(error, OSError) and (classify(error) is Heap.BROKEN or member.wants(error)):
+        if isinstance(error, OSError) and (
+            classify(error) is AcceptErrorKind.BROKEN or member.wants(error)
+        ):
             self.turns.leave(member)
             member.dispatcher.run(lambda: member.broken(error))
             return Turn.PASSED
@@ -407,7 +405,7 @@ class Dispatcher:
                 if not self.inbox:
                     turns.restore_locked(self)
 
-    def _take_up(self, handed: Handed) -> None:
+    def _take_up(self, handed: PendingConnection) -> None:
         self.accepted += 1
         if not handed.member.take(handed):
             self.accepted -= 1
@@ -418,7 +416,7 @@ class Dispatcher:
         """Whether handlers wait for their hub to begin them."""
         return bool(self.handlers.jobs)
 
-    def take_back_jobs(self) -> list[Handed]:
+    def reclaim_jobs(self) -> list[PendingConnection]:
         """Take away connections whose handlers have not begun. From any thread."""
         jobs = self.handlers.take_back(self._can_take_back)
         return [job[0].__self__.give_up(job) for job in jobs]  # type: ignore[attr-defined]  # a method
@@ -430,8 +428,8 @@ class Dispatcher:
     # -- pauses --------------------------------------------------------------------------------
 
     def _may_go_on(self, member: Member, error: BaseException) -> bool:
-        """Whether *error* is of a peer that left, and there may be somebody behind it."""
-        if classify(error) is not Heap.PEER_LEFT:
+        """Whether *error* is of a peer that left, and other clients may wait behind it."""
+        if classify(error) is not AcceptErrorKind.PEER_LEFT:
             return False
         self._taken += 1
         self._left_in_a_row += 1
@@ -443,12 +441,12 @@ class Dispatcher:
     def _pause_for(self, member: Member, error: BaseException) -> None:
         self._wake_others()  # a report may take its time
         delay = member.next_delay()
-        is_kernels = classify(error) in (Heap.OUT_OF_ROOM, Heap.PEER_LEFT)
+        is_kernels = classify(error) in (AcceptErrorKind.OUT_OF_ROOM, AcceptErrorKind.PEER_LEFT)
         failures = self._entry.failures if is_kernels else member.failures
         with self.turns.lock:
             is_news = failures.is_news(error, delay, monotonic())
         if is_kernels and is_news:
-            self._log(member.context, error, delay)
+            report(self._entry, member.context, error, delay)
         elif is_news:
             # It may have struck from outside: an interrupt, or the end of this hub, which goes
             # on from here. gevent would stop the watcher.
@@ -456,32 +454,6 @@ class Dispatcher:
         if delay >= 0 and self._io is not None:
             self._pause = self.hub.loop.timer(delay)
             self._pause.start(self._resume)
-
-    def _log(self, context: object, error: BaseException, delay: float) -> None:
-        with self._entry.registry.reserve.lend():  # it reads a file
-            found = self._describe(context, error)
-        call_where_it_may_switch(
-            functools.partial(self._write, str(context), str(error), max(delay, 0), found)
-        )
-
-    def _write(self, context: str, error: str, delay: float, found: str) -> None:
-        # A log handler may have a file to open.
-        with self._entry.registry.reserve.lend():
-            log.error(
-                "%s can't accept: %s; clients wait in the accept queue, trying again in %g s%s",
-                context,
-                error,
-                delay,
-                found and f"; {found}",
-            )
-
-    def _describe(self, context: object, error: BaseException) -> str:
-        # Descriptor numbers are given lowest first: so many were open when it was bound.
-        entry = self._entry
-        # Who accepts by a plain listener has handlers of which nobody knows.
-        is_server = hasattr(type(context), "active")
-        count = functools.partial(count_connections, entry.registry) if is_server else _unknown
-        return describe(error, count, entry.pristine.fileno())
 
     def _resume(self) -> None:
         self._end_pause()
@@ -498,29 +470,3 @@ class Dispatcher:
 def _is_pending(callback: Any) -> bool:
     """Whether gevent is still to call what `run_callback` returned."""
     return callback is not None and bool(callback.pending)
-
-
-def count_connections(registry: Registry) -> int | None:
-    """Return how many connections handlers have, of all servers that are open here.
-
-    A server that drains, or whose clones are all paused, isn't found; its handler greenlets are,
-    while another server is open on their hub. ``None`` without a server: then nobody knows.
-    """
-    with registry.lock:
-        dispatchers = [
-            cast("Dispatcher", each)
-            for entry in registry
-            for each in entry.turns.dispatchers.values()
-        ]
-        teams = [team for each in dispatchers for team in each.servers]
-        first = [next(iter(team.line), None) for team in teams]
-        servers = {id(member.context): member.context for member in first if member is not None}
-    if not teams:
-        return None
-    hubs = {id(each.handlers): each.handlers for each in dispatchers}
-    running = sum(len(each.all) - len(each) + len(each.jobs) for each in hubs.values())
-    return max(running, sum(getattr(server, "active", 0) for server in servers.values()))
-
-
-def _unknown() -> None:
-    return None

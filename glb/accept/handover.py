@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ..originals import monotonic
-from .protocols import Dispatcher, Handed
+from .protocols import Dispatcher, PendingConnection
 from .turns import Turns
 
 __all__ = ["QUICK_TAKES", "HandOver"]
@@ -40,17 +40,17 @@ class HandOver(Turns):
 
     def __init__(self, lock: Any) -> None:
         super().__init__(lock)
-        #: The standby's ticks, one each `patience`.
+        #: The watchdog's ticks, one each `patience`.
         self.clock = 0
         #: How often a connection was taken back from a hub that was too slow.
         self.taken_back = 0
         #: How many of those had arrived with their hub already, where they count as accepted.
-        self.given_up = 0
+        self.reclaimed = 0
         #: What was accepted without a dispatcher, or by one that is gone.
         self.accepted_before = 0
         self.is_closed = False
         #: Connections that were accepted, and have no clone now; oldest first.
-        self.waiting: deque[Handed] = deque()
+        self.waiting: deque[PendingConnection] = deque()
         #: How many connections are pending for programs that poll: see `glb.accept.readiness`.
         self.pending = 0
 
@@ -58,12 +58,12 @@ class HandOver(Turns):
     def accepted(self) -> int:
         """How many connections were given to clones."""
         taken = sum(each.accepted for each in [*self.dispatchers.values()])
-        return self.accepted_before + taken - self.given_up
+        return self.accepted_before + taken - self.reclaimed
 
     def _look_locked(self) -> None:
         super()._look_locked()
-        if self.waiting and self.on_duty is not None:
-            self.on_duty.wake_locked()
+        if self.waiting and self.leader is not None:
+            self.leader.wake_locked()
 
     # -- hubs that go ----------------------------------------------------------------------------
 
@@ -75,8 +75,8 @@ class HandOver(Turns):
         del self.dispatchers[hubs[0]]
         self.accepted_before += dispatcher.accepted
         self._forget_locked(dispatcher)
-        jobs = dispatcher.take_back_jobs() if dispatcher.is_dead else []
-        self.given_up += len(jobs)
+        jobs = dispatcher.reclaim_jobs() if dispatcher.is_dead else []
+        self.reclaimed += len(jobs)
         self._wait_locked([*jobs, *_take_all_locked(dispatcher)])
 
     def forget_dead_locked(self) -> None:
@@ -87,14 +87,14 @@ class HandOver(Turns):
 
     # -- connections on their way ----------------------------------------------------------------
 
-    def take_waiting(self) -> Handed | None:
+    def take_waiting(self) -> PendingConnection | None:
         """Return the oldest of what was accepted and has no clone now; the caller has it then."""
         if not self.waiting:
             return None
         with self.lock:
             return self.waiting.popleft() if self.waiting else None
 
-    def hand(self, handed: Handed, giver: Dispatcher) -> bool:
+    def hand(self, handed: PendingConnection, giver: Dispatcher) -> bool:
         """Give *handed* to the next ready clone; tell whether that is one of *giver*'s own.
 
         Then the giver takes it up itself, now. Otherwise the giver wakes the other hub, when its
@@ -121,25 +121,25 @@ class HandOver(Turns):
                 dispatcher.tried_at = self.clock
                 self._withdraw_locked(dispatcher)
             giver.handed_to[dispatcher] = None
-            if self.standby is not None:
-                self.standby.arm_locked()
+            if self.watchdog is not None:
+                self.watchdog.arm_locked()
             return False
 
-    def give_back(self, handed: Handed) -> None:
+    def give_back(self, handed: PendingConnection) -> None:
         """The clone to which it was handed can't take it: it is the next one's."""
         with self.lock:
             handed.member.unexpect_locked()
             self._wait_locked([handed])
 
-    def put_back_locked(self, accepted: Sequence[Handed]) -> None:
-        """Who was given *accepted*, and counted for it, won't use it: it is the next ones'."""
-        self.given_up += len(accepted)
+    def put_back_locked(self, accepted: Sequence[PendingConnection]) -> None:
+        """Give *accepted* to the next ready clones: those that were counted for it don't use it."""
+        self.reclaimed += len(accepted)
         self._wait_locked(accepted)
 
-    def take_back_locked(self, dispatcher: Dispatcher) -> None:
+    def reclaim_locked(self, dispatcher: Dispatcher) -> None:
         """Give what *dispatcher*'s hub lets lie to others."""
-        jobs = dispatcher.take_back_jobs()
-        self.given_up += len(jobs)
+        jobs = dispatcher.reclaim_jobs()
+        self.reclaimed += len(jobs)
         lying = [*jobs, *_take_all_locked(dispatcher)]
         for handed in lying:
             handed.moves += 1
@@ -155,8 +155,8 @@ class HandOver(Turns):
 
     def _withdraw_locked(self, dispatcher: Dispatcher) -> None:
         dispatcher.has_turns = False
-        for team in dispatcher.seated:
-            self.ring.unseat(team)
+        for team in dispatcher.admitted:
+            self.ring.suspend(team)
 
     def restore_locked(self, dispatcher: Dispatcher) -> None:
         """*dispatcher*'s hub turns, and has taken up what it was handed."""
@@ -166,21 +166,21 @@ class HandOver(Turns):
                 if dispatcher.quick > QUICK_TAKES:
                     dispatcher.stalled_at = None  # it was a false alarm, or is over
             dispatcher.has_turns = True
-            self.ring.seat(*dispatcher.seated)
+            self.ring.admit(*dispatcher.admitted)
             self._look_locked()
 
-    def _wait_locked(self, back: Iterable[Handed]) -> None:
+    def _wait_locked(self, back: Iterable[PendingConnection]) -> None:
         # To the front: what comes here was in the accept queue before all that is there now.
         self.waiting.extendleft(reversed([*back]))
         if self.is_closed:
             self._close_waiting_locked()
-        elif self.waiting and self.on_duty is not None:
-            self.on_duty.wake_locked()
+        elif self.waiting and self.leader is not None:
+            self.leader.wake_locked()
 
     # -- the end -------------------------------------------------------------------------------
 
     def close_locked(self) -> None:
-        """The entry is closed: nobody will take what still waits here."""
+        """The entry is closed: close the connections that still wait here."""
         self.is_closed = True
         self._close_waiting_locked()
 
@@ -195,16 +195,16 @@ class HandOver(Turns):
         What is on its way is the parent's to serve. Other hubs' loops are not run here, and
         touching them could touch the parent's.
         """
-        everybody = self.dispatchers
-        kept = {hub: each for hub, each in everybody.items() if each.thread == thread}
-        # Nobody is woken until only those are left whose loops are here.
+        every = self.dispatchers
+        kept = {hub: each for hub, each in every.items() if each.thread == thread}
+        # No hub is woken until only those are left whose loops are here.
         self.dispatchers = {}
-        self.on_duty = self.standby = None
-        for hub, dispatcher in everybody.items():
+        self.leader = self.watchdog = None
+        for hub, dispatcher in every.items():
             if hub not in kept:
                 dispatcher.abandon()
                 self._forget_locked(dispatcher)
-            self.waiting.extend([*dispatcher.take_back_jobs(), *_take_all_locked(dispatcher)])
+            self.waiting.extend([*dispatcher.reclaim_jobs(), *_take_all_locked(dispatcher)])
         self._close_waiting_locked()
         for hub, dispatcher in kept.items():
             dispatcher.stalled_at = None
@@ -213,7 +213,7 @@ class HandOver(Turns):
         self._look_locked()
 
 
-def _take_all_locked(dispatcher: Dispatcher) -> list[Handed]:
+def _take_all_locked(dispatcher: Dispatcher) -> list[PendingConnection]:
     lying = [*dispatcher.inbox]
     dispatcher.inbox.clear()
     for handed in lying:

@@ -34,7 +34,7 @@ class Listener(LazySocket):
 
     * `accept` waits for this clone's turn.
     * `listen`, `shutdown`, `settimeout` and `setblocking` concern this clone alone,
-      although the kernel's socket is everybody's. The kernel's flag stays non-blocking.
+      although the kernel's socket is shared. The kernel's flag stays non-blocking.
     * `dup` gives another clone. `close` gives this one's share back, and frees the address
       with the last. `detach` does so too, but the descriptor lives on as the caller's, and
       so does a Unix socket's file.
@@ -86,7 +86,7 @@ class Listener(LazySocket):
         Raises:
             OSError: EBADF, when the listener is closed, also while waiting; EINVAL, when it
                 was shut down; ``TimeoutError``, when `settimeout`'s time is over. With a
-                timeout of 0 nobody waits and no turn is taken: ``BlockingIOError``.
+                timeout of 0 it doesn't wait, and takes no turn: ``BlockingIOError``.
 
         Switches:
             While waiting for the turn. A kill or a `gevent.Timeout` leaves nothing behind:
@@ -146,18 +146,18 @@ class Listener(LazySocket):
             super()._detach_socket(reason)  # type: ignore[misc]  # not in the stubs
 
     def _drop_ref_on_close(self, sock: Any) -> None:
-        # gevent asks the loop whether somebody still watches the descriptor. A loop that is
+        # gevent asks the loop whether a watcher still has the descriptor. A loop that is
         # gone can't tell, and another thread's must not be asked.
         if self.hub.loop is None or self.hub.thread_ident != native_ident():
             sock.close()
             return
         super()._drop_ref_on_close(sock)
         if sock.fileno() >= 0:
-            # Somebody does, and gevent closes it a turn later. The address is free now.
+            # One has it, and gevent closes it a turn later. The address is free now.
             sock.let_go()
 
     def __del__(self) -> None:
-        # The descriptor warns and closes itself, if nobody else has it: gevent's servers
+        # The descriptor warns and closes itself, if it has no other owner: gevent's servers
         # keep that, and drop the listener they were given.
         try:
             closed = object.__getattribute__(self, "_closed")  # gevent's looks at _sock
@@ -210,7 +210,7 @@ def bind_load_balanced(address: object, backlog: int | None = None) -> Listener:
     """Return a clone of *address*: the socket is opened once and shared in this process.
 
     Connections go round the clones that wait for one, in exact turn. The address is free
-    when the last clone is closed; nobody in the accept queue is lost before that. Port 0
+    when the last clone is closed; no client in the accept queue is lost before that. Port 0
     opens a new socket, which others join under the port that it got. A larger *backlog*
     raises the queue's, a smaller one changes nothing.
 
@@ -221,12 +221,12 @@ def bind_load_balanced(address: object, backlog: int | None = None) -> Listener:
 
 
 def bind_direct(address: object, reuse_port: bool = False, backlog: int | None = None) -> Listener:
-    """Return a listener on a socket of its own, which nobody can join by its address.
+    """Return a listener on a socket of its own, which no other joins by its address.
 
     Args:
         reuse_port: Set SO_REUSEPORT where the kernel balances by it (Linux, Android), for
-            who wants the kernel's way: other sockets with it, also of other processes, may
-            then bind the same address, and closing one resets who waits in its queue.
+            programs that want the kernel's way: other sockets with it, also of other processes,
+            may then bind the same address, and closing one resets the clients in its queue.
             Elsewhere it changes nothing.
 
     The other arguments, errors and ownership are `bind`'s.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ..model.accept_errors import Episode
 from .ring import Team
 
-__all__ = ["Dispatcher", "Handed", "Member", "SelfAccepting", "Standby", "Turn"]
+__all__ = ["Dispatcher", "Member", "PendingConnection", "SelfAccepting", "Turn", "Watchdog"]
 
 
 class Turn(enum.Enum):
@@ -33,7 +33,7 @@ class Member(Protocol):
     def team(self) -> Team[Any]: ...
     @property
     def is_out_of_reach(self) -> bool:
-        """Whether nobody can take back what it takes, until its handler begins."""
+        """Whether a connection that it takes can't be reclaimed before its handler begins."""
 
     @property
     def accepts_itself(self) -> bool:
@@ -48,7 +48,7 @@ class Member(Protocol):
 
     @property
     def context(self) -> object:
-        """Whose turn it is, for a report: the server or the listener."""
+        """The server or the listener, for a report."""
 
     @property
     def max_accept(self) -> int:
@@ -93,7 +93,7 @@ class Member(Protocol):
         can give to no greenlet, and has not reported.
         """
 
-    def take(self, handed: Handed) -> bool:
+    def take(self, handed: PendingConnection) -> bool:
         """Deliver a connection that was handed over to it; ``False`` if it can't."""
 
     def broken(self, error: OSError) -> None:
@@ -111,18 +111,18 @@ class Dispatcher(Protocol):
     """One hub's part of an entry; see `glb.accept.dispatcher.Dispatcher`."""
 
     thread: int
-    is_standby: bool
+    is_watchdog: bool
     #: What was accepted here, or taken up.
     accepted: int
     #: What was handed to this hub's clones, oldest first.
-    inbox: deque[Handed]
+    inbox: deque[PendingConnection]
     #: Other hubs' dispatchers that it has handed connections to, and not woken yet.
     handed_to: dict[Dispatcher, None]
     #: The teams of servers that have clones here, and are open.
     servers: dict[Team[Any], None]
     #: Its teams that have turns, as far as they know: those of servers that accept, and
     #: `singles`.
-    seated: dict[Team[Any], None]
+    admitted: dict[Team[Any], None]
     singles: Team[Any]
     #: Whether its clones have turns, as far as the hub is concerned.
     has_turns: bool
@@ -148,7 +148,7 @@ class Dispatcher(Protocol):
     def abandon(self) -> None:
         """Its loop is not run in this process."""
 
-    def take_back_jobs(self) -> list[Handed]:
+    def reclaim_jobs(self) -> list[PendingConnection]:
         """Take away connections whose handlers have not begun."""
 
     def send(self, call: Any) -> bool: ...
@@ -160,23 +160,23 @@ class Dispatcher(Protocol):
         """The ring has changed: have its hub watch the socket, if it ought to and doesn't."""
 
 
-class Standby(Dispatcher, Protocol):
-    """What takes the duty when a hub is stalled; see `glb.accept.watchdog`."""
+class Watchdog(Dispatcher, Protocol):
+    """What takes the lead when a hub is stalled; see `glb.accept.watchdog`."""
 
     @property
     def thread_of_its_own(self) -> Any: ...
 
-    #: Whether it looks who lets connections lie.
+    #: Whether it looks for hubs that are too slow.
     is_ticking: bool
 
     def arm_locked(self) -> None:
-        """Begin to look who lets connections lie."""
+        """Start to look for hubs that are too slow."""
 
     def later(self, delay: float, call: Any) -> bool:
         """Have *call* called *delay* seconds from now, in a hub that turns. From any thread."""
 
 
-class Handed:
+class PendingConnection:
     """A connection between the accept queue and its handler.
 
     It has the plain socket, and not the number of its descriptor: the socket object is its only

@@ -33,10 +33,10 @@ from typing import Any, Final, Protocol
 
 from gevent import get_hub
 
-from ..net.connection import accept_plain
+from ..net.connection import accept_plain, kind_of
 from ..originals import monotonic
 from .handover import HandOver
-from .protocols import Handed, Member
+from .protocols import Member, PendingConnection
 from .readiness_event import ReadinessEvent
 
 __all__ = ["Accepted", "Readiness", "in_order"]
@@ -194,7 +194,7 @@ class Readiness:
                 first.clone.readiness.give_turn(first, self._next_connection())
 
     def _first_polled(self) -> OfHub | None:
-        """Return the part of the clone whose turn it is; ``None`` if the line is empty.
+        """Return the part of the clone that is next; ``None`` if the line is empty.
 
         Raises:
             BlockingIOError: It isn't polled: the dispatcher gives this turn.
@@ -246,9 +246,11 @@ class Readiness:
             return 1, 0
         return 0 if clone.keeps_place else 2, clone.place
 
-    def _next_connection(self) -> Handed:
+    def _next_connection(self) -> PendingConnection:
         entry = self.entry
-        return self._turns.take_waiting() or Handed(*accept_plain(entry.accept, entry.kind))
+        return self._turns.take_waiting() or PendingConnection(
+            *accept_plain(entry.accept, kind_of(entry.pristine))
+        )
 
     def _note_poll_nowait(self) -> None:
         now = monotonic()
@@ -319,7 +321,7 @@ class Readiness:
 
     # -- pending connections -------------------------------------------------------------------
 
-    def give_turn(self, of_hub: OfHub, handed: Handed) -> None:
+    def give_turn(self, of_hub: OfHub, handed: PendingConnection) -> None:
         """Have the connection of its turn pending. With the lock held, in any thread."""
         turns = self._turns
         turns.accepted_before += 1
@@ -368,7 +370,7 @@ class Readiness:
         """Leave pending connections to the next ready clones."""
         turns = self._turns
         with turns.lock:
-            turns.put_back_locked([Handed(*accepted) for accepted in self.take_all()])
+            turns.put_back_locked([PendingConnection(*accepted) for accepted in self.take_all()])
         self.changed()
 
     def changed(self) -> None:

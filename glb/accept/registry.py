@@ -1,7 +1,7 @@
 """The registry: the only process-wide state, and the only owner of pristine sockets.
 
-For each open address it keeps an `Entry`: the pristine socket, which nobody accepts on for
-the registry's sake, and a `Share` for each clone. The rules that always hold:
+For each open address it keeps an `Entry`: the pristine socket, on which the registry
+itself never accepts, and a `Share` for each clone. The rules that always hold:
 
 * An entry is in the registry exactly as long as it has a share. With the last share its
   socket is closed in the same critical section in which it was counted out, so the address
@@ -35,7 +35,6 @@ from ..model import accept_errors
 from ..model.address import AF_UNIX, Address, Key, unmap
 from ..model.stats import EntryStats
 from ..net import sockets
-from ..net.connection import kind_of
 from ..net.spare_fd import Reserve
 from ..originals import RLock, native_ident
 from .handover import HandOver
@@ -50,7 +49,7 @@ class Closable(Protocol):
 
 
 class Share:
-    """One clone's part in an entry. Whoever acquired it releases it; twice is harmless."""
+    """One clone's part in an entry. Its owner releases it; twice is harmless."""
 
     __slots__ = ("__weakref__", "entry", "held_by", "thread")
 
@@ -82,19 +81,17 @@ class Entry:
         self.key: Final = key
         self.shared: Final = shared
         self.address: Final[Any] = pristine.getsockname()
-        #: Accepts a connection from the kernel, and of what kind that is: as
-        #: `glb.net.connection.accept_plain` takes them.
+        #: Accepts a connection from the kernel, as `glb.net.connection.accept_plain` takes it.
         self.accept: Callable[[], tuple[int, Any]] = pristine._accept  # type: ignore[attr-defined]  # not in the stubs
-        self.kind: Final = kind_of(pristine)
         #: The length that was last given to listen(2). Of a socket that was handed in nobody
         #: knows it, and the default stands here, so that joining doesn't lower it.
         self.backlog = 0
-        #: Who is next, on whichever hub.
+        #: The order of turns, and connections on their way to other hubs.
         self.turns: Final = HandOver(registry.lock)
         #: What is in the log already of accepts that fail.
         self.failures: Final = accept_errors.Episode()
         self.is_closed = False
-        #: Whether the kernel's socket is open elsewhere too: handed in by somebody, detached,
+        #: Whether the kernel's socket is open elsewhere too: handed in, detached,
         #: or copied by a fork. Then letting go of it here doesn't free the address.
         self.outlives_us = not owns_file
         #: Other threads' dispatchers that still watch the descriptor: the last one closes it.
@@ -102,7 +99,7 @@ class Entry:
         self._shares: set[Share] = set()
         self._refuses_newcomers = False
         self._keeps_reserve = False
-        # Who removes a Unix socket's file; a child of this process doesn't.
+        # The process that removes a Unix socket's file; a child of it doesn't.
         self._file_owner = os.getpid() if owns_file else None
 
     @property
@@ -113,7 +110,7 @@ class Entry:
         return f"<Entry of {self.address!r}, {self.clones} clones>"
 
     def refuse_newcomers(self) -> bool:
-        """Let nobody new into the accept queue, until somebody joins or it is closed.
+        """Let no new client into the accept queue, until a clone joins or it is closed.
 
         Where the kernel can't, or the socket is others' as well, nothing happens.
 
@@ -126,7 +123,7 @@ class Entry:
             return self._refuses_newcomers
 
     def keep_reserve(self) -> None:
-        """Have the reserve kept until the entry is closed: somebody is going to accept.
+        """Have the reserve kept until the entry is closed: a dispatcher is going to accept.
 
         It is the entry's and not each hub's, since a thread may end without a word.
         """
@@ -187,7 +184,7 @@ class Entry:
             self.pristine.close()  # last: EBADF, if its number was closed elsewhere
 
     def disown(self) -> None:
-        """Leave the kernel's socket, and its file, to somebody who has a descriptor too."""
+        """Leave the kernel's socket, and its file, to another owner of a descriptor."""
         self.outlives_us = True
         self._file_owner = None
 
@@ -210,7 +207,7 @@ class Entry:
 
 
 class Registry:
-    """Open addresses, and who shares them."""
+    """Open addresses, and their shares."""
 
     def __init__(self) -> None:
         self.lock: Any = RLock()
@@ -234,7 +231,7 @@ class Registry:
             backlog: Length of the accept queue, in connections; ``None`` is what the kernel
                 allows. Joining an open address raises its backlog and never lowers it.
             shared: Join the shared entry of this address if there is one, and let others
-                join. Otherwise the entry is nobody else's.
+                join. Otherwise no other clone joins it.
             reuse_port: Set SO_REUSEPORT on a new socket, where the kernel balances by it.
             reuse_addr: Set SO_REUSEADDR on a new socket, where it means what it says.
 
@@ -283,11 +280,11 @@ class Registry:
         backlog: int = sockets.DEFAULT_BACKLOG,
         key: Key | None = None,
     ) -> Share:
-        """Return a share in somebody's listening *descriptor*, which stays theirs.
+        """Return a share in a listening *descriptor*, which stays the caller's.
 
         Args:
             backlog: What its accept queue is long, in connections. Where that isn't known,
-                nobody makes it shorter by joining.
+                joining never makes it shorter.
             key: That of its address, if the caller knows it.
 
         Raises:
@@ -328,7 +325,7 @@ class Registry:
             self._raise_backlog_locked(entry, backlog)
 
     def set_backlog(self, entry: Entry, backlog: int) -> None:
-        """Make *entry*'s accept queue *backlog* long; who waits in it stays there."""
+        """Make *entry*'s accept queue *backlog* long; clients that wait in it stay there."""
         with self.lock:
             entry.pristine.listen(backlog)
             entry.backlog = backlog
@@ -389,7 +386,7 @@ class Registry:
             entry = Entry(self, pristine, key=key, shared=shared, owns_file=owns_file)
             entry.backlog = backlog
             share = entry.acquire_locked(native_ident())
-            assert share is not None, "it was made here, and nobody else has it"
+            assert share is not None, "it was made here, and is not shared yet"
         except BaseException:
             if owns_file and pristine.family == AF_UNIX:
                 sockets.unlink(sockets.bound_address(pristine))

@@ -1,14 +1,14 @@
-"""The ring: whose turn it is.
+"""The ring: the order of turns.
 
 *The next connection goes to the ready clone that has waited longest.* While all clones
 are ready that is 0, 1, ..., N-1, 0, 1, ... without exception. A clone that is not ready is
 passed over, never waited for, and comes back at the end of the line. One that was away when
-nobody behind it had a turn has not been passed over, and may have its place back: `Ring.join`.
+no clone behind it had a turn has not been passed over, and may have its place back: `Ring.join`.
 
 Clones that are ready or not *together*, those of one server, form a `Team`: a server whose
 pool is full takes its whole team out of the ring in one step, and puts it back in one,
-however many clones it has. `Ring.first`, `Ring.rotate`, `join`, `leave`, `seat` and
-`unseat` cost O(1) in clones, and O(log teams) where several servers share an address.
+however many clones it has. `Ring.first`, `Ring.rotate`, `join`, `leave`, `admit` and
+`suspend` cost O(1) in clones, and O(log teams) where several servers share an address.
 
 The ring knows no sockets, no hubs and no time: it counts turns. It has no lock: see
 `glb.accept.turns`, whose it is.
@@ -25,8 +25,8 @@ __all__ = ["Ring", "Team"]
 
 M = TypeVar("M")
 
-# Since when a clone waits: the count at which it joined, or at which its team was seated if
-# that was later, and then the first again: clones of teams that were seated together keep the
+# Since when a clone waits: the count at which it joined, or at which its team was admitted if
+# that was later, and then the first again: clones of teams that were admitted together keep the
 # order in which they joined. No two are equal, so the teams behind them are never compared.
 Since = tuple[int, int]
 
@@ -34,18 +34,18 @@ Since = tuple[int, int]
 class Team(Generic[M]):
     """Ready clones that leave the ring, and come back, as one. Of one ring for its life."""
 
-    __slots__ = ("__weakref__", "is_sorted", "line", "listed", "seated", "since")
+    __slots__ = ("__weakref__", "admitted", "is_sorted", "line", "listed", "since")
 
-    def __init__(self, *, seated: bool = True) -> None:
+    def __init__(self, *, admitted: bool = True) -> None:
         #: The ready clones, longest waiting first, each with the count at which it joined.
         self.line: OrderedDict[M, int] = OrderedDict()
         #: Whether its clones have turns now.
-        self.seated = seated
-        #: The count at which the team was last seated. Nobody in it has waited longer.
+        self.admitted = admitted
+        #: The count at which the team was last admitted. No clone in it has waited longer.
         self.since = 0
         #: Whether the ring's heap has an entry for it.
         self.listed = False
-        #: Whether nobody has come back to a place before others since `sort`.
+        #: Whether no clone has come back to a place before others since `sort`.
         self.is_sorted = True
 
     def take_back(self, member: M, joined: int) -> None:
@@ -56,7 +56,7 @@ class Team(Generic[M]):
         line[member] = joined
 
     def sort(self) -> None:
-        """Put those in order who came back to their places."""
+        """Put clones that came back to their places in order."""
         if not self.is_sorted:
             self.is_sorted = True
             for member, _ in sorted(self.line.items(), key=lambda entry: entry[1]):
@@ -74,20 +74,20 @@ class Ring(Generic[M]):
 
     def __init__(self) -> None:
         self._count = 0
-        # The highest count since which anybody has waited who has had a turn.
+        # The highest count since which a clone has waited that has had a turn.
         self._last_served = 0
-        # One entry for each seated team that has a ready clone, perhaps more. Since when it
+        # One entry for each admitted team that has a ready clone, perhaps more. Since when it
         # waits may lag behind its team's, never run ahead, so what is on top is
         # either right or shows that it isn't.
-        self._heap: list[tuple[Since, Team[M]]] = []
-        # Unless somebody has come back to its place: then it is made anew before it is asked.
+        self._by_wait: list[tuple[Since, Team[M]]] = []
+        # Whether a clone has come back to its place: then it is made anew before it is used.
         self._is_stale = False
 
     def join(self, team: Team[M], member: M, place: int | None = None) -> None:
         """Put *member* at the end of the line, unless it stands there already.
 
         Args:
-            place: What `leave` returned. It gets that place again, unless somebody behind it
+            place: What `leave` returned. It gets that place again, unless a clone behind it
                 has had a turn: then it was passed over. (Where turns are not dealt in this
                 order, by another policy, that may have been before it left.)
         """
@@ -103,13 +103,13 @@ class Ring(Generic[M]):
     def leave(self, team: Team[M], member: M) -> int | None:
         """Take *member* out of the line; return its place, or ``None`` if it had none there.
 
-        A team that was seated again has lost the places that its clones had before.
+        A team that was admitted again has lost the places that its clones had before.
         """
         joined = team.line.pop(member, None)
         return joined if joined is not None and joined > team.since else None
 
     def rotate(self, team: Team[M], member: M) -> None:
-        """Send *member*, who had its turn, from wherever it stands to the end of the line."""
+        """Send *member*, which had its turn, from wherever it stands to the end of the line."""
         line = team.line
         if member in line:
             waited_since = line[member] if line[member] > team.since else team.since
@@ -133,44 +133,44 @@ class Ring(Generic[M]):
         if place is None or place <= self._last_served:
             return False
         member = self.first()
-        return member is None or (place, place) < self._heap[0][1].waits_since
+        return member is None or (place, place) < self._by_wait[0][1].waits_since
 
-    def seat(self, *teams: Team[M]) -> None:
-        """Let *teams* have turns, all clones in the order they kept, behind all who wait."""
+    def admit(self, *teams: Team[M]) -> None:
+        """Let *teams* have turns, all clones in the order they kept, behind all that wait."""
         now = self._next_count()
         for team in teams:
-            if not team.seated:
-                team.seated = True
+            if not team.admitted:
+                team.admitted = True
                 team.since = now
                 self._list(team)
 
-    def unseat(self, team: Team[M]) -> None:
-        """Pass over all of *team* until it is seated again."""
-        team.seated = False
+    def suspend(self, team: Team[M]) -> None:
+        """Pass over all of *team* until it is admitted again."""
+        team.admitted = False
 
     def drop(self, team: Team[M]) -> None:
         """Forget *team*, which has no more turns here. O(teams)."""
-        team.seated = False
-        self._heap = [entry for entry in self._heap if entry[1] is not team]
-        heapq.heapify(self._heap)
+        team.admitted = False
+        self._by_wait = [entry for entry in self._by_wait if entry[1] is not team]
+        heapq.heapify(self._by_wait)
 
     def first(self) -> M | None:
         """Return the ready clone that has waited longest, or ``None``."""
         if self._is_stale:
             self._is_stale = False
-            teams = [team for _, team in self._heap]
+            teams = [team for _, team in self._by_wait]
             for team in teams:
                 team.listed = bool(team.line)
-            self._heap = [(team.waits_since, team) for team in teams if team.line]
-            heapq.heapify(self._heap)
-        heap = self._heap
-        while heap:
-            since, team = heap[0]
-            if not team.seated or not team.line:
-                heapq.heappop(heap)
+            self._by_wait = [(team.waits_since, team) for team in teams if team.line]
+            heapq.heapify(self._by_wait)
+        by_wait = self._by_wait
+        while by_wait:
+            since, team = by_wait[0]
+            if not team.admitted or not team.line:
+                heapq.heappop(by_wait)
                 team.listed = False
-            elif len(heap) > 1 and since != (now := team.waits_since):
-                heapq.heapreplace(heap, (now, team))
+            elif len(by_wait) > 1 and since != (now := team.waits_since):
+                heapq.heapreplace(by_wait, (now, team))
             else:
                 if not team.is_sorted:
                     team.sort()
@@ -181,7 +181,7 @@ class Ring(Generic[M]):
         """Return the one of *teams* that has waited longest, or ``None``. O(teams)."""
         first: Team[M] | None = None
         for team in teams:
-            if not team.seated or not team.line:
+            if not team.admitted or not team.line:
                 continue
             team.sort()
             if first is None or team.waits_since < first.waits_since:
@@ -189,21 +189,21 @@ class Ring(Generic[M]):
         return None if first is None else next(iter(first.line))
 
     def __bool__(self) -> bool:
-        """Whether anybody is ready. O(teams): it asks nobody's place."""
-        return any(team.seated and team.line for _, team in self._heap)
+        """Whether a clone is ready. O(teams): it looks at no place."""
+        return any(team.admitted and team.line for _, team in self._by_wait)
 
     def ready(self) -> Iterator[M]:
         """Yield every ready clone, longest waiting first. O(N log teams)."""
-        lines = (_stamped(team) for _, team in self._heap if team.seated)
+        lines = (_stamped(team) for _, team in self._by_wait if team.admitted)
         return (member for _, member in heapq.merge(*lines, key=lambda entry: entry[0]))
 
     def __len__(self) -> int:
         """The number of ready clones."""
-        return sum(len(team.line) for _, team in self._heap if team.seated)
+        return sum(len(team.line) for _, team in self._by_wait if team.admitted)
 
     def _list(self, team: Team[M]) -> None:
-        if team.seated and team.line and not team.listed:
-            heapq.heappush(self._heap, (team.waits_since, team))
+        if team.admitted and team.line and not team.listed:
+            heapq.heappush(self._by_wait, (team.waits_since, team))
             team.listed = True
 
     def relist(self, teams: Iterable[Team[M]]) -> None:
@@ -211,7 +211,7 @@ class Ring(Generic[M]):
 
         See `glb.hubs.guard`: an exception may have struck in the middle of a change.
         """
-        listed = {id(team) for _, team in self._heap}
+        listed = {id(team) for _, team in self._by_wait}
         for team in teams:
             team.listed = id(team) in listed
             self._list(team)
@@ -221,8 +221,8 @@ class Ring(Generic[M]):
         return self._count
 
 
-def _since(joined: int, seated: int) -> Since:
-    return (joined if joined > seated else seated, joined)
+def _since(joined: int, admitted: int) -> Since:
+    return (joined if joined > admitted else admitted, joined)
 
 
 def _stamped(team: Team[M]) -> Iterator[tuple[Since, M]]:

@@ -1,8 +1,8 @@
 """Turns: the clone that is next at an address, on whichever hub, and the hub that accepts.
 
 The clones of an entry stand in one ring (see `glb.accept.ring`), on however many hubs they live. Of
-its dispatchers, one a hub, one is **on duty**: it accepts, and deals out. While all clones
-live on one hub that is its dispatcher's for good. As soon as there is a second hub, a **standby**
+its dispatchers, one a hub, one is **that leads**: it accepts, and deals out. While all clones
+live on one hub that is its dispatcher's for good. As soon as there is a second hub, a **watchdog**
 joins them, a dispatcher in a thread of its own that runs no handlers (see `glb.accept.watchdog`).
 
 What becomes of a connection that one hub has accepted for another is `glb.accept.handover`'s.
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from ..model.policy import Policy, least_loaded
-from .protocols import Dispatcher, Member, Standby
+from .protocols import Dispatcher, Member, Watchdog
 from .ring import Ring, Team
 
 __all__ = ["PATIENCE_SECONDS", "Turns"]
@@ -33,51 +33,51 @@ PATIENCE_SECONDS: Final = 0.01
 W = TypeVar("W")
 
 
-class _Wish(Generic[W]):
-    """What servers of one address wish, all of them the same."""
+class _SharedSetting(Generic[W]):
+    """A setting of an address, which is the same for all servers that give one."""
 
     def __init__(self) -> None:
-        self.what: W | None = None
-        self._wishes = 0
+        self.value: W | None = None
+        self._users = 0
 
-    def check(self, name: str, wish: W | None, address: object) -> None:
-        if wish is not None and self.what not in (None, wish):
+    def check(self, name: str, value: W | None, address: object) -> None:
+        if value is not None and self.value not in (None, value):
             raise ValueError(
-                f"{name} must be {_value(self.what)!r}, as it is for {address!r} already, "
-                f"got {_value(wish)!r}"
+                f"{name} must be {_shown(self.value)!r}, as it is for {address!r} already, "
+                f"got {_shown(value)!r}"
             )
 
-    def join(self, wish: W | None) -> None:
-        if wish is not None:
-            self.what = wish
-            self._wishes += 1
+    def join(self, value: W | None) -> None:
+        if value is not None:
+            self.value = value
+            self._users += 1
 
-    def leave(self, wish: W | None) -> None:
-        if wish is not None:
-            self._wishes -= 1
-            if self._wishes == 0:
-                self.what = None
+    def leave(self, value: W | None) -> None:
+        if value is not None:
+            self._users -= 1
+            if self._users == 0:
+                self.value = None
 
 
-def _value(wish: object) -> object:
-    return wish.value if isinstance(wish, Policy) else wish
+def _shown(value: object) -> object:
+    return value.value if isinstance(value, Policy) else value
 
 
 class Turns:
-    """Whose turn it is at one address."""
+    """The order of turns at one address."""
 
     def __init__(self, lock: Any) -> None:
         self.lock: Final = lock
         self.dispatchers: dict[object, Dispatcher] = {}
-        #: Who accepts; ``None`` without dispatchers.
-        self.on_duty: Dispatcher | None = None
+        #: The dispatcher that accepts; ``None`` without any.
+        self.leader: Dispatcher | None = None
         #: Only from the second hub on.
-        self.standby: Standby | None = None
-        #: How turns are dealt, while a server wishes it.
+        self.watchdog: Watchdog | None = None
+        #: How turns are dealt, while a server has set it.
         self.policy: Policy | None = None
         self.patience = PATIENCE_SECONDS
-        self._policies: _Wish[Policy] = _Wish()
-        self._patiences: _Wish[float] = _Wish()
+        self._policies: _SharedSetting[Policy] = _SharedSetting()
+        self._patiences: _SharedSetting[float] = _SharedSetting()
         #: The order of turns. Used with the lock held.
         self.ring: Final[Ring[Any]] = Ring()
 
@@ -92,33 +92,33 @@ class Turns:
         with self.lock:
             return 0 if self.is_paused else len(self.ring)
 
-    # -- what servers wish ---------------------------------------------------------------------
+    # -- settings of servers ---------------------------------------------------------------------
 
-    def join_wishes(self, policy: Policy | None, patience: float | None, address: object) -> None:
-        """Deal turns by *policy*, and with *patience*, until as many `leave_wishes`.
+    def join_settings(self, policy: Policy | None, patience: float | None, address: object) -> None:
+        """Deal turns by *policy*, and with *patience*, until as many `leave_settings`.
 
-        ``None`` has no wish.
+        ``None`` leaves a setting to other servers.
 
         Raises:
-            ValueError: A server on this address wishes for another. Nothing has changed.
+            ValueError: Another server on this address has set another. Nothing has changed.
         """
         with self.lock:
             self._policies.check("policy", policy, address)
             self._patiences.check("patience", patience, address)
             self._policies.join(policy)
             self._patiences.join(patience)
-            self._grant_locked()
+            self._apply_settings_locked()
 
-    def leave_wishes(self, policy: Policy | None, patience: float | None) -> None:
-        """Take wishes back."""
+    def leave_settings(self, policy: Policy | None, patience: float | None) -> None:
+        """Undo `join_settings`."""
         with self.lock:
             self._policies.leave(policy)
             self._patiences.leave(patience)
-            self._grant_locked()
+            self._apply_settings_locked()
 
-    def _grant_locked(self) -> None:
-        self.policy = self._policies.what
-        self.patience = self._patiences.what or PATIENCE_SECONDS
+    def _apply_settings_locked(self) -> None:
+        self.policy = self._policies.value
+        self.patience = self._patiences.value or PATIENCE_SECONDS
 
     # -- the ring, from any thread -----------------------------------------------------------
 
@@ -136,24 +136,24 @@ class Turns:
             return place
 
     def rotate(self, team: Team[Any], member: Member) -> None:
-        """Send *member* of *team*, who had its turn, to the end of the line."""
+        """Send *member* of *team*, which had its turn, to the end of the line."""
         with self.lock:
             self.ring.rotate(team, member)
 
-    def seat(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
+    def admit(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
         """Let all of *teams*, each with its dispatcher, have turns."""
         with self.lock:
             for dispatcher, team in teams:
-                dispatcher.seated[team] = None
-            self.ring.seat(*(team for dispatcher, team in teams if dispatcher.has_turns))
+                dispatcher.admitted[team] = None
+            self.ring.admit(*(team for dispatcher, team in teams if dispatcher.has_turns))
             self._look_locked()
 
-    def unseat(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
+    def suspend(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
         """Pass over all of *teams*."""
         with self.lock:
             for dispatcher, team in teams:
-                dispatcher.seated.pop(team, None)
-                self.ring.unseat(team)
+                dispatcher.admitted.pop(team, None)
+                self.ring.suspend(team)
             self._look_locked()
 
     def look_over_locked(self, dispatcher: Dispatcher) -> None:
@@ -162,78 +162,78 @@ class Turns:
         See `glb.hubs.guard`.
         """
         if dispatcher.has_turns:
-            self.ring.seat(*dispatcher.seated)
-        self.ring.relist(dispatcher.seated)
+            self.ring.admit(*dispatcher.admitted)
+        self.ring.relist(dispatcher.admitted)
 
     def drop(self, teams: Sequence[tuple[Dispatcher, Team[Any]]]) -> None:
         """Forget all of *teams*, for good."""
         with self.lock:
             for dispatcher, team in teams:
-                dispatcher.seated.pop(team, None)
+                dispatcher.admitted.pop(team, None)
                 self.ring.drop(team)
             self._look_locked()
 
     def next_locked(self) -> Any:
-        """Return the `Member` whose turn it is, or ``None``."""
+        """Return the `Member` that is next, or ``None``."""
         policy = self.policy
         if policy is None or policy is Policy.ROUND_ROBIN:
             return self.ring.first()
         if policy is Policy.LEAST_CONNECTIONS:
             return least_loaded(self.ring.ready())
         for dispatcher in self.dispatchers.values():
-            member = self.ring.first_of(dispatcher.seated)
+            member = self.ring.first_of(dispatcher.admitted)
             if member is not None:
                 return member
         return None
 
     @property
     def is_anybody_ready(self) -> bool:
-        """Whether `next_locked` would find somebody."""
+        """Whether `next_locked` would find a member."""
         with self.lock:
             return bool(self.ring)
 
     def _look_locked(self) -> None:
-        if self.standby is not None and self.standby is not self.on_duty:
+        if self.watchdog is not None and self.watchdog is not self.leader:
             self._relieve_locked()
-            self.standby.look_locked()
-        if self.on_duty is not None:
-            self.on_duty.look_locked()
+            self.watchdog.look_locked()
+        if self.leader is not None:
+            self.leader.look_locked()
 
-    # -- who accepts -------------------------------------------------------------------------
+    # -- the leader --------------------------------------------------------------------------
 
     def add_locked(self, hub: object, dispatcher: Dispatcher) -> None:
         """*dispatcher* is *hub*'s from now on."""
         self.dispatchers[hub] = dispatcher
-        if self.on_duty is None:
-            self.on_duty = dispatcher
+        if self.leader is None:
+            self.leader = dispatcher
 
-    def add_standby_locked(self, hub: object, standby: Standby) -> None:
+    def add_watchdog_locked(self, hub: object, watchdog: Watchdog) -> None:
         """There is a second hub, or about to be."""
-        self.dispatchers[hub] = standby
-        self.standby = standby
+        self.dispatchers[hub] = watchdog
+        self.watchdog = watchdog
         self._look_locked()
 
     def _forget_locked(self, dispatcher: Dispatcher) -> None:
-        for team in dispatcher.seated:
+        for team in dispatcher.admitted:
             self.ring.drop(team)
-        if dispatcher is self.standby:
-            self.standby = None
-        if dispatcher is self.on_duty:
-            self.on_duty = self.standby or next(iter(self.dispatchers.values()), None)
-            if self.on_duty is not None:
-                self.on_duty.wake_locked()
+        if dispatcher is self.watchdog:
+            self.watchdog = None
+        if dispatcher is self.leader:
+            self.leader = self.watchdog or next(iter(self.dispatchers.values()), None)
+            if self.leader is not None:
+                self.leader.wake_locked()
 
     def _relieve_locked(self) -> None:
         # The hub of a thread that has plain listeners only turns while it waits for a
         # connection, so it can't accept for others.
-        duty = self.on_duty
-        is_fit = duty is not None and bool(duty.servers)
-        if self.standby is not None and not is_fit and self.next_locked() is not None:
-            self.assign_locked(self.standby)
+        leader = self.leader
+        is_fit = leader is not None and bool(leader.servers)
+        if self.watchdog is not None and not is_fit and self.next_locked() is not None:
+            self.assign_locked(self.watchdog)
 
     def assign_locked(self, dispatcher: Dispatcher) -> None:
         """Have *dispatcher* accept from now on."""
-        self.on_duty = dispatcher
+        self.leader = dispatcher
         dispatcher.wake_locked()
 
     def find_fit_locked(self) -> Dispatcher | None:
@@ -251,7 +251,7 @@ class Turns:
 
     def _is_fit_locked(self, dispatcher: Dispatcher) -> bool:
         return (
-            not dispatcher.is_standby
+            not dispatcher.is_watchdog
             and dispatcher.has_turns
             and dispatcher.stalled_at is None
             and bool(dispatcher.servers)

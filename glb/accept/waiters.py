@@ -22,9 +22,9 @@ from gevent import Timeout, get_hub, getcurrent
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import Waiter
 
-from ..model.accept_errors import Episode, Heap, classify
+from ..model.accept_errors import AcceptErrorKind, Episode, classify
 from .dispatcher import Dispatcher
-from .protocols import Handed, Turn
+from .protocols import PendingConnection, Turn
 from .readiness import Accepted, Readiness
 from .registry import Entry
 from .ring import Team
@@ -358,7 +358,7 @@ class HubWaiters:
         self.settle()
         return False
 
-    def take(self, handed: Handed) -> bool:
+    def take(self, handed: PendingConnection) -> bool:
         return self.deliver(handed.sock, handed.address, handed.moves)
 
     def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:
@@ -400,11 +400,11 @@ class HubWaiters:
     def wants(self, error: OSError) -> bool:
         # A poller can't be given an error that may be over by the time it accepts: it goes on
         # waiting, while the dispatcher pauses. What is broken stays so.
-        return bool(self.waiters) and classify(error) is Heap.UNKNOWN
+        return bool(self.waiters) and classify(error) is AcceptErrorKind.UNKNOWN
 
     def accept_failed(self, error: BaseException) -> Turn:
         if not isinstance(error, OSError) or (
-            classify(error) is not Heap.BROKEN and not self.wants(error)
+            classify(error) is not AcceptErrorKind.BROKEN and not self.wants(error)
         ):
             raise error
         self.broken(error)
@@ -416,7 +416,7 @@ class HubWaiters:
         if self.waiters:
             self.dispatcher.turns.rotate(self.team, self)
             self.waiters[0].throw(error)  # it takes itself out
-        elif classify(error) is Heap.BROKEN:
+        elif classify(error) is AcceptErrorKind.BROKEN:
             number, text = error.errno, error.strerror
             # The next accept raises it.
             self.clone.cancel(lambda: OSError(number, text))

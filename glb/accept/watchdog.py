@@ -1,19 +1,20 @@
-"""The standby: sees to it that no connection waits for a hub that is stalled.
+"""The watchdog: keeps connections from waiting for a hub that is stalled.
 
 Where clones of two hubs share an address, a third hub joins them, in a thread of its own that
 runs no handlers. As long as all goes well it sleeps, or looks around once a tick. When
 
-* a hub lets a connection lie that it was handed, it is taken back (see `glb.accept.handover`);
-* the hub on duty doesn't accept while connections wait, the standby takes the duty;
+* a hub is too slow with a connection that it was handed, that is taken back (see
+  `glb.accept.handover`);
+* the leader doesn't accept while connections wait, the watchdog takes the lead;
 * nothing of the kind has happened for `CALM_SECONDS`, a hub gets it back: to accept where
   connections are handled as well spares them a switch between threads.
 
-It keeps the duty where only plain listeners of several hubs share an address: a thread that
+It keeps the lead where only plain listeners of several hubs share an address: a thread that
 loops over ``accept`` turns its hub while it waits there, and no longer.
 
 **Sleeping.** An idle process has no ticks but the guard's (`glb.hubs.guard`). They begin with a
 connection that one hub hands to another, or when one waits in the accept queue: until then the
-standby watches it too.
+watchdog watches it too.
 
 Source: Node's cluster, where a worker gets the next connection when it has acknowledged the
 last. (nginx and Envoy leave a connection to the worker that is stuck.)
@@ -31,7 +32,7 @@ from ..originals import monotonic
 from .dispatcher import Dispatcher
 from .registry import Entry
 
-__all__ = ["CALM_SECONDS", "Standby", "dispatcher_for"]
+__all__ = ["CALM_SECONDS", "Watchdog", "dispatcher_for"]
 
 # So long without a hub that let anything lie, and one of them may accept again. Each time that
 # trust is mistaken, connections wait for up to two ticks: one in a hundred of the time, at worst.
@@ -51,7 +52,7 @@ SLOW_TICKS: Final = 2
 # 5 s, with the default.
 MOST_DOUBLINGS: Final = 8
 
-# A tick that is late tells that the process was stopped, or that threads queue for the
+# A tick is late if the process was stopped, or that threads queue for the
 # interpreter: then the hubs could not turn either, and only each so many such ticks count.
 LATE_TICKS: Final = 4
 
@@ -61,7 +62,7 @@ QUIET_TICKS: Final = 20
 
 
 class _Look:
-    """What the standby saw of one dispatcher when it last looked."""
+    """What the watchdog saw of one dispatcher when it last looked."""
 
     def __init__(self) -> None:
         self._moves = (0, 0)
@@ -91,10 +92,10 @@ class _Look:
         return is_lying
 
 
-class Standby(Dispatcher):
+class Watchdog(Dispatcher):
     """A dispatcher without clones. It belongs to the hub of its own thread."""
 
-    is_standby = True
+    is_watchdog = True
 
     def __init__(self, entry: Entry, thread: HubThread) -> None:
         super().__init__(entry, thread.hub)
@@ -111,18 +112,18 @@ class Standby(Dispatcher):
         self._quiet = 0
 
     @classmethod
-    def start(cls, entry: Entry) -> Standby:
+    def start(cls, entry: Entry) -> Watchdog:
         """Return one in a thread of its own, which ends when it is closed."""
-        name = f"glb standby of {entry.address!r}"
-        # It is told to end with the registry's lock held.
+        name = f"glb watchdog of {entry.address!r}"
+        # `close` ends it with the registry's lock held.
         thread = HubThread(name, lock=entry.turns.lock).start()
         try:
-            standby = thread.call(lambda: cls(entry, thread))
+            watchdog = thread.call(lambda: cls(entry, thread))
         except BaseException:
             thread.end()
             raise
-        thread.at_exit = standby.close
-        return standby
+        thread.at_exit = watchdog.close
+        return watchdog
 
     def close(self) -> None:
         self._stop_ticking()
@@ -165,12 +166,12 @@ class Standby(Dispatcher):
     # -- watching ------------------------------------------------------------------------------
 
     def _is_to_watch(self) -> bool:
-        if self.turns.on_duty is self:
+        if self.turns.leader is self:
             return super()._is_to_watch()
         return not self.is_ticking and self.turns.is_anybody_ready
 
     def _on_readable(self) -> None:
-        if self.turns.on_duty is self:
+        if self.turns.leader is self:
             super()._on_readable()
         else:
             with self.turns.lock:
@@ -215,19 +216,19 @@ class Standby(Dispatcher):
                 if dispatcher.inbox or dispatcher.has_jobs:
                     is_quiet = False
             self._judge_locked(now)
-            if turns.on_duty is None:
+            if turns.leader is None:
                 turns.assign_locked(self)
-            elif turns.on_duty is not self:
-                self._judge_duty_locked()
+            elif turns.leader is not self:
+                self._judge_leader_locked()
             elif now - self._disturbed_at > CALM_SECONDS:
-                self._leave_duty_locked()
+                self._hand_lead_on_locked()
             moves = self._count_moves()
             is_quiet = is_quiet and moves == self._seen_moves
             self._seen_moves = moves
             self._quiet = self._quiet + 1 if is_quiet else 0
             if self._quiet >= QUIET_TICKS:
                 self._stop_ticking()
-        if turns.on_duty is self and turns.waiting:
+        if turns.leader is self and turns.waiting:
             self._on_readable()
         else:
             self._watch_while_ready()
@@ -250,27 +251,27 @@ class Standby(Dispatcher):
         # If no hub turns it lies well where it is: perhaps that one is back first.
         if stalled and turns.has_hub_that_turns_locked():
             for dispatcher in stalled:
-                turns.take_back_locked(dispatcher)
+                turns.reclaim_locked(dispatcher)
 
-    def _judge_duty_locked(self) -> None:
+    def _judge_leader_locked(self) -> None:
         turns = self.turns
-        duty = cast("Dispatcher", turns.on_duty)
+        leader = cast("Dispatcher", turns.leader)
         has_moved = self._count_moves() != self._seen_moves
-        if has_moved or duty.is_paused or turns.next_locked() is None:
+        if has_moved or leader.is_paused or turns.next_locked() is None:
             self._missed = 0
         elif turns.waiting or sockets.is_readable(self._entry.pristine):
             self._missed += 1
             if self._missed > 1:
                 self._missed = 0
                 self._disturbed_at = monotonic()
-                turns.stall_locked(duty)
+                turns.stall_locked(leader)
                 turns.assign_locked(self)
 
     def _count_moves(self) -> int:
-        duty = cast("Dispatcher | None", self.turns.on_duty)
-        return 0 if duty is None else duty.moves
+        leader = cast("Dispatcher | None", self.turns.leader)
+        return 0 if leader is None else leader.moves
 
-    def _leave_duty_locked(self) -> None:
+    def _hand_lead_on_locked(self) -> None:
         dispatcher = self.turns.find_fit_locked()
         if dispatcher is not None:
             self.turns.assign_locked(dispatcher)
@@ -279,14 +280,14 @@ class Standby(Dispatcher):
 def dispatcher_for(entry: Entry, hub: Any) -> Dispatcher:
     """Return *entry*'s dispatcher on *hub*, this thread's, attached; the caller detaches it.
 
-    With the second hub comes the standby.
+    With the second hub comes the watchdog.
 
     Raises:
         OSError: EBADF, when the entry is closed.
-        RuntimeError, OSError: There is no room for the standby's thread, or for its loop.
+        RuntimeError, OSError: There is no room for the watchdog's thread, or for its loop.
     """
     turns = entry.turns
-    standby: Standby | None = None
+    watchdog: Watchdog | None = None
     try:
         while True:
             with turns.lock:
@@ -295,17 +296,17 @@ def dispatcher_for(entry: Entry, hub: Any) -> Dispatcher:
                 turns.forget_dead_locked()
                 found = cast("Dispatcher | None", turns.dispatchers.get(hub))
                 is_second = found is None and bool(turns.dispatchers)
-                if not is_second or turns.standby is not None or standby is not None:
+                if not is_second or turns.watchdog is not None or watchdog is not None:
                     dispatcher = found or Dispatcher(entry, hub)
                     if found is None:
                         turns.add_locked(hub, dispatcher)
                     dispatcher.attach()
-                    if standby is not None and turns.standby is None:
-                        turns.add_standby_locked(standby.hub, standby)
-                        standby = None
+                    if watchdog is not None and turns.watchdog is None:
+                        turns.add_watchdog_locked(watchdog.hub, watchdog)
+                        watchdog = None
                     return dispatcher
             # Not within the lock, for which the new thread may ask as well.
-            standby = Standby.start(entry)
+            watchdog = Watchdog.start(entry)
     finally:
-        if standby is not None:
-            standby.send(standby.close)
+        if watchdog is not None:
+            watchdog.send(watchdog.close)

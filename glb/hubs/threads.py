@@ -1,10 +1,10 @@
 """Hub threads: native threads in which a gevent hub turns. The only module that starts any.
 
-A `HubThread` runs what it is sent, `~HubThread.send`, in its hub, until it is told to
+A `HubThread` makes the calls that it is sent, `~HubThread.send`, in its hub, until
 `~HubThread.end`; then its hub is destroyed and the thread is over. They are native threads
 under monkey patching, too.
 
-At the end of the interpreter all are told to end, and waited for: a thread that runs Python
+At the end of the interpreter all are ended, and waited for: a thread that runs Python
 while that is torn down crashes the process in some runs.
 
 State: the threads that run, in ``_running``, for that end alone. After a `fork` there are none.
@@ -51,7 +51,7 @@ class HubThread:
         on_system_error: Called in the thread with what ends a program in gevent's main hub,
             as ``KeyboardInterrupt`` and ``SystemExit``; the thread goes on.
         lock: What guards its state, native and re-entrant, so that a signal handler or a garbage
-            collection may strike inside. Who sends while holding a lock gives that one.
+            collection may strike inside. A thread that sends while holding a lock gives that one.
     """
 
     def __init__(
@@ -241,9 +241,9 @@ class HubThread:
         except BaseException as error:
             if self._on_system_error is not None:
                 self._on_system_error(error)
-        # Who refuses to die keeps a watcher, and a Timeout that nobody has closed is one without
-        # anybody: gevent's loop on libuv goes on as long as there is one, and would never be
-        # destroyed. (The one of the hub's thread pool is still needed to end that.)
+        # A greenlet that refuses to die keeps a watcher, and a Timeout that was never closed is one
+        # without a greenlet. gevent's loop on libuv goes on as long as there is one, and would
+        # never be destroyed. (The one of the hub's thread pool is still needed to end that.)
         is_only_timers = all(each.dead for each in left)
         for watcher in [*getattr(self.hub.loop, "_keepaliveset", ())]:
             if watcher.active and (not is_only_timers or type(watcher).__name__ == "timer"):

@@ -23,7 +23,7 @@ import enum
 import errno
 from typing import Final
 
-__all__ = ["AcceptErrorKind", "Episode", "Heap", "classify"]
+__all__ = ["AcceptErrorKind", "Episode", "classify"]
 
 
 class AcceptErrorKind(enum.Enum):
@@ -33,10 +33,6 @@ class AcceptErrorKind(enum.Enum):
     OUT_OF_ROOM = "out of room"
     BROKEN = "broken"
     UNKNOWN = "unknown"
-
-
-#: Its name in `glb.accept` and `glb.serve`.
-Heap = AcceptErrorKind
 
 
 def _errnos(*names: str) -> frozenset[int]:

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from gevent import getcurrent
 
-from ..accept.protocols import Handed, Turn
+from ..accept.protocols import PendingConnection, Turn
 from ..accept.registry import REGISTRY
 from ..accept.ring import Team
 from ..accept.turns import Turns
-from ..model.accept_errors import Episode, Heap, classify
+from ..model.accept_errors import AcceptErrorKind, Episode, classify
 from ..model.clone import CURRENT, Clone
 from ..model.states import State, before, of_clone
 from ..model.stats import CloneStats
@@ -83,7 +83,7 @@ class Acceptor:
         worker.acceptors[self] = None
         #: Its hub's, and its place in the ring, once the worker was opened.
         self.dispatcher: Any = None
-        self.team: Team[Any] = Team(seated=False)
+        self.team: Team[Any] = Team(admitted=False)
         #: Whether the program has a ``do_read`` of its own, as `has_room` has found.
         self.accepts_itself = False
         #: Whether a connection that it takes can't be reclaimed before its handler begins.
@@ -236,7 +236,7 @@ class Acceptor:
         if self.own is State.FULL:
             self._look_for_room()
 
-    def take(self, handed: Handed) -> bool:
+    def take(self, handed: PendingConnection) -> bool:
         if (self.workers.turn.worker or self.worker).is_closed:
             return False
         if self.accepts_itself:
@@ -281,7 +281,7 @@ class Acceptor:
             turn.acceptor = None
         return True
 
-    def _read_handed(self, handed: Handed) -> bool:
+    def _read_handed(self, handed: PendingConnection) -> bool:
         server = self.server
         turn = self.workers.turn
         turn.handed = handed
@@ -318,12 +318,12 @@ class Acceptor:
             and type(args[0]) is Connection
         )
 
-    def give_up(self, job: Job) -> Handed:
+    def give_up(self, job: Job) -> PendingConnection:
         """Return the connection of a *job* that won't be done here. The lock is held."""
         args, pool = job[-2:]
         connection, address = args
         moves = getattr(connection, "moves", 0)
-        handed = Handed(connection.give_up(), address, moves)
+        handed = PendingConnection(connection.give_up(), address, moves)
         self.reclaimed += 1
         worker = self.worker
         worker.reclaimed += 1
@@ -365,7 +365,7 @@ class Acceptor:
         if server.is_fatal_error(error):
             self.admission.fail(error)
             return Turn.PASSED
-        if classify(error) in (Heap.PEER_LEFT, Heap.OUT_OF_ROOM):
+        if classify(error) in (AcceptErrorKind.PEER_LEFT, AcceptErrorKind.OUT_OF_ROOM):
             raise error
         self.admission.accept_failed(error)
         # With a negative delay the server goes on, at the next wake-up: as gevent.

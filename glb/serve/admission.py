@@ -79,6 +79,8 @@ class Admission:
         self.lingers = False
         #: What was reported already of accepts that failed.
         self.failures = Episode()
+        # Whether its listener was found broken, since it was opened.
+        self._has_failed = False
         self._timer: Any = None
         # When a pause is over, on the monotonic clock.
         self._until = FOREVER
@@ -112,7 +114,7 @@ class Admission:
         """
         server = self.server
         self.turns = turns
-        self.is_drained = False
+        self.is_drained = self._has_failed = False
         self.is_ending = is_ending
         rate = server.accept_rate
         self.bucket = None if rate is None else Bucket(rate, monotonic())
@@ -170,14 +172,14 @@ class Admission:
             self._until = FOREVER if delay is None else monotonic() + delay
             episode = self._episode
             if state is State.ACCEPTING:
-                turns.seat(opened)
+                turns.admit(opened)
             else:
-                turns.unseat(opened)
-            standby = turns.standby
+                turns.suspend(opened)
+            watchdog = turns.watchdog
         home = opened[0][0]
-        if delay is not None and standby is not None and len(self._workers) > 1:
+        if delay is not None and watchdog is not None and len(self._workers) > 1:
             # Its first hub may be stalled, and the others be waiting for nothing else.
-            is_kept = standby.later(delay, functools.partial(self.accept_again, episode))
+            is_kept = watchdog.later(delay, functools.partial(self.accept_again, episode))
             delay = None if is_kept else delay
         home.run(functools.partial(self._entered, home, episode, delay))
 
@@ -204,11 +206,11 @@ class Admission:
         with REGISTRY.lock:  # or another thread could change the state in between
             turns, opened = self.turns, self._workers.opened()
             is_accepting = self.state is State.ACCEPTING
-            is_wrong = any((team in each.seated) is not is_accepting for each, team in opened)
+            is_wrong = any((team in each.admitted) is not is_accepting for each, team in opened)
             if turns is not None and is_wrong and is_accepting:
-                turns.seat(opened)
+                turns.admit(opened)
             elif turns is not None and is_wrong:
-                turns.unseat(opened)
+                turns.suspend(opened)
             self.expected = sum(worker.in_flight for worker in self._workers)
         bound = self._spawning.bound
         if isinstance(bound, HandlerPool):
@@ -340,8 +342,8 @@ class Admission:
     def look_for_room_soon(self) -> None:
         """What was on its way is not any more: if all was full, there may be room."""
         turns, home = self.turns, self._workers.home
-        if turns is not None and turns.standby is not None and len(self._workers) > 1:
-            turns.standby.send(self.look_for_room)
+        if turns is not None and turns.watchdog is not None and len(self._workers) > 1:
+            turns.watchdog.send(self.look_for_room)
         elif home is not None:
             home.send(self.look_for_room)
 
@@ -394,6 +396,10 @@ class Admission:
 
     def fail(self, error: BaseException) -> None:
         """The listener is broken: report it, and close the server, once."""
+        with REGISTRY.lock:  # hubs may fail at the same time
+            if self._has_failed:
+                return
+            self._has_failed = True
         server = self.server
         server.loop.handle_error(server, type(error), error, error.__traceback__)
         name = str(server)

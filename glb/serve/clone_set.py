@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from ..accept.descriptor import is_adopted
-from ..accept.dispatcher import count_connections
 from ..accept.listener import Listener
 from ..accept.registry import REGISTRY, Entry
+from ..accept.reports import count_connections
 from ..model.address import Address
 from ..model.clone import Clone
 from ..model.limits import check_places
@@ -133,7 +133,7 @@ class CloneSet:
             listeners += (Place(entry) for _ in range(server.hubs, server.clones))
             if server.nodelay:
                 set_nodelay(sock)
-            entry.turns.join_wishes(self.policy, server.patience, entry.address)
+            entry.turns.join_settings(self.policy, server.patience, entry.address)
         except BaseException:
             opened = [*listeners, self.handed_in]
             self.handed_in = given
@@ -175,7 +175,7 @@ class CloneSet:
 
         def close() -> None:
             if listeners:
-                listeners[0].entry.turns.leave_wishes(*self._wishes)
+                listeners[0].entry.turns.leave_settings(*self._wishes)
             self.close_each([*listeners, handed_in])
 
         return close

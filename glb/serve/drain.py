@@ -235,7 +235,7 @@ class Draining:
         """Leave for *state*, and see to the end of its handlers, and of its threads."""
         workers = [*self._workers]
         turns, home = self._admission.turns, workers[0]
-        standby = None if turns is None else turns.standby
+        watchdog = None if turns is None else turns.watchdog
         here = [worker for worker in workers if worker.is_here]
         if state is State.DRAINING:
             self._admission.close(state)  # replies say so from now on
@@ -265,8 +265,8 @@ class Draining:
         if home_ends is not None:
             home_ends(None)
         threads = [worker.thread for worker in workers if worker not in here and worker.thread]
-        if turns is not None and turns.is_closed and standby is not None:
-            threads.append(standby.thread_of_its_own)
+        if turns is not None and turns.is_closed and watchdog is not None:
+            threads.append(watchdog.thread_of_its_own)
         for thread in threads:
             if not self._wait_for(thread, plan):
                 with REGISTRY.reserve.lend():  # for the log's file

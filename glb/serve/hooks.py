@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..accept.protocols import Handed
+from ..accept.protocols import PendingConnection
 from ..model.states import State
 from ..originals import Local
 
@@ -80,7 +80,7 @@ class Turn:
     #: The acceptor that has its turn.
     acceptor: Any = None
     #: A connection that was accepted for it, and is not read yet.
-    handed: Handed | None = None
+    handed: PendingConnection | None = None
     #: The worker of this hub, once it was opened.
     worker: HubWorker | None = None
     #: The pause for which the server stops accepting: its state, and its length in seconds.

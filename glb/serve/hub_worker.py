@@ -88,7 +88,7 @@ class HubWorker:
         #: The clones that live here, and those that did and may have handlers still.
         self.acceptors: dict[Served, None] = {}
         #: Its clones, in the ring; a new one each time it is opened.
-        self.team: Team[Any] = Team(seated=False)
+        self.team: Team[Any] = Team(admitted=False)
         #: Only while it is open.
         self.dispatcher: Dispatcher | None = None
         self.handlers: Handlers | None = None
@@ -155,7 +155,7 @@ class HubWorker:
         else:
             self.idle = IdleConnections(get_hub(), client_timeout)
         # A ring's own from here on; a server that starts again brings a new one.
-        self.team = Team(seated=False)
+        self.team = Team(admitted=False)
         with dispatcher.turns.lock:
             dispatcher.servers[self.team] = None
         self.dispatcher = dispatcher

@@ -26,7 +26,7 @@ from .contenders import Contender, Question
 from .figures import spread
 from .stall import Timeline, block
 
-#: Until a server is done with what comes after the last reply, in seconds. glb's standby looks
+#: Until a server is done with what comes after the last reply, in seconds. glb's watchdog looks
 #: around for 0.1 s more, which is part of the price.
 SETTLE_SECONDS: Final = 0.15
 

@@ -144,9 +144,9 @@ class Checks:
             "an entry's clones are its servers'", entry.clones == clones, (entry.clones, clones)
         )
         turns: Any = entry.turns
-        on_duty = turns.on_duty
+        leader = turns.leader
         dispatchers = [*turns.dispatchers.values()]
-        self._hold("who is on duty is there", on_duty in dispatchers, on_duty)
+        self._hold("the leader is there", leader in dispatchers, leader)
         self._hold("no connection is pending", turns.pending == 0, turns.pending)
         inboxes: Counter[Any] = Counter()
         for each in dispatchers:
@@ -167,7 +167,7 @@ class Checks:
         self._hold("an inbox holds servers'", not inboxes, inboxes)
         self._look_at_ring(service, entry)
         is_ready = any(
-            each.team.line and each.team.seated
+            each.team.line and each.team.admitted
             for server in service.servers
             for each in server.glb_engine.workers
         )
@@ -193,7 +193,7 @@ class Checks:
         # The thread of its hub counts the last one out before it waits for the lock.
         self._stays(
             "a dispatcher is somebody's",
-            dispatcher.is_standby or dispatcher._users > 0,
+            dispatcher.is_watchdog or dispatcher._users > 0,
             id(dispatcher),
             f"{dispatcher._users} users",
         )
@@ -201,7 +201,7 @@ class Checks:
         self._hold("no more parked than may be", len(handlers) <= MAX_PARKED, len(handlers))
         self._stays(
             "handlers have a server",
-            dispatcher.is_standby or handlers._users > 0,
+            dispatcher.is_watchdog or handlers._users > 0,
             id(handlers),
             f"{handlers._users} users",
         )
@@ -218,7 +218,7 @@ class Checks:
         turns: Any = entry.turns
         ring = turns.ring
         lines: Counter[Any] = Counter()
-        listed: Counter[Any] = Counter(team for _, team in ring._heap)
+        listed: Counter[Any] = Counter(team for _, team in ring._by_wait)
         teams = {each.singles for each in turns.dispatchers.values()}
         ready = 0
         for server in service.servers:
@@ -226,12 +226,12 @@ class Checks:
                 if worker.dispatcher is not None:
                     teams.add(worker.team)
                     self._look_at_team(server, worker, listed)
-                    ready += len(worker.team.line) if worker.team.seated else 0
+                    ready += len(worker.team.line) if worker.team.admitted else 0
         for team in {*teams, *listed}:
             lines.update([*team.line])
             self._hold(
                 "only servers that are open have turns",
-                team in teams or not (team.seated and team.line),
+                team in teams or not (team.admitted and team.line),
                 [*team.line],
             )
         for server in service.servers:
@@ -261,11 +261,11 @@ class Checks:
         self._hold("an open server is its dispatcher's", team in dispatcher.servers, where)
         self._hold(
             "teams of those that accept have turns",
-            (team in dispatcher.seated) == accepts
-            and team.seated == (accepts and dispatcher.has_turns),
-            f"{where}: {team in dispatcher.seated}, {team.seated}, {dispatcher.has_turns}",
+            (team in dispatcher.admitted) == accepts
+            and team.admitted == (accepts and dispatcher.has_turns),
+            f"{where}: {team in dispatcher.admitted}, {team.admitted}, {dispatcher.has_turns}",
         )
-        is_to_be_listed = team.seated and bool(team.line)
+        is_to_be_listed = team.admitted and bool(team.line)
         self._hold(
             "the ring knows each team that has turns, once",
             listed[team] == 1 if is_to_be_listed else listed[team] <= 1,

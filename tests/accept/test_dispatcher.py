@@ -26,9 +26,10 @@ from gevent.exceptions import LoopExit
 from gevent.hub import Hub
 
 import glb
-from glb.accept.dispatcher import MOST_LEFT_IN_A_ROW, Dispatcher, count_connections
+from glb.accept.dispatcher import MOST_LEFT_IN_A_ROW, Dispatcher
 from glb.accept.listener import Listener
 from glb.accept.registry import REGISTRY
+from glb.accept.reports import count_connections
 from glb.hubs.signals import Signal
 from glb.monkey import selectors as polls
 from glb.net.sockets import address_of

@@ -399,18 +399,18 @@ def test_an_address_has_one_policy(registry: Registry) -> None:
     share = open_share(registry, LOCAL)
     policies: list[Policy | None] = []
     entry = share.entry
-    entry.turns.join_wishes(None, None, share.entry.address)
+    entry.turns.join_settings(None, None, share.entry.address)
     policies.append(entry.turns.policy)
-    entry.turns.join_wishes(Policy.LEAST_CONNECTIONS, None, share.entry.address)
-    entry.turns.join_wishes(Policy.LEAST_CONNECTIONS, None, share.entry.address)
-    entry.turns.join_wishes(None, None, share.entry.address)
+    entry.turns.join_settings(Policy.LEAST_CONNECTIONS, None, share.entry.address)
+    entry.turns.join_settings(Policy.LEAST_CONNECTIONS, None, share.entry.address)
+    entry.turns.join_settings(None, None, share.entry.address)
     with pytest.raises(ValueError, match=r"'least_connections'.*'round_robin'"):
-        entry.turns.join_wishes(Policy.ROUND_ROBIN, None, share.entry.address)
-    entry.turns.leave_wishes(Policy.LEAST_CONNECTIONS, None)
-    entry.turns.leave_wishes(None, None)
+        entry.turns.join_settings(Policy.ROUND_ROBIN, None, share.entry.address)
+    entry.turns.leave_settings(Policy.LEAST_CONNECTIONS, None)
+    entry.turns.leave_settings(None, None)
     policies.append(entry.turns.policy)
-    entry.turns.leave_wishes(Policy.LEAST_CONNECTIONS, None)
-    entry.turns.join_wishes(Policy.ROUND_ROBIN, None, share.entry.address)
+    entry.turns.leave_settings(Policy.LEAST_CONNECTIONS, None)
+    entry.turns.join_settings(Policy.ROUND_ROBIN, None, share.entry.address)
     policies.append(entry.turns.policy)
     assert policies == [None, Policy.LEAST_CONNECTIONS, Policy.ROUND_ROBIN]
     registry.release(share)

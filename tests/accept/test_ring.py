@@ -24,7 +24,7 @@ from ..support.helpers import turns
 
 
 def ring_of(*members: object) -> tuple[Ring[Any], Team[Any]]:
-    """Return a ring with one seated team of *members*, who joined in this order."""
+    """Return a ring with one admitted team of *members*, who joined in this order."""
     ring: Ring[Any] = Ring()
     team: Team[Any] = Team()
     for member in members:
@@ -121,12 +121,12 @@ def test_the_last_to_leave_empties_the_ring() -> None:
 # -- teams ----------------------------------------------------------------------------------
 
 
-def test_an_unseated_team_is_passed_over_as_one() -> None:
+def test_an_unadmitted_team_is_passed_over_as_one() -> None:
     """A full server leaves the ring in one step, and its neighbours go on."""
     ring, team = ring_of("a1", "a2")
     other: Team[Any] = Team()
     ring.join(other, "b1")
-    ring.unseat(team)
+    ring.suspend(team)
     assert ring.first() == "b1"
     assert order(ring) == ["b1"]
     assert len(ring) == 1
@@ -137,57 +137,57 @@ def test_a_team_comes_back_behind_all_who_wait_in_the_order_it_kept() -> None:
     ring, team = ring_of("a1", "a2", "a3")
     take_turn(ring, team)
     other: Team[Any] = Team()
-    ring.unseat(team)
+    ring.suspend(team)
     ring.join(other, "b1")
     ring.join(other, "b2")
-    ring.seat(team)
+    ring.admit(team)
     assert order(ring) == ["b1", "b2", "a2", "a3", "a1"]
 
 
 def test_seating_twice_keeps_the_places() -> None:
-    """A team that is seated already doesn't fall behind."""
+    """A team that is admitted already doesn't fall behind."""
     ring, team = ring_of("a1", "a2")
     other: Team[Any] = Team()
     ring.join(other, "b1")
-    ring.seat(team)
+    ring.admit(team)
     assert order(ring) == ["a1", "a2", "b1"]
 
 
 def test_unseating_twice_is_once() -> None:
-    """One `seat` brings a team back, however often it was sent away."""
+    """One `admit` brings a team back, however often it was sent away."""
     ring, team = ring_of("a1")
-    ring.unseat(team)
-    ring.unseat(team)
+    ring.suspend(team)
+    ring.suspend(team)
     assert ring.first() is None
-    ring.seat(team)
+    ring.admit(team)
     assert ring.first() == "a1"
 
 
-def test_who_joins_an_unseated_team_has_no_turn_until_it_is_seated() -> None:
+def test_who_joins_an_unadmitted_team_has_no_turn_until_it_is_admitted() -> None:
     """Clones of a server that has not started wait with it, in the order in which they came."""
     ring: Ring[str] = Ring()
-    team: Team[str] = Team(seated=False)
+    team: Team[str] = Team(admitted=False)
     ring.join(team, "a1")
     ring.join(team, "a2")
     assert (ring.first(), order(ring), len(ring)) == (None, [], 0)
-    ring.seat(team)
+    ring.admit(team)
     assert (ring.first(), order(ring), len(ring)) == ("a1", ["a1", "a2"], 2)
 
 
-def test_who_leaves_an_unseated_team_does_not_come_back_with_it() -> None:
+def test_who_leaves_an_unadmitted_team_does_not_come_back_with_it() -> None:
     """A clone that was paused while its server was full stays paused."""
     ring, team = ring_of("a1", "a2")
-    ring.unseat(team)
+    ring.suspend(team)
     ring.leave(team, "a1")
-    ring.seat(team)
+    ring.admit(team)
     assert order(ring) == ["a2"]
 
 
-def test_an_empty_team_can_be_seated() -> None:
+def test_an_empty_team_can_be_admitted() -> None:
     """It has turns from its first clone on, at that clone's place."""
     ring, _ = ring_of("a1")
-    empty: Team[Any] = Team(seated=False)
-    ring.seat(empty)
+    empty: Team[Any] = Team(admitted=False)
+    ring.admit(empty)
     assert order(ring) == ["a1"]
     ring.join(empty, "b1")
     assert order(ring) == ["a1", "b1"]
@@ -258,13 +258,13 @@ def test_a_place_is_lost_to_another_team_as_to_its_own() -> None:
     assert order(ring) == ["b1", "a1", "a2"]
 
 
-def test_a_team_that_was_seated_again_passes_over_as_any() -> None:
+def test_a_team_that_was_admitted_again_passes_over_as_any() -> None:
     """It is behind all who waited then, and its turn is one behind them."""
     ring, team = ring_of("a1", "a2")
     other: Team[Any] = Team()
     ring.join(other, "b1")
-    ring.unseat(team)
-    ring.seat(team)
+    ring.suspend(team)
+    ring.admit(team)
     assert order(ring) == ["b1", "a1", "a2"]
     place = ring.leave(other, "b1")
     assert take_turn(ring, team) == "a1"
@@ -361,9 +361,9 @@ def cost_of(step: str, clones: int) -> tuple[int, int]:
         ring.rotate(team, ring.first())
 
     def reseat() -> None:
-        ring.unseat(team)
+        ring.suspend(team)
         ring.first()
-        ring.seat(team)
+        ring.admit(team)
         ring.first()
 
     steps: dict[str, Callable[[], object]] = {
@@ -395,13 +395,13 @@ class RingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.ring: Ring[tuple[int, int]] = Ring()
-        self.teams: list[Team[tuple[int, int]]] = [Team(), Team(), Team(seated=False)]
-        self.seated = [True, True, False]
+        self.teams: list[Team[tuple[int, int]]] = [Team(), Team(), Team(admitted=False)]
+        self.admitted = [True, True, False]
         #: In the order in which they came to wait.
         self.line: list[tuple[int, int]] = []
 
     def expected(self) -> list[tuple[int, int]]:
-        return [member for member in self.line if self.seated[member[0]]]
+        return [member for member in self.line if self.admitted[member[0]]]
 
     def send_to_end(self, member: tuple[int, int]) -> None:
         self.line.remove(member)
@@ -439,17 +439,17 @@ class RingMachine(RuleBasedStateMachine):
             self.send_to_end(member)
 
     @rule(team=TEAMS)
-    def seat(self, team: int) -> None:
-        self.ring.seat(self.teams[team])
-        if not self.seated[team]:
-            self.seated[team] = True
+    def admit(self, team: int) -> None:
+        self.ring.admit(self.teams[team])
+        if not self.admitted[team]:
+            self.admitted[team] = True
             for member in [member for member in self.line if member[0] == team]:
                 self.send_to_end(member)
 
     @rule(team=TEAMS)
-    def unseat(self, team: int) -> None:
-        self.ring.unseat(self.teams[team])
-        self.seated[team] = False
+    def suspend(self, team: int) -> None:
+        self.ring.suspend(self.teams[team])
+        self.admitted[team] = False
 
     @rule()
     def ask_for_the_first(self) -> None:
@@ -461,17 +461,17 @@ class RingMachine(RuleBasedStateMachine):
     def order_is_the_models(self) -> None:
         assert list(self.ring.ready()) == self.expected()
         assert len(self.ring) == len(self.expected())
-        assert [team.seated for team in self.teams] == self.seated
+        assert [team.admitted for team in self.teams] == self.admitted
 
     @invariant()
     def heap_lists_each_team_once_and_never_ahead(self) -> None:
-        listed = [team for _, team in self.ring._heap]
+        listed = [team for _, team in self.ring._by_wait]
         assert len(set(map(id, listed))) == len(listed)
-        for count, team in self.ring._heap:
+        for count, team in self.ring._by_wait:
             assert team.listed
             assert not team.line or count <= team.waits_since
         for team in self.teams:
-            assert not (team.seated and team.line) or team in listed
+            assert not (team.admitted and team.line) or team in listed
 
 
 class AskingRingMachine(RingMachine):
@@ -485,7 +485,7 @@ class AskingRingMachine(RingMachine):
 class PlacesMachine(RingMachine):
     """The same, with a list in which who has left without a turn keeps its place.
 
-    Turns are given to the first alone, and all teams are seated: as clones stand in one ring.
+    Turns are given to the first alone, and all teams are admitted: as clones stand in one ring.
     """
 
     def __init__(self) -> None:
@@ -494,7 +494,7 @@ class PlacesMachine(RingMachine):
         self.away: set[tuple[int, int]] = set()
         #: What `leave` returned, until it is used.
         self.places: dict[tuple[int, int], int | None] = {}
-        super().seat(2)
+        super().admit(2)
 
     def expected(self) -> list[tuple[int, int]]:
         return [member for member in super().expected() if member not in self.away]
@@ -557,12 +557,12 @@ class PlacesMachine(RingMachine):
             super().take_turns(1)
 
     @rule(team=TEAMS)
-    def seat(self, team: int) -> None:
-        """Never: all are seated."""
+    def admit(self, team: int) -> None:
+        """Never: all are admitted."""
 
     @rule(team=TEAMS)
-    def unseat(self, team: int) -> None:
-        """Never: all are seated."""
+    def suspend(self, team: int) -> None:
+        """Never: all are admitted."""
 
     @invariant()
     def heap_lists_each_team_once_and_never_ahead(self) -> None:

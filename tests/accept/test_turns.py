@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from glb.accept.handover import QUICK_TAKES, HandOver
-from glb.accept.protocols import Handed, Turn
+from glb.accept.protocols import PendingConnection, Turn
 from glb.accept.ring import Team
 from glb.accept.turns import PATIENCE_SECONDS
 from glb.model.accept_errors import Episode
@@ -55,7 +55,7 @@ class FakeMember:
     def accept_failed(self, error: BaseException) -> Turn:
         raise NotImplementedError
 
-    def take(self, handed: Handed) -> bool:
+    def take(self, handed: PendingConnection) -> bool:
         raise NotImplementedError
 
     def wants(self, error: OSError) -> bool:
@@ -81,7 +81,7 @@ class FakeMember:
 class FakeDispatcher:
     """One hub's part, whose hub turns when the test says so."""
 
-    is_standby = False
+    is_watchdog = False
     is_here = True
 
     def __init__(self, name: str = "hub", *, members: int = 0, thread: int = 1) -> None:
@@ -90,10 +90,10 @@ class FakeDispatcher:
         self.accepted = 0
         #: Whether a server has its clones here.
         self.servers: dict[Team[Any], None] = {}
-        self.inbox: deque[Handed] = deque()
+        self.inbox: deque[PendingConnection] = deque()
         self.handed_to: dict[Any, None] = {}
         self.singles: Team[Any] = Team()
-        self.seated: dict[Team[Any], None] = {self.singles: None}
+        self.admitted: dict[Team[Any], None] = {self.singles: None}
         self.has_turns = True
         self.stalled_at: float | None = None
         self.tried_at = self.quick = 0
@@ -103,9 +103,9 @@ class FakeDispatcher:
         self.is_ticking = False
         self.woken = self.looked = self.armed = 0
         #: What its handlers have not begun.
-        self.jobs: list[Handed] = []
+        self.jobs: list[PendingConnection] = []
         #: A server's clones.
-        self.team: Team[Any] = Team(seated=False)
+        self.team: Team[Any] = Team(admitted=False)
         if members:
             self.servers[self.team] = None
         self.is_abandoned = False
@@ -125,7 +125,7 @@ class FakeDispatcher:
     def has_jobs(self) -> bool:
         return bool(self.jobs)
 
-    def take_back_jobs(self) -> list[Handed]:
+    def reclaim_jobs(self) -> list[PendingConnection]:
         jobs, self.jobs = self.jobs, []
         return jobs
 
@@ -153,7 +153,7 @@ class FakeDispatcher:
 
 
 def turns_of(*dispatchers: FakeDispatcher) -> HandOver:
-    """Return turns of *dispatchers*, whose clones have joined hub by hub and are seated."""
+    """Return turns of *dispatchers*, whose clones have joined hub by hub and are admitted."""
     turns = HandOver(threading.RLock())
     for dispatcher in dispatchers:
         add(turns, dispatcher)
@@ -161,7 +161,7 @@ def turns_of(*dispatchers: FakeDispatcher) -> HandOver:
         for dispatcher in dispatchers:
             if index < len(dispatcher.members):
                 turns.join(dispatcher.members[index])
-    turns.seat([(each, each.team) for each in dispatchers if each.members])
+    turns.admit([(each, each.team) for each in dispatchers if each.members])
     return turns
 
 
@@ -175,17 +175,17 @@ def two_hubs(members: int = 2) -> tuple[HandOver, FakeDispatcher, FakeDispatcher
     return turns_of(first, second), first, second
 
 
-def with_standby(turns: HandOver) -> FakeDispatcher:
-    standby = FakeDispatcher("standby")
-    standby.is_standby = True
+def with_watchdog(turns: HandOver) -> FakeDispatcher:
+    watchdog = FakeDispatcher("watchdog")
+    watchdog.is_watchdog = True
     with turns.lock:
-        turns.add_standby_locked(standby, standby)
-    return standby
+        turns.add_watchdog_locked(watchdog, watchdog)
+    return watchdog
 
 
 def give(turns: HandOver, number: Any, giver: FakeDispatcher) -> str:
     """Hand connection *number* out, and return whom it went to."""
-    handed = Handed(number, None)
+    handed = PendingConnection(number, None)
     is_own = turns.hand(handed, giver)
     if handed.member is None:
         return "nobody"
@@ -225,9 +225,9 @@ def test_what_is_anothers_lies_in_its_inbox_and_its_giver_wakes_it() -> None:
 
 
 def test_what_has_no_clone_waits_and_wakes_who_is_on_duty() -> None:
-    """It isn't lost: whoever is on duty is told, and takes the oldest first."""
+    """It isn't lost: the leader is woken, and takes the oldest first."""
     turns, first, second = two_hubs()
-    turns.unseat([(each, each.team) for each in (first, second)])
+    turns.suspend([(each, each.team) for each in (first, second)])
     assert [give(turns, number, second) for number in (1, 2, 3)] == ["nobody"] * 3
     assert first.woken == 3
     # The one that couldn't be given was in the accept queue before those behind it.
@@ -241,7 +241,7 @@ def test_what_is_given_back_goes_to_the_next() -> None:
     turns, first, second = two_hubs(1)
     give(turns, 1, first)
     give(turns, 2, first)
-    turns.waiting.append(Handed(3, None))
+    turns.waiting.append(PendingConnection(3, None))
     handed = second.inbox.popleft()
     turns.give_back(handed)
     assert second.members[0].expected == 0
@@ -249,20 +249,20 @@ def test_what_is_given_back_goes_to_the_next() -> None:
     assert first.woken == 1
 
 
-def test_what_is_handed_out_arms_the_standby() -> None:
+def test_what_is_handed_out_arms_the_watchdog() -> None:
     """Nothing lies in an inbox with nobody to look after it."""
     turns, first, _ = two_hubs(1)
-    standby = FakeDispatcher("standby")
+    watchdog = FakeDispatcher("watchdog")
     with turns.lock:
-        turns.add_standby_locked(standby, standby)
+        turns.add_watchdog_locked(watchdog, watchdog)
     give(turns, 1, first)
-    assert standby.armed == 0
+    assert watchdog.armed == 0
     give(turns, 2, first)
-    assert standby.armed == 1
+    assert watchdog.armed == 1
 
 
 def test_each_has_the_tick_at_which_it_was_handed_out() -> None:
-    """That is how the standby knows how long it lies."""
+    """That is how the watchdog knows how long it lies."""
     turns, first, second = two_hubs(1)
     for number in range(4):
         turns.clock = number
@@ -282,9 +282,9 @@ def test_what_a_stalled_hub_let_lie_waits_in_the_order_it_had() -> None:
     taken_up = second.inbox.popleft()
     taken_up.member.unexpect_locked()
     second.jobs.append(taken_up)
-    turns.waiting.append(Handed(9, None))
+    turns.waiting.append(PendingConnection(9, None))
     with turns.lock:
-        turns.take_back_locked(second)
+        turns.reclaim_locked(second)
     assert numbers(turns.waiting) == [1, 3, 5, 9]
     assert (turns.taken_back, second.jobs, len(second.inbox)) == (3, [], 0)
     assert [handed.moves for handed in turns.waiting] == [1, 1, 1, 0]
@@ -306,12 +306,12 @@ def test_a_withdrawn_hub_is_passed_over_until_it_is_restored() -> None:
 
 
 def test_a_server_that_starts_on_a_withdrawn_hub_waits_with_it() -> None:
-    """It is seated as soon as the hub turns again, and not before."""
+    """It is admitted as soon as the hub turns again, and not before."""
     turns, first, second = two_hubs(1)
     with turns.lock:
         turns.stall_locked(second)
-    turns.unseat([(second, second.team)])
-    turns.seat([(second, second.team)])
+    turns.suspend([(second, second.team)])
+    turns.admit([(second, second.team)])
     assert turns.ready == 1
     assert [give(turns, number, first) for number in range(2)] == ["a.0", "a.0"]
     with turns.lock:
@@ -324,7 +324,7 @@ def test_a_server_that_stopped_meanwhile_does_not_come_back_with_its_hub() -> No
     turns, first, second = two_hubs(1)
     with turns.lock:
         turns.stall_locked(second)
-    turns.unseat([(second, second.team)])
+    turns.suspend([(second, second.team)])
     with turns.lock:
         turns.restore_locked(second)
     assert [give(turns, number, first) for number in range(2)] == ["a.0", "a.0"]
@@ -394,14 +394,14 @@ def test_restoring_who_has_turns_changes_nothing() -> None:
 
 
 def test_what_lies_in_the_inbox_of_a_hub_that_goes_is_the_others() -> None:
-    """So is the duty; its clones have no turns, and what it accepted still counts."""
+    """So is the lead; its clones have no turns, and what it accepted still counts."""
     turns, first, second = two_hubs(1)
     first.accepted = 5
     give(turns, 0, second)
     assert numbers(first.inbox) == [0]
     with turns.lock:
         turns.remove_locked(first)
-    assert turns.on_duty is second
+    assert turns.leader is second
     assert second.woken > 0
     assert numbers(turns.waiting) == [0]
     assert (turns.accepted, turns.ready) == (5, 1)
@@ -435,7 +435,7 @@ def test_what_a_dead_hub_had_not_begun_is_the_others() -> None:
     give(turns, 0, first)
     give(turns, 1, first)
     second.accepted = 5
-    second.jobs.append(Handed(7, None))
+    second.jobs.append(PendingConnection(7, None))
     second.is_dead = True
     with turns.lock:
         turns.remove_locked(second)
@@ -446,42 +446,42 @@ def test_a_hub_that_lives_keeps_what_it_has_taken_up() -> None:
     """It leaves this address alone, and its handlers begin."""
     turns, _, second = two_hubs(1)
     second.accepted = 5
-    second.jobs.append(Handed(7, None))
+    second.jobs.append(PendingConnection(7, None))
     with turns.lock:
         turns.remove_locked(second)
     assert (numbers(turns.waiting), numbers(second.jobs), turns.accepted) == ([], [7], 5)
 
 
 def test_the_last_hub_that_goes_leaves_nobody_on_duty() -> None:
-    """And the next that comes has the duty."""
+    """And the next that comes has the lead."""
     turns, first, second = two_hubs(1)
     with turns.lock:
         turns.remove_locked(first)
         turns.remove_locked(second)
-    assert turns.on_duty is None
+    assert turns.leader is None
     newcomer = FakeDispatcher("c")
     add(turns, newcomer)
-    assert turns.on_duty is newcomer
+    assert turns.leader is newcomer
 
 
-def test_the_standby_takes_the_duty_of_plain_listeners() -> None:
+def test_the_watchdog_takes_the_duty_of_plain_listeners() -> None:
     """A thread that loops over accept turns only there: it can't accept for others."""
     first = FakeDispatcher("a")
     turns = turns_of(first)
     listener = FakeMember(first, first.singles, "listener")
-    standby = with_standby(turns)
-    assert turns.on_duty is first
+    watchdog = with_watchdog(turns)
+    assert turns.leader is first
     turns.join(listener)
-    assert turns.on_duty is standby
+    assert turns.leader is watchdog
     assert turns.find_fit_locked() is None
 
 
-def test_a_server_keeps_the_duty_from_the_standby() -> None:
-    """Its hub turns; and when the duty is free again, it is the one that is fit."""
+def test_a_server_keeps_the_duty_from_the_watchdog() -> None:
+    """Its hub turns; and when the lead is free again, it is the one that is fit."""
     turns, first, second = two_hubs(1)
-    standby = with_standby(turns)
+    watchdog = with_watchdog(turns)
     with turns.lock:
-        turns.assign_locked(standby)
+        turns.assign_locked(watchdog)
     assert turns.find_fit_locked() is first
     with turns.lock:
         turns.stall_locked(first)
@@ -490,25 +490,25 @@ def test_a_server_keeps_the_duty_from_the_standby() -> None:
         turns.restore_locked(first)
     assert turns.find_fit_locked() is second
     with turns.lock:
-        turns.remove_locked(standby)
-    assert turns.standby is None
-    assert turns.on_duty is not standby
+        turns.remove_locked(watchdog)
+    assert turns.watchdog is None
+    assert turns.leader is not watchdog
 
 
-def test_the_standby_relieves_a_hub_whose_last_server_goes() -> None:
+def test_the_watchdog_relieves_a_hub_whose_last_server_goes() -> None:
     """As soon as somebody else is ready: a thread with plain listeners can't accept for others."""
     turns, first, second = two_hubs(1)
-    standby = with_standby(turns)
-    turns.unseat([(second, second.team)])
+    watchdog = with_watchdog(turns)
+    turns.suspend([(second, second.team)])
     first.servers = {}
     turns.drop([(first, first.team)])
-    assert turns.on_duty is first
-    turns.seat([(second, second.team)])
-    assert turns.on_duty is standby
+    assert turns.leader is first
+    turns.admit([(second, second.team)])
+    assert turns.leader is watchdog
     assert turns.find_fit_locked() is second
 
 
-@pytest.mark.parametrize("reason", ["withdrawn", "on probation", "no server", "the standby"])
+@pytest.mark.parametrize("reason", ["withdrawn", "on probation", "no server", "the watchdog"])
 def test_who_is_not_fit_gets_no_duty(reason: str) -> None:
     """Only a hub that turns, is trusted, and turns also when nobody waits for a connection."""
     turns, first, second = two_hubs(1)
@@ -516,18 +516,18 @@ def test_who_is_not_fit_gets_no_duty(reason: str) -> None:
     first.has_turns = reason != "withdrawn"
     first.stalled_at = 1.0 if reason == "on probation" else None
     first.servers = {} if reason == "no server" else {first.team: None}
-    first.is_standby = reason == "the standby"
+    first.is_watchdog = reason == "the watchdog"
     assert turns.find_fit_locked() is second
 
 
-def test_when_the_hub_on_duty_goes_the_standby_has_the_duty() -> None:
-    """And not the next hub: whether that turns, only the standby can tell."""
+def test_when_the_hub_on_duty_goes_the_watchdog_has_the_duty() -> None:
+    """And not the next hub: whether that turns, only the watchdog can tell."""
     turns, first, second = two_hubs(1)
-    standby = with_standby(turns)
+    watchdog = with_watchdog(turns)
     with turns.lock:
         turns.remove_locked(first)
-    assert (turns.on_duty, standby.woken) == (standby, 1)
-    assert [give(turns, number, standby) for number in range(2)] == ["b.0", "b.0"]
+    assert (turns.leader, watchdog.woken) == (watchdog, 1)
+    assert [give(turns, number, watchdog) for number in range(2)] == ["b.0", "b.0"]
     assert numbers(second.inbox) == [0, 1]
 
 
@@ -545,7 +545,7 @@ def test_a_pause_anywhere_means_nobody_is_ready() -> None:
 def test_first_fills_the_first_hub_with_a_ready_clone() -> None:
     """HandOver go round there; the next hub has them while the first has nobody ready."""
     turns, first, second = two_hubs(2)
-    turns.join_wishes(Policy.FIRST, None, "here")
+    turns.join_settings(Policy.FIRST, None, "here")
     assert [give(turns, number, first) for number in range(3)] == ["a.0", "a.1", "a.0"]
     with turns.lock:
         turns.stall_locked(first)
@@ -562,10 +562,10 @@ def test_first_fills_the_first_hub_with_a_ready_clone() -> None:
 def test_least_connections_looks_at_all_hubs() -> None:
     """Of equals it is the one that has waited longest."""
     turns, first, second = two_hubs(2)
-    turns.join_wishes(Policy.LEAST_CONNECTIONS, None, "here")
+    turns.join_settings(Policy.LEAST_CONNECTIONS, None, "here")
     first.members[0].load = second.members[0].load = 1
     assert [give(turns, number, first) for number in range(3)] == ["a.1", "b.1", "a.1"]
-    turns.leave_wishes(Policy.LEAST_CONNECTIONS, None)
+    turns.leave_settings(Policy.LEAST_CONNECTIONS, None)
     assert turns.policy is None
 
 
@@ -576,17 +576,17 @@ def test_an_address_has_one_patience() -> None:
     """As long as somebody wishes it; another is refused with both values and the address."""
     turns, _, _ = two_hubs()
     found = [turns.patience]
-    turns.join_wishes(None, 0.25, "here")
-    turns.join_wishes(None, 0.25, "here")
-    turns.join_wishes(None, None, "here")
+    turns.join_settings(None, 0.25, "here")
+    turns.join_settings(None, 0.25, "here")
+    turns.join_settings(None, None, "here")
     with pytest.raises(ValueError, match=r"patience must be 0\.25.*'here'.*got 0\.5"):
-        turns.join_wishes(None, 0.5, "here")
-    turns.leave_wishes(None, 0.25)
-    turns.leave_wishes(None, None)
+        turns.join_settings(None, 0.5, "here")
+    turns.leave_settings(None, 0.25)
+    turns.leave_settings(None, None)
     found.append(turns.patience)
-    turns.leave_wishes(None, 0.25)
+    turns.leave_settings(None, 0.25)
     found.append(turns.patience)
-    turns.join_wishes(None, 0.5, "here")
+    turns.join_settings(None, 0.5, "here")
     found.append(turns.patience)
     assert found == [PATIENCE_SECONDS, 0.25, PATIENCE_SECONDS, 0.5]
 
@@ -595,13 +595,13 @@ def test_an_address_has_one_patience() -> None:
 def test_of_what_was_refused_nothing_is_kept(policy: Policy, patience: float) -> None:
     """Who leaves after it takes the last wishes along, as if nobody else had asked."""
     turns, _, _ = two_hubs()
-    turns.join_wishes(Policy.FIRST, 0.25, "here")
+    turns.join_settings(Policy.FIRST, 0.25, "here")
     with pytest.raises(ValueError, match="must be"):
-        turns.join_wishes(policy, patience, "here")
+        turns.join_settings(policy, patience, "here")
     assert (turns.policy, turns.patience) == (Policy.FIRST, 0.25)
-    turns.leave_wishes(Policy.FIRST, 0.25)
+    turns.leave_settings(Policy.FIRST, 0.25)
     assert (turns.policy, turns.patience) == (None, PATIENCE_SECONDS)
-    turns.join_wishes(policy, patience, "here")
+    turns.join_settings(policy, patience, "here")
     assert (turns.policy, turns.patience) == (policy, patience)
 
 
@@ -618,7 +618,7 @@ def test_a_close_closes_what_waits() -> None:
     """And whatever comes back after it; descriptors are nobody else's."""
     turns, first, second = two_hubs(1)
     reading, writing = pipe()
-    turns.waiting.append(Handed(reading, None))
+    turns.waiting.append(PendingConnection(reading, None))
     give(turns, -1, first)
     give(turns, writing, first)
     with turns.lock:
@@ -633,26 +633,26 @@ def test_a_forked_child_keeps_its_own_hub_alone() -> None:
     first = FakeDispatcher("a", members=1, thread=1)
     second = FakeDispatcher("b", members=1, thread=2)
     turns = turns_of(first, second)
-    standby = FakeDispatcher("standby", thread=3)
+    watchdog = FakeDispatcher("watchdog", thread=3)
     pipes = [pipe() for _ in range(3)]
-    first.jobs.append(Handed(pipes[2][0], None))
-    second.jobs.append(Handed(pipes[2][1], None))
+    first.jobs.append(PendingConnection(pipes[2][0], None))
+    second.jobs.append(PendingConnection(pipes[2][1], None))
     with turns.lock:
-        turns.add_standby_locked(standby, standby)
+        turns.add_watchdog_locked(watchdog, watchdog)
         give(turns, pipes[0][0], first)
         give(turns, pipes[0][1], first)
         give(turns, pipes[1][0], second)
-        turns.waiting.append(Handed(pipes[1][1], None))
+        turns.waiting.append(PendingConnection(pipes[1][1], None))
         turns.stall_locked(first)
         turns.keep_thread_locked(1)
     pipes[0][0].close()  # `first` had taken it up
     assert all(each.closed for each in (pipes[0][1], *pipes[1], *pipes[2]))
     assert list(turns.dispatchers) == [first]
-    assert turns.standby is None
-    assert turns.on_duty is first
+    assert turns.watchdog is None
+    assert turns.leader is first
     assert [member.expected for member in (*first.members, *second.members)] == [0, 0]
     assert turns.next_locked() is first.members[0]
-    assert [each.is_abandoned for each in (first, second, standby)] == [False, True, True]
+    assert [each.is_abandoned for each in (first, second, watchdog)] == [False, True, True]
 
 
 # -- a model ---------------------------------------------------------------------------------
@@ -673,7 +673,7 @@ class TurnsMachine(RuleBasedStateMachine):
             hub.members.append(FakeMember(hub, hub.singles, f"{hub.name}.single"))
         self.present: list[FakeDispatcher] = []
         self.withdrawn: set[FakeDispatcher] = set()
-        self.is_seated: dict[Team[Any], bool] = {}
+        self.is_admitted: dict[Team[Any], bool] = {}
         self.policy: Policy | None = None
         # Since when each ready clone waits, and each team has turns.
         self.count = 0
@@ -690,17 +690,17 @@ class TurnsMachine(RuleBasedStateMachine):
 
     def come(self, hub: FakeDispatcher) -> None:
         hub.accepted, hub.is_dead = 0, False
-        hub.singles, hub.team = Team(), Team(seated=False)
-        hub.seated, hub.has_turns, hub.stalled_at = {hub.singles: None}, True, None
+        hub.singles, hub.team = Team(), Team(admitted=False)
+        hub.admitted, hub.has_turns, hub.stalled_at = {hub.singles: None}, True, None
         for member in hub.members:
             member.team = hub.singles if member is hub.members[-1] else hub.team
         add(self.turns, hub)
         self.present.append(hub)
-        self.is_seated.update({hub.singles: True, hub.team: False})
+        self.is_admitted.update({hub.singles: True, hub.team: False})
         self.since.update({hub.singles: 0, hub.team: 0})
 
     def has_turn(self, hub: FakeDispatcher, team: Team[Any]) -> bool:
-        return hub in self.present and hub not in self.withdrawn and self.is_seated[team]
+        return hub in self.present and hub not in self.withdrawn and self.is_admitted[team]
 
     def waits_since(self, member: FakeMember) -> tuple[int, int]:
         joined = self.joined[member]
@@ -724,7 +724,7 @@ class TurnsMachine(RuleBasedStateMachine):
     def withdraw(self, hub: FakeDispatcher) -> None:
         self.withdrawn.add(hub)
 
-    def hand(self, handed: Handed, giver: FakeDispatcher) -> None:
+    def hand(self, handed: PendingConnection, giver: FakeDispatcher) -> None:
         member = self.expected_next()
         is_own = self.turns.hand(handed, giver)
         if member is None:
@@ -738,7 +738,7 @@ class TurnsMachine(RuleBasedStateMachine):
         elif member.dispatcher.stalled_at is not None:
             self.withdraw(member.dispatcher)
 
-    def take_up(self, handed: Handed) -> None:
+    def take_up(self, handed: PendingConnection) -> None:
         handed.member.unexpect_locked()
         handed.member.dispatcher.accepted += 1
         handed.member.dispatcher.jobs.append(handed)
@@ -750,7 +750,7 @@ class TurnsMachine(RuleBasedStateMachine):
         giver = self.hubs[hub]
         if self.turns.next_locked() is not None and giver in self.present:
             self.accepted += 1
-            self.hand(Handed(self.accepted, None), giver)
+            self.hand(PendingConnection(self.accepted, None), giver)
 
     @rule(hub=HUBS, count=st.integers(1, 3))
     def deal_what_waits(self, hub: int, count: int) -> None:
@@ -769,7 +769,7 @@ class TurnsMachine(RuleBasedStateMachine):
         if not dispatcher.inbox and dispatcher in self.present:
             if not dispatcher.has_turns:
                 now = self.now()
-                for team in dispatcher.seated:
+                for team in dispatcher.admitted:
                     self.since[team] = now
             with self.turns.lock:
                 self.turns.restore_locked(dispatcher)
@@ -797,7 +797,7 @@ class TurnsMachine(RuleBasedStateMachine):
         if dispatcher in self.present:
             lying = numbers([*dispatcher.jobs, *dispatcher.inbox, *self.turns.waiting])
             with self.turns.lock:
-                self.turns.take_back_locked(dispatcher)
+                self.turns.reclaim_locked(dispatcher)
             assert numbers(self.turns.waiting) == lying
 
     @rule(hub=HUBS)
@@ -830,30 +830,30 @@ class TurnsMachine(RuleBasedStateMachine):
         self.joined.pop(member, None)
 
     @rule(hubs=st.sets(HUBS, min_size=1))
-    def seat(self, hubs: set[int]) -> None:
+    def admit(self, hubs: set[int]) -> None:
         places = [
             (hub, hub.team) for hub in map(self.hubs.__getitem__, hubs) if hub in self.present
         ]
         now = self.now()
         for hub, team in places:
-            if hub not in self.withdrawn and not self.is_seated[team]:
+            if hub not in self.withdrawn and not self.is_admitted[team]:
                 self.since[team] = now
-            self.is_seated[team] = True
-        self.turns.seat(places)
+            self.is_admitted[team] = True
+        self.turns.admit(places)
 
     @rule(hubs=st.sets(HUBS, min_size=1))
-    def unseat(self, hubs: set[int]) -> None:
+    def suspend(self, hubs: set[int]) -> None:
         places = [
             (hub, hub.team) for hub in map(self.hubs.__getitem__, hubs) if hub in self.present
         ]
         for _, team in places:
-            self.is_seated[team] = False
-        self.turns.unseat(places)
+            self.is_admitted[team] = False
+        self.turns.suspend(places)
 
     @rule(policy=POLICIES)
     def wish(self, policy: Policy | None) -> None:
-        self.turns.leave_wishes(self.policy, None)
-        self.turns.join_wishes(policy, None, "here")
+        self.turns.leave_settings(self.policy, None)
+        self.turns.join_settings(policy, None, "here")
         self.policy = policy
 
     # -- hubs --
@@ -921,7 +921,7 @@ class TurnsMachine(RuleBasedStateMachine):
 
     @invariant()
     def somebody_is_on_duty(self) -> None:
-        assert self.turns.on_duty in self.present
+        assert self.turns.leader in self.present
 
 
 def test_turns_are_those_of_a_plain_record() -> None:

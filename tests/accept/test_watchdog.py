@@ -1,4 +1,4 @@
-"""The standby: no connection waits for a hub that is stalled.
+"""The watchdog: no connection waits for a hub that is stalled.
 
 Hubs are blocked by native events, as C code blocks them. Most tests are the clock themselves:
 with a patience of 30 s nothing happens but at the ticks that they make.
@@ -22,7 +22,7 @@ from gevent import GreenletExit, socket
 from gevent.pool import Pool
 
 import glb
-from glb.accept import watchdog as standby_module
+from glb.accept import watchdog as watchdog_module
 from glb.accept.dispatcher import Dispatcher
 from glb.accept.listener import Listener
 from glb.accept.registry import REGISTRY, entries
@@ -32,7 +32,7 @@ from glb.accept.watchdog import (
     PROBATION_SECONDS,
     QUIET_TICKS,
     SLOW_TICKS,
-    Standby,
+    Watchdog,
 )
 from glb.hubs.threads import HubThread
 from glb.model.states import State
@@ -107,22 +107,22 @@ def serving(handle: Any, kind: type[StreamServer] = StreamServer, **more: Any) -
         server.stop()
 
 
-def standby_of(server: StreamServer) -> Standby:
+def watchdog_of(server: StreamServer) -> Watchdog:
     turns = turns_of(server)
-    assert turns is not None and isinstance(turns.standby, Standby)
-    return turns.standby
+    assert turns is not None and isinstance(turns.watchdog, Watchdog)
+    return turns.watchdog
 
 
-def look(standby: Standby, after: float) -> None:
-    """Make the standby look around, in its own thread, as if it did *after* times its patience."""
-    standby._ticked_at = time.monotonic() - after * standby.turns.patience
-    standby._tick()
+def look(watchdog: Watchdog, after: float) -> None:
+    """Make the watchdog look around, in its own thread, as if it did *after* times its patience."""
+    watchdog._ticked_at = time.monotonic() - after * watchdog.turns.patience
+    watchdog._tick()
 
 
-def tick(standby: Standby, count: int = 1, after: float = 1) -> None:
-    """Make the standby look around *count* times."""
+def tick(watchdog: Watchdog, count: int = 1, after: float = 1) -> None:
+    """Make the watchdog look around *count* times."""
     for _ in range(count):
-        standby.thread_of_its_own.call(lambda: look(standby, after))
+        watchdog.thread_of_its_own.call(lambda: look(watchdog, after))
 
 
 def has_one(line: Collection[object]) -> bool:
@@ -163,9 +163,9 @@ def native_ask(address: Any) -> bytes:
         return client.recv(100)
 
 
-def on_duty(server: StreamServer) -> Any:
+def leader(server: StreamServer) -> Any:
     assert turns_of(server) is not None
-    return turns_of(server).on_duty
+    return turns_of(server).leader
 
 
 # -- wake-ups --------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_connections_in_an_inbox_are_taken_back_in_their_order() -> None:
         inbox = workers_of(server)[1].dispatcher.inbox
         wait_until(lambda: len(inbox) == 5)
         server.resume_clone(0)
-        tick(standby_of(server), 4)
+        tick(watchdog_of(server), 4)
         assert [receive_all(client) for client in clients] == [b"0"] * 5
         assert turns_of(server).taken_back == 5
         assert [each.failed for each in server.clone_stats()] == [0, 0]
@@ -349,7 +349,7 @@ def test_jobs_that_have_not_begun_are_taken_back() -> None:
         wait_until(handle.inside.is_set)
         assert not inbox
         server.resume_clone(0)
-        tick(standby_of(server), 4)
+        tick(watchdog_of(server), 4)
         assert [receive_all(client) for client in clients[1:]] == [b"0"] * 4
         assert handle.served == [1, 0, 0, 0, 0]
         handle.go_on.set()
@@ -375,7 +375,7 @@ def test_the_first_jobs_of_all_are_taken_back_as_any() -> None:
             wait_until(lambda: len(dispatcher.inbox) == 3)
         wait_until(handle.inside.is_set)
         server.resume_clone(0)
-        tick(standby_of(server), 4)
+        tick(watchdog_of(server), 4)
         replies = [receive_all(client) for client in clients[1:]]
         handle.go_on.set()
         assert receive_all(clients[0]) == b"1"
@@ -384,23 +384,23 @@ def test_the_first_jobs_of_all_are_taken_back_as_any() -> None:
 
 
 @pytest.mark.parametrize("policy", ["round_robin", "first"])
-def test_jobs_of_the_hub_on_duty_are_taken_back_though_the_standby_slept(policy: str) -> None:
+def test_jobs_of_the_hub_on_duty_are_taken_back_though_the_watchdog_slept(policy: str) -> None:
     """It need not have seen them come: what a hub accepts for itself is looked after, too."""
     handle = Blocking(0)
     with serving(handle, policy=policy, patience=SHORT) as server:
         if policy == "round_robin":
             server.pause_clone(1)
-        standby = standby_of(server)
-        wait_until(lambda: not standby.is_ticking)
+        watchdog = watchdog_of(server)
+        wait_until(lambda: not watchdog.is_ticking)
         replies: list[bytes] = []
         slow, is_slow = threading.Event(), threading.Event()
-        standby.send(lambda: _block(is_slow, slow))
+        watchdog.send(lambda: _block(is_slow, slow))
         assert is_slow.wait(10)
         first = native_connect(server.address)
         others = [native_connect(server.address) for _ in range(2)]
 
         def collect() -> None:
-            # The main hub is blocked now, and the standby has been too slow to see anything.
+            # The main hub is blocked now, and the watchdog has been too slow to see anything.
             assert handle.inside.wait(10)
             slow.set()
             server.resume_clone(1)
@@ -425,9 +425,9 @@ def test_the_hub_on_duty_may_be_stalled() -> None:
     """Connections are accepted and served by others while this thread's hub does not turn."""
     handle = Blocking()
     with serving(handle, patience=SHORT) as server:
-        assert on_duty(server) is workers_of(server)[0].dispatcher
+        assert leader(server) is workers_of(server)[0].dispatcher
         assert [native_ask(server.address) for _ in range(8)] == [b"1"] * 8
-        assert on_duty(server) is standby_of(server)
+        assert leader(server) is watchdog_of(server)
         assert not server.clone_stats()[0].ready
         wait_until(lambda: ask(server.address) == b"0")
 
@@ -570,7 +570,7 @@ def test_who_starts_handlers_in_a_way_of_its_own_gets_one_at_a_time(
         wait_until(handle.inside.is_set)
         assert len(inbox) == 3
         server.resume_clone(0)
-        tick(standby_of(server), 4)
+        tick(watchdog_of(server), 4)
         assert [receive_all(client) for client in clients[1:]] == [b"0"] * 3
         handle.go_on.set()
         assert receive_all(clients[0]) == b"1"
@@ -597,7 +597,7 @@ def test_what_is_handled_out_of_turn_stays_where_it_is() -> None:
         client = connect(server.address)
         wait_until(partial(has_one, dispatcher.inbox))
         server.resume_clone(0)
-        tick(standby_of(server), 5)
+        tick(watchdog_of(server), 5)
         assert receive_all(client) == b"0"
         assert (turns_of(server).taken_back, handle.served) == (1, [0])
         assert not dispatcher.has_turns
@@ -618,7 +618,7 @@ def test_what_the_first_hub_handles_out_of_turn_is_not_another_ones() -> None:
         ours, theirs = native_socket.socketpair()
         connection = Connection(theirs.family, theirs.type, theirs.proto, theirs.detach())
         server.do_handle(connection, "a peer")
-        tick(standby_of(server), 5)  # natively: this hub does not turn
+        tick(watchdog_of(server), 5)  # natively: this hub does not turn
         assert not workers_of(server)[0].dispatcher.has_turns
         assert (turns_of(server).taken_back, handle.served) == (0, [])
         wait_until(lambda: handle.served == [0])
@@ -691,42 +691,42 @@ def test_a_bound_is_no_trap_for_what_was_taken_back() -> None:
         server.resume_clone(0)
         second = connect(server.address)
         let_hub_turn()
-        tick(standby_of(server), 4)
+        tick(watchdog_of(server), 4)
         is_served = comes_true(lambda: handle.served == [0, 0])
         close_all([first, second])
         assert is_served
 
 
-# -- the standby's clock ---------------------------------------------------------------------
+# -- the watchdog's clock ---------------------------------------------------------------------
 
 
 def test_a_hub_has_two_ticks_to_take_up_what_it_was_handed() -> None:
     """At the first it may just have come; at the second it lies there for a whole one."""
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
-        standby = standby_of(server)
-        wait_until(lambda: standby._timer is not None or not standby.is_ticking)
+        watchdog = watchdog_of(server)
+        wait_until(lambda: watchdog._timer is not None or not watchdog.is_ticking)
         server.pause_clone(0)
         client = connect(server.address)
         dispatcher = workers_of(server)[1].dispatcher
         wait_until(lambda: len(dispatcher.inbox) == 1)
-        wait_until(lambda: standby._timer is not None)
+        wait_until(lambda: watchdog._timer is not None)
         server.resume_clone(0)
-        tick(standby)
+        tick(watchdog)
         assert dispatcher.has_turns and len(dispatcher.inbox) == 1
-        tick(standby)
+        tick(watchdog)
         assert not dispatcher.has_turns
         assert receive_all(client) == b"0"
         client.close()
 
 
-def ticks_that_count(standby: Standby, afters: Iterable[float]) -> list[float]:
+def ticks_that_count(watchdog: Watchdog, afters: Iterable[float]) -> list[float]:
     """Make ticks, each so many times the patience after the last; return those that counted."""
     found = []
     for after in afters:
-        before = standby.turns.clock
-        tick(standby, after=after)
-        if standby.turns.clock != before:
+        before = watchdog.turns.clock
+        tick(watchdog, after=after)
+        if watchdog.turns.clock != before:
             found.append(after)
     return found
 
@@ -735,42 +735,42 @@ def test_of_late_ticks_only_some_count() -> None:
     """The whole process may have been stopped; a few in a row are the rule here. One resets it."""
     handle = Blocking()
     with serving(handle) as server:
-        standby = standby_of(server)
-        tick(standby)
+        watchdog = watchdog_of(server)
+        tick(watchdog)
         late = [1.6 + 0.1 * count for count in range(LATE_TICKS)]
-        assert ticks_that_count(standby, late) == late[-1:]
-        assert ticks_that_count(standby, late) == late[-1:]
-        assert ticks_that_count(standby, late[:-1]) == []
-        assert ticks_that_count(standby, [1.4]) == [1.4]
-        assert ticks_that_count(standby, late[:-1]) == []
-        assert ticks_that_count(standby, late[-1:]) == late[-1:]
+        assert ticks_that_count(watchdog, late) == late[-1:]
+        assert ticks_that_count(watchdog, late) == late[-1:]
+        assert ticks_that_count(watchdog, late[:-1]) == []
+        assert ticks_that_count(watchdog, [1.4]) == [1.4]
+        assert ticks_that_count(watchdog, late[:-1]) == []
+        assert ticks_that_count(watchdog, late[-1:]) == late[-1:]
 
 
 def test_a_tick_that_makes_up_for_a_late_one_is_passed_over() -> None:
     """It is too soon after that to tell anything, and the next one is in time."""
     handle = Blocking()
     with serving(handle) as server:
-        standby = standby_of(server)
-        tick(standby)
-        assert ticks_that_count(standby, [0.1, 0.4, 0.6, 0.4, 1]) == [0.6, 1]
+        watchdog = watchdog_of(server)
+        tick(watchdog)
+        assert ticks_that_count(watchdog, [0.1, 0.4, 0.6, 0.4, 1]) == [0.6, 1]
         late = [1.6, 0.4] * LATE_TICKS
-        assert ticks_that_count(standby, late) == [1.6]
+        assert ticks_that_count(watchdog, late) == [1.6]
 
 
 def test_late_ticks_judge_nobody_until_they_count() -> None:
     """A hub in a process that was stopped for so long has let nothing lie."""
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
-        standby = standby_of(server)
+        watchdog = watchdog_of(server)
         server.pause_clone(0)
         client = connect(server.address)
         dispatcher = workers_of(server)[1].dispatcher
-        wait_until(lambda: len(dispatcher.inbox) == 1 and standby._timer is not None)
+        wait_until(lambda: len(dispatcher.inbox) == 1 and watchdog._timer is not None)
         server.resume_clone(0)
-        tick(standby)
-        tick(standby, LATE_TICKS - 1, after=100)
+        tick(watchdog)
+        tick(watchdog, LATE_TICKS - 1, after=100)
         assert dispatcher.has_turns and len(dispatcher.inbox) == 1
-        tick(standby, after=100)
+        tick(watchdog, after=100)
         assert not dispatcher.has_turns
         assert receive_all(client) == b"0"
         client.close()
@@ -809,7 +809,7 @@ def stepping(kind: type[StreamServer], count: int) -> Iterator[tuple[Any, Steppi
         wait_until(lambda: handle.served == [1])
         server.resume_clone(0)
         # From here on, whatever went before.
-        tick(standby_of(server))
+        tick(watchdog_of(server))
         assert turns_of(server).taken_back == 0
         yield server, handle, clients
         handle.go_on.set()
@@ -830,11 +830,11 @@ def test_a_hub_that_goes_on_slowly_is_let_alone_for_some_ticks(kind: type[Stream
     """What is there is begun not much later than elsewhere; after that it is taken back."""
     many = 4 * SLOW_TICKS
     with stepping(kind, many) as (server, handle, _):
-        standby, dispatcher = standby_of(server), workers_of(server)[1].dispatcher
+        watchdog, dispatcher = watchdog_of(server), workers_of(server)[1].dispatcher
         ticks = 0
         while turns_of(server).taken_back == 0:
             go_on(handle)
-            tick(standby)
+            tick(watchdog)
             ticks += 1
             assert dispatcher.has_turns == (turns_of(server).taken_back == 0)
         assert SLOW_TICKS <= ticks <= 2 * SLOW_TICKS
@@ -850,9 +850,9 @@ def test_a_hub_that_is_slow_but_through_in_time_keeps_all(kind: type[StreamServe
     with stepping(kind, SLOW_TICKS) as (server, handle, _):
         for _ in range(SLOW_TICKS - 1):
             go_on(handle)
-            tick(standby_of(server))
+            tick(watchdog_of(server))
         assert (turns_of(server).taken_back, handle.served) == (0, [1] * SLOW_TICKS)
-        tick(standby_of(server), 2 * SLOW_TICKS)
+        tick(watchdog_of(server), 2 * SLOW_TICKS)
         assert turns_of(server).taken_back == 0
         assert workers_of(server)[1].dispatcher.has_turns
 
@@ -862,9 +862,9 @@ def test_a_hub_that_goes_on_no_more_loses_all_at_once(kind: type[StreamServer]) 
     """It was let alone as long as it moved: one that doesn't has one tick, and no more."""
     with stepping(kind, 3 * SLOW_TICKS) as (server, handle, _):
         go_on(handle)
-        tick(standby_of(server))
+        tick(watchdog_of(server))
         assert turns_of(server).taken_back == 0
-        tick(standby_of(server))
+        tick(watchdog_of(server))
         assert turns_of(server).taken_back == 3 * SLOW_TICKS - 2
 
 
@@ -872,15 +872,15 @@ def test_what_nobody_else_could_take_lies_where_it_is() -> None:
     """Its hub may be back first; it is withdrawn, and as soon as another is ready, that has it."""
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
-        standby, dispatcher = standby_of(server), workers_of(server)[1].dispatcher
+        watchdog, dispatcher = watchdog_of(server), workers_of(server)[1].dispatcher
         server.pause_clone(0)
         clients = [connect(server.address) for _ in range(2)]
         wait_until(lambda: len(dispatcher.inbox) == 2)
-        tick(standby, 5)
+        tick(watchdog, 5)
         assert (dispatcher.has_turns, turns_of(server).taken_back) == (False, 0)
         assert len(dispatcher.inbox) == 2
         server.resume_clone(0)
-        tick(standby)
+        tick(watchdog)
         assert (len(dispatcher.inbox), turns_of(server).taken_back) == (0, 2)
         assert [receive_all(client) for client in clients] == [b"0"] * 2
         close_all(clients)
@@ -894,7 +894,7 @@ def test_what_was_taken_back_may_lie_twice_as_long_each_time() -> None:
         blocked(hub_of(server, 1)),
         blocked(hub_of(server, 2)),
     ):
-        standby = standby_of(server)
+        watchdog = watchdog_of(server)
         server.pause_clone(0)
         one, two = (workers_of(server)[index].dispatcher for index in (1, 2))
         client = connect(server.address)
@@ -909,14 +909,14 @@ def test_what_was_taken_back_may_lie_twice_as_long_each_time() -> None:
                 turns_of(server).restore_locked(other)
             count = 0
             while at.inbox:
-                tick(standby)
+                tick(watchdog)
                 count += 1
                 assert count < 100
             wait_until(partial(has_one, other.inbox))
             lying.append(count)
         assert lying == [2, 3, 5, 9]
         server.resume_clone(0)
-        tick(standby, 17)
+        tick(watchdog, 17)
         assert receive_all(client) == b"0"
         client.close()
 
@@ -925,22 +925,22 @@ def test_it_sleeps_when_there_is_nothing_to_see_and_wakes_with_what_is_handed_on
     """An idle process has no ticks; the first connection that goes to another hub starts them."""
     handle = Blocking()
     with serving(handle) as server:
-        standby = standby_of(server)
-        tick(standby, QUIET_TICKS + 3)
-        assert (standby.is_ticking, standby._timer) == (False, None)
-        assert standby.is_watching
+        watchdog = watchdog_of(server)
+        tick(watchdog, QUIET_TICKS + 3)
+        assert (watchdog.is_ticking, watchdog._timer) == (False, None)
+        assert watchdog.is_watching
         for _ in range(2):
             ask(server.address)
-        wait_until(lambda: standby.is_ticking and standby._timer is not None)
-        wait_until(lambda: not standby.is_watching)
+        wait_until(lambda: watchdog.is_ticking and watchdog._timer is not None)
+        wait_until(lambda: not watchdog.is_watching)
 
 
 def test_asleep_it_sees_a_connection_that_waits_for_the_hub_on_duty() -> None:
     """With nothing handed to anybody, and this hub not turning, the client is served."""
     handle = Blocking()
     with serving(handle, patience=SHORT) as server:
-        standby = standby_of(server)
-        wait_until(lambda: not standby.is_ticking)
+        watchdog = watchdog_of(server)
+        wait_until(lambda: not watchdog.is_ticking)
         assert native_ask(server.address) == b"1"
 
 
@@ -948,27 +948,27 @@ def test_the_duty_is_given_back_when_all_is_calm(monkeypatch: pytest.MonkeyPatch
     """Not before `CALM_SECONDS` without a stall, and to the first hub, which is trusted again."""
     handle = Blocking()
     with serving(handle) as server:
-        standby, home = standby_of(server), workers_of(server)[0].dispatcher
+        watchdog, home = watchdog_of(server), workers_of(server)[0].dispatcher
         now = monotonic()
-        monkeypatch.setattr(standby_module, "monotonic", lambda: now)
+        monkeypatch.setattr(watchdog_module, "monotonic", lambda: now)
         client = native_connect(server.address)
-        tick(standby, 5)
-        assert on_duty(server) is standby
+        tick(watchdog, 5)
+        assert leader(server) is watchdog
         assert (home.has_turns, home.stalled_at is None) == (False, False)
         assert client.recv(10) == b"1"
         client.close()
         wait_until(lambda: home.has_turns)
         now += CALM_SECONDS
-        tick(standby)
-        assert on_duty(server) is standby
+        tick(watchdog)
+        assert leader(server) is watchdog
         now += 0.001
         home.stalled_at = now
-        tick(standby)
-        assert on_duty(server) is not home
-        turns_of(server).assign_locked(standby)
+        tick(watchdog)
+        assert leader(server) is not home
+        turns_of(server).assign_locked(watchdog)
         now += PROBATION_SECONDS + 0.001
-        tick(standby)
-        assert on_duty(server) is home
+        tick(watchdog)
+        assert leader(server) is home
         assert sorted(ask(server.address) for _ in range(4)) == [b"0", b"0", b"1", b"1"]
 
 
@@ -976,23 +976,23 @@ def test_a_hub_is_trusted_again_after_its_probation(monkeypatch: pytest.MonkeyPa
     """That begins anew with each stall, and goes on while the hub isn't back."""
     handle = Blocking()
     with serving(handle) as server:
-        standby, dispatcher = standby_of(server), workers_of(server)[1].dispatcher
+        watchdog, dispatcher = watchdog_of(server), workers_of(server)[1].dispatcher
         now = monotonic()
-        monkeypatch.setattr(standby_module, "monotonic", lambda: now)
+        monkeypatch.setattr(watchdog_module, "monotonic", lambda: now)
         with blocked(hub_of(server, 1)):
             with turns_of(server).lock:
                 turns_of(server).stall_locked(dispatcher)
             dispatcher.stalled_at = now
             now += 2 * PROBATION_SECONDS
-            tick(standby)
+            tick(watchdog)
             assert (dispatcher.has_turns, dispatcher.stalled_at is None) == (False, False)
         wait_until(lambda: dispatcher.has_turns)
         dispatcher.stalled_at = now
         now += PROBATION_SECONDS
-        tick(standby)
+        tick(watchdog)
         assert dispatcher.stalled_at is not None
         now += 0.001
-        tick(standby)
+        tick(watchdog)
         assert (dispatcher.has_turns, dispatcher.stalled_at) == (True, None)
 
 
@@ -1018,35 +1018,35 @@ def test_a_tick_after_the_close_finds_nothing_and_says_nothing() -> None:
     handle = Blocking()
     reported: list[type[BaseException]] = []
     with serving(handle) as server:
-        standby = standby_of(server)
-        standby.hub.handle_error = lambda _context, kind, *_: reported.append(kind)
+        watchdog = watchdog_of(server)
+        watchdog.hub.handle_error = lambda _context, kind, *_: reported.append(kind)
         inside, go_on = threading.Event(), threading.Event()
 
         def late() -> None:
             inside.set()
             go_on.wait(10)
-            look(standby, 1)
+            look(watchdog, 1)
 
-        standby.send(late)
+        watchdog.send(late)
         assert inside.wait(10)
         server.close()
         go_on.set()
-        thread = standby.thread_of_its_own
+        thread = watchdog.thread_of_its_own
         assert thread.wait(10)
     assert reported == []
 
 
-def test_one_standby_is_for_all_servers_of_an_address(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_watchdog_is_for_all_servers_of_an_address(caplog: pytest.LogCaptureFixture) -> None:
     """It ends with the last, and nobody waits for it before; its thread tells whose it is."""
     handle = Blocking()
     with serving(handle, reuse_port=True) as server:
         other = StreamServer(server.address, handle, hubs=3, reuse_port=True, patience=NEVER)
         other.start()
-        found = [each.name for each in threading.enumerate() if "standby" in each.name]
-        assert found == [f"glb standby of {server.address!r}"]
-        thread = standby_of(server).thread_of_its_own
+        found = [each.name for each in threading.enumerate() if "watchdog" in each.name]
+        assert found == [f"glb watchdog of {server.address!r}"]
+        thread = watchdog_of(server).thread_of_its_own
         server.stop()
-        assert standby_of(other).thread_of_its_own is thread
+        assert watchdog_of(other).thread_of_its_own is thread
         assert len([ask(other.address) for _ in range(6)]) == 6
         other.stop()
         assert thread.wait(10)
@@ -1108,9 +1108,9 @@ def threads(count: int, patience: float = NEVER) -> Iterator[tuple[Listener, lis
                 each.end()
 
 
-def entry_standby(listener: Listener) -> Standby:
-    found = listener.entry.turns.standby
-    assert isinstance(found, Standby)
+def entry_watchdog(listener: Listener) -> Watchdog:
+    found = listener.entry.turns.watchdog
+    assert isinstance(found, Watchdog)
     return found
 
 
@@ -1176,7 +1176,7 @@ def test_a_thread_that_does_not_turn_is_passed_over() -> None:
             clients = [connect(first.address) for _ in range(2)]
             assert receive_all(clients[1]) == b"1"
             wait_until(lambda: entries()[0].ready == 1)
-            tick(entry_standby(first), 5)
+            tick(entry_watchdog(first), 5)
             assert receive_all(clients[0]) == b"1"
             close_all(clients)
         wait_until(lambda: entries()[0].ready == 2)
@@ -1228,7 +1228,7 @@ def test_what_nobody_waits_for_any_more_waits_itself() -> None:
                 assert go_on.wait(10)
                 only.greenlet.throw(GreenletExit())
 
-            # A second hub, so that there is a standby which accepts.
+            # A second hub, so that there is a watchdog which accepts.
             other = gevent.spawn(first.accept)
             let_hub_turn()
             other.kill()
@@ -1282,7 +1282,7 @@ def test_a_server_accepts_for_plain_listeners_of_other_threads() -> None:
             started = [Thread(first, number, served) for number in range(2)]
             for each in started:
                 each.start()
-            assert on_duty(server) is workers_of(server)[0].dispatcher
+            assert leader(server) is workers_of(server)[0].dispatcher
             for _ in range(20):
                 wait_until(lambda: entries()[0].ready == 4)
                 ask(server.address)
@@ -1291,7 +1291,7 @@ def test_a_server_accepts_for_plain_listeners_of_other_threads() -> None:
     assert served == [10, 11, 0, 1] * 5
 
 
-def test_there_is_no_standby_for_one_hub() -> None:
+def test_there_is_no_watchdog_for_one_hub() -> None:
     """One server, or listeners of one thread: no thread but this one."""
     count = threading.active_count()
     with StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), reuse_port=True) as server:
@@ -1299,12 +1299,12 @@ def test_there_is_no_standby_for_one_hub() -> None:
         with glb.bind(server.address, reuse_port=True) as listener:
             greenlet = gevent.spawn(listener.accept)
             ask(server.address)
-            assert listener.entry.turns.standby is None
+            assert listener.entry.turns.watchdog is None
             assert threading.active_count() == count
             greenlet.kill()
 
 
-def test_without_room_for_a_standby_an_accept_fails_and_leaves_nothing(
+def test_without_room_for_a_watchdog_an_accept_fails_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The error is the accept's in the second hub; the first one goes on."""
@@ -1316,7 +1316,7 @@ def test_without_room_for_a_standby_an_accept_fails_and_leaves_nothing(
         greenlet = gevent.spawn(first.accept)
         let_hub_turn()
         thread = HubThread("glb test").start()
-        monkeypatch.setattr(Standby, "start", refuse)
+        monkeypatch.setattr(Watchdog, "start", refuse)
         failures: list[str] = []
 
         def accept() -> None:

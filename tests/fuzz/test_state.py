@@ -448,14 +448,14 @@ class LineMachine(RuleBasedStateMachine):
         self.line: list[FakeMember] = []
         #: Who has left, may come back to its place, and hasn't been passed over.
         self.away: dict[FakeMember, int] = {}
-        #: Who has no place that could be kept: it was passed over, or its team was seated since.
+        #: Who has no place that could be kept: it was passed over, or its team was admitted since.
         self.placeless: set[FakeMember] = set()
         #: When each in the line began to wait, or had its last turn.
         self.joined: dict[FakeMember, int] = {}
         self.count = 0
         #: Teams that were told to have turns, and those that have, if their hub has.
         self.wished: set[Team[Any]] = set()
-        self.seated: set[Team[Any]] = set()
+        self.admitted: set[Team[Any]] = set()
         for index in range(3):
             hub: Any = FakeDispatcher(f"hub{index}", members=2)
             hub.members += [FakeMember(hub, hub.singles, f"hub{index}.s{n}") for n in range(2)]
@@ -464,12 +464,12 @@ class LineMachine(RuleBasedStateMachine):
             add(self.turns, hub)
             self.hubs.append(hub)
             self.wished.add(hub.singles)
-            self.seated.add(hub.singles)
+            self.admitted.add(hub.singles)
 
     # -- the model --
 
     def ready(self) -> list[FakeMember]:
-        return [each for each in self.line if each.team in self.seated and each not in self.away]
+        return [each for each in self.line if each.team in self.admitted and each not in self.away]
 
     def expected_next(self) -> FakeMember | None:
         ready = self.ready()
@@ -503,10 +503,10 @@ class LineMachine(RuleBasedStateMachine):
         else:
             self.placeless.add(member)
 
-    def seat_in_model(self, teams: set[Team[Any]]) -> None:
+    def admit_in_model(self, teams: set[Team[Any]]) -> None:
         """Behind all who wait, all of them in the order in which they joined."""
-        coming = teams - self.seated
-        self.seated |= coming
+        coming = teams - self.admitted
+        self.admitted |= coming
         theirs = [each for each in self.line if each.team in coming]
         for member in sorted(theirs, key=self.joined.__getitem__):
             if member in self.away:
@@ -572,18 +572,18 @@ class LineMachine(RuleBasedStateMachine):
             self.was_served(who)
 
     @rule(hand=HAND, hubs=st.lists(HUBS, min_size=1, unique=True))
-    def seat(self, hand: int, hubs: list[int]) -> None:
+    def admit(self, hand: int, hubs: list[int]) -> None:
         places = [(self.hubs[hub], self.hubs[hub].team) for hub in hubs]
-        self.hands.do(hand, lambda: self.turns.seat(places))
+        self.hands.do(hand, lambda: self.turns.admit(places))
         self.wished.update(team for _, team in places)
-        self.seat_in_model({team for hub, team in places if hub.has_turns})
+        self.admit_in_model({team for hub, team in places if hub.has_turns})
 
     @rule(hand=HAND, hubs=st.lists(HUBS, min_size=1, unique=True))
-    def unseat(self, hand: int, hubs: list[int]) -> None:
+    def suspend(self, hand: int, hubs: list[int]) -> None:
         places = [(self.hubs[hub], self.hubs[hub].team) for hub in hubs]
-        self.hands.do(hand, lambda: self.turns.unseat(places))
+        self.hands.do(hand, lambda: self.turns.suspend(places))
         self.wished.difference_update(team for _, team in places)
-        self.seated.difference_update(team for _, team in places)
+        self.admitted.difference_update(team for _, team in places)
 
     @rule(hand=HAND, hub=HUBS)
     def drop(self, hand: int, hub: int) -> None:
@@ -596,8 +596,8 @@ class LineMachine(RuleBasedStateMachine):
             self.away.pop(member, None)
             self.placeless.discard(member)
         self.wished.discard(team)
-        self.seated.discard(team)
-        dropped.team = Team(seated=False)
+        self.admitted.discard(team)
+        dropped.team = Team(admitted=False)
         for member in dropped.members[:2]:
             member.team = dropped.team
 
@@ -608,7 +608,7 @@ class LineMachine(RuleBasedStateMachine):
                 self.turns.stall_locked(self.hubs[hub])
 
         self.hands.do(hand, stall)
-        self.seated.difference_update((self.hubs[hub].team, self.hubs[hub].singles))
+        self.admitted.difference_update((self.hubs[hub].team, self.hubs[hub].singles))
 
     @rule(hand=HAND, hub=HUBS)
     def restore(self, hand: int, hub: int) -> None:
@@ -619,13 +619,13 @@ class LineMachine(RuleBasedStateMachine):
         had_turns = self.hubs[hub].has_turns
         self.hands.do(hand, turn)
         if not had_turns:
-            self.seat_in_model(self.wished & {self.hubs[hub].team, self.hubs[hub].singles})
+            self.admit_in_model(self.wished & {self.hubs[hub].team, self.hubs[hub].singles})
 
     @rule(hand=HAND, policy=st.sampled_from([None, *Policy]))
     def wish(self, hand: int, policy: Policy | None) -> None:
         before, self.policy = self.policy, policy
-        self.hands.do(hand, lambda: self.turns.leave_wishes(before, None))
-        self.hands.do(hand, lambda: self.turns.join_wishes(policy, None, "here"))
+        self.hands.do(hand, lambda: self.turns.leave_settings(before, None))
+        self.hands.do(hand, lambda: self.turns.join_settings(policy, None, "here"))
 
     @invariant()
     def line_is_the_models(self) -> None:
@@ -724,9 +724,9 @@ def test_turns_hold_together_when_all_threads_use_them(seeds: list[int]) -> None
                 places[member] = turns.leave(member)
                 joined.discard(member)
             elif what == 3:
-                turns.seat([(hub, hub.team)])
+                turns.admit([(hub, hub.team)])
             elif what == 4:
-                turns.unseat([(hub, hub.team)])
+                turns.suspend([(hub, hub.team)])
             else:
                 with turns.lock:  # of anybody's
                     first = turns.next_locked()
@@ -736,7 +736,7 @@ def test_turns_hold_together_when_all_threads_use_them(seeds: list[int]) -> None
     race(
         *(lambda hub=hub, seed=seed: use(hub, seed) for hub, seed in zip(hubs, seeds, strict=True))
     )
-    turns.seat([(hub, hub.team) for hub in hubs])
+    turns.admit([(hub, hub.team) for hub in hubs])
     with turns.lock:
         line = [*turns.ring.ready()]
         assert Counter(line) == Counter(joined)

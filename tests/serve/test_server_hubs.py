@@ -1,6 +1,6 @@
 """Servers over several hubs: one ring, one bound, one beginning and one end.
 
-Nothing here is about hubs that are stalled (see test_standby): with a patience of 30 s no busy
+Nothing here is about hubs that are stalled (see test_watchdog): with a patience of 30 s no busy
 machine makes one look so.
 """
 
@@ -179,14 +179,14 @@ def test_a_clone_lives_on_one_hub() -> None:
 
 
 def test_threads_have_names_that_tell_whose_they_are() -> None:
-    """One for each hub but the first, and the standby's; none when the server has stopped."""
+    """One for each hub but the first, and the watchdog's; none when the server has stopped."""
     server = serve(hubs=3, clones=3)
     before = hub_threads()
     server.start()
     assert sorted(set(hub_threads()) - set(before)) == [
         f"glb hub 1 of {server.address!r}",
         f"glb hub 2 of {server.address!r}",
-        f"glb standby of {server.address!r}",
+        f"glb watchdog of {server.address!r}",
     ]
     server.stop()
     assert hub_threads() == before
@@ -1047,7 +1047,7 @@ def test_threads_of_a_closed_server_end_although_it_started_again() -> None:
     holder.wait_for(2)
     server.close()
     server.start()
-    assert comes_true(lambda: len(hub_threads()) == before + 3)  # the old standby ends as well
+    assert comes_true(lambda: len(hub_threads()) == before + 3)  # the old watchdog ends as well
     holder.released.set()
     assert [receive_all(client) for client in clients] == [b"done"] * 2
     close_all(clients)
@@ -1071,7 +1071,7 @@ def test_the_end_of_an_old_thread_leaves_new_handlers_alone() -> None:
     server.start()
     others = [connect(server.address) for _ in range(4)]
     new.wait_for(4)
-    assert comes_true(lambda: len(hub_threads()) == before + 3)  # the old standby ends as well
+    assert comes_true(lambda: len(hub_threads()) == before + 3)  # the old watchdog ends as well
     old.released.set()
     assert [receive_all(client) for client in clients] == [b"done"] * 2
     wait_until(lambda: len(hub_threads()) == before + 2)
@@ -1364,6 +1364,22 @@ def test_a_refusal_that_is_fatal_to_the_program_closes_the_server_of_several_hub
         client.connect_ex(server.address)
         wait_until(lambda: server.closed and bool(caplog.records))
     assert len(caplog.records) == 1
+
+
+def test_a_listener_that_two_hubs_find_broken_is_one_report(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both may be in the middle of a turn; the next start counts anew."""
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(Hub, "handle_error", lambda _self, _, kind, *__: reported.append(kind))
+    server = serve(hubs=2, clones=2)
+    for count in (1, 2):
+        server.start()
+        for _ in range(2):
+            admission_of(server).fail(OSError(errno.EINVAL, "broken"))
+        assert server.closed
+        wait_until(lambda count=count: len(caplog.records) == count)  # type: ignore[misc]  # its default
+        assert reported == [OSError] * count
 
 
 def test_what_is_broken_but_not_fatal_ends_no_clone_of_several_hubs(
