@@ -20,6 +20,7 @@ import gevent
 from greenlet import greenlet
 
 import glb.hubs.threads
+from glb.accept.listener import Listener
 from glb.accept.registry import REGISTRY, Entry
 from glb.hubs.greenlet_pool import MAX_PARKED
 from glb.model.states import MOVES, State
@@ -352,13 +353,16 @@ class Checks:
             port = service.address[1]
             entry = service.entry
             if entry is not None:
-                expected[port] = entry.clones + 1
+                clones = (
+                    one for each in service.servers for one in each.glb_engine.clones.listeners
+                )
+                expected[port] = 1 + sum(isinstance(one, Listener) for one in clones)
                 active[port] = len(entry.turns.waiting)
             for server in service.servers:
                 active[port] += server.active + server.glb_engine.admission.expected
         found = Descriptors.look(frozenset(expected))
         if found.listening != expected:
-            wrong["listening"] = f"{found.listening}, and clones and pristine: {expected}"
+            wrong["listening"] = f"{found.listening}, and listeners and pristine: {expected}"
         if +found.connected != +active:
             wrong["connected"] = f"{found.connected}, and connections in use: {active}"
         spares = found.spares - self._open_before.spares
