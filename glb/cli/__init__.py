@@ -5,6 +5,7 @@ Each module owns one noun::
     commands    what people type
     serve       ``glb serve``, and the server that it starts
     settings    where the values of its options come from
+    page        what it serves without a target
     service     its servers, from their start to their end
     access_log  what it writes of requests
     privileges  the user and group that it becomes

@@ -15,10 +15,10 @@ import gevent.monkey
 
 from ..model.address import Address, parse
 from ..model.forwarded import TrustedProxies
-from ..model.stats import CloneStats
 from ..net.sockets import bound_address
 from ..server import StreamServer
 from . import console
+from .page import page
 from .privileges import Account, check_user, gid_of
 from .reload import Reloads
 from .service import Service
@@ -306,7 +306,7 @@ def _load(context: click.Context, given: SimpleNamespace) -> _App:
         for name, flag in (("is_watched", "--reload"), ("is_wsgi", "--stream")):
             if getattr(given, name) is (name == "is_watched"):
                 raise refused(context, name, f"{flag} needs a TARGET")
-        return _App("the built-in page", _page, is_wsgi=True)
+        return _App("the built-in page", page, is_wsgi=True)
     # Before ssl and what needs it, too: a program that patches modules is to come first.
     with blaming("target"):
         target = Target(given.target, given.is_wsgi)
@@ -484,20 +484,3 @@ def _tls(context: click.Context, certfile: str | None, keyfile: str | None) -> d
     with blaming("certfile", f"can't load the certificate {certfile!r} with the key {keyfile!r}: "):
         secured.load_cert_chain(certfile, keyfile)
     return {"ssl_context": secured}
-
-
-def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    """Tell which clone answers, and what all of them have done."""
-    clone = environ["glb.clone"]
-    lines = [f"Clone {clone} answers, one of {clone.server.clones}.", ""]
-    for row in (CloneStats._fields, *clone.server.clone_stats()):
-        lines.append("".join(f"{cell!s:>11}" for cell in (*row[:5], row[7], row[6])))
-    body = "\n".join([*lines, ""]).encode()
-    headers = [
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("Content-Length", str(len(body))),
-        # Turns are taken by connections: so that each reload shows the next one.
-        ("Connection", "close"),
-    ]
-    start_response("200 OK", headers)
-    return [body]
