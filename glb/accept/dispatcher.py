@@ -58,7 +58,6 @@ class Dispatcher:
     is_watchdog: bool = False
 
     def __init__(self, entry: Entry, hub: Any) -> None:
-        self.thread: int = hub.thread_ident
         self.accepted = 0
         self.inbox: deque[PendingConnection] = deque()
         self.handed_to: dict[protocols.Dispatcher, None] = {}
@@ -130,6 +129,13 @@ class Dispatcher:
             call()
         else:
             self.send(call)
+
+    @property
+    def thread(self) -> int:
+        """The native ident of its hub's thread."""
+        # No attribute: CPython 3.11 keeps at most 30 of an instance where it finds them fast.
+        ident: int = self.hub.thread_ident
+        return ident
 
     @property
     def has_loop(self) -> bool:

@@ -110,7 +110,6 @@ class SelfAccepting(Member, Protocol):
 class Dispatcher(Protocol):
     """One hub's part of an entry; see `glb.accept.dispatcher.Dispatcher`."""
 
-    thread: int
     is_watchdog: bool
     #: What was accepted here, or taken up.
     accepted: int
@@ -134,6 +133,8 @@ class Dispatcher(Protocol):
     tried_at: int
     quick: int
 
+    @property
+    def thread(self) -> int: ...
     @property
     def is_dead(self) -> bool: ...
     @property
