@@ -113,8 +113,12 @@ def select(rlist: Any, wlist: Any, xlist: Any, timeout: Any = None) -> Any:
         if ready or is_over:
             clones_of = [rlist[place] for place in ready]
             return [*clones_of, *readable], [*writable], [*exceptional]
-        # Read now: a socket that is closed meanwhile has no number.
-        reading, writing = ([get_fileno(each) for each in listed] for listed in (rlist, wlist))
+        # Read now: a socket that is closed meanwhile has no number. Its clone is ready then.
+        writing = [get_fileno(each) for each in wlist]
+        reading = [
+            clones[place].fileno() if place in clones else get_fileno(each)
+            for place, each in enumerate(rlist)
+        ]
         by_number = {reading[place]: clone for place, clone in clones.items()}
         flags = dict.fromkeys(writing, _WRITE)
         for place, number in enumerate(reading):
