@@ -525,12 +525,13 @@ def test_nothing_is_there_too_early_to_be_patched(folder: pathlib.Path) -> None:
     """Modules that take what is patched by name, or make subclasses of it, come later."""
     command = (
         "-c",
-        "import sys, gevent.monkey, glb.__main__ as m; "
+        "import sys; before = {*sys.modules}; "  # coverage has some
+        "import gevent.monkey, glb.__main__ as m; "
         "early = {'asyncio', 'concurrent.futures', 'gevent.pywsgi', 'gevent.ssl', 'http.client',"
         " 'http.server', 'logging.handlers', 'multiprocessing', 'socketserver', 'ssl',"
         " 'urllib.request'}; "
         "patch = gevent.monkey.patch_all; "
-        "gevent.monkey.patch_all = lambda: (sys.exit(f'{early & {*sys.modules}} {patch()}'));"
+        "gevent.monkey.patch_all = lambda: (sys.exit(f'{early & {*sys.modules} - before} {patch()}'));"
         "m.main()",
     )
     with child(*command, "serve", "program", cwd=folder) as process:
