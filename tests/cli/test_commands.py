@@ -531,7 +531,8 @@ def test_nothing_is_there_too_early_to_be_patched(folder: pathlib.Path) -> None:
         " 'http.server', 'logging.handlers', 'multiprocessing', 'socketserver', 'ssl',"
         " 'urllib.request'}; "
         "patch = gevent.monkey.patch_all; "
-        "gevent.monkey.patch_all = lambda: (sys.exit(f'{early & {*sys.modules} - before} {patch()}'));"
+        "loaded = lambda: {*sys.modules} - before; "
+        "gevent.monkey.patch_all = lambda: sys.exit(f'{early & loaded()} {patch()}'); "
         "m.main()",
     )
     with child(*command, "serve", "program", cwd=folder) as process:

@@ -37,17 +37,17 @@ import gevent.pywsgi, gevent.server
 told = os.open(os.environ["GLB_TOLD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 classes, *sys.argv[:] = sys.argv[1:]
 if classes == "glb":
-    import glb.acceptor, glb.pywsgi, glb.server
+    import glb.pywsgi, glb.serve.acceptor, glb.server
     gevent.server.StreamServer = glb.server.StreamServer
     gevent.pywsgi.WSGIServer = glb.pywsgi.WSGIServer
     gevent.pywsgi.WSGIHandler = glb.pywsgi.WSGIHandler
     glb.server.StreamServer.hubs, glb.server.StreamServer.patience = 2, 30
     assert glb.server.StreamServer.clones == 4
-    serve = glb.acceptor.Acceptor.serve
+    serve = glb.serve.acceptor.Acceptor.serve
     def serve_and_tell(self, *args):
         os.write(told, b"%d" % self.branch.index)
         return serve(self, *args)
-    glb.acceptor.Acceptor.serve = serve_and_tell
+    glb.serve.acceptor.Acceptor.serve = serve_and_tell
 start = gevent.server.StreamServer.start_accepting
 def start_and_tell(self):
     start(self)
