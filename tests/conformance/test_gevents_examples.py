@@ -45,7 +45,7 @@ if classes == "glb":
     assert glb.server.StreamServer.clones == 4
     serve = glb.serve.acceptor.Acceptor.serve
     def serve_and_tell(self, *args):
-        os.write(told, b"%d" % self.branch.index)
+        os.write(told, b"%d" % self.worker.index)
         return serve(self, *args)
     glb.serve.acceptor.Acceptor.serve = serve_and_tell
 start = gevent.server.StreamServer.start_accepting
