@@ -49,7 +49,7 @@ class Admin:
     A hub that does not turn for *stall_limit* is logged, with its thread's stack, once until it
     turns again.
 
-    There is no password and no TLS: bind it where only those may connect who may know.
+    There is no password and no TLS: bind it where only your own machines can connect.
 
     Args:
         servers: One server, or several: of `glb.server` or `glb.pywsgi`, started or not.

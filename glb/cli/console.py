@@ -71,7 +71,7 @@ def progress(console: Console, steps: int, hide: bool) -> Iterator[Callable[[], 
 
 
 def outcomes(found: dict[str, Outcome]) -> Table:
-    """Return a table of who served how many, a column for each server."""
+    """Return a table of how many each served, a column for each server."""
     table = Table("", show_footer=True)
     table.columns[0].footer = "order\nJain's index"
     for name, outcome in found.items():

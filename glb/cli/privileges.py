@@ -51,7 +51,7 @@ class Account:
         Raises:
             OSError: It may not be: EPERM, as a rule.
         """
-        # In this order: who isn't root any more may not change groups. Root's own go first.
+        # In this order: only root may change groups. Root's own go first.
         if self.name is None:
             os.setgroups([self.gid])
         else:

@@ -108,7 +108,12 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     type=click.IntRange(0, MOST_BACKLOG),
     help="Length of the accept queue. [default: what the kernel allows]",
 )
-@option("--wsgi/--stream", "is_wsgi", default=None, help="What TARGET is, if it can't be told.")
+@option(
+    "--wsgi/--stream",
+    "is_wsgi",
+    default=None,
+    help="The kind of TARGET, if its arguments don't show it.",
+)
 @option(
     "--patch/--no-patch",
     "is_patched",

@@ -1,7 +1,7 @@
 """Whose request it is, where proxies in front say so: X-Forwarded-For and its like, and Forwarded.
 
 Each proxy adds the address that it got the request from. What proxies of our own have added is
-true; what stands before that was sent by somebody else, and may be forged. So the hops are walked
+true; what stands before that may be forged. So the hops are walked
 from the nearest one: the first that is no trusted proxy is the client, and what is left of it is
 cut off.
 
@@ -177,7 +177,7 @@ def _read_forwarded(value: str) -> list[dict[str, str]]:
     while place < len(value):
         match = _PAIR.match(value, place)
         if match is None:
-            # Nothing before it can be told apart: the nearest proxies' come behind.
+            # What is before it has no clear parts: the nearest proxies' come behind.
             place = value.find(",", place) + 1
             elements = [{}]
             if not place:

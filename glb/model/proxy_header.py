@@ -6,7 +6,7 @@ specification doesn't allow is refused: what follows could be read as something 
 Rules that always hold:
 
 - `HeaderReader` never asks for a byte behind the header, which is another protocol's already.
-- It fails at the first byte with which no header can begin, so that whoever connects without a
+- It fails at the first byte with which no header can begin, so that a client without a
   balancer learns nothing, and is not waited for.
 
 Source: https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt, sections 2.1 and 2.2.
@@ -201,7 +201,7 @@ def _check_sum(data: bytes, place: int, value: bytes) -> None:
 
 
 def _crc32c(data: bytes) -> int:
-    # Castagnoli's polynomial, which the standard library hasn't. Balancers send it if told to.
+    # Castagnoli's polynomial, which the standard library hasn't. Balancers may send it.
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte

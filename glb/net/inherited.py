@@ -1,4 +1,4 @@
-"""Sockets that the process was started with, and words to who started it: systemd's protocols.
+"""Sockets that the process was started with, and words to its parent: systemd's protocols.
 
 Sockets: ``LISTEN_FDS`` of them, from descriptor 3 on, if ``LISTEN_PID`` is this process, with names
 in ``LISTEN_FDNAMES``; or ``EINHORN_FD_0`` and so on, if ``EINHORN_FD_COUNT`` says how many. They
@@ -33,7 +33,7 @@ class InheritedSocket(NamedTuple):
 
 
 def take_sockets(environ: MutableMapping[str, str] = os.environ) -> list[InheritedSocket]:
-    """Return what the process was started with; its children are not told of them any more.
+    """Return what the process was started with; its children's environment has nothing of them.
 
     Each is closed when this process runs another program. The caller owns them.
 
@@ -103,7 +103,7 @@ class Notifier:
         return True
 
     def ready(self, status: str) -> None:
-        """Tell that it serves, and *status*, a line for who looks."""
+        """Tell that it serves, and *status*, a line for its operators."""
         self.send(READY=1, STATUS=_line(status), MAINPID=os.getpid())
 
     def reloading(self, status: str) -> None:

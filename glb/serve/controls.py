@@ -168,7 +168,7 @@ class Controls:
                 still served that the kernel has let in already, and that would be reset. On Linux
                 no other is let in meanwhile: it tries again a second later.
             delay: For so many seconds before all that, go on accepting and serving, but be draining
-                to all who look: the state says so, and HTTP's replies say ``Connection: close``. In
+                outwardly: the state says so, and HTTP's replies say ``Connection: close``. In
                 this time a load balancer finds out that it is to send no more clients.
 
         Returns:
