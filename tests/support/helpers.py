@@ -62,11 +62,12 @@ def is_refused(address: Any) -> bool:
     """Tell whether nobody listens on *address*."""
     while True:
         try:
-            connect(address).close()
+            connect(address, timeout=3).close()
         except (ConnectionRefusedError, FileNotFoundError):
             return True
-        except ConnectionResetError:
-            # We stood in an accept queue that was closed before our `connect` looked: ask again.
+        except (ConnectionResetError, TimeoutError):
+            # We stood in an accept queue that was closed before our `connect` looked, or a server
+            # that empties its queue let nothing in: ask again.
             continue
         return False
 
