@@ -647,7 +647,7 @@ def test_a_pool_that_filled_up_on_the_way_gives_the_connection_back() -> None:
             server.pause_clone(0)
             server.pause_clone(1)
             assert ask(server.address) == b"x"
-            wait_until(lambda: len(pools[0]) == 0)
+            wait_until(lambda: len(pools[0]) == 0 and other.clone_stats()[0].ready)
             inside, go_on = threading.Event(), threading.Event()
 
             def block_and_fill() -> None:
