@@ -83,8 +83,8 @@ class Entry:
         self.address: Final[Any] = pristine.getsockname()
         #: Accepts a connection from the kernel, as `glb.net.connection.accept_plain` takes it.
         self.accept: Callable[[], tuple[int, Any]] = pristine._accept  # type: ignore[attr-defined]  # not in the stubs
-        #: The length that was last given to listen(2). Of a socket that was handed in nobody
-        #: knows it, and the default stands here, so that joining doesn't lower it.
+        #: The length that was last given to listen(2). Of a socket that was handed in it is
+        #: unknown, and the default stands here, so that joining doesn't lower it.
         self.backlog = 0
         #: The order of turns, and connections on their way to other hubs.
         self.turns: Final = HandOver(registry.lock)

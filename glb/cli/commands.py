@@ -81,7 +81,7 @@ def cli(context: click.Context) -> None:
     "--connections", type=POSITIVE, default=1000, show_default=True, help="How many clients."
 )
 def demo(as_json: bool, clones: int, connections: int) -> None:
-    """Count who serves whom, with glb and with gevent servers that race.
+    """Count the clients of each server, with glb and with gevent servers that race.
 
     Real clients connect to a free port, one after another. The status is 0 if glb served
     them in exact turn, 1 if not.

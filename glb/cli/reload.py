@@ -63,8 +63,8 @@ class Reloads:
             finally:
                 # The files that came with it, before anybody is told, and repairs one.
                 self._watcher.note()
-            # Nobody is waited for, and nobody's connection is ended: an old handler may go on
-            # as long as its client stays, and must not hold up the next reload.
+            # Without a wait, and without an end to any connection: an old handler may go on as long
+            # as its client stays, and must not hold up the next reload.
             reports = [each.roll(handle, wait=False) for each in self._servers]
         except BaseException as error:  # whatever it is, the old one serves, and is asked again
             if self._is_over:  # it is the kill

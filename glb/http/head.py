@@ -28,6 +28,7 @@ __all__ = [
     "find_end",
     "is_field_value",
     "is_token",
+    "keep",
     "parse",
     "remember",
     "without_empty_lines",
@@ -92,6 +93,7 @@ _REPEATED: Final = frozenset(
 _NO_OPTIONS: Final[frozenset[str]] = frozenset()
 _KEEP_ALIVE: Final = frozenset({"keep-alive"})
 
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 
@@ -282,9 +284,7 @@ def parse(
             return head
     head = _parse(data, limits, rest, needs_host=needs_host)
     if len(rest) <= _KNOWN_MAX_BYTES and _REPEATED.issuperset(head.fields):
-        if len(_heads) >= _KNOWN_MOST:
-            _heads.clear()
-        _heads[rest] = head
+        keep(_heads, rest, head)
     return head
 
 
@@ -449,11 +449,16 @@ def connection_options(value: str) -> frozenset[str]:
 def remember(known: dict[str, _T], name: str, value: _T) -> _T:
     """Return *value*, and keep it in *known*, which stays small."""
     if len(name) <= _KNOWN_MAX_LENGTH:
-        if len(known) >= _KNOWN_MOST:
-            # A client may have filled it with names that won't come again.
-            known.clear()
-        known[name] = value
+        keep(known, name, value)
     return value
+
+
+def keep(known: dict[_K, _T], key: _K, value: _T) -> None:
+    """Put *value* into *known*, which stays small."""
+    if len(known) >= _KNOWN_MOST:
+        # A client may have filled it with what won't come again.
+        known.clear()
+    known[key] = value
 
 
 def _refuse_line(line: str) -> NoReturn:

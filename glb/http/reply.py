@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final
 
-from .head import connection_options, is_field_value, is_token, remember
+from .head import connection_options, is_field_value, is_token, keep, remember
 
 __all__ = ["ReplyHead", "as_lines", "checked", "date"]
 
@@ -66,7 +66,6 @@ _REPEATED: Final = frozenset(
         "x-xss-protection",
     }
 )
-_KNOWN_MOST: Final = 1024
 _KNOWN_MAX_LENGTH: Final = 512
 _known: Final[dict[tuple[Any, ...], ReplyHead]] = {}
 
@@ -161,9 +160,7 @@ def checked(status: Any, headers: Any) -> ReplyHead:
         if len(reply.start) <= _KNOWN_MAX_LENGTH and all(
             name.lower() in _REPEATED for name, _ in headers
         ):
-            if len(_known) >= _KNOWN_MOST:
-                _known.clear()
-            _known[key] = reply
+            keep(_known, key, reply)
     return reply
 
 

@@ -40,6 +40,7 @@ from ..support.helpers import (
     receive_all,
     wait_until,
 )
+from ..support.tls import client_context, server_context
 
 LOCAL = ("127.0.0.1", 0)
 NEVER = 1000  # so that no hub counts as stalled, however busy the machine is
@@ -81,17 +82,6 @@ def request(client: socket.socket, data: bytes = GET) -> bytes:
         assert received, "the connection was closed before the reply"
         reply += received
     return reply
-
-
-def tls_contexts() -> tuple[Any, Any]:
-    """Return a server's context, and a client's that trusts it."""
-    here = Path(gevent.tests.__file__).parent
-    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(here / "server.crt", here / "server.key")
-    asking = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    asking.check_hostname = False
-    asking.verify_mode = ssl.CERT_NONE
-    return serving, asking
 
 
 def start_with_client(server: StreamServer) -> socket.socket:
@@ -230,7 +220,7 @@ def test_our_handler_class_serves_gevents_own_server() -> None:
 
 def test_tls_connections_get_their_close_notify() -> None:
     """Idle or busy, the client can tell the end from a cut."""
-    serving, asking = tls_contexts()
+    serving, asking = server_context(), client_context()
     application = Application()
     server = WSGIServer(LOCAL, application, clones=2, log=None, ssl_context=serving)
     server.start()
@@ -525,7 +515,7 @@ def test_a_full_server_closes_what_is_idle_and_serves_who_waits(way: str, kind: 
         return [b"ok"]
 
     arguments = {**make_arguments(), "clones": 2, "hubs": hubs, "patience": NEVER}
-    serving, asking = tls_contexts()
+    serving, asking = server_context(), client_context()
     if kind == "tls":
         arguments["ssl_context"] = serving
     server: StreamServer
@@ -1298,7 +1288,7 @@ def test_a_handlers_cleanup_is_not_cut_short() -> None:
 
 def test_a_tls_stream_that_sends_is_not_cut_by_spread() -> None:
     """Only its reading ends; all that it sends arrives, and then the goodbye."""
-    serving, asking = tls_contexts()
+    serving, asking = server_context(), client_context()
 
     def handle(sock: Any, _peer: Any) -> None:
         sock.sendall(b"begin ")

@@ -30,6 +30,7 @@ from glb.server import StreamServer
 
 from ..support.engine import workers_of
 from ..support.helpers import Clock, close_all, connect, let_hub_turn, receive_all, wait_until
+from ..support.tls import client_context, server_context
 
 LOCAL = ("127.0.0.1", 0)
 NEVER = 30.0
@@ -45,19 +46,6 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 def hubs(request: pytest.FixtureRequest) -> int:
     number: int = request.param
     return number
-
-
-def server_context() -> Any:
-    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATES / "server.crt", CERTIFICATES / "server.key")
-    return context
-
-
-def client_context() -> Any:
-    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def connect_tls(address: Any) -> Any:
