@@ -38,6 +38,11 @@ _BYTES: Final = frozenset((bytes, bytearray))  # whose length is what is sent
 _READ: Final = 1
 _WRITE: Final = 2
 
+_new: Final = object.__new__
+
+# gevent makes one for each socket, which differ by nothing but the number that `repr` shows. There
+# are few kinds of sockets.
+_CLOSED: Final[dict[tuple[int, int, int], Any]] = {}
 
 #: What accepted sockets are, as `accept_plain` takes it: family, type, protocol.
 Kind = tuple[tuple[int], tuple[int], tuple[int]]
@@ -168,12 +173,18 @@ class Connection(LazySocket):
         sock.setblocking(False)
         super().__init__(sock)
 
-    @classmethod
-    def on(cls, sock: Any) -> Connection:
+    @staticmethod
+    def on(sock: Any) -> Connection:
         """Return one on a plain socket, which it takes over."""
-        connection = cls.__new__(cls)
+        # As the constructor of `LazySocket`, which is a call more.
+        connection = _new(Connection)
         sock.setblocking(False)
-        LazySocket.__init__(connection, sock)
+        connection._sock = sock
+        connection._closed = False
+        connection._io_refs = 0
+        connection._reading = connection._writing = None
+        connection.hub = get_hub()
+        connection.timeout = _socket.getdefaulttimeout()
         return connection
 
     def sendall(self, data: Any, flags: int = 0) -> None:
@@ -201,13 +212,25 @@ class Connection(LazySocket):
         sock = self._sock
         if self._io_refs > 0 or self._reading is not None or self._writing is not None:
             super().close()
-        elif sock and self.hub.loop is None:
-            sock.close()  # its hub was destroyed
+            return
+        loop = self.hub.loop
+        if sock and loop is not None and loop.closing_fd(sock.fileno()):
+            super().close()  # somebody else's watcher is to see it first
         elif sock:
-            # As gevent's, but for the steps that are for watchers.
-            closed = ClosedSocket(sock.family, sock.type, sock.proto, sock.fileno(), "closed")
-            self._drop_ref_on_close(sock)
-            self._sock = closed
+            # As gevent's, but for the steps that are for watchers. (Without a loop its hub was
+            # destroyed.)
+            sock.close()
+            self._sock = _closed_of(sock)
+
+
+def _closed_of(sock: Any) -> Any:
+    """Return what gevent's sockets have in place of *sock* once it is closed."""
+    kind = (sock.family, sock.type, sock.proto)
+    try:
+        return _CLOSED[kind]
+    except KeyError:
+        closed = _CLOSED[kind] = ClosedSocket(*kind, None, "closed")
+        return closed
 
 
 def say_goodbye(sock: Any) -> None:

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Acceptor", "read_handed"]
 
+# For the path of each connection. CPython 3.11 asks an enum's metaclass for them.
+_ACCEPTING: Final = State.ACCEPTING
+_FULL: Final = State.FULL
+
 
 class Acceptor:
     """One clone of one server: its place in the ring, its handler, its counts."""
@@ -256,7 +260,7 @@ class Acceptor:
         if self.worker.is_closed:
             return False
         try:
-            if moves is None and admission.bucket is not None:
+            if admission.bucket is not None and moves is None:
                 admission.bucket.take(monotonic())
             number = plain.fileno()
             if number >= admission.watermark.level:
@@ -392,9 +396,9 @@ class Acceptor:
                 worker.done += 1
                 if worker.is_closed or worker.watched:
                     worker.handler_ended(args)
-                if self.own is State.FULL:
+                if self.own is _FULL:
                     self._look_for_room()
-                if self.admission.state is not State.ACCEPTING:
+                if self.admission.state is not _ACCEPTING:
                     self.admission.handler_ended()
 
     def serve_anywhere(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:

@@ -97,7 +97,6 @@ class Spawning:
         args: Any,
     ) -> None:
         """Have *spawn* run *handle*, then *close*, for a connection of *acceptor*'s clone."""
-        is_in_turn = turn.acceptor is not None
         begun, assigned = acceptor.begun, acceptor.assigned
         worker = turn.worker or acceptor.worker
         worker.taken += 1
@@ -111,19 +110,20 @@ class Spawning:
                 except BaseException:
                     acceptor.spawned.pop(id(args), None)
                     raise
-            elif not is_in_turn:
-                pool = self.bound if isinstance(self.bound, HandlerPool) else None
-                run = handlers_here().spawn if pool is None else pool.handle
-                run(acceptor.serve_anywhere, handle, close, args)
             else:
-                acceptor.assigned += 1
-                if isinstance(self.bound, HandlerPool):
-                    self.bound.handle(acceptor.serve, handle, close, args)
-                else:
+                run = acceptor.serve_anywhere
+                handlers = None
+                if turn.acceptor is not None:
+                    acceptor.assigned += 1
+                    run = acceptor.serve
                     handlers = worker.handlers
+                bound = self.bound
+                if bound is not None and isinstance(bound, HandlerPool):
+                    bound.handle(run, handle, close, args)
+                else:
                     if handlers is None:
                         handlers = handlers_here()
-                    handlers.spawn(acceptor.serve, handle, close, args)
+                    handlers.spawn(run, handle, close, args)
         except BaseException:
             # What struck may have done so when it waited already. It is not to run on what is
             # closed here.
