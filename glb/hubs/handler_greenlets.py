@@ -299,10 +299,15 @@ class Handlers:
         taken.reverse()
         return taken
 
-    def drop(self, is_dropped: Callable[[Job], bool]) -> None:
-        """Kill the jobs that wait and that *is_dropped* accepts: their connections are closed."""
-        for job in self.take_back(is_dropped):
+    def drop(self, is_dropped: Callable[[Job], bool]) -> int:
+        """Kill the jobs that wait and that *is_dropped* accepts: their connections are closed.
+
+        Return how many there were.
+        """
+        jobs = self.take_back(is_dropped)
+        for job in jobs:
             self._kill(job)
+        return len(jobs)
 
     def running(self, is_wanted: Callable[[Job], bool]) -> list[HandlerGreenlet]:
         """Return the greenlets that run a job that *is_wanted* accepts."""

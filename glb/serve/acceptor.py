@@ -53,8 +53,6 @@ class Acceptor:
         "accepted",
         "accepts_itself",
         "admission",
-        "assigned",
-        "begun",
         "clone",
         "completed",
         "dispatcher",
@@ -66,6 +64,7 @@ class Acceptor:
         "reclaimed",
         "server",
         "spawned",
+        "taken",
         "team",
         "worker",
         "workers",
@@ -97,21 +96,27 @@ class Acceptor:
         self.handle: Handler | None = None
         #: Its own state, as far as it isn't the server's: see `enter`.
         self.own = State.ACCEPTING
-        # Each is changed by one thread at a time: these by its hub's,
-        self.accepted = self.begun = self.completed = self.failed = 0
-        #: Handlers that have begun, or are certain to.
-        self.assigned = 0
+        # Each is changed by one thread at a time: these by its hub's. `taken` are those for which a
+        # handler was to run: all that were `accepted`, unless a `do_handle` of the program's own
+        # has kept one or brought one.
+        self.accepted = self.taken = self.completed = self.failed = 0
         #: What a ``spawn`` of the user's own was given, and has not begun: the handlers' arguments,
         #: by their identity. It may take its time, or forget them.
         self.spawned: dict[int, Any] = {}
-        #: and these with the registry's lock held: connections on their way here, and such as
-        #: were taken back from here.
+        # These with the registry's lock held: connections on their way here, and such as were
+        # taken back from here.
         self.in_flight = self.reclaimed = 0
+
+    @property
+    def active(self) -> int:
+        """Connections whose handler runs, or is certain to."""
+        done = self.completed + self.failed
+        return self.taken - self.reclaimed - done - len(self.spawned)
 
     @property
     def load(self) -> int:
         """Connections that it has, or is about to have."""
-        return self.assigned - self.reclaimed - self.completed - self.failed + self.in_flight
+        return self.active + self.in_flight
 
     @property
     def state(self) -> State:
@@ -377,7 +382,6 @@ class Acceptor:
 
     def serve(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         """Handle one connection, in a greenlet whose context is not used after it; close it."""
-        self.begun += 1
         CURRENT.set(self.clone)
         try:
             result = handle(*args)
@@ -403,19 +407,6 @@ class Acceptor:
 
     def serve_anywhere(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
-        self.assigned += 1
-        return self._serve_assigned(handle, close, args)
-
-    def serve_spawned(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
-        """`serve_anywhere` what is among the `spawned`, unless it was killed before."""
-        if id(args) not in self.spawned:
-            return None
-        # In this order: another thread may look whether there is room.
-        self.assigned += 1
-        del self.spawned[id(args)]
-        return self._serve_assigned(handle, close, args)
-
-    def _serve_assigned(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         # No local name for the greenlet: an error's traceback would keep it, and it the error.
         outer = CURRENT.get()
         unpooled = (self.workers.turn.worker or self.worker).unpooled
@@ -430,10 +421,14 @@ class Acceptor:
                 unpooled[getcurrent()] = outer_args
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
 
-    def never_served(self, *, is_assigned: bool) -> None:
+    def serve_spawned(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
+        """`serve_anywhere` what is among the `spawned`, unless it was killed before."""
+        if self.spawned.pop(id(args), None) is None:
+            return None
+        return self.serve_anywhere(handle, close, args)
+
+    def never_served(self) -> None:
         """A connection that was taken could not be given to a handler."""
-        self.assigned += not is_assigned
-        self.begun += 1
         self.failed += 1
         (self.workers.turn.worker or self.worker).done += 1
 
@@ -448,16 +443,14 @@ class Acceptor:
     @property
     def has_miscounted(self) -> bool:
         """Whether it counts handlers, where none runs nor is about to."""
-        is_idle = not self.in_flight and not self.spawned
-        return is_idle and (self.load != 0 or self.begun != self.completed + self.failed)
+        return not self.in_flight and not self.spawned and self.active != 0
 
     def lose_count(self) -> None:
         """Nothing runs here, nor is about to: what is counted as active was lost, and failed."""
         with REGISTRY.lock:
             if self.has_miscounted:
-                self.begun = max(self.begun, self.completed + self.failed)
-                self.failed = self.begun - self.completed
-                self.assigned = self.completed + self.failed + self.reclaimed
+                self.failed = max(self.failed + self.active, 0)
+                self.taken = self.completed + self.failed + self.reclaimed
         self._look_for_room()
 
     def kill_spawned(self, keys: set[int]) -> None:
@@ -468,20 +461,20 @@ class Acceptor:
             try:
                 self.server.do_close(*args)
             finally:
-                self.never_served(is_assigned=False)
+                self.never_served()
                 worker.handler_ended(args)
 
     def forget(self) -> None:
         """What it is about to handle, or does, is the parent's: this process was forked."""
-        self.begun = self.assigned = self.completed + self.failed
-        self.accepted, self.reclaimed = self.begun, 0
+        self.accepted = self.taken = self.completed + self.failed
+        self.reclaimed = 0
         self.spawned = {}
 
     def stats(self) -> CloneStats:
         return CloneStats(
             self.clone.index,
             self.accepted - self.reclaimed,
-            self.begun - self.completed - self.failed,
+            self.active,
             self.completed,
             self.failed,
             self.own is State.ACCEPTING and self.admission.is_open and self.worker.is_ready,

@@ -97,38 +97,33 @@ class Spawning:
         args: Any,
     ) -> None:
         """Have *spawn* run *handle*, then *close*, for a connection of *acceptor*'s clone."""
-        begun, assigned = acceptor.begun, acceptor.assigned
         worker = turn.worker or acceptor.worker
         worker.taken += 1
+        acceptor.taken += 1
         try:
-            if spawn is None:
-                acceptor.serve_anywhere(handle, close, args)
-            elif spawn is not self.replaced:
-                acceptor.spawned[id(args)] = args
-                try:
-                    spawn(acceptor.serve_spawned, handle, close, args)
-                except BaseException:
-                    acceptor.spawned.pop(id(args), None)
-                    raise
-            else:
-                run = acceptor.serve_anywhere
-                handlers = None
+            if spawn is self.replaced and spawn is not None:
+                run, handlers = acceptor.serve_anywhere, None
                 if turn.acceptor is not None:
-                    acceptor.assigned += 1
-                    run = acceptor.serve
-                    handlers = worker.handlers
-                bound = self.bound
-                if bound is not None and isinstance(bound, HandlerPool):
-                    bound.handle(run, handle, close, args)
+                    run, handlers = acceptor.serve, worker.handlers
+                if self.bound is not None and isinstance(self.bound, HandlerPool):
+                    self.bound.handle(run, handle, close, args)
                 else:
                     if handlers is None:
                         handlers = handlers_here()
                     handlers.spawn(run, handle, close, args)
+            elif spawn is None:
+                acceptor.serve_anywhere(handle, close, args)
+            else:
+                acceptor.spawned[id(args)] = args
+                spawn(acceptor.serve_spawned, handle, close, args)
         except BaseException:
-            # What struck may have done so when it waited already. It is not to run on what is
-            # closed here.
-            handlers_here().drop(lambda job: job[-2] is args)
-            if acceptor.begun == begun:
-                acceptor.never_served(is_assigned=acceptor.assigned != assigned)
+            # A handler that was called here has counted itself. What struck may have done so when
+            # it waited already: it is not to run on what is closed here.
+            if spawn is not None and spawn is not self.replaced:
+                is_counted = acceptor.spawned.pop(id(args), None) is None
+            else:
+                is_counted = handlers_here().drop(lambda job: job[-2] is args) or spawn is None
+            if not is_counted:
+                acceptor.never_served()
             close(*args)
             raise
