@@ -303,7 +303,9 @@ class Dispatcher:
         self.moves += 1
         member: Member | None
         passed: Member | None = None
-        while turns.leader is self and self._pause is None and self._io is not None:
+        if self._pause is not None:
+            return
+        while turns.leader is self:  # not, once it is closed
             with lock:
                 member = ring.first() if turns.policy is None else turns.next_locked()
             if member is None or self._taken >= member.max_accept:

@@ -113,10 +113,9 @@ class Ring(Generic[M]):
         line = team.line
         waited_since = line.get(member)
         if waited_since is not None:
-            # max() takes three times as long.
-            if waited_since < team.since:
+            if waited_since < team.since:  # noqa: PLR1730  # max() takes three times as long
                 waited_since = team.since
-            if waited_since > self._last_served:
+            if waited_since > self._last_served:  # noqa: PLR1730  # as above
                 self._last_served = waited_since
             self._count = line[member] = self._count + 1
             line.move_to_end(member)

@@ -122,7 +122,8 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
                 self.gr_context = None
                 if (
                     handlers.due > 0
-                    and handlers.is_started(self)
+                    and started
+                    and started[0] is self
                     and count(started) == untouched
                     and self.is_provable
                     and self._is_bare()

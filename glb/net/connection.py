@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -44,13 +45,13 @@ _new: Final = object.__new__
 # are few kinds of sockets.
 _CLOSED: Final[dict[tuple[int, int, int], Any]] = {}
 
-#: What accepted sockets are, as `accept_plain` takes it: family, type, protocol.
-Kind = tuple[tuple[int], tuple[int], tuple[int]]
+#: Makes a plain socket of the number of its descriptor.
+Kind = Callable[[int], Any]
 
 
 def kind_of(listening: Any) -> Kind:
-    """Return what the connections of the plain socket *listening* are."""
-    return (listening.family,), (listening.type,), (listening.proto,)
+    """Return what makes the connections of the plain socket *listening*, for `accept_plain`."""
+    return functools.partial(PlainSocket, listening.family, listening.type, listening.proto)
 
 
 def accept_plain(accept: Callable[[], tuple[int, Any]], kind: Kind) -> tuple[Any, Any]:
@@ -71,7 +72,7 @@ def accept_plain(accept: Callable[[], tuple[int, Any]], kind: Kind) -> tuple[Any
     try:
         for number, address in iter(accept, None):  # noqa: B007  # see above
             break
-        for plain in map(PlainSocket, *kind, (number,)):  # noqa: B007
+        for plain in map(kind, (number,)):  # noqa: B007
             break
     except BaseException:
         if number >= 0 and plain is None:
@@ -213,14 +214,30 @@ class Connection(LazySocket):
         if self._io_refs > 0 or self._reading is not None or self._writing is not None:
             super().close()
             return
-        loop = self.hub.loop
-        if sock and loop is not None and loop.closing_fd(sock.fileno()):
-            super().close()  # somebody else's watcher is to see it first
-        elif sock:
-            # As gevent's, but for the steps that are for watchers. (Without a loop its hub was
-            # destroyed.)
-            sock.close()
+        if sock:
+            # As gevent's, but for the steps that are for watchers of its own. Without a loop its
+            # hub was destroyed.
+            loop = self.hub.loop
+            if loop is not None and loop.closing_fd(sock.fileno()):
+                _close_later(loop, sock)
+            else:
+                sock.close()
             self._sock = _closed_of(sock)
+
+
+def _close_later(loop: Any, sock: Any) -> None:
+    """Close *sock* when watchers of its descriptor that aren't its own have seen its end."""
+    check = loop.check()
+
+    def close() -> None:
+        try:
+            with contextlib.suppress(OSError):
+                sock.close()
+        finally:
+            check.stop()
+            check.close()
+
+    check.start(close)
 
 
 def _closed_of(sock: Any) -> Any:

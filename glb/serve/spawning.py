@@ -122,7 +122,8 @@ class Spawning:
             if spawn is not None and spawn is not self.replaced:
                 is_counted = acceptor.spawned.pop(id(args), None) is None
             else:
-                is_counted = handlers_here().drop(lambda job: job[-2] is args) or spawn is None
+                was_waiting = handlers_here().drop(lambda job: job[-2] is args) > 0
+                is_counted = was_waiting or spawn is None
             if not is_counted:
                 acceptor.never_served()
             close(*args)
