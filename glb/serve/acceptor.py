@@ -24,6 +24,7 @@ from ..accept.protocols import PendingConnection, Turn
 from ..accept.registry import REGISTRY
 from ..accept.ring import Team
 from ..accept.turns import Turns
+from ..hubs.greenlet_pool import HandlerPool, handlers_here
 from ..model.accept_errors import AcceptErrorKind, Episode, classify
 from ..model.clone import CURRENT, Clone
 from ..model.states import State, before, of_clone
@@ -34,12 +35,14 @@ from .admission import Admission
 from .hooks import Handler, Hooks
 from .hooks import Turn as Thread
 from .hub_worker import HubWorker
+from .own_read import take_handed, take_turn
+from .spawning import Spawning
 from .workers import Workers
 
 if TYPE_CHECKING:
     from ..hubs.greenlet_pool import Job
 
-__all__ = ["Acceptor", "read_handed"]
+__all__ = ["Acceptor"]
 
 # For the path of each connection. CPython 3.11 asks an enum's metaclass for them.
 _ACCEPTING: Final = State.ACCEPTING
@@ -172,32 +175,7 @@ class Acceptor:
         return f"<Acceptor {self.clone} of {self.server}>"
 
     def take_turn(self) -> Turn:
-        server, admission = self.server, self.admission
-        try:
-            args: Any = server.do_read()
-            server.delay = server.min_delay
-            if not args:
-                return Turn.EMPTY
-        except BaseException as error:
-            return self.accept_failed(error)
-        dispatcher = self.dispatcher
-        dispatcher.accepted += 1
-        turns = dispatcher.turns
-        with turns.lock:
-            turns.ring.rotate(self.team, self)
-        if admission.bucket is not None:
-            admission.bucket.take(monotonic())
-        # As `_handle`, which is a call more.
-        self.accepted += 1
-        turn = self.workers.turn
-        turn.acceptor = self
-        try:
-            server.do_handle(*args)
-        except BaseException as error:
-            self._handle_failed(args, error)
-        finally:
-            turn.acceptor = None
-        return Turn.TAKEN
+        return take_turn(self)
 
     def has_room(self) -> bool:
         admission, server = self.admission, self.server
@@ -249,7 +227,7 @@ class Acceptor:
         if (self.workers.turn.worker or self.worker).is_closed:
             return False
         if self.accepts_itself:
-            return self._read_handed(handed)
+            return take_handed(self, handed)
         # A pool that others use as well may have filled up since it was asked.
         if self.server.full():
             self.admission.found_full()
@@ -290,34 +268,6 @@ class Acceptor:
             turn.acceptor = None
         return True
 
-    def _read_handed(self, handed: PendingConnection) -> bool:
-        server = self.server
-        turn = self.workers.turn
-        turn.handed = handed
-        try:
-            # A pool that others use as well may have filled up since it was asked.
-            if server.full():
-                self.admission.found_full()
-                return False
-            args: Any = server.do_read()
-            if turn.handed is not None:
-                # A `do_read` that accepts by itself. What it may have got is served as well.
-                if args:
-                    self._handle(args)
-                args = read_handed(turn, self.admission)
-            server.delay = server.min_delay
-            self._handle(args)
-        except BaseException as error:
-            # Nothing was accepted here, so it is nothing that the kernel says.
-            self.admission.accept_failed(error)
-            if turn.handed is not None:
-                return False
-        finally:
-            turn.handed = None
-        with self.dispatcher.turns.lock:
-            self.unexpect_locked()
-        return True
-
     def can_give_up(self, job: Job) -> bool:
         """Whether *job* came by a turn, and its connection was seen by no program's code."""
         run, _, _, args, _ = job
@@ -351,22 +301,6 @@ class Acceptor:
         if self.admission.turns is not None:  # not every broken socket is fatal to gevent
             self.join(self.admission.turns)
 
-    def _handle(self, args: Any) -> None:
-        self.accepted += 1
-        turn = self.workers.turn
-        turn.acceptor = self
-        try:
-            self.server.do_handle(*args)
-        except BaseException as error:
-            self._handle_failed(args, error)
-        finally:
-            turn.acceptor = None
-
-    def _handle_failed(self, args: Any, error: BaseException) -> None:
-        # Its context is the peer and the server, as gevent's is.
-        peer = args[1:] if isinstance(args, (tuple, list)) else args
-        self.admission.back_off((peer, self.server), error)
-
     def accept_failed(self, error: BaseException) -> Turn:
         server = self.server
         if self.worker.is_closed:
@@ -379,6 +313,49 @@ class Acceptor:
         self.admission.accept_failed(error)
         # With a negative delay the server goes on, at the next wake-up: as gevent.
         return Turn.EMPTY
+
+    def start(
+        self,
+        turn: Thread,
+        spawning: Spawning,
+        spawn: Any,
+        handle: Handler,
+        close: Handler,
+        args: Any,
+    ) -> None:
+        """Have *spawn* run *handle*, then *close*, for a connection of this clone."""
+        worker = turn.worker or self.worker
+        worker.taken += 1
+        self.taken += 1
+        try:
+            if spawn is spawning.replaced and spawn is not None:
+                run, handlers = self.serve_anywhere, None
+                if turn.acceptor is not None:
+                    run, handlers = self.serve, worker.handlers
+                bound = spawning.bound
+                if bound is not None and isinstance(bound, HandlerPool):
+                    bound.handle(run, handle, close, args)
+                else:
+                    if handlers is None:
+                        handlers = handlers_here()
+                    handlers.spawn(run, handle, close, args)
+            elif spawn is None:
+                self.serve_anywhere(handle, close, args)
+            else:
+                self.spawned[id(args)] = args
+                spawn(self.serve_spawned, handle, close, args)
+        except BaseException:
+            # A handler that was called here has counted itself. What struck may have done so when
+            # it waited already: it is not to run on what is closed here.
+            if spawn is not None and spawn is not spawning.replaced:
+                is_counted = self.spawned.pop(id(args), None) is None
+            else:
+                was_waiting = handlers_here().drop(lambda job: job[-2] is args) > 0
+                is_counted = was_waiting or spawn is None
+            if not is_counted:
+                self.never_served()
+            close(*args)
+            raise
 
     def serve(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         """Handle one connection, in a greenlet whose context is not used after it; close it."""
@@ -481,17 +458,3 @@ class Acceptor:
             self.worker.index,
             self.state.value,
         )
-
-
-def read_handed(turn: Thread, admission: Admission) -> tuple[Connection, Any]:
-    """Take the connection that was accepted for the clone whose turn it is."""
-    handed = turn.handed
-    assert handed is not None, "only in a turn"
-    number = handed.sock.fileno()
-    if number >= admission.watermark.level:
-        admission.watermark.reached(admission.server, number)
-    connection = Connection.on(handed.sock)
-    if handed.moves:
-        connection.moves = handed.moves
-    turn.handed = None
-    return connection, handed.address

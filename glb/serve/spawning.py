@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..hubs.greenlet_pool import HandlerPool, handlers_here
+from ..hubs.greenlet_pool import HandlerPool
 from .bounds import SharedBound
-from .hooks import Handler, Turn
-from .hub_worker import Served
 from .workers import Workers
 
 __all__ = ["Spawning", "check_pool"]
@@ -86,45 +84,3 @@ class Spawning:
             server.pool = pool
         if full is not None and full != getattr(bound, "full", None):
             own["full"] = full
-
-    def start(
-        self,
-        acceptor: Served,
-        turn: Turn,
-        spawn: Any,
-        handle: Handler,
-        close: Handler,
-        args: Any,
-    ) -> None:
-        """Have *spawn* run *handle*, then *close*, for a connection of *acceptor*'s clone."""
-        worker = turn.worker or acceptor.worker
-        worker.taken += 1
-        acceptor.taken += 1
-        try:
-            if spawn is self.replaced and spawn is not None:
-                run, handlers = acceptor.serve_anywhere, None
-                if turn.acceptor is not None:
-                    run, handlers = acceptor.serve, worker.handlers
-                if self.bound is not None and isinstance(self.bound, HandlerPool):
-                    self.bound.handle(run, handle, close, args)
-                else:
-                    if handlers is None:
-                        handlers = handlers_here()
-                    handlers.spawn(run, handle, close, args)
-            elif spawn is None:
-                acceptor.serve_anywhere(handle, close, args)
-            else:
-                acceptor.spawned[id(args)] = args
-                spawn(acceptor.serve_spawned, handle, close, args)
-        except BaseException:
-            # A handler that was called here has counted itself. What struck may have done so when
-            # it waited already: it is not to run on what is closed here.
-            if spawn is not None and spawn is not self.replaced:
-                is_counted = acceptor.spawned.pop(id(args), None) is None
-            else:
-                was_waiting = handlers_here().drop(lambda job: job[-2] is args) > 0
-                is_counted = was_waiting or spawn is None
-            if not is_counted:
-                acceptor.never_served()
-            close(*args)
-            raise
