@@ -1,4 +1,4 @@
-"""Sphinx: how the site is built. ``tox run -e docs`` does it, and takes each warning for an error."""
+"""Sphinx: how the site is built. ``tox run -e docs`` does it; a warning is an error there."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext"]
 templates_path: list[str] = []
+smartquotes = False
 html_theme = "furo"
 html_title = f"glb {release}"
 html_static_path: list[str] = []
