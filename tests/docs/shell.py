@@ -19,7 +19,9 @@ from .pages import ROOT, Page
 __all__ = ["check", "glb_commands", "shell_commands"]
 
 #: Programs of others: what they make of their arguments is theirs to say.
-FOREIGN: Final = {".", "apt-get", "cd", "curl", "django-admin", "kill", "nginx", "systemctl"}
+FOREIGN: Final = {
+    *(".", "apt-get", "cd", "curl", "django-admin", "kill", "mkdir", "nginx", "systemctl"),
+}
 
 _OPERATORS: Final = {"&&", "||", ";", "|"}
 
