@@ -10,6 +10,7 @@ Each module owns one noun::
     access_log  what it writes of requests
     privileges  the user and group that it becomes
     console     what they see
+    clone_table, live, top  its clones, while they serve; and those of another process
     demo        turns, counted
     program     a program that `glb run` starts
     target      an application that `glb serve` imports, and imports afresh

@@ -1,6 +1,6 @@
 """The command line: ``glb demo`` shows the turns, ``glb serve`` and ``glb run`` take programs.
 
-`glb.cli.serve` has ``glb serve``.
+`glb.cli.serve` has ``glb serve``, and `glb.cli.top` ``glb top``.
 
 Wrong input gets one line on stderr, which starts with ``glb:``, and status 2.
 """
@@ -22,6 +22,7 @@ from . import console
 from .demo import run_gevent, run_glb
 from .program import Program, ProgramNotFoundError
 from .serve import serve
+from .top import top
 
 __all__ = ["cli", "main"]
 
@@ -141,3 +142,4 @@ def run(
 
 
 cli.add_command(serve)
+cli.add_command(top)
