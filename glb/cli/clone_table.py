@@ -133,9 +133,7 @@ def _of_server(
     leave_out = {*([] if has_hubs else ["hub"]), *([] if has_passed else ["passed over"])}
     for layout in _LAYOUTS:
         names = [each for each in layout.names if each not in leave_out]
-        widths = [
-            max(len(name), *(len(_COLUMNS[name](each)) for each in clones)) for name in names
-        ]
+        widths = [max(len(name), *(len(_COLUMNS[name](each)) for each in clones)) for name in names]
         block_width = sum(widths) + layout.gap * (len(names) - 1)
         most_blocks = max(1, (width + len(_BETWEEN)) // (block_width + len(_BETWEEN)))
         if most_blocks * room >= len(clones) and block_width <= width:

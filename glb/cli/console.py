@@ -33,6 +33,7 @@ __all__ = [
 
 log: Final = logging.getLogger("glb")
 
+
 class _Stderr:
     """``sys.stderr`` as it is at the moment: above a live table something stands in for it."""
 
