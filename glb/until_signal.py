@@ -120,7 +120,8 @@ class _Ending:
         gevent.joinall([gevent.spawn(each.stop, 0) for each in self._servers])
 
     def _watch(self, server: Any) -> None:
-        server.serve_forever()
+        if server.started:  # or it would begin again
+            server.serve_forever()
         self._is_asked.set()
 
     def _hasten(self) -> None:

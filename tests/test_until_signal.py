@@ -192,7 +192,7 @@ def test_gevents_own_servers_may_be_among_them() -> None:
     """They are stopped."""
     servers = [gevent.server.StreamServer(ANY, lambda *_: None), StreamServer(ANY, print)]
     servers[1].start()  # as it is
-    gevent.spawn(lambda: servers[1].close())
+    gevent.spawn(servers[1].close)
     assert glb.serve_until_signal(*servers) is None
     assert not any(each.started for each in servers)
 

@@ -1,9 +1,9 @@
 """Turns that clones did not get, and why: because they were paused, full or on a stalled hub.
 
-Nothing counts them as they pass: a connection costs no more. They are reckoned from what clones have
-accepted, at each look: while a clone is ready its count grows as that of the others does, so what
-the busiest clone got since, and this one did not, is what has passed it over. That is exact for
-turns that go round, to one turn for each time that a clone was away.
+Nothing counts them as they pass: a connection costs no more. They are reckoned from what clones
+have accepted, at each look: while a clone is ready its count grows as that of the others does, so
+what the busiest clone got since, and this one did not, is what has passed it over. That is exact
+for turns that go round, to one turn for each time that a clone was away.
 """
 
 from __future__ import annotations

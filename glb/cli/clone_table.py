@@ -72,7 +72,7 @@ _COLUMNS: Final[dict[str, Callable[[Facts], str]]] = {
     "failed": _number("failed"),
     "passed over": _passed_over,
     "state": _state,
-    "": lambda clone: _SHORT.get(clone["shown_state"], clone["shown_state"]),
+    "": lambda clone: _SHORT.get(clone["shown_state"]) or str(clone["shown_state"]),
 }
 
 

@@ -177,9 +177,9 @@ def live(
     with screen:
         drawer = _Screen(screen, draw, [*watched.values()], above)
         drawer.start()
-        sys.stdout = _Stream(stdout, above)  # type: ignore[assignment]  # a program writes to it
+        sys.stdout = _Stream(stdout, above)
         if stderr is not None and stderr.isatty():
-            sys.stderr = _Stream(stderr, above)  # type: ignore[assignment]  # as above
+            sys.stderr = _Stream(stderr, above)
         try:
             yield
         finally:
