@@ -13,6 +13,7 @@ Each module owns one noun::
     clone_table, live, top  its clones, while they serve; and those of another process
     demo        turns, counted
     program     a program that `glb run` starts
+    hints       what it says of one that gets nothing by it
     target      an application that `glb serve` imports, and imports afresh
     fresh_import, watcher, reload    how it does, and when
 

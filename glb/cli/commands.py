@@ -20,6 +20,7 @@ import click
 from .._version import VERSION
 from . import console
 from .demo import run_gevent, run_glb
+from .hints import Hints
 from .program import Program, ProgramNotFoundError
 from .serve import serve
 from .top import top
@@ -40,6 +41,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         status = 128 + signal.SIGINT
     if isinstance(status, Program):
         # Not in the command: click would meet what it raises, and take some for its own.
+        Hints(status.target).start()
         try:
             status.run()
         except ProgramNotFoundError as error:

@@ -34,6 +34,7 @@ ANSWER_SECONDS: Final = 3.0
 # 10,000 clones are 3 MB.
 MOST_BYTES: Final = 16 * 1024 * 1024
 
+#: Of a terminal whose keys aren't read, Ctrl-C comes as a signal, and else as one of these.
 ENDS: Final = {b"q", b"Q", b"\x03", b"\x04"}
 
 _NUMBERS: Final = ("index", "hub", "accepted", "active", "completed", "failed", "stalled_seconds")
@@ -183,7 +184,8 @@ def top(context: click.Context, address: str, interval: float) -> None:
     try:
         servers = source.read()
         if console.is_live(out):
-            _show(source, servers, out, interval)
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it is to end
+                _show(source, servers, out, interval)
         else:
             out.print(picture(servers, title_of(source), "", (out.width, sys.maxsize)))
     except UnreadableError as error:
@@ -223,12 +225,9 @@ def _keys() -> Iterator[Callable[[float], bytes]]:
     before = termios.tcgetattr(stdin)
 
     def wait(seconds: float) -> bytes:
-        try:
-            ready, _, _ = select.select([stdin], [], [], seconds)
-            # At its end a terminal that was closed is ready, and has nothing.
-            return (os.read(stdin, 1) or b"q") if ready else b""
-        except KeyboardInterrupt:
-            return b"\x03"
+        ready, _, _ = select.select([stdin], [], [], seconds)
+        # At its end a terminal that was closed is ready, and has nothing.
+        return (os.read(stdin, 1) or b"q") if ready else b""
 
     tty.setcbreak(stdin)
     try:
@@ -238,8 +237,5 @@ def _keys() -> Iterator[Callable[[float], bytes]]:
 
 
 def _without_keys(seconds: float) -> bytes:
-    try:
-        time.sleep(seconds)
-    except KeyboardInterrupt:
-        return b"\x03"
+    time.sleep(seconds)
     return b""

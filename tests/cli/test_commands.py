@@ -851,14 +851,23 @@ def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Pa
 
 
 def test_what_cant_be_reloaded_is_refused_at_the_start(folder: pathlib.Path) -> None:
-    """And not at the first edit. Without --reload it is served, and SIGHUP tells the reason."""
-    (folder / "views.py").write_text(
+    """And not at the first edit, also if the project wraps something around its application.
+
+    Without --reload it is served, and SIGHUP tells the reason.
+    """
+    handlers = folder / "django" / "core" / "handlers"
+    handlers.mkdir(parents=True)
+    (handlers / "wsgi.py").write_text(
         "class Handler:\n"
         "    def __call__(self, environ, start_response):\n"
         "        start_response('200 OK', [])\n"
         "        return [b'a view']\n"
-        "Handler.__module__ = 'django.core.handlers.wsgi'\n"
-        "application = Handler()\n"
+    )
+    (folder / "views.py").write_text(
+        "import django.core.handlers.wsgi\n"
+        "inner = django.core.handlers.wsgi.Handler()\n"
+        "def application(environ, start_response):\n"
+        "    return inner(environ, start_response)\n"
     )
     reason = "can't reload 'views': Django keeps the views that it has imported"
     assert_refused(
