@@ -38,9 +38,9 @@ def watching(said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hints
     made.stop()
 
 
-def listening(address: object = ANY) -> socket.socket:
+def listening() -> socket.socket:
     made = socket.socket()
-    made.bind(address)
+    made.bind(ANY)
     made.listen()
     return made
 

@@ -25,7 +25,7 @@ from glb.cli import live as live_module
 from glb.cli import top as top_module
 from glb.cli.clone_table import picture
 from glb.cli.live import MOST_LINES, Above, live
-from glb.cli.top import Source, UnreadableError
+from glb.cli.source import Source, UnreadableError, _checked
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
@@ -272,7 +272,7 @@ def in_thread_raising(function: Any) -> Any:
 
 def test_control_characters_of_an_address_are_not_shown() -> None:
     """They would be the terminal's."""
-    found = top_module._checked({"servers": [facts(1, address="a\x1b[2Jb")]})
+    found = _checked({"servers": [facts(1, address="a\x1b[2Jb")]})
     assert found[0]["address"] == "a?[2Jb"
 
 
