@@ -6,7 +6,9 @@ import errno
 import http.client
 import json
 import logging
+import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,11 +17,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import gevent
 import pytest
 from gevent import socket
 from prometheus_client.parser import text_string_to_metric_families
 
+import glb
 from glb.admin import Admin
+from glb.admin import server as server_module
+from glb.admin.passed_over import STALLED
+from glb.model.states import State
 from glb.model.stats import CloneStats
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
@@ -27,7 +34,9 @@ from glb.server import StreamServer
 from ..support.helpers import ask, close_all, connect, http_get, is_refused, wait_until
 
 ANY = ("127.0.0.1", 0)
-DOCS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+ROOT = Path(__file__).parents[2]
+DOCS = (ROOT / "docs" / "operations.md").read_text()
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
 SOON = 0.05
 
 
@@ -226,7 +235,7 @@ def test_the_docs_have_each_metric() -> None:
 
 def test_the_docs_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """At other ports."""
-    (program,) = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    program, *_ = PROGRAMS
     seen_ready: list[bool] = []
     names: dict[str, Any] = {}
 
@@ -240,6 +249,59 @@ def test_the_docs_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         program = program.replace(port, ":0")
     exec(program, names)
     assert seen_ready == [True]
+
+
+def test_the_docs_program_that_drains_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a signal, which is one that ends nothing else here."""
+    (program,) = [each for each in PROGRAMS if "serve_until_signal" in each]
+    serve, replies = glb.serve_until_signal, []
+
+    def serve_some(server: WSGIServer, **options: Any) -> None:
+        def ask_and_end() -> None:
+            wait_until(lambda: server.started)
+            replies.append(http_get(("127.0.0.1", server.address[1])))
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+        gevent.spawn(ask_and_end)
+        assert serve(server, **options, signals=[signal.SIGUSR2]) == signal.SIGUSR2
+        assert not server.started
+
+    monkeypatch.setattr(glb, "serve_until_signal", serve_some)
+    exec(program.replace(":8000", ":0").replace("drain_delay=5", "drain_delay=0.01"), {})
+    assert replies == [b"hi\n"]
+
+
+# -- what the docs say of signals and states ----------------------------------------------------
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """Return the cells of the table below a heading, without its head."""
+    text = DOCS.partition(f"\n### {heading}\n")[2].partition("\n#")[0]
+    lines = [each for each in text.splitlines() if each.startswith("|")][2:]
+    return [[cell.strip() for cell in each.strip("|").split("|")] for each in lines]
+
+
+def test_the_docs_have_each_signal_that_is_heeded() -> None:
+    """And what SIGWINCH does, which other servers heed."""
+    heeded = {
+        name
+        for path in (ROOT / "glb" / "cli").glob("*.py")
+        for name in re.findall(r"signal\.(SIG[A-Z]+[12]?)\b", path.read_text())
+    }
+    assert {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"} <= heeded
+    told = {name for row in rows_of("Signals") for name in row[0].split(", ")}
+    assert heeded | {"SIGUSR2", "SIGWINCH"} <= told
+
+
+def test_the_docs_have_each_state() -> None:
+    """With what /readyz makes of a server in it."""
+    told = {row[0].strip("*"): row[2] for row in rows_of("States")}
+    assert {*told} == {*(each.value for each in State), STALLED}
+    for state in State:
+        # Paused is a clone's, and its server accepts.
+        is_ready = state in server_module._READY or state is State.PAUSED
+        assert told[state.value] == ("200" if is_ready else "503")
 
 
 # -- while hubs are stuck -----------------------------------------------------------------------
