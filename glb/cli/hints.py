@@ -3,7 +3,7 @@
 * The program listens on addresses, and shares none: it sets no SO_REUSEPORT, and has no server of
   gevent's. So there are no turns to take.
 * The program starts itself again, in another process, as the autoreloaders of Flask, Django and
-  others do: that process knows nothing of glb.
+  others do. Some start it as this one was started, by glb, and some without it.
 
 Source: ``werkzeug._reloader``, ``django.utils.autoreload`` and ``tornado.autoreload``, for how they
 start the program again.
@@ -121,10 +121,13 @@ class Hints:
         """Say so, if *command* is this program again."""
         if not self._has_said_again and self._is_it_again(command):
             self._has_said_again = True
-            words = console.one_line(" ".join(map(os.fsdecode, command)))
+            words = [*map(os.fsdecode, command)]
+            # Werkzeug repeats the command line of this process, Django and Tornado don't.
+            is_ours = any(os.path.basename(each) == "glb" for each in words)
+            what = "under glb, too" if is_ours else "without glb: turn its reloader off"
+            line = console.one_line(" ".join(words))
             self._say(
-                f"glb: the program starts itself again, and that process runs without glb:"
-                f" {words!r}; turn its reloader off"
+                f"glb: the program starts itself again, by {line!r}; that process runs {what}"
             )
 
     def _is_it_again(self, command: Any) -> bool:

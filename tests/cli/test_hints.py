@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -105,8 +105,19 @@ def test_a_program_that_starts_itself_again_is_told(
     watching.started(command)
     watching.started(command)
     (line,) = said
-    assert line.startswith("glb: the program starts itself again, and that process runs without")
+    assert line.startswith("glb: the program starts itself again, by '")
     assert "app.py" in line
+    assert line.endswith("; that process runs without glb: turn its reloader off")
+
+
+@pytest.mark.parametrize("command", [["-m", "glb"], ["/usr/local/bin/glb"]])
+def test_a_reloader_that_starts_glb_again_is_told_apart(
+    command: list[str], watching: Hints, said: list[str]
+) -> None:
+    """As Flask's does: there are turns in the process that it starts."""
+    watching.started([sys.executable, *command, "run", "app.py"])
+    (line,) = said
+    assert line.endswith("; that process runs under glb, too")
 
 
 @pytest.mark.parametrize(
@@ -136,11 +147,12 @@ def test_subprocesses_and_exec_are_seen(said: list[str], monkeypatch: pytest.Mon
     monkeypatch.setattr(subprocess.Popen, "__del__", lambda _: None)
     before = (os.execv, os.execve, subprocess.Popen.__init__)
     command = [sys.executable, "app.py"]
-    for start in (
+    starts: list[Callable[[], object]] = [
         lambda: os.execv(sys.executable, command),
         lambda: os.execve(sys.executable, command, {}),
         lambda: subprocess.Popen(command),
-    ):
+    ]
+    for start in starts:
         made = Hints("app.py", said.append)
         made.start()
         start()
