@@ -1,4 +1,4 @@
-"""What a terminal shows: all of rich is here.
+"""What a terminal shows.
 
 Where stdout is no terminal there are no escape codes: tables come as plain text, a running
 server tells of itself in log lines.

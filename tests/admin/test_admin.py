@@ -369,8 +369,9 @@ def test_one_stuck_hub_is_told_and_no_reason_to_restart(
 ) -> None:
     """A handler never returns: its hub and place are in /livez, /clones and the log, in time."""
     handle = Blocking()
-    server = StreamServer(ANY, handle, clones=hubs, hubs=hubs)
-    with started(server), Admin(server, ANY, stall_limit=SOON) as admin:
+    # So long that no other hub is taken for a stuck one, on a machine with much to do.
+    server = StreamServer(ANY, handle, clones=hubs, hubs=hubs, patience=0.1)
+    with started(server), Admin(server, ANY, stall_limit=0.5) as admin:
         clients = clients_of(server, hubs)
         clients[1].sendall(b"b")  # the second is on the hub with number 1
         assert handle.blocked.acquire(timeout=10)
@@ -384,7 +385,7 @@ def test_one_stuck_hub_is_told_and_no_reason_to_restart(
             return [each["is_stalled"] for each in seen_now()["hubs"]]
 
         wait_until(lambda: stalled() == [index == 1 for index in range(hubs)])
-        assert monotonic() - blocked_at < 5  # the limit, two looks of 0.1 s, and a busy machine
+        assert monotonic() - blocked_at < 10  # the limit, two looks of 0.1 s, and a busy machine
         status, _, body = seen(admin, "/livez")
         assert status == 200
         assert body.startswith("ok\nhub 1 of ")
@@ -394,7 +395,7 @@ def test_one_stuck_hub_is_told_and_no_reason_to_restart(
         for clone in found["clones"]:
             assert clone["state"] == "accepting"
             assert clone["shown_state"] == ("stalled" if clone["hub"] == 1 else "accepting")
-            assert (clone["stalled_seconds"] > SOON) == (clone["hub"] == 1)
+            assert (clone["stalled_seconds"] > 0) == (clone["hub"] == 1)
         (line,) = [each.getMessage() for each in caplog.records]
         assert line.startswith("hub 1 of ")
         assert "in __call__" in line  # the handler's
