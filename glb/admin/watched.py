@@ -11,7 +11,7 @@ from .view import ServerView, view
 
 __all__ = ["Watched"]
 
-# Turns are reckoned as often as somebody looks at them, and so often in any case: 64 clones
+# Turns are reckoned at each look from outside, and so often in any case: 64 clones
 # take 0.2 ms.
 _LOOKS_A_RECKONING: Final = round(1.0 / LOOK_SECONDS)
 
