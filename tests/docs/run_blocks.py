@@ -1,6 +1,6 @@
 """Run blocks of pages in this process, each as a program of its own; JSON on stdin has them.
 
-A server's `serve_forever` is a start, a client and a stop here: each program that serves is asked.
+What serves for ever, or until a signal, starts here, is asked by a client, and stops.
 Ports are any free one. A block whose framework isn't installed is passed over, and named.
 """
 
@@ -62,6 +62,12 @@ def serve_once(server: Any) -> None:
         server.stop(timeout=10)
 
 
+def serve_each_once(*servers: Any, **_options: Any) -> None:
+    """Take the place of `glb.serve_until_signal`."""
+    for each in servers:
+        serve_once(each)
+
+
 @contextlib.contextmanager
 def passing_over(what: str) -> Iterator[None]:
     try:
@@ -102,6 +108,7 @@ def serve(target: str, files: dict[str, str]) -> None:
 
 def main() -> int:
     """Run all, and return the exit status."""
+    glb.serve_until_signal = serve_each_once
     BaseServer.serve_forever = serve_once  # type: ignore[method-assign,assignment]  # of this process
     status = 0
     with gevent.Timeout(50):

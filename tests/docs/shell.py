@@ -70,7 +70,7 @@ def glb_commands(page: Page) -> Iterator[list[str]]:
             for listed in re.findall(r"\[\"glb\".*\]", block.text):
                 yield json.loads(listed)
     without_blocks = re.sub(r"^ *```.*?^ *```$", "", page.text, flags=re.MULTILINE | re.DOTALL)
-    for quoted in re.findall(r"`(glb (?:serve|run|demo) [^`]+)`", without_blocks):
+    for quoted in re.findall(r"`(glb (?:serve|run|demo|top) [^`]+)`", without_blocks):
         if not re.search(r"\.\.\.|\[-|[A-Z]{3}", quoted):  # not a pattern of commands
             yield shlex.split(quoted)
 
