@@ -97,6 +97,8 @@ def test_the_chat_tells_all_what_one_says() -> None:
     websocket: Any = pytest.importorskip("websocket")
     with served("flask_socketio_chat:app", "--clones", "4") as address:
         assert b"<title>chat</title>" in http_get(address)
+        polled = http_get(address, "/socket.io/?EIO=4&transport=polling")
+        assert json.loads(polled[1:])["sid"]
         url = f"ws://127.0.0.1:{address[1]}/socket.io/?EIO=4&transport=websocket"
         clients = []
         for _ in range(3):
