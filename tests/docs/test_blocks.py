@@ -149,6 +149,7 @@ def test_programs_that_patch_run(page: Page, block: Block) -> None:
     run({page.name: given_of([block], [], {})})
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("account")
 @pytest.mark.parametrize(
     ("page", "block"),
@@ -163,6 +164,7 @@ def test_commands_are_real(page: Page, block: Block, folder: Path) -> None:
         shell.check(words, page)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("folder", "account")
 @pytest.mark.parametrize("page", [pytest.param(each, id=each.name) for each in PAGES])
 def test_commands_of_glb_are_real_wherever_they_stand(page: Page) -> None:
@@ -171,6 +173,7 @@ def test_commands_of_glb_are_real_wherever_they_stand(page: Page) -> None:
         shell.check(words, page)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", texts_of("toml"))
 def test_settings_are_read(text: str, folder: Path) -> None:
     """Each key of a file of settings is an option, and each value is of its type."""
@@ -181,12 +184,14 @@ def test_settings_are_read(text: str, folder: Path) -> None:
     serve.make_context("serve", [] if is_table else ["--config", "glb.toml"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", texts_of("json"))
 def test_json_is_json(text: str) -> None:
     """It can be read."""
     assert json.loads(text)
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
 @pytest.mark.parametrize("text", texts_of("nginx"))
@@ -203,6 +208,7 @@ def test_nginx_takes_its_configuration(text: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs haproxy")
 @pytest.mark.parametrize("text", texts_of("haproxy"))
@@ -215,6 +221,7 @@ def test_haproxy_takes_its_configuration(text: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", [pytest.param(each, id=each.name) for each in PAGES])
 def test_each_block_is_of_a_kind_that_is_checked(page: Page) -> None:
     """A new language has to be named here, with what is done about it. Directives are Sphinx's."""
@@ -223,6 +230,7 @@ def test_each_block_is_of_a_kind_that_is_checked(page: Page) -> None:
         assert block.reason is None or len(block.reason) > 10, block
 
 
+@pytest.mark.thorough
 def test_a_wrong_option_is_found() -> None:
     """The tests above would pass as well if nothing was parsed."""
     page = Page(ROOT / "README.md", "Say `glb serve app:app --clone 4`.", [])

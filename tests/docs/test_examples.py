@@ -19,7 +19,7 @@ from gevent import subprocess as gevent_subprocess
 from ..support.helpers import connect, http_get
 from .pages import ROOT
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.thorough]
 
 EXAMPLES: Final = ROOT / "examples"
 

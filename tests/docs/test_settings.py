@@ -17,6 +17,8 @@ from glb.cli import cli
 
 from .pages import ROOT
 
+pytestmark = pytest.mark.thorough
+
 PAGE = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
 SERVERS: list[tuple[str, Any]] = [
     ("glb.server:StreamServer", glb.server.StreamServer),
