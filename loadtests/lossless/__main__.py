@@ -39,7 +39,7 @@ from .scenarios import SCENARIOS, all_scenarios
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
     help="Write what was measured to this file.",
 )
-@click.option("--markdown", is_flag=True, help="Print Markdown, for docs/measured.md.")
+@click.option("--markdown", is_flag=True, help="Print Markdown, for the README.")
 def main(
     names: tuple[str, ...], hubs: int, quick: bool, file: pathlib.Path | None, markdown: bool
 ) -> None:

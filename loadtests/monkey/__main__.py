@@ -69,7 +69,7 @@ def _chosen(only: str | None) -> list[Group]:
     help="Folder for the files.",
 )
 @click.option("--seed", type=int, help="Of the order in the rounds. Printed if not given.")
-@click.option("--markdown", is_flag=True, help="Print Markdown, for docs/measured.md.")
+@click.option("--markdown", is_flag=True, help="Print Markdown, for the README.")
 def main(
     rounds: int,
     connections: int,
