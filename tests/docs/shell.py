@@ -20,7 +20,19 @@ __all__ = ["check", "glb_commands", "shell_commands"]
 
 #: Programs of others: what they make of their arguments is theirs to say.
 FOREIGN: Final = {
-    *(".", "apt-get", "cd", "curl", "django-admin", "kill", "mkdir", "nginx", "systemctl"),
+    *(
+        ".",
+        "apt-get",
+        "cd",
+        "curl",
+        "django-admin",
+        "docker",
+        "gunicorn",
+        "kill",
+        "kubectl",
+        "mkdir",
+    ),
+    *("nginx", "systemctl", "systemd-socket-activate"),
 }
 
 _OPERATORS: Final = {"&&", "||", ";", "|"}
