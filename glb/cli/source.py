@@ -22,6 +22,9 @@ ANSWER_SECONDS: Final = 3.0
 # 10,000 clones are 3 MB.
 MOST_BYTES: Final = 16 * 1024 * 1024
 
+# What counts connections stays far below, and what is larger may be shown by no float.
+_MOST: Final = 2**60
+
 _NUMBERS: Final = ("index", "hub", "accepted", "active", "completed", "failed", "stalled_seconds")
 
 
@@ -60,7 +63,13 @@ class Source:
         except OSError as error:
             why = error.strerror or str(error)
             raise UnreadableError(f"can't read {self.where}: {console.one_line(why)}") from error
-        except (http.client.HTTPException, ValueError, TypeError, LookupError) as error:
+        except (
+            http.client.HTTPException,
+            ValueError,
+            TypeError,
+            LookupError,
+            RecursionError,  # of JSON that is nested too deeply
+        ) as error:
             what = _printable(console.one_line(error))
             raise UnreadableError(f"{self.where} is no administration of glb: {what}") from error
         finally:
@@ -85,14 +94,16 @@ def _checked(found: Any) -> Sequence[Mapping[str, Any]]:
 
 def _server(found: Any) -> Mapping[str, Any]:
     queue = found["accept_queue"]
+    if not found["clones"]:
+        raise ValueError(f"a server has one clone or more, got {found['clones']!r}")
     return {
         "address": _printable(found["address"]),
         "shown_state": _printable(found["shown_state"]),
-        "accept_queue": queue and {name: int(queue[name]) for name in ("depth", "limit")},
+        "accept_queue": queue and {name: _number(queue[name]) for name in ("depth", "limit")},
         "hubs": [
             {
-                "index": int(each["index"]),
-                "lag_seconds": float(each["lag_seconds"]),
+                "index": _number(each["index"]),
+                "lag_seconds": _number(each["lag_seconds"]),
                 "stalled_at": _printable(each["stalled_at"]),
             }
             for each in found["hubs"]
@@ -102,7 +113,8 @@ def _server(found: Any) -> Mapping[str, Any]:
             | {
                 "shown_state": _printable(each["shown_state"]),
                 "passed_over": {
-                    _printable(why): int(turns) for why, turns in each["passed_over"].items()
+                    _printable(why): _number(turns)
+                    for why, turns in dict(each["passed_over"]).items()
                 },
             }
             for each in found["clones"]
@@ -111,8 +123,9 @@ def _server(found: Any) -> Mapping[str, Any]:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is no number")
+    # A float that is no number is not less than another.
+    if not (isinstance(value, (int, float)) and abs(value) < _MOST):
+        raise TypeError(f"{ascii(value)[:100]} is no number that is shown")
     return value
 
 
