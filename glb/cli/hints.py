@@ -81,9 +81,9 @@ class Hints:
         setattr(where, name, value)
 
     def _executing(self, original: Any) -> Any:
-        def execute(path: Any, argv: Any, *env: Any) -> Any:
+        def execute(path: Any, argv: Any, *env: Any, **more: Any) -> Any:
             self.started(argv)
-            return original(path, argv, *env)
+            return original(path, argv, *env, **more)
 
         return execute
 
@@ -111,7 +111,8 @@ class Hints:
 
     def _end_timer(self) -> None:
         timer, self._timer = self._timer, None
-        if timer is not None:
+        # The program may have listened in another thread, whose loop is its own, or gone.
+        if timer is not None and timer.loop is gevent.get_hub().loop:
             timer.stop()
             timer.close()
 

@@ -21,7 +21,6 @@ from rich.text import Text
 from ..admin.pulse import LOOK_SECONDS, STUCK_SECONDS
 from ..admin.watched import Watched
 from ..hubs.threads import HubThread
-from ..originals import Lock
 from ..server import StreamServer
 from .clone_table import picture
 
@@ -31,40 +30,43 @@ __all__ = ["Above", "live"]
 LOOKS_A_PICTURE: Final = 5
 
 # A terminal that takes nothing, or less than comes, must not fill the memory.
-MOST_LINES: Final = 10_000
+MOST_WRITES: Final = 10_000
 
 # A terminal that is stopped (Ctrl-S) doesn't hold up the end.
 END_SECONDS: Final = 2.0
 
 
 class Above:
-    """Stands in for stdout and stderr: keeps whole lines until they are taken. From any thread."""
+    """Stands in for stdout and stderr: keeps whole lines until they are taken. From any thread.
+
+    It has no lock: a signal handler, or a finalizer, may write in the middle of another write.
+    """
 
     def __init__(self) -> None:
-        self._lock: Final = Lock()
-        self._lines: Final[deque[str]] = deque()
+        self._texts: Final[deque[str]] = deque()
         self._partial = ""
         self._lost = 0
 
     def write(self, text: str) -> int:
-        with self._lock:
-            *lines, self._partial = (self._partial + text).split("\n")
-            room = MOST_LINES - len(self._lines)
-            self._lines.extend(lines[:room])
-            self._lost += max(0, len(lines) - room)
+        if len(self._texts) < MOST_WRITES:
+            self._texts.append(text)
+        else:
+            self._lost += 1
         return len(text)
 
     def take(self, *, is_last: bool = False) -> str:
-        """Return the lines that have come since, without their last end; ``""`` is none."""
-        with self._lock:
-            lines = [*self._lines]
-            self._lines.clear()
-            if self._lost:
-                lines.append(f"glb: {self._lost} lines more came than a terminal takes")
-                self._lost = 0
-            if is_last and self._partial:
-                lines.append(self._partial)
-                self._partial = ""
+        """Return the lines that have come since, without their last end; ``""`` is none.
+
+        One thread at a time.
+        """
+        texts = [self._texts.popleft() for _ in range(len(self._texts))]
+        *lines, self._partial = "".join([self._partial, *texts]).split("\n")
+        if self._lost:
+            lines.append(f"glb: {self._lost} writes more came than a terminal takes")
+            self._lost = 0
+        if is_last and self._partial:
+            lines.append(self._partial)
+            self._partial = ""
         return "\n".join(lines)
 
 

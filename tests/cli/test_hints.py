@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gevent
 import pytest
 from gevent import socket
 
@@ -138,11 +139,25 @@ def test_other_processes_are_not_told_of(command: object, watching: Hints, said:
     assert said == []
 
 
+def test_a_thread_that_listened_may_have_ended(watching: Hints, said: list[str]) -> None:
+    """Its loop is gone, and the timer with it: what is left to say is said at the exit."""
+
+    def listens() -> None:
+        listening().close()
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=listens)
+    thread.start()
+    thread.join()
+    watching._look()
+    assert len(said) == 1
+
+
 def test_subprocesses_and_exec_are_seen(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way by which a reloader starts its program; afterwards all is as it was."""
     done: list[str] = []
     monkeypatch.setattr(os, "execv", lambda *_: done.append("execv"))
-    monkeypatch.setattr(os, "execve", lambda *_: done.append("execve"))
+    monkeypatch.setattr(os, "execve", lambda *_, **__: done.append("execve"))
     monkeypatch.setattr(subprocess.Popen, "__init__", lambda *_, **__: done.append("Popen"))
     monkeypatch.setattr(subprocess.Popen, "__del__", lambda _: None)
     before = (os.execv, os.execve, subprocess.Popen.__init__)
@@ -150,6 +165,7 @@ def test_subprocesses_and_exec_are_seen(said: list[str], monkeypatch: pytest.Mon
     starts: list[Callable[[], object]] = [
         lambda: os.execv(sys.executable, command),
         lambda: os.execve(sys.executable, command, {}),
+        lambda: os.execve(path=sys.executable, argv=command, env={}),
         lambda: subprocess.Popen(command),
     ]
     for start in starts:
@@ -157,8 +173,8 @@ def test_subprocesses_and_exec_are_seen(said: list[str], monkeypatch: pytest.Mon
         made.start()
         start()
         made.stop()
-    assert done == ["execv", "execve", "Popen"]
-    assert len(said) == 3
+    assert done == ["execv", "execve", "execve", "Popen"]
+    assert len(said) == 4
     assert (os.execv, os.execve, subprocess.Popen.__init__) == before
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,7 +25,7 @@ from glb.admin.watched import Watched
 from glb.cli import live as live_module
 from glb.cli import top as top_module
 from glb.cli.clone_table import picture
-from glb.cli.live import MOST_LINES, Above, live
+from glb.cli.live import MOST_WRITES, Above, live
 from glb.cli.source import Source, UnreadableError, _checked
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
@@ -34,6 +35,7 @@ from ..support.helpers import ask, close_all, connect, wait_until
 from .test_commands import in_terminal
 
 ANY = ("127.0.0.1", 0)
+MOST_INTERRUPTS = 20
 
 
 def facts(
@@ -68,6 +70,12 @@ def facts(
         ],
         **more,
     }
+
+
+def of_clone(**more: Any) -> dict[str, Any]:
+    """Return what is told of a server whose one clone has such facts."""
+    server = facts(1)
+    return {**server, "clones": [{**server["clones"][0], **more}]}
 
 
 def drawn(servers: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> list[str]:
@@ -241,6 +249,14 @@ def test_a_wrong_address_is_wrong_input() -> None:
         b'{"servers": [{}]}',
         json.dumps({"servers": [facts(1, shown_state=3)]}).encode(),
         json.dumps({"servers": [facts(1) | {"clones": [{"index": "\x1b]0;x"}]}]}).encode(),
+        b"[" * 100_000,
+        json.dumps({"servers": [facts(1) | {"clones": []}]}).encode(),
+        json.dumps({"servers": [of_clone(passed_over=[[]])]}).encode(),
+        json.dumps({"servers": [of_clone(passed_over={"full": math.inf})]}).encode(),
+        json.dumps({"servers": [of_clone(accepted=10**400)]}).encode(),
+        json.dumps({"servers": [of_clone(stalled_seconds=math.nan)]}).encode(),
+        json.dumps({"servers": [facts(1, hubs=1) | {"hubs": [{"index": 0, "lag_seconds": 10**400}]}]}).encode(),
+        json.dumps({"servers": [facts(1, accept_queue={"depth": math.inf, "limit": 1})]}).encode(),
     ],
 )
 def test_another_server_is_no_administration(body: bytes) -> None:
@@ -366,10 +382,42 @@ def test_lines_are_kept_whole_until_they_are_taken() -> None:
     assert above.take() == "two\nthree"
     assert above.take() == ""
     assert above.take(is_last=True) == "fo"
-    above.write("x\n" * (MOST_LINES + 5))
+    for _ in range(MOST_WRITES + 5):
+        above.write("x\n")
     *lines, last = above.take().split("\n")
-    assert lines == ["x"] * MOST_LINES
-    assert last == "glb: 5 lines more came than a terminal takes"
+    assert lines == ["x"] * MOST_WRITES
+    assert last == "glb: 5 writes more came than a terminal takes"
+
+
+def test_a_write_may_interrupt_a_write() -> None:
+    """As those of a signal handler or a finalizer do, anywhere in it."""
+    above = Above()
+    code = Above.write.__code__
+    written = []
+
+    def interrupt(frame: Any, *_: object) -> Any:
+        if frame.f_code is code and len(written) < MOST_INTERRUPTS:
+            sys.settrace(None)
+            written.append("within\n")
+            above.write(written[-1])
+            sys.settrace(interrupt)
+            return interrupt
+        return None
+
+    thread = threading.Thread(target=traced, args=(interrupt, lambda: above.write("out\n")))
+    thread.daemon = True  # a lock would keep it
+    thread.start()
+    wait_until(lambda: not thread.is_alive())
+    assert sorted(above.take().split()) == ["out"] + ["within"] * len(written)
+    assert len(written) > 1
+
+
+def traced(trace: Any, call: Callable[[], object]) -> None:
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(None)
 
 
 class Screen:
