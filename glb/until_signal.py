@@ -120,8 +120,10 @@ class _Ending:
         gevent.joinall([gevent.spawn(each.stop, 0) for each in self._servers])
 
     def _watch(self, server: Any) -> None:
-        if server.started:  # or it would begin again
+        if server.started and isinstance(server, Controls):  # or it would begin again
             server.serve_forever()
+        elif server.started:  # gevent's method stops its handlers, a second after it was closed
+            server._stop_event.wait()
         self._is_asked.set()
 
     def _hasten(self) -> None:
@@ -133,6 +135,10 @@ class _Ending:
             server.drain(self._timeout, delay=self._drain_delay if self.first else 0.0)
         else:
             gevent.sleep(self._drain_delay if self.first else 0.0)
+            if self._timeout is None:  # gevent's is then `stop_timeout`, a second
+                server.close()
+                if server.pool:
+                    server.pool.join()
             server.stop(self._timeout)
 
 
@@ -149,5 +155,7 @@ def _heeded(signals: Sequence[int], call: Any) -> Iterator[None]:
         for watcher in watchers:
             watcher.cancel()
         for number, handler in before.items():
-            # The loop has left the default; ``None`` is one that Python didn't set.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            # The loop has left the default, or the program has a watcher of its own there, of which
+            # Python doesn't know. ``None`` is a handler that Python didn't set.
+            if handler is not None and handler is not signal.SIG_DFL:
+                signal.signal(number, handler)

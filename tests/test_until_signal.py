@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import gevent
 import gevent.server
 import pytest
+from gevent.event import Event
 
 import glb
 from glb.server import StreamServer
@@ -186,6 +188,46 @@ def test_signals_of_this_process_have_their_handlers_again() -> None:
         wait_until(lambda: heard == [signal.SIGUSR2])
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_watcher_of_the_program_hears_the_next_signal() -> None:
+    """Python doesn't know of it, and it was there before."""
+    heard: list[str] = []
+    watcher = gevent.signal_handler(signal.SIGUSR2, heard.append, "heard")
+    try:
+        kill = functools.partial(os.kill, os.getpid(), signal.SIGUSR2)
+        assert serve_one(lambda _: kill(), signals=[signal.SIGUSR2])[0] == signal.SIGUSR2
+        kill()  # which would end the process
+        wait_until(lambda: heard == ["heard"] * 2)
+    finally:
+        watcher.cancel()
+
+
+@pytest.mark.parametrize("timeout", [None, ENDLESS_SECONDS])
+def test_gevents_own_server_has_its_time(timeout: float | None) -> None:
+    """Its handlers come to their end, if they are a pool's; not after gevent's one second."""
+    ended: list[bytes] = []
+    begun = Event()
+
+    def handle(sock: Any, _: object) -> None:
+        begun.set()
+        ended.append(sock.recv(1))
+
+    server = gevent.server.StreamServer(ANY, handle, spawn=2)
+    server.stop_timeout = 0
+    server.start()
+    client = connect(server.address)
+    begun.wait()
+    serving = gevent.spawn(
+        glb.serve_until_signal, server, timeout=timeout, signals=[signal.SIGUSR2]
+    )
+    gevent.sleep()
+    os.kill(os.getpid(), signal.SIGUSR2)
+    wait_until(lambda: server.closed)
+    client.sendall(b"x")
+    assert serving.get() == signal.SIGUSR2
+    client.close()
+    assert ended == [b"x"]
 
 
 def test_gevents_own_servers_may_be_among_them() -> None:

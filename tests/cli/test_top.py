@@ -255,7 +255,9 @@ def test_a_wrong_address_is_wrong_input() -> None:
         json.dumps({"servers": [of_clone(passed_over={"full": math.inf})]}).encode(),
         json.dumps({"servers": [of_clone(accepted=10**400)]}).encode(),
         json.dumps({"servers": [of_clone(stalled_seconds=math.nan)]}).encode(),
-        json.dumps({"servers": [facts(1, hubs=1) | {"hubs": [{"index": 0, "lag_seconds": 10**400}]}]}).encode(),
+        json.dumps(
+            {"servers": [facts(1, hubs=1) | {"hubs": [{"index": 0, "lag_seconds": 10**400}]}]}
+        ).encode(),
         json.dumps({"servers": [facts(1, accept_queue={"depth": math.inf, "limit": 1})]}).encode(),
     ],
 )
