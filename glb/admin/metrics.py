@@ -7,7 +7,9 @@ text format is prometheus_client's.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -54,7 +56,7 @@ class Metrics:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        views = [*self._views()]
+        views = [*_told_apart(self._views())]
         yield from _of_clones(views)
         yield from _of_hubs(views)
         yield _durations(views)
@@ -80,6 +82,15 @@ class Metrics:
         yield depth
         yield limit
         yield pauses
+
+
+def _told_apart(views: Iterable[ServerView]) -> Iterator[ServerView]:
+    """Yield *views*; where servers share an address, the later ones have a number behind it."""
+    seen: Counter[str] = Counter()
+    for view in views:
+        seen[view.address] += 1
+        number = seen[view.address]
+        yield view if number == 1 else replace(view, address=f"{view.address} ({number})")
 
 
 def _of_clones(views: list[ServerView]) -> Iterator[Metric]:

@@ -352,10 +352,31 @@ def test_promtool_finds_no_fault(page: str) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
+def series(page: str) -> list[str]:
+    return [line.rpartition(" ")[0] for line in page.splitlines() if not line.startswith("#")]
+
+
 def test_no_series_comes_twice(page: str) -> None:
     """Prometheus would take none of them."""
-    names = [line.rpartition(" ")[0] for line in page.splitlines() if not line.startswith("#")]
+    names = series(page)
     assert len(names) == len({*names})
+
+
+def test_servers_on_one_address_have_series_of_their_own() -> None:
+    """By the order in which the administration has them; also before they start."""
+    first = StreamServer(ANY, lambda *_: None, reuse_port=True)
+    first.start()
+    second = StreamServer(first.address, lambda *_: None, reuse_port=True)
+    second.start()
+    unbound = [StreamServer(ANY, lambda *_: None) for _ in range(2)]
+    with Admin([first, second, *unbound], ANY) as admin:
+        names = series(seen(admin, "/metrics")[2])
+    first.stop()
+    second.stop()
+    assert len(names) == len({*names})
+    where = name_of(first)
+    for address in (where, f"{where} (2)", "", " (2)"):
+        assert f'glb_connections_active{{address="{address}",clone="0",hub="0"}}' in names
 
 
 @pytest.mark.process
