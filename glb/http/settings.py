@@ -52,7 +52,7 @@ class Settings:
         send_timeout: How long a client may take nothing of a reply, in seconds; ``None`` is for
             ever. After that the connection is closed.
         request_timeout: How long a request may take, in seconds, from the end of its head to the
-            end of its reply; ``None`` is for ever. After that, or up to a second later,
+            end of its reply; ``None`` is for ever. After that, or up to two seconds later,
             `RequestTimeout` is raised where the application waits. The reply is a 503, or, if a
             part of another one was sent, the connection is closed; the log has the greenlet's
             stack. A connection that was upgraded has no such end. A connection that begins while
