@@ -93,7 +93,6 @@ class LazySocket(GeventSocket):
     # gevent's slots, which the stubs leave out or have as what can't be set.
     timeout: Any
     _closed: bool
-    _drop_ref_on_close: Any
     _io_refs: int
 
     def __init__(self, sock: Any) -> None:
@@ -146,6 +145,14 @@ class LazySocket(GeventSocket):
             if watcher is not None:
                 watcher.close()
         drop(self._sock)
+
+    def _drop_ref_on_close(self, sock: Any) -> None:
+        loop = self.hub.loop
+        # Without a loop its hub was destroyed.
+        if loop is not None and loop.closing_fd(sock.fileno()):
+            _close_later(loop, sock)
+        else:
+            sock.close()
 
 
 class Connection(LazySocket):
@@ -215,29 +222,30 @@ class Connection(LazySocket):
             super().close()
             return
         if sock:
-            # As gevent's, but for the steps that are for watchers of its own. Without a loop its
-            # hub was destroyed.
-            loop = self.hub.loop
-            if loop is not None and loop.closing_fd(sock.fileno()):
-                _close_later(loop, sock)
-            else:
-                sock.close()
+            # As gevent's, but for the steps that are for watchers of its own.
+            self._drop_ref_on_close(sock)
             self._sock = _closed_of(sock)
 
 
 def _close_later(loop: Any, sock: Any) -> None:
-    """Close *sock* when watchers of its descriptor that aren't its own have seen its end."""
-    check = loop.check()
+    """Close *sock* when watchers of its descriptor that aren't its own have seen its end.
+
+    gevent has the check alone. libev calls that after its wait for the next event, which may take
+    for ever, and so the peer would see the end as late: the timer is that event.
+    """
+    check, timer = loop.check(), loop.timer(0.0)
 
     def close() -> None:
         try:
             with contextlib.suppress(OSError):
                 sock.close()
         finally:
-            check.stop()
-            check.close()
+            for each in (check, timer):
+                each.stop()
+                each.close()
 
     check.start(close)
+    timer.start(int)  # which does nothing
 
 
 def _closed_of(sock: Any) -> Any:

@@ -947,6 +947,23 @@ def test_closing_waits_for_a_watcher_of_somebody_else() -> None:
     assert (is_deferred, is_left, number) == (True, False, -1)
 
 
+@pytest.mark.parametrize("has_waited", [False, True])
+def test_the_peer_sees_the_end_though_nothing_else_happens(has_waited: bool) -> None:
+    """A watcher of the program has the number, and the loop has no other event. gevent waits."""
+    end, peer = pair_of(Connection)
+    with peer:
+        if has_waited:
+            peer.sendall(b"x")
+            end._wait(end._read_event)
+            assert end.recv(1) == b"x"
+        watcher = gevent.get_hub().loop.io(end.fileno(), 1)
+        watcher.start(lambda: (watcher.stop(), watcher.close()))
+        gevent.sleep(0)
+        gevent.spawn(end.close)
+        with gevent.Timeout(5):
+            assert peer.recv(1) == b""
+
+
 def test_one_that_is_collected_unclosed_warns(kind: Any) -> None:
     """As every socket does; the descriptor is closed."""
     end, peer = pair_of(kind)
