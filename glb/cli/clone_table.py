@@ -109,7 +109,7 @@ def picture(
         size: Columns and lines of the screen.
         rates: Connections a second of each server, by its address.
     """
-    width, height = size
+    width, height = max(1, size[0]), size[1]  # rich takes COLUMNS=0 as it is
     title_lines = math.ceil(max(1, len(title)) / width)
     lines = max(4, (height - title_lines - 1) // max(1, len(servers)))
     parts: list[RenderableType] = [Text(title, style="bold")]

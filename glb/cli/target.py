@@ -300,6 +300,7 @@ STREAM_WORDS: Final = re.compile(r"sock|conn|client|stream|addr|peer", re.IGNORE
 
 # What both of them may be short for, where no word tells: (s, a) and (c, p), or (e, s).
 WSGI_PAIR: Final = (("environ",), ("start_response",))
+ASGI_NAMES: Final = ["scope", "receive"]
 VARIABLE: Final = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 STREAM_PAIR: Final = (("socket", "connection", "client"), ("address", "peer"))
@@ -319,12 +320,14 @@ def is_wsgi_by_arguments(handle: Callable[..., Any], name: str) -> bool:
         parameters = []
     text = " ".join(f"{each.name}: {each.annotation}" for each in parameters[:2])
     names = [each.name for each in parameters[:2]]
+    if inspect.iscoroutinefunction(handle) and names != ASGI_NAMES:
+        raise TargetError(f"{name!r} is a coroutine function, which glb can't serve")
     is_wsgi, is_stream = (words.search(text) is not None for words in (WSGI_WORDS, STREAM_WORDS))
     if is_wsgi == is_stream:
         is_neither = not is_wsgi
         is_wsgi, is_stream = (_is_short_for(names, pair) for pair in (WSGI_PAIR, STREAM_PAIR))
         if is_wsgi == is_stream:
-            if names == ["scope", "receive"]:
+            if names == ASGI_NAMES:
                 raise TargetError(f"{name!r} is an ASGI application, which glb can't serve")
             if is_neither and _is_called_with_two(parameters):
                 return False  # whatever it calls them: WSGI's names are looked at in any case

@@ -246,6 +246,10 @@ def test_kind_of_target_is_told_by_its_arguments(
     assert is_wsgi_by_arguments(handle, "target") is is_wsgi
 
 
+async def coroutine(reader: object, writer: object) -> None:
+    """As asyncio's servers call one."""
+
+
 @pytest.mark.parametrize(
     ("handle", "reason"),
     [
@@ -256,6 +260,7 @@ def test_kind_of_target_is_told_by_its_arguments(
         (lambda s: s, "give --wsgi or --stream$"),
         (lambda: None, r"or write 'target\(\)' if it returns the application"),
         (lambda scope, receive, send: (scope, receive, send), "'target' is an ASGI application"),
+        (coroutine, "'target' is a coroutine function"),
     ],
 )
 def test_arguments_that_tell_nothing_say_what_to_write(

@@ -143,6 +143,11 @@ def test_sixty_four_clones_fit(size: tuple[int, int], hubs: int) -> None:
     assert "60 accepting, " in text and "1 stalled" in text and "not shown" not in text
 
 
+def test_a_screen_without_columns_has_one() -> None:
+    """``COLUMNS=0`` is a width to rich."""
+    assert picture([facts(1)], "a title", "a note", (0, 24)).renderables
+
+
 def test_what_has_no_room_is_counted() -> None:
     """The busiest are shown."""
     lines = drawn([facts(1000)], (80, 24))
