@@ -13,9 +13,7 @@ from loadtests.target.servers import echo
 HOST = os.environ["HOST"]
 
 
-def application(
-    environ: Mapping[str, Any], start_response: Callable[..., Any]
-) -> Iterable[bytes]:
+def application(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """Reply ``address:port host pid``; ``/slow`` takes a second first."""
     if environ["PATH_INFO"] == "/slow":
         time.sleep(1)

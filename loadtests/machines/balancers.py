@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,9 +38,13 @@ class Balancer(ABC):
     backends: ClassVar[Mapping[str, str]]
     #: Also if the run is a quick one.
     quick: ClassVar[Mapping[str, str]]
+    #: `is_up` is true after slow start, not before it.
+    tells_weight: ClassVar[bool]
 
     def __init__(self, host: Host, is_quick: bool) -> None:
         self.host: Final = host
+        #: The page's, or a quick run's, in seconds.
+        self.slow_start: Final = 1.0 if is_quick else 10.0
         changes = {**self.changes, **(self.quick if is_quick else {})}
         file = write(self.file, FOLDER, changes)
         self._process: Final[subprocess.Popen[bytes]] = host.start(*self._command(file))
@@ -57,7 +63,7 @@ class Balancer(ABC):
 
     @abstractmethod
     def is_up(self, backend: str, server: Host) -> bool:
-        """Return True if *server* gets its whole share."""
+        """Return True if *server* is up, and gets its whole share, if the balancer tells that."""
 
     def wait_up(self, backend: str, servers: Sequence[Host]) -> None:
         """Wait until each of *servers* gets its whole share."""
@@ -65,16 +71,9 @@ class Balancer(ABC):
             up = f"{self.name}: {server.name} of {backend} up"
             wait_for(up, lambda server=server: self.is_up(backend, server))
 
-    def _ask(self, port: int, what: bytes) -> str:
-        """Return what the balancer says on its own loopback; nothing if it isn't there yet."""
+    def _check(self) -> None:
         if (status := self._process.poll()) is not None:
             raise RuntimeError(f"{self.name} ended with {status}; {self.host.last_words()}")
-        try:
-            with self.host.connect(port) as sock, sock.makefile("rb") as reply:
-                sock.sendall(what)
-                return reply.read().decode()
-        except OSError:
-            return ""
 
 
 def _says(path: str | None, option: str) -> str:
@@ -88,6 +87,7 @@ class HAProxy(Balancer):
     file = "haproxy.cfg"
     backends: ClassVar = {"http": "web", "tcp": "stream"}
     changes: ClassVar = {"retries 2": "retries 0"}
+    tells_weight = True
     quick: ClassVar = {"inter 1s": "inter 100ms", "slowstart 10s": "slowstart 1s"}
 
     @classmethod
@@ -98,7 +98,13 @@ class HAProxy(Balancer):
         return [str(self.find()), "-db", "-f", str(file)]
 
     def is_up(self, backend: str, server: Host) -> bool:
-        lines = self._ask(9999, b"show stat\n").removeprefix("# ").splitlines()
+        self._check()
+        try:
+            with self.host.connect(9999) as sock, sock.makefile("r") as reply:
+                sock.sendall(b"show stat\n")
+                lines = reply.read().removeprefix("# ").splitlines()
+        except OSError:
+            return False  # it begins
         return any(
             (row["pxname"], row["svname"]) == (backend, server.name)
             and (row["status"], row["weight"]) == ("UP", "100")
@@ -111,21 +117,35 @@ class Envoy(Balancer):
     file = "envoy.yaml"
     backends: ClassVar = {"http": "web"}
     changes: ClassVar = {"num_retries: 2": "num_retries: 0"}
-    quick: ClassVar = {"interval: 1s": "interval: 0.1s", "_window: 10s": "_window: 1s"}
+    tells_weight = False
+    quick: ClassVar = {
+        "interval: 1s": "interval: 0.1s",
+        "window: 10s": "window: 1s",
+        # What checks find becomes known a second later, unless it is 0.
+        "{healthy_panic_threshold: {value: 0}}": (
+            "{healthy_panic_threshold: {value: 0}, update_merge_window: 0s}"
+        ),
+    }
 
     @classmethod
     def version(cls) -> str:
-        return "Envoy " + _says(cls.find(), "--version").split("/")[1]
+        return "Envoy " + re.findall(r"/(\d+\.\d+\.\d+)/", _says(cls.find(), "--version"))[0]
 
     def _command(self, file: Path) -> list[str]:
         more = ["--concurrency", "2", "--log-level", "error"]
         return [str(self.find()), "-c", str(file), "--base-id", "1", *more]
 
     def is_up(self, backend: str, server: Host) -> bool:
-        _, _, text = self._ask(
-            9901, b"GET /clusters?format=json HTTP/1.0\r\nHost: envoy\r\n\r\n"
-        ).partition("\r\n\r\n")
-        found: Any = json.loads(text) if text else {}
+        self._check()
+        client = http.client.HTTPConnection("127.0.0.1")
+        try:
+            client.sock = self.host.connect(9901)
+            client.request("GET", "/clusters?format=json")
+            found: Any = json.load(client.getresponse())
+        except OSError:
+            return False  # it begins
+        finally:
+            client.close()
         return any(
             host["address"]["socket_address"]["address"] == server.address
             and host["health_status"] == {"eds_health_status": "HEALTHY"}

@@ -2,9 +2,10 @@
 
     python -m loadtests.machines.clients ADDRESS RATE
 
-Requests are due at a fixed rate, whatever became of those before. With the first good
-reply it writes ``ready``. When standard input ends, it waits for the replies that are missing, and writes one line of JSON: how many requests had which
-fate, and each good reply: when it came, in seconds of the monotonic clock, and from which process.
+Requests are due at a fixed rate, whatever became of those before. With the first good reply it
+writes ``ready``. When standard input ends, it waits for the replies that are missing, and writes one
+line of JSON: how many requests had which fate, and each good reply: when it came, in seconds of the
+monotonic clock, and from which process.
 """
 
 # ruff: noqa: E402  # patched before anything else is imported
@@ -101,7 +102,7 @@ class Clients:
             self._fates[type(error).__name__] += 1
             return
         if reply.status != 200:
-            self._fates[str(reply.status)] += 1
+            self._fates[f"{reply.status} {body.splitlines()[:1]}"] += 1
             return
         seen, server, process = body.split()
         if seen != f"{host}:{port}":

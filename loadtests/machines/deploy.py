@@ -21,12 +21,9 @@ from .service import GIVE_UP_SECONDS, Service
 
 __all__ = ["Deploy"]
 
-@dataclass(frozen=True)
-class Start:
-    """A new process on a host, and when the balancer sent it its whole share, in seconds."""
-
-    process: int
-    whole: float
+#: In the first quarter of slow start a host gets at most this part of an equal share. An eighth is
+#: what a weight that rises evenly comes to; without slow start it is 1.
+SLOW_START_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,13 @@ class Seen:
         """Return how many processes of each host have replied."""
         return Counter(host for host, _ in {(each.host, each.process) for each in self.replies})
 
-    def share(self, start: Start) -> float:
-        """Return what part of an equal share it had in the first quarter of its slow start."""
-        first = min(each.when for each in self.replies if each.process == start.process)
-        until = first + (start.whole - first) / 4
-        own = [each.process == start.process for each in self.replies if first <= each.when < until]
-        return sum(own) / len(own) * len(self.processes()) if own else 0.0
+    def share(self, process: int, seconds: float) -> float:
+        """Return what part of an equal share *process* had in its first *seconds*."""
+        first = min(each.when for each in self.replies if each.process == process)
+        own = [
+            each.process == process for each in self.replies if first <= each.when < first + seconds
+        ]
+        return sum(own) / len(own) * len(self.processes())
 
 
 class Deploy:
@@ -80,7 +78,7 @@ class Deploy:
         self._requests: Final = requests
         self._rate: Final = rate
         self._statuses: Final[list[int]] = []
-        self._starts: Final[list[Start]] = []
+        self._started: Final[list[int]] = []
 
     def run(self) -> Answer:
         """Deploy all again and again, until so many requests have been due: at least once."""
@@ -99,7 +97,9 @@ class Deploy:
         service.start()
         service.wait_ready()
         self._balancer.wait_up("web", [service.host])
-        self._starts.append(Start(service.pid, time.monotonic()))
+        if not self._balancer.tells_weight:
+            time.sleep(self._balancer.slow_start)
+        self._started.append(service.pid)
 
     @contextmanager
     def _load(self, seen: Seen) -> Iterator[None]:
@@ -126,6 +126,8 @@ class Deploy:
     def _answer(self, seen: Seen, rounds: int) -> Answer:
         lost = {fate: count for fate, count in seen.fates.items() if fate != "good"}
         processes = seen.processes()
+        early = self._balancer.slow_start / 4
+        shares = [seen.share(process, early) for process in self._started]
         promises = [
             Promise("requests that failed", sum(lost.values())),
             Promise("requests", seen.fates.total(), self._requests, is_floor=True),
@@ -136,13 +138,14 @@ class Deploy:
                 is_floor=True,
             ),
             Promise("ends with a status but 0", sum(status != 0 for status in self._statuses)),
+            Promise("part of an equal share as slow start begins", max(shares), SLOW_START_SHARE),
         ]
-        shares = [seen.share(start) for start in self._starts]
         notes = [
-            ("of an equal share, as slow start began, at most", f"{max(shares):.2f}"),
             ("requests a second", f"{seen.fates.total() / seen.seconds:,.0f}"),
             ("seconds of a deploy of all", f"{seen.seconds / rounds:.1f}"),
             *((f"failed: {fate}", f"{count:,}") for fate, count in lost.items()),
         ]
-        question = f"Is a request lost in a rolling deploy of all hosts behind {self._balancer.version()}?"
+        question = (
+            f"Is a request lost in a rolling deploy of all hosts behind {self._balancer.version()}?"
+        )
         return Answer(question, promises, notes)

@@ -29,9 +29,12 @@ FOLDER: Final = Path("/run/machines")
 #: Set in the namespaces alone.
 _ENTERED: Final = "GLB_MACHINES_ENTERED"
 
-_UNSHARE: Final = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+_UNSHARE: Final = (
+    *("unshare", "--net", "--mount", "--pid"),
+    *("--fork", "--kill-child", "--mount-proc"),
+)
 
-#: Root needs no more. Others are root in a user namespace of their own, where the machine allows it.
+#: Root needs no more. Others are root in a user namespace, where the machine allows it.
 _USERS: Final = ((), ("--user", "--map-root-user"))
 
 #: Debian has `ip` there, and a user's PATH may not.

@@ -18,14 +18,20 @@ from .service import GIVE_UP_SECONDS
 
 __all__ = ["SCENARIOS", "Swarm", "is_installed"]
 
-#: The locustfiles that take a server which isn't their own, and the users of those with several.
+#: Turns of all clones differ by no more: connections go round the hosts, and in each host round its
+#: clones.
+EXACT: Final = ("--balance-max-spread", "1")
+
+#: The locustfiles that take a server which isn't their own: how it is addressed, gates and users.
 SCENARIOS: Final = {
-    "http": ("http", ()),
+    "http": ("http", EXACT),
+    # Each request of a kept connection goes to the next host, and its first alone is a turn.
     "keepalive-http": ("http", ("HttpClient",)),
-    "balance": ("tcp", ()),
-    "tcp": ("tcp", ()),
-    "churn": ("tcp", ()),
-    "keepalive-tcp": ("tcp", ("TcpClient",)),
+    "balance": ("tcp", EXACT),
+    "tcp": ("tcp", EXACT),
+    # A connection that is reset before its reply had a turn too, of a clone that isn't known.
+    "churn": ("tcp", ("--balance-min-jain", "0.98")),
+    "keepalive-tcp": ("tcp", (*EXACT, "TcpClient")),
 }
 
 PORTS: Final = {"http": 80, "tcp": 7000}
@@ -37,11 +43,7 @@ def is_installed() -> bool:
 
 
 class Swarm:
-    """Runs locustfiles on *master* and *workers*.
-
-    Connections go round the hosts, and in each host round the clones, so turns of all clones
-    differ by no more than 1, as those of one host do.
-    """
+    """Runs locustfiles on *master* and *workers*, against *balancer*."""
 
     def __init__(self, balancer: Balancer, master: Host, workers: Sequence[Host]) -> None:
         self._balancer: Final = balancer
@@ -59,15 +61,17 @@ class Swarm:
         return Answer(question, promises, notes)
 
     def _run(self, name: str, seconds: int) -> tuple[int, str]:
-        scheme, users = SCENARIOS[name]
+        scheme, options = SCENARIOS[name]
         file = str(Path("loadtests", "locust", f"{name.partition('-')[0]}.py"))
         locust = (sys.executable, "-m", "locust", "-f", str(ROOT / file))
         host = f"{scheme}://{self._balancer.host.address}:{PORTS[scheme]}"
         load = ("--headless", "-u", "24", "-r", "24", "-t", f"{seconds}s", "--only-summary")
-        gates = ("--balance-max-spread", "1", "--max-fail-ratio", "0")
-        expect = ("--master", "--expect-workers", str(len(self._workers)), "--host", host)
+        load += ("--max-fail-ratio", "0")
+        # A worker passes over what is the master's: gates. Users have to be known to both.
+        users = [each for each in options if each.endswith("Client")]
+        lead = ("--master", "--expect-workers", str(len(self._workers)), "--host", host)
         processes = [
-            self._master.start(*locust, *expect, *load, *gates, *users),
+            self._master.start(*locust, *lead, *load, *options),
             *(
                 each.start(*locust, "--worker", "--master-host", self._master.address, *users)
                 for each in self._workers
