@@ -22,10 +22,13 @@ from loadtests.lossless.answers import Answer
 from .balancers import BALANCERS
 from .deploy import Deploy
 from .network import Network, enter, is_entered, why_not
-from .service import Service
+from .service import WEB, start_all
 from .swarm import SCENARIOS, Swarm, is_installed
 
 WHAT = ("deploy", "locust")
+
+#: Of a quick run: its checks take 0.2.
+QUICK_DELAY_SECONDS = 0.8
 
 #: How many seconds each scenario of locust has.
 LOCUST_SECONDS, LOCUST_QUICK_SECONDS = 10, 1
@@ -67,7 +70,7 @@ def main(
     if not is_entered():
         _enter(balancer)
     chosen = what or (WHAT if is_installed() else WHAT[:1])
-    delay = drain_delay if drain_delay is not None else 1.0 if quick else None
+    delay = drain_delay if drain_delay is not None else QUICK_DELAY_SECONDS if quick else None
     changes = {} if delay is None else {"drain-delay = 5.0": f"drain-delay = {delay}"}
     loop = os.environ.get("GEVENT_LOOP", "gevent's default loop")
     print(f"Python {platform.python_version()}, {loop}", flush=True)
@@ -75,27 +78,21 @@ def main(
     hosts = [network.host(f"web{number}", f"10.0.0.1{number}") for number in (1, 2, 3)]
     front = network.host("balancer", "10.0.0.2")
     master, *others = (network.host(f"load{number}", f"10.0.0.2{number}") for number in range(3))
-    answers: list[Answer] = []
-    services = [Service(host, "glb.toml", 9000, changes) for host in hosts]
-    for service in services:
-        service.start()
-    for service in services:
-        service.wait_ready()
-    program = BALANCERS[balancer](front, quick)
-    if "deploy" in chosen:
-        program.wait_up("web", hosts)
-        answers.append(Deploy(services, program, others, requests, rate).run())
+    program = BALANCERS[balancer]
+    names = scenarios or [each for each in SCENARIOS if SCENARIOS[each].kind in program.kinds]
+    wanted = {WEB} if "deploy" in chosen else set()
     if "locust" in chosen:
-        streams = [Service(host, "stream.toml", 9001, changes) for host in hosts]
-        for stream in streams:
-            stream.start()
-        for stream in streams:
-            stream.wait_ready()
-        for backend in program.backends.values():
-            program.wait_up(backend, hosts)
-        can = [name for name, (scheme, _) in SCENARIOS.items() if scheme in program.backends]
+        wanted |= {SCENARIOS[each].kind for each in names}
+    services = {kind: start_all(kind, hosts, changes) for kind in wanted}
+    behind = program(front, quick)
+    for kind in wanted:
+        behind.wait_up(kind, hosts)
+    answers: list[Answer] = []
+    if "deploy" in chosen:
+        answers.append(Deploy(services[WEB], behind, others, requests, rate).run())
+    if "locust" in chosen:
         seconds = LOCUST_QUICK_SECONDS if quick else LOCUST_SECONDS
-        answers.append(Swarm(program, master, others).run(scenarios or can, seconds))
+        answers.append(Swarm(behind, master, others).run(names, seconds))
     for table in (table for answer in answers for table in answer.tables()):
         print(table.text())
     # What runs yet ends with this process.

@@ -14,9 +14,9 @@ HOST = os.environ["HOST"]
 
 
 def application(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Reply ``address:port host pid``; ``/slow`` takes a second first."""
+    """Reply ``address:port host pid``; ``/slow`` takes half a second."""
     if environ["PATH_INFO"] == "/slow":
-        time.sleep(1)
+        time.sleep(0.5)
     client = f"{environ['REMOTE_ADDR']}:{environ['REMOTE_PORT']}"
     body = f"{client} {HOST} {os.getpid()}\n".encode()
     clone = ("X-Glb-Clone", f"{HOST}.{int(environ['glb.clone'])}")

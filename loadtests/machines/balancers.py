@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 
 from .network import FOLDER, Host
 from .page import write
-from .service import wait_for
+from .service import STREAM, WEB, Kind, wait_for
 
 __all__ = ["BALANCERS", "Balancer", "Envoy", "HAProxy"]
 
@@ -34,8 +34,8 @@ class Balancer(ABC):
     #: The page's file, and what a run changes: nothing may be tried again, or a loss isn't seen.
     file: ClassVar[str]
     changes: ClassVar[Mapping[str, str]]
-    #: By the scheme of those that come to it.
-    backends: ClassVar[Mapping[str, str]]
+    #: What its file has backends for.
+    kinds: ClassVar[Sequence[Kind]]
     #: Also if the run is a quick one.
     quick: ClassVar[Mapping[str, str]]
     #: `is_up` is true after slow start, not before it.
@@ -44,7 +44,7 @@ class Balancer(ABC):
     def __init__(self, host: Host, is_quick: bool) -> None:
         self.host: Final = host
         #: The page's, or a quick run's, in seconds.
-        self.slow_start: Final = 1.0 if is_quick else 10.0
+        self.slow_start: Final = 0.5 if is_quick else 10.0
         changes = {**self.changes, **(self.quick if is_quick else {})}
         file = write(self.file, FOLDER, changes)
         self._process: Final[subprocess.Popen[bytes]] = host.start(*self._command(file))
@@ -62,14 +62,14 @@ class Balancer(ABC):
     def _command(self, file: Path) -> list[str]: ...
 
     @abstractmethod
-    def is_up(self, backend: str, server: Host) -> bool:
+    def is_up(self, kind: Kind, server: Host) -> bool:
         """Return True if *server* is up, and gets its whole share, if the balancer tells that."""
 
-    def wait_up(self, backend: str, servers: Sequence[Host]) -> None:
+    def wait_up(self, kind: Kind, servers: Sequence[Host]) -> None:
         """Wait until each of *servers* gets its whole share."""
         for server in servers:
-            up = f"{self.name}: {server.name} of {backend} up"
-            wait_for(up, lambda server=server: self.is_up(backend, server))
+            up = f"{self.name}: {server.name} of {kind.backend} up"
+            wait_for(up, lambda server=server: self.is_up(kind, server))
 
     def _check(self) -> None:
         if (status := self._process.poll()) is not None:
@@ -85,10 +85,10 @@ def _says(path: str | None, option: str) -> str:
 class HAProxy(Balancer):
     name = "haproxy"
     file = "haproxy.cfg"
-    backends: ClassVar = {"http": "web", "tcp": "stream"}
+    kinds: ClassVar = (WEB, STREAM)
     changes: ClassVar = {"retries 2": "retries 0"}
     tells_weight = True
-    quick: ClassVar = {"inter 1s": "inter 100ms", "slowstart 10s": "slowstart 1s"}
+    quick: ClassVar = {"inter 1s": "inter 100ms", "slowstart 10s": "slowstart 500ms"}
 
     @classmethod
     def version(cls) -> str:
@@ -97,7 +97,7 @@ class HAProxy(Balancer):
     def _command(self, file: Path) -> list[str]:
         return [str(self.find()), "-db", "-f", str(file)]
 
-    def is_up(self, backend: str, server: Host) -> bool:
+    def is_up(self, kind: Kind, server: Host) -> bool:
         self._check()
         try:
             with self.host.connect(9999) as sock, sock.makefile("r") as reply:
@@ -106,7 +106,7 @@ class HAProxy(Balancer):
         except OSError:
             return False  # it begins
         return any(
-            (row["pxname"], row["svname"]) == (backend, server.name)
+            (row["pxname"], row["svname"]) == (kind.backend, server.name)
             and (row["status"], row["weight"]) == ("UP", "100")
             for row in csv.DictReader(lines)
         )
@@ -115,12 +115,12 @@ class HAProxy(Balancer):
 class Envoy(Balancer):
     name = "envoy"
     file = "envoy.yaml"
-    backends: ClassVar = {"http": "web"}
+    kinds: ClassVar = (WEB,)
     changes: ClassVar = {"num_retries: 2": "num_retries: 0"}
     tells_weight = False
     quick: ClassVar = {
         "interval: 1s": "interval: 0.1s",
-        "window: 10s": "window: 1s",
+        "window: 10s": "window: 0.5s",
         # What checks find becomes known a second later, unless it is 0.
         "{healthy_panic_threshold: {value: 0}}": (
             "{healthy_panic_threshold: {value: 0}, update_merge_window: 0s}"
@@ -135,7 +135,7 @@ class Envoy(Balancer):
         more = ["--concurrency", "2", "--log-level", "error"]
         return [str(self.find()), "-c", str(file), "--base-id", "1", *more]
 
-    def is_up(self, backend: str, server: Host) -> bool:
+    def is_up(self, kind: Kind, server: Host) -> bool:
         self._check()
         client = http.client.HTTPConnection("127.0.0.1")
         try:
@@ -150,7 +150,7 @@ class Envoy(Balancer):
             host["address"]["socket_address"]["address"] == server.address
             and host["health_status"] == {"eds_health_status": "HEALTHY"}
             for cluster in found.get("cluster_statuses", [])
-            if cluster["name"] == backend
+            if cluster["name"] == kind.backend
             for host in cluster.get("host_statuses", [])
         )
 

@@ -3,7 +3,7 @@
     python -m loadtests.machines.clients ADDRESS RATE
 
 Requests are due at a fixed rate, whatever became of those before. With the first good reply it
-writes ``ready``. When standard input ends, it waits for the replies that are missing, and writes one
+writes ``ready``. When standard input ends, it waits for the replies that are missing, and writes a
 line of JSON: how many requests had which fate, and each good reply: when it came, in seconds of the
 monotonic clock, and from which process.
 """
@@ -26,7 +26,7 @@ import gevent.os
 #: So many connections are kept.
 KEPT: Final = 10
 
-#: Every so manieth request takes a second, and is in flight when its host is stopped.
+#: Every so manieth request takes half a second, and is in flight when its host is stopped.
 SLOW: Final = 50
 
 #: How long a reply may take, in seconds, and all that are missing at the end.

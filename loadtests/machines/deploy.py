@@ -17,7 +17,7 @@ from loadtests.lossless.answers import Answer, Promise
 
 from .balancers import Balancer
 from .network import Host
-from .service import GIVE_UP_SECONDS, Service
+from .service import GIVE_UP_SECONDS, WEB, Service
 
 __all__ = ["Deploy"]
 
@@ -96,7 +96,7 @@ class Deploy:
         self._statuses.append(service.stop())
         service.start()
         service.wait_ready()
-        self._balancer.wait_up("web", [service.host])
+        self._balancer.wait_up(WEB, [service.host])
         if not self._balancer.tells_weight:
             time.sleep(self._balancer.slow_start)
         self._started.append(service.pid)

@@ -15,11 +15,12 @@ PAGE: Final = ROOT / "docs" / "many-machines.md"
 
 
 def file_of_page(name: str) -> str:
-    """Return the block whose first line is the comment ``# name``."""
+    """Return the block that follows a line which ends with its name and a colon."""
     text = PAGE.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    (found,) = (block for block in blocks if block.startswith(f"# {name}\n"))
-    return str(found)
+    found = re.search(rf"`{name}`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise ValueError(f"{PAGE.name} has no block that is {name}")
+    return found[1]
 
 
 def write(name: str, folder: Path, changes: Mapping[str, str]) -> Path:

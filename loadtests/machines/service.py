@@ -7,17 +7,38 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from .network import FOLDER, Host
 from .page import write
 
-__all__ = ["Service", "wait_for"]
+__all__ = ["GIVE_UP_SECONDS", "STREAM", "WEB", "Kind", "Service", "start_all", "wait_for"]
 
 #: How long anything may take that a run waits for, in seconds: longer than a drain of the page's.
 GIVE_UP_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the page's hosts serve, and balancers have as a *backend*.
+
+    Attributes:
+        file: The page's.
+        admin: The port that has ``/readyz``.
+        front: The balancer's URL for it.
+    """
+
+    backend: str
+    file: str
+    admin: int
+    front: str
+
+
+WEB: Final = Kind("web", "glb.toml", 9000, "http://{}:80")
+STREAM: Final = Kind("stream", "stream.toml", 9001, "tcp://{}:7000")
 
 
 def wait_for(what: str, holds: Callable[[], bool]) -> None:
@@ -34,15 +55,15 @@ def wait_for(what: str, holds: Callable[[], bool]) -> None:
 
 
 class Service:
-    """A process of ``glb serve --config FILE``, *file* being one of the page's."""
+    """A process of ``glb serve --config`` with the page's file, but for *changes*."""
 
-    def __init__(self, host: Host, file: str, admin: int, changes: Mapping[str, str]) -> None:
+    def __init__(self, kind: Kind, host: Host, changes: Mapping[str, str]) -> None:
         self.host: Final = host
-        self._admin: Final = admin
-        self._folder: Final[Path] = FOLDER / f"{host.name}-{file}"
+        self._admin: Final = kind.admin
+        self._folder: Final[Path] = FOLDER / f"{host.name}-{kind.backend}"
         self._folder.mkdir()
         (self._folder / "app.py").write_text("from loadtests.machines.application import *\n")
-        self._file: Final = write(file, self._folder, changes)
+        self._file: Final = write(kind.file, self._folder, changes)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -74,3 +95,13 @@ class Service:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(GIVE_UP_SECONDS)
+
+
+def start_all(kind: Kind, hosts: Sequence[Host], changes: Mapping[str, str]) -> list[Service]:
+    """Return a service on each host, when all are ready."""
+    services = [Service(kind, host, changes) for host in hosts]
+    for service in services:
+        service.start()
+    for service in services:
+        service.wait_ready()
+    return services

@@ -7,14 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 from loadtests.lossless.answers import Answer, Promise
 
 from .balancers import Balancer
 from .network import ROOT, Host
-from .service import GIVE_UP_SECONDS
+from .service import GIVE_UP_SECONDS, STREAM, WEB, Kind
 
 __all__ = ["SCENARIOS", "Swarm", "is_installed"]
 
@@ -22,19 +22,27 @@ __all__ = ["SCENARIOS", "Swarm", "is_installed"]
 #: clones.
 EXACT: Final = ("--balance-max-spread", "1")
 
-#: The locustfiles that take a server which isn't their own: how it is addressed, gates and users.
-SCENARIOS: Final = {
-    "http": ("http", EXACT),
-    # Each request of a kept connection goes to the next host, and its first alone is a turn.
-    "keepalive-http": ("http", ("HttpClient",)),
-    "balance": ("tcp", EXACT),
-    "tcp": ("tcp", EXACT),
-    # A connection that is reset before its reply had a turn too, of a clone that isn't known.
-    "churn": ("tcp", ("--balance-min-jain", "0.98")),
-    "keepalive-tcp": ("tcp", (*EXACT, "TcpClient")),
-}
 
-PORTS: Final = {"http": 80, "tcp": 7000}
+@dataclass(frozen=True)
+class Scenario:
+    """A locustfile that takes a server which isn't its own: what it loads, gates and users."""
+
+    file: str
+    kind: Kind
+    gates: tuple[str, ...] = EXACT
+    users: tuple[str, ...] = ()
+
+
+SCENARIOS: Final = {
+    "http": Scenario("http.py", WEB),
+    # Each request of a kept connection goes to the next host, and its first alone is a turn.
+    "keepalive-http": Scenario("keepalive.py", WEB, (), ("HttpClient",)),
+    "balance": Scenario("balance.py", STREAM),
+    "tcp": Scenario("tcp.py", STREAM),
+    # A connection that is reset before its reply had a turn too, of a clone that isn't known.
+    "churn": Scenario("churn.py", STREAM, ("--balance-min-jain", "0.98")),
+    "keepalive-tcp": Scenario("keepalive.py", STREAM, EXACT, ("TcpClient",)),
+}
 
 
 def is_installed() -> bool:
@@ -61,21 +69,17 @@ class Swarm:
         return Answer(question, promises, notes)
 
     def _run(self, name: str, seconds: int) -> tuple[int, str]:
-        scheme, options = SCENARIOS[name]
-        file = str(Path("loadtests", "locust", f"{name.partition('-')[0]}.py"))
-        locust = (sys.executable, "-m", "locust", "-f", str(ROOT / file))
-        host = f"{scheme}://{self._balancer.host.address}:{PORTS[scheme]}"
+        scenario = SCENARIOS[name]
+        file = ROOT / "loadtests" / "locust" / scenario.file
+        locust = (sys.executable, "-m", "locust", "-f", str(file), *scenario.users)
         load = ("--headless", "-u", "24", "-r", "24", "-t", f"{seconds}s", "--only-summary")
-        load += ("--max-fail-ratio", "0")
-        # A worker passes over what is the master's: gates. Users have to be known to both.
-        users = [each for each in options if each.endswith("Client")]
+        host = scenario.kind.front.format(self._balancer.host.address)
         lead = ("--master", "--expect-workers", str(len(self._workers)), "--host", host)
+        gates = (*scenario.gates, "--max-fail-ratio", "0")
+        follow = ("--worker", "--master-host", self._master.address)
         processes = [
-            self._master.start(*locust, *lead, *load, *options),
-            *(
-                each.start(*locust, "--worker", "--master-host", self._master.address, *users)
-                for each in self._workers
-            ),
+            self._master.start(*locust, *lead, *load, *gates),
+            *(each.start(*locust, *follow) for each in self._workers),
         ]
         try:
             status = processes[0].wait(GIVE_UP_SECONDS + seconds)
