@@ -14,14 +14,15 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Sequence
 
 import click
 
 from loadtests.lossless.answers import Answer
 
-from .balancers import BALANCERS
+from .balancers import BALANCERS, Balancer
 from .deploy import Deploy
-from .network import Network, enter, is_entered, why_not
+from .network import Network, enter, is_entered
 from .service import WEB, start_all
 from .swarm import SCENARIOS, Swarm, is_installed
 
@@ -67,44 +68,52 @@ def main(
     drain_delay: float | None,
     quick: bool,
 ) -> None:
+    program = BALANCERS[balancer]
     if not is_entered():
-        _enter(balancer)
+        _enter(program)
     chosen = what or (WHAT if is_installed() else WHAT[:1])
+    kinds = {WEB} if "deploy" in chosen else set()
+    names = _scenarios(scenarios, program) if "locust" in chosen else []
+    kinds |= {SCENARIOS[name].kind for name in names}
     delay = drain_delay if drain_delay is not None else QUICK_DELAY_SECONDS if quick else None
     changes = {} if delay is None else {"drain-delay = 5.0": f"drain-delay = {delay}"}
     loop = os.environ.get("GEVENT_LOOP", "gevent's default loop")
     print(f"Python {platform.python_version()}, {loop}", flush=True)
-    network = Network()
-    hosts = [network.host(f"web{number}", f"10.0.0.1{number}") for number in (1, 2, 3)]
-    front = network.host("balancer", "10.0.0.2")
-    master, *others = (network.host(f"load{number}", f"10.0.0.2{number}") for number in range(3))
-    program = BALANCERS[balancer]
-    names = scenarios or [each for each in SCENARIOS if SCENARIOS[each].kind in program.kinds]
-    wanted = {WEB} if "deploy" in chosen else set()
-    if "locust" in chosen:
-        wanted |= {SCENARIOS[each].kind for each in names}
-    services = {kind: start_all(kind, hosts, changes) for kind in wanted}
-    behind = program(front, quick)
-    for kind in wanted:
-        behind.wait_up(kind, hosts)
     answers: list[Answer] = []
-    if "deploy" in chosen:
-        answers.append(Deploy(services[WEB], behind, others, requests, rate).run())
-    if "locust" in chosen:
-        seconds = LOCUST_QUICK_SECONDS if quick else LOCUST_SECONDS
-        answers.append(Swarm(behind, master, others).run(names, seconds))
+    with Network() as network:
+        webs = [network.host(f"web{number}", f"10.0.0.1{number}") for number in (1, 2, 3)]
+        front = network.host("balancer", "10.0.0.2")
+        loads = [network.host(f"load{number}", f"10.0.0.2{number}") for number in range(3)]
+        services = {kind: start_all(kind, webs, changes) for kind in kinds}
+        behind = program(front, quick)
+        for kind in kinds:
+            behind.wait_up(kind, webs)
+        if "deploy" in chosen:
+            answers.append(Deploy(services[WEB], behind, loads[1:], requests, rate).run())
+        if names:
+            seconds = LOCUST_QUICK_SECONDS if quick else LOCUST_SECONDS
+            answers.append(Swarm(behind, loads[0], loads[1:]).run(names, seconds))
     for table in (table for answer in answers for table in answer.tables()):
         print(table.text())
-    # What runs yet ends with this process.
     sys.exit(0 if all(answer.is_kept for answer in answers) else 1)
 
 
-def _enter(balancer: str) -> None:
-    if BALANCERS[balancer].find() is None:
-        raise click.ClickException(f"{balancer} isn't installed")
-    if (reason := why_not()) is not None:
-        raise click.ClickException(reason)
-    enter(str(__package__), sys.argv[1:])
+def _enter(program: type[Balancer]) -> None:
+    if program.find() is None:
+        raise click.ClickException(f"{program.name} isn't installed")
+    try:
+        enter(["-m", str(__package__), *sys.argv[1:]])
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _scenarios(asked: Sequence[str], program: type[Balancer]) -> list[str]:
+    if not is_installed():
+        raise click.ClickException("locust isn't installed")
+    for name in asked:
+        if SCENARIOS[name].kind not in program.kinds:
+            raise click.ClickException(f"{name} is of no kind that {program.file} has")
+    return [*asked] or [name for name in SCENARIOS if SCENARIOS[name].kind in program.kinds]
 
 
 if __name__ == "__main__":

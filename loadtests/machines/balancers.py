@@ -67,9 +67,11 @@ class Balancer(ABC):
 
     def wait_up(self, kind: Kind, servers: Sequence[Host]) -> None:
         """Wait until each of *servers* gets its whole share."""
-        for server in servers:
-            up = f"{self.name}: {server.name} of {kind.backend} up"
-            wait_for(up, lambda server=server: self.is_up(kind, server))
+        names = ", ".join(server.name for server in servers)
+        wait_for(
+            f"{self.name}: {names} of {kind.backend} up",
+            lambda: all(self.is_up(kind, server) for server in servers),
+        )
 
     def _check(self) -> None:
         if (status := self._process.poll()) is not None:
@@ -129,7 +131,9 @@ class Envoy(Balancer):
 
     @classmethod
     def version(cls) -> str:
-        return "Envoy " + re.findall(r"/(\d+\.\d+\.\d+)/", _says(cls.find(), "--version"))[0]
+        found = re.search(r"/(\d+\.\d+\.\d+)/", _says(cls.find(), "--version"))
+        assert found is not None, "it says so since 1.0"
+        return f"Envoy {found[1]}"
 
     def _command(self, file: Path) -> list[str]:
         more = ["--concurrency", "2", "--log-level", "error"]

@@ -61,8 +61,8 @@ def why_not() -> str | None:
     return _command()[1]
 
 
-def enter(module: str, arguments: Sequence[str]) -> None:
-    """Start ``python -m module`` in namespaces of its own, in place of this program.
+def enter(arguments: Sequence[str]) -> None:
+    """Start Python with *arguments* in namespaces of its own, in place of this program.
 
     Raises:
         RuntimeError: This machine doesn't allow it; says why.
@@ -71,7 +71,7 @@ def enter(module: str, arguments: Sequence[str]) -> None:
     if reason is not None:
         raise RuntimeError(reason)
     environ = {**os.environ, "PATH": _PATH, _ENTERED: "1"}
-    program = [*command, sys.executable, "-m", module, *arguments]
+    program = [*command, sys.executable, *arguments]
     sys.stdout.flush()
     os.execvpe(program[0], program, environ)
 
@@ -101,11 +101,12 @@ def _command() -> tuple[list[str], str | None]:
 
 
 class Network:
-    """A bridge at which hosts are. This process is at it too, as 10.0.0.1."""
+    """A bridge at which hosts are. This process is at it too, as 10.0.0.1. Use it in a ``with``."""
 
     ADDRESS: Final = "10.0.0.1"
 
     def __init__(self) -> None:
+        self._hosts: Final[list[Host]] = []
         assert is_entered(), "the machine's own network stays as it is"
         _run("mount", "-t", "tmpfs", "tmpfs", "/run")
         FOLDER.mkdir()
@@ -113,6 +114,14 @@ class Network:
         _run("ip", "link", "add", "switch", "type", "bridge")
         _run("ip", "addr", "add", f"{self.ADDRESS}/24", "dev", "switch")
         _run("ip", "link", "set", "switch", "up")
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """End the processes of all hosts. What they are in is removed with this process."""
+        for host in self._hosts:
+            host.end()
 
     def host(self, name: str, address: str) -> Host:
         """Return a host that has just been plugged in."""
@@ -123,7 +132,9 @@ class Network:
         _run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
         for link in ("lo", "eth0"):
             _run("ip", "-n", name, "link", "set", link, "up")
-        return Host(name, address)
+        host = Host(name, address)
+        self._hosts.append(host)
+        return host
 
 
 class Host:
@@ -132,8 +143,9 @@ class Host:
     def __init__(self, name: str, address: str) -> None:
         self.name: Final = name
         self.address: Final = address
-        #: What its processes wrote, those to whose pipe nothing reads.
+        #: What its processes wrote, but to pipes.
         self.said: Final = FOLDER / f"{name}.said"
+        self._processes: Final[list[subprocess.Popen[bytes]]] = []
 
     def start(
         self,
@@ -150,7 +162,7 @@ class Host:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         pipe = subprocess.PIPE if is_asked else None
         with self.said.open("ab") as said:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *command],
                 cwd=cwd,
                 env={**os.environ, "PYTHONPATH": path, "HOST": self.name, **(environ or {})},
@@ -158,6 +170,17 @@ class Host:
                 stdout=pipe or said,
                 stderr=said,
             )
+        self._processes.append(process)
+        return process
+
+    def end(self) -> None:
+        """End all its processes. Twice is once."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
     def connect(self, port: int) -> socket.socket:
         """Return a connection to a port of its own loopback."""
