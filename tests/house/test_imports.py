@@ -51,7 +51,9 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         "accept",
         "net",
         "serve",
+        "until_signal",
     },
+    "until_signal": {"model", "serve"},
     "__main__": {"cli"},
     "balance": {"model"},
     "handlers": {"hubs"},
@@ -63,7 +65,6 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
 #: failure, and so is one that is listed here and isn't there any more.
 AGAINST_THE_TABLE: Final = {
     ("model.clone", "server"),  # the type of a clone's `server`
-    ("net.fd_leaks", "hubs.threads"),  # it warns, and a log's handler may switch greenlets
 }
 
 HOME: Final = Path(glb.__file__).parent
