@@ -38,6 +38,8 @@ class Balancer(ABC):
     kinds: ClassVar[Sequence[Kind]]
     #: Also if the run is a quick one.
     quick: ClassVar[Mapping[str, str]]
+    #: It goes round the hosts in exact turn.
+    is_exact: ClassVar[bool]
     #: `is_up` is true after slow start, not before it.
     tells_weight: ClassVar[bool]
 
@@ -89,12 +91,13 @@ class HAProxy(Balancer):
     file = "haproxy.cfg"
     kinds: ClassVar = (WEB, STREAM)
     changes: ClassVar = {"retries 2": "retries 0"}
+    is_exact = True
     tells_weight = True
     quick: ClassVar = {"inter 1s": "inter 100ms", "slowstart 10s": "slowstart 500ms"}
 
     @classmethod
     def version(cls) -> str:
-        return _says(cls.find(), "-v").partition(" - ")[0].partition(" 20")[0]
+        return _says(cls.find(), "-v").partition(" 20")[0].replace(" version", "")
 
     def _command(self, file: Path) -> list[str]:
         return [str(self.find()), "-db", "-f", str(file)]
@@ -119,6 +122,7 @@ class Envoy(Balancer):
     file = "envoy.yaml"
     kinds: ClassVar = (WEB,)
     changes: ClassVar = {"num_retries: 2": "num_retries: 0"}
+    is_exact = False  # each of its threads goes round by itself
     tells_weight = False
     quick: ClassVar = {
         "interval: 1s": "interval: 0.1s",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from loadtests.machines import network
 from loadtests.machines.balancers import BALANCERS, HAProxy
 from loadtests.machines.network import why_not
 from loadtests.machines.page import file_of_page, write
@@ -72,7 +74,8 @@ class TestHosts:
         for each in runs:
             each.kill()
             # The host's process has the pipe too, so its end shows that this process has ended.
-            assert each.communicate() == (b"", None)
+            rest, _ = each.communicate()
+            assert rest == b""
 
 
 def test_the_page_has_each_file_and_what_runs_change(tmp_path: Path) -> None:
@@ -90,3 +93,14 @@ def test_a_change_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
         write("glb.toml", tmp_path, {"drain-delay = 1": "drain-delay = 2"})
     with pytest.raises(ValueError, match=r"has no block that is nginx.conf"):
         file_of_page("nginx.conf")
+
+
+def test_where_there_can_be_no_hosts_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program isn't there, or the machine refuses: both are told in words."""
+    refuses = ("sh", "-c", "echo 'unshare failed: Operation not permitted' >&2; exit 1")
+    monkeypatch.setattr(network, "_UNSHARE", refuses)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: "/usr/bin/true")
+    allows = "this machine doesn't allow network namespaces: "
+    assert why_not() == f"{allows}unshare failed: Operation not permitted"
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    assert why_not() == "needs the program 'unshare' (Debian's util-linux, iproute2)"
