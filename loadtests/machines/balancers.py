@@ -34,10 +34,10 @@ class Balancer(ABC):
     #: The page's file, and what a run changes: nothing may be tried again, or a loss isn't seen.
     file: ClassVar[str]
     changes: ClassVar[Mapping[str, str]]
+    #: What a quick run changes beside.
+    quick: ClassVar[Mapping[str, str]]
     #: What its file has backends for.
     kinds: ClassVar[Sequence[Kind]]
-    #: Also if the run is a quick one.
-    quick: ClassVar[Mapping[str, str]]
     #: It goes round the hosts in exact turn.
     is_exact: ClassVar[bool]
     #: `is_up` is true after slow start, not before it.

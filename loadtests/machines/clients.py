@@ -49,8 +49,9 @@ class Clients:
         each = self._rate / 2
         loops = [gevent.spawn(self._at, each, self._come)]
         loops += [gevent.spawn(self._keep, each / KEPT) for _ in range(KEPT)]
-        while not self._replies:
-            gevent.sleep(0.01)
+        with gevent.Timeout(REPLY_SECONDS, RuntimeError(f"no good reply: {self._fates}")):
+            while not self._replies:
+                gevent.sleep(0.01)
         print("ready", flush=True)
         while gevent.os.tp_read(0, 100):
             pass

@@ -54,11 +54,12 @@ class Seen:
 
     def share(self, process: int, seconds: float) -> float:
         """Return what part of an equal share *process* had in its first *seconds*."""
-        first = min(each.when for each in self.replies if each.process == process)
+        # Without a reply it has no share: that one is missing is a promise of its own.
+        first = min((each.when for each in self.replies if each.process == process), default=0)
         own = [
             each.process == process for each in self.replies if first <= each.when < first + seconds
         ]
-        return sum(own) / len(own) * len(self.processes())
+        return sum(own) / len(own) * len(self.processes()) if own else 0.0
 
 
 class Deploy:
