@@ -116,9 +116,13 @@ class Engine:
             if len(self.workers) > 1:
                 _forked.add(self)
                 self.workers.watch_crossings(str(server))
+            clones.add_loops(clones.acceptors, listeners)
             for acceptor in clones.acceptors:
                 acceptor.join(entry.turns)
         admission.enter(State.ACCEPTING)
+        if is_first:
+            for loop in clones.loops:
+                loop.start()
         return is_first
 
     def close(self, stopped: Callable[[], object]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gevent import getcurrent
+
 from ..hubs.greenlet_pool import HandlerPool, handlers_here
 from .bounds import SharedBound
 from .hooks import Handler, Turn
@@ -97,9 +99,9 @@ class Spawning:
         args: Any,
     ) -> None:
         """Have *spawn* run *handle*, then *close*, for a connection of *acceptor*'s clone."""
-        is_in_turn = turn.acceptor is not None
         begun, assigned = acceptor.begun, acceptor.assigned
         worker = turn.worker or acceptor.worker
+        is_in_turn = turn.acceptor is not None or getcurrent() in worker.loops
         worker.taken += 1
         try:
             if spawn is None:

@@ -40,6 +40,24 @@ runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
 """
 
 
+# Each clone has the default accept loop.
+RUN_WITH_LOOPS = """
+import atexit, runpy, sys
+import gevent.pywsgi, gevent.server, glb.pywsgi, glb.server
+ran = []
+def accept_loop(listener, clone):
+    ran.append(clone)
+    glb.server.default_accept_loop(listener, clone)
+glb.server.StreamServer.accept_loop = staticmethod(accept_loop)
+gevent.server.StreamServer = glb.server.StreamServer
+gevent.pywsgi.WSGIServer = glb.pywsgi.WSGIServer
+gevent.pywsgi.WSGIHandler = glb.pywsgi.WSGIHandler
+atexit.register(lambda: print("loops", len(ran), file=sys.stderr))
+module, sys.argv = sys.argv[1], sys.argv[1:]
+runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
+"""
+
+
 # Every socket that is made or accepted in the child is a `Connection`, also under monkey
 # patching. gevent's SSLSocket stays what it is: it takes a connection over, and is none.
 RUN_WITH_CONNECTIONS = """
