@@ -23,6 +23,7 @@ import errno
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from gevent import Greenlet, get_hub
@@ -98,6 +99,8 @@ class AcceptLoop:
         self.has_ended = False
         listener.hub = acceptor.dispatcher.hub
         listener._sock.wait_by(self._waiters)
+        self._member: Final = LoopMember(acceptor, self._waiters, listener.hub)
+        self._waiters.have(self._member)
 
     def __repr__(self) -> str:
         return f"<accept loop of {self._acceptor.clone!r}>"
@@ -105,23 +108,21 @@ class AcceptLoop:
     @property
     def is_waiting(self) -> bool:
         """Whether the clone stands in line: a greenlet is in ``accept()``."""
-        return any(each in each.team.line for each in self._waiters.hubs)
+        return self._member in self._member.team.line
 
     def settle(self) -> None:
         """Have the clone stand in line exactly if it is ready. From any thread."""
         self._waiters.settle()
 
     def start(self) -> None:
-        """Run the loop in a greenlet of the clone's hub. From any thread."""
-        self._acceptor.dispatcher.run(self._start)
-
-    def _start(self) -> None:
-        if self._is_going:
-            return
-        greenlet = Greenlet(self._run)
-        self._worker.loops[greenlet] = self._acceptor
-        greenlet.rawlink(self._ended)
-        greenlet.start()
+        """Run the loop in a greenlet until it waits first. In a callback of the clone's hub."""
+        if not self._is_going:
+            greenlet = Greenlet(self._run)
+            self._worker.loops[greenlet] = self._acceptor
+            greenlet.rawlink(self._ended)
+            greenlet.start()
+            greenlet.switch()  # now, and not in one of the next rounds of the event loop
+            self._member.came_back()
 
     @property
     def _is_going(self) -> bool:
@@ -164,6 +165,30 @@ class AcceptLoop:
             server.close()
 
 
+def start_loops(acceptors: Sequence[Looping]) -> None:
+    """Have the accept loops of *acceptors* run, if they have any. Returns at once.
+
+    Those of a hub begin in one callback there, in the order of their clones: a thousand greenlets
+    that are merely spawned begin in several rounds of the event loop, between which the first ones
+    would get connections that are the others' by turn.
+    """
+    by_hub: dict[Any, list[AcceptLoop]] = {}
+    for acceptor in acceptors:
+        if acceptor.loop is not None:
+            by_hub.setdefault(acceptor.dispatcher, []).append(acceptor.loop)
+    for dispatcher, loops in by_hub.items():
+        start = functools.partial(_start_each, loops)
+        if dispatcher.is_here:  # before it looks for connections
+            dispatcher.hub.loop.run_callback(start)
+        else:
+            dispatcher.send(start)
+
+
+def _start_each(loops: Sequence[AcceptLoop]) -> None:
+    for loop in loops:
+        loop.start()
+
+
 def settle(acceptor: Any, turns: Turns | None) -> None:
     """Have a clone stand in line exactly if it is ready, itself or by its accept loop.
 
@@ -188,26 +213,20 @@ class LoopWaiters(AcceptWaiters):
     def __init__(self, acceptor: Looping, listener: Listener) -> None:
         super().__init__(listener.entry, acceptor.dispatcher.hub)
         self._acceptor: Final = acceptor
-        # Loops begin in any order, those of other hubs later; their clones stand in one.
-        turns = listener.entry.turns
-        with turns.lock:
-            self.place = turns.ring.serve(None)
-            self.keeps_place = True
+
+    def have(self, member: LoopMember) -> None:
+        """Have *member*, which is their only one."""
+        self._by_hub[member.hub] = member
 
     def make_member(self, hub: Any) -> LoopMember:
-        self._check_hub(hub)
-        return LoopMember(self._acceptor, self, hub)
-
-    def _check_hub(self, hub: Any) -> None:
-        if hub is not self._home:
-            raise RuntimeError(
-                f"the listener of {self._acceptor.clone!r} can't be used on {hub!r}: "
-                "accept on the hub of its accept loop, or by a dup() of it"
-            )
+        raise RuntimeError(
+            f"the listener of {self._acceptor.clone!r} can't be used on {hub!r}: "
+            "accept on the hub of its accept loop, or by a dup() of it"
+        )
 
     def accept_nowait(self, *, is_in_line: bool) -> Accepted:
         self.check_open()
-        self._check_hub(get_hub())
+        self.on(get_hub())
         acceptor = self._acceptor
         if self.polled is not None and self.polled.pending:  # counted when it came
             return super().accept_nowait(is_in_line=is_in_line)
@@ -220,9 +239,15 @@ class LoopWaiters(AcceptWaiters):
 
 
 class LoopMember(HubWaiters):
-    """A clone with an accept loop, in the ring: as ready as its acceptor, while its loop waits."""
+    """A clone with an accept loop, in the ring: as ready as its acceptor, while its loop waits.
 
-    __slots__ = ("_acceptor", "_team")
+    A loop that goes on with ``accept()`` before it waits for anything else is *quick*, and keeps its
+    place while it has its turn, as a clone without a loop does. It may be handed more than one
+    connection by another hub. What it doesn't take then after all is the next clone's. A loop that
+    has not begun counts as quick.
+    """
+
+    __slots__ = ("_acceptor", "_is_in_turn", "_is_quick", "_team")
 
     #: What it takes is the loop's at once, and can't be reclaimed before its handler begins.
     is_out_of_reach = True
@@ -231,6 +256,9 @@ class LoopMember(HubWaiters):
         self._acceptor: Final = acceptor
         # A server that starts again brings a new one.
         self._team: Final = acceptor.team
+        self._is_quick = True
+        # Whether it is about to come back to its accept, and stands in line meanwhile.
+        self._is_in_turn = True
         super().__init__(clone, hub)
 
     @property
@@ -259,7 +287,7 @@ class LoopMember(HubWaiters):
 
     @property
     def expected(self) -> int:
-        return self._acceptor.in_flight
+        return (0 if self._is_quick else self._acceptor.in_flight) - self._is_in_turn
 
     @property
     def is_taking(self) -> bool:
@@ -290,6 +318,19 @@ class LoopMember(HubWaiters):
             self._acceptor.admission.found_full()
             return False
         return super().take(handed)
+
+    def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:
+        self._is_in_turn = self._is_quick
+        try:
+            return super().deliver(plain, address, moves)
+        finally:
+            self.came_back()
+
+    def came_back(self) -> None:
+        """Its loop waits: see whether in ``accept()``. In its hub."""
+        self._is_in_turn = False
+        self._is_quick = bool(self.waiters)
+        self.settle()
 
     def arrive_locked(self) -> None:
         self._acceptor.unexpect_locked()

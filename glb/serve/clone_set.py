@@ -320,9 +320,7 @@ class CloneSet:
         self.add_loops(new, added)
         for acceptor in new:
             acceptor.enter(State.ACCEPTING)
-        for acceptor in new:
-            if acceptor.loop is not None:
-                acceptor.loop.start()
+        accept_loop.start_loops(new)
 
     def shrink(self, clones: int) -> Sequence[Acceptor]:
         """Have *clones* of them, which is less; return those that go, and drain."""

@@ -17,6 +17,7 @@ from weakref import WeakSet
 from ..accept.registry import REGISTRY
 from ..model.states import PAUSES, State
 from ..originals import native_ident
+from .accept_loop import start_loops
 from .admission import Admission
 from .clone_set import CloneSet, give_to_threads
 from .drain import Draining
@@ -121,8 +122,7 @@ class Engine:
                 acceptor.join(entry.turns)
         admission.enter(State.ACCEPTING)
         if is_first:
-            for loop in clones.loops:
-                loop.start()
+            start_loops(clones.acceptors)
         return is_first
 
     def close(self, stopped: Callable[[], object]) -> None:
