@@ -354,10 +354,10 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
     ) -> DrainReport | None:
         """Close, and wait for the handlers, at most *timeout* seconds: then they are killed.
 
-        As in gevent that is so with a pool or a number for ``spawn``. With several hubs, or an
-        accept loop, it is so always, and the hubs' threads have ended when this returns, with all
-        their greenlets. A thread that a handler blocks for longer is reported in the log, and ends
-        later. A drain that is under way has no longer than *timeout*, either.
+        As in gevent that is so with a pool or a number for ``spawn``. With several hubs it is so
+        always, and their threads have ended when this returns, with all their greenlets. A thread
+        that a handler blocks for longer is reported in the log, and ends later. Accept loops are
+        waited for, and killed, like handlers, and so ends a drain that is under way.
 
         Args:
             timeout: ``None`` is `stop_timeout`, 1.
@@ -370,13 +370,14 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         if drain:
             return self.drain(timeout, spread=spread, linger=linger)
         engine = self.glb_engine
-        has_loops = self.accept_loop is not None
-        if len(engine.workers) > 1 or has_loops or engine.draining.is_under_way:
+        if len(engine.workers) > 1 or engine.draining.is_under_way:
             engine.draining.stop(timeout)
             if self.pool is not engine.spawning.bound and self.pool:  # as gevent
                 self.pool.join(timeout=timeout)
                 self.pool.kill(block=True, timeout=1)
         else:
+            if engine.workers[0].loops:
+                timeout = engine.end_loops(timeout, self.close)
             super().stop(timeout)
         return None
 

@@ -384,10 +384,6 @@ class HubWaiters:
     def take(self, handed: PendingConnection) -> bool:
         return self.deliver(handed.sock, handed.address, handed.moves)
 
-    def arrive_locked(self) -> None:
-        """Count out one that was on its way, and has arrived."""
-        self._expected -= 1
-
     def arrived(self, plain: Any, *, is_new: bool) -> None:
         """A connection is about to be delivered; it *is_new* if it came from no other hub."""
         self._delay = PAUSE_MIN_SECONDS
@@ -397,7 +393,7 @@ class HubWaiters:
             if not self.is_taking:
                 return False
             if moves is not None:
-                self.arrive_locked()
+                self._expected -= 1
         self.arrived(plain, is_new=moves is None)
         # The greenlet runs now, in this switch: there is no moment in which it could be
         # killed, or its timeout end, with a connection on the way to it.

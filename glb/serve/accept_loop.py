@@ -26,7 +26,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from gevent import Greenlet, get_hub
+import gevent
+from gevent import Greenlet, get_hub, getcurrent
 
 from ..accept.listener import Listener
 from ..accept.protocols import Turn
@@ -43,6 +44,9 @@ from ..originals import monotonic
 __all__ = ["AcceptLoop", "LoopMember", "LoopWaiters", "Looping", "default_accept_loop"]
 
 log: Final = logging.getLogger("glb")
+
+# As for handlers: so long for loops that were killed, and don't want to go.
+KILL_SECONDS: Final = 1.0
 
 
 def default_accept_loop(listener: Listener, clone: Clone) -> None:
@@ -189,6 +193,19 @@ def _start_each(loops: Sequence[AcceptLoop]) -> None:
         loop.start()
 
 
+def end_loops(loops: dict[Any, Any], timeout: float | None) -> None:
+    """Wait for the *loops* of a hub, whose clones go; after *timeout* seconds kill what is left.
+
+    In their hub. A loop that calls this doesn't wait for itself.
+
+    Switches:
+        While waiting.
+    """
+    others = [each for each in loops if each is not getcurrent()]
+    gevent.joinall(others, timeout)
+    gevent.killall(others, timeout=KILL_SECONDS)
+
+
 def settle(acceptor: Any, turns: Turns | None) -> None:
     """Have a clone stand in line exactly if it is ready, itself or by its accept loop.
 
@@ -241,10 +258,10 @@ class LoopWaiters(AcceptWaiters):
 class LoopMember(HubWaiters):
     """A clone with an accept loop, in the ring: as ready as its acceptor, while its loop waits.
 
-    A loop that goes on with ``accept()`` before it waits for anything else is *quick*, and keeps its
-    place while it has its turn, as a clone without a loop does. It may be handed more than one
-    connection by another hub. What it doesn't take then after all is the next clone's. A loop that
-    has not begun counts as quick.
+    A loop that goes on with ``accept()`` before it waits for anything else is *quick*. It keeps its
+    place while it has its turn, as a clone without a loop does, so that turns are exact over all
+    hubs. It may be handed more than one connection by another hub. What it doesn't take then after
+    all is the next clone's. A loop that has not begun counts as quick.
     """
 
     __slots__ = ("_acceptor", "_is_in_turn", "_is_quick", "_team")
@@ -322,7 +339,12 @@ class LoopMember(HubWaiters):
     def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:
         self._is_in_turn = self._is_quick
         try:
-            return super().deliver(plain, address, moves)
+            if not super().deliver(plain, address, moves):
+                return False
+            if moves is not None:  # not before: the loop has counted it for the limits by now
+                with self.dispatcher.turns.lock:
+                    self._acceptor.unexpect_locked()
+            return True
         finally:
             self.came_back()
 
@@ -331,9 +353,6 @@ class LoopMember(HubWaiters):
         self._is_in_turn = False
         self._is_quick = bool(self.waiters)
         self.settle()
-
-    def arrive_locked(self) -> None:
-        self._acceptor.unexpect_locked()
 
     def arrived(self, plain: Any, *, is_new: bool) -> None:
         super().arrived(plain, is_new=is_new)
