@@ -185,6 +185,12 @@ REPORTED_BY_ITS_HUB: Final = {
     },
 }
 
+# What isn't so with an accept loop, on purpose: with `spawn=None` it runs the handlers itself, in
+# its greenlet, where they may wait. module -> (class, test).
+MAY_WAIT_IN_A_LOOP: Final = {
+    "test__server": {("TestNoneSpawn", "test_assertion_in_blocking_func")},
+}
+
 # As gevent runs them.
 RUN_UNCHANGED = """
 import runpy, sys
@@ -280,6 +286,23 @@ def test_gevents_own_tests_pass_where_a_handler_overrides_a_hook(module: str) ->
     ran = re.search(r"Ran (\d+) tests", result.stderr)
     assert ran is not None
     assert int(ran[1]) >= 30
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "module", ["test__server", "test__server_pywsgi", "test__pywsgi", "test__backdoor"]
+)
+def test_gevents_own_tests_pass_with_the_default_accept_loop(module: str) -> None:
+    """Whole modules, unchanged, with 4 greenlets to a server."""
+    result = run(RUN_WITH_LOOPS, module)
+    expected = STRICTER_THAN_GEVENT.get(module, set()) | MAY_WAIT_IN_A_LOOP.get(module, set())
+    assert methods(result) == expected, result.stderr[-4000:]
+    ran = re.search(r"^Ran (\d+) tests", result.stderr, re.MULTILINE)
+    loops = re.search(r"^loops (\d+)$", result.stderr, re.MULTILINE)
+    assert ran is not None
+    assert loops is not None
+    assert int(ran[1]) >= 10
+    assert int(loops[1]) >= 4 * int(ran[1]) / 2  # some of the tests start no server
 
 
 @pytest.mark.thorough
