@@ -12,7 +12,8 @@ class CloneStats(NamedTuple):
     """What one clone of a server has done.
 
     ``accepted`` is the sum of ``active``, ``completed``, ``failed`` and of the handlers
-    that were spawned and have not run yet.
+    that were spawned and have not run yet. With an accept loop it also counts what the loop
+    handles itself.
 
     Attributes:
         index: The clone, 0 to N-1.

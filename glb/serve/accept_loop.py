@@ -99,6 +99,7 @@ class AcceptLoop:
         # A server that starts again may have another one by the time the loop ends.
         self._worker: Final = acceptor.worker
         self._waiters: Final = LoopWaiters(acceptor, listener)
+        self._has_begun = False
         #: Whether the loop has returned or raised while its clone was to go on.
         self.has_ended = False
         listener.hub = acceptor.dispatcher.hub
@@ -119,8 +120,12 @@ class AcceptLoop:
         self._waiters.settle()
 
     def start(self) -> None:
-        """Run the loop in a greenlet until it waits first. In a callback of the clone's hub."""
-        if not self._is_going:
+        """Run the loop in a greenlet until it waits first. In a callback of the clone's hub.
+
+        Twice is once: see `glb.hubs.guard`.
+        """
+        if not (self._has_begun or self._is_going):
+            self._has_begun = True
             greenlet = Greenlet(self._run)
             self._worker.loops[greenlet] = self._acceptor
             greenlet.rawlink(self._ended)
@@ -162,6 +167,7 @@ class AcceptLoop:
     def _report(self) -> None:
         server = self._acceptor.server
         is_last = all(each.has_ended for each in server.glb_engine.clones.loops)
+        is_last = is_last and not server.is_draining  # which waits for the handlers
         rest = ", the last one: the server closes" if is_last else ""
         text = f"{server}: the accept loop of clone {self._acceptor.clone} has ended{rest}"
         call_where_it_may_switch(functools.partial(log.warning, "%s", text))
@@ -402,7 +408,7 @@ def count(acceptor: Looping, plain: Any, *, is_new: bool) -> None:
 
     Args:
         is_new: Whether it was accepted for this clone now, and not handed over by another hub,
-            which has told the limit of the rate.
+            which has counted it for the rate.
     """
     admission, server = acceptor.admission, acceptor.server
     acceptor.accepted += 1

@@ -436,6 +436,8 @@ class Acceptor:
         with REGISTRY.lock:  # or another thread could pause it in between
             if self not in self.team.line:
                 settle(self, self.admission.turns)
+        if self.loop is not None:
+            self.loop.start()
         self._look_for_room()
 
     @property

@@ -489,7 +489,7 @@ def test_errors_of_accept_are_the_servers(
 @on_one_and_four_hubs
 @pytest.mark.parametrize("end", ["stop", "drain", "stop with a drain"])
 def test_idle_loops_end_at_once(hubs: int, end: str) -> None:
-    """By the error of `accept`, which nobody reports; the report counts connections alone."""
+    """By the error of `accept`, which is not reported; a report counts connections alone."""
     loop = Loop()
     before = hub_threads()
     server = serve(loop, clones=8, hubs=hubs)
@@ -608,9 +608,25 @@ def test_a_stop_right_after_the_start_runs_no_loop() -> None:
     assert loop.began == []
 
 
+def test_a_loop_that_an_exception_has_kept_from_beginning_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each hub looks over what is to run there, a few times a second."""
+    loop = Loop()
+    with serve(loop, clones=2) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("glb.serve.engine.start_loops", lambda _: None)
+            server.start()
+        for acceptor in acceptors_of(server):
+            gevent.get_hub().loop.run_callback(acceptor.look_over)
+            gevent.get_hub().loop.run_callback(acceptor.look_over)
+        assert replies(server, 4) == turns(2, 4)
+        assert loop.began == [0, 1]
+
+
 @on_one_and_four_hubs
 def test_resize_ends_loops_and_starts_others(hubs: int) -> None:
-    """Those that go get the error; new ones come behind; who comes back has its counts."""
+    """Those that go get the error; new ones come behind; one that comes back has its counts."""
     loop = Loop()
     with serve(loop, clones=4, hubs=hubs) as server:
         server.start()
@@ -779,7 +795,7 @@ def test_with_its_last_loop_the_server_closes(
 
 
 def test_helpers_of_a_loop_that_ends_get_the_error() -> None:
-    """Its listener takes nothing any more, whoever has it."""
+    """Its listener takes nothing any more, in any greenlet."""
     errors: list[int | None] = []
 
     def accept(listener: glb.Listener) -> None:
