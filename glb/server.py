@@ -389,7 +389,6 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         hooks_are_ours = (
             self._spawn is self.glb_engine.spawning.replaced
             and not self.accepts_by_hook
-            and self.accept_loop is None
             and type(self).do_handle is StreamServer.do_handle
         )
         is_first = self.glb_engine.start_accepting(hooks_are_ours=hooks_are_ours)

@@ -61,6 +61,7 @@ class Looping(Protocol):
     accepted: int
     dispatcher: Any
     in_flight: int
+    is_out_of_reach: bool
     loop: AcceptLoop | None
     own: State
     server: Any
@@ -95,6 +96,7 @@ class AcceptLoop:
 
     def __init__(self, acceptor: Looping, listener: Listener) -> None:
         self._acceptor: Final = acceptor
+        self._run_loop: Final = acceptor.server.accept_loop
         self._listener: Final = listener
         # A server that starts again may have another one by the time the loop ends.
         self._worker: Final = acceptor.worker
@@ -102,6 +104,7 @@ class AcceptLoop:
         self._has_begun = False
         #: Whether the loop has returned or raised while its clone was to go on.
         self.has_ended = False
+        acceptor.is_out_of_reach = True  # the loop has seen what the server handles
         listener.hub = acceptor.dispatcher.hub
         listener._sock.wait_by(self._waiters)
         self._member: Final = LoopMember(acceptor, self._waiters, listener.hub)
@@ -144,7 +147,7 @@ class AcceptLoop:
         clone = self._acceptor.clone
         CURRENT.set(clone)
         try:
-            self._acceptor.server.accept_loop(self._listener, clone)
+            self._run_loop(self._listener, clone)
         except OSError as error:
             # The error by which it learns that its clone goes is no failure.
             if not (self._is_going and error.errno == errno.EBADF):
@@ -386,12 +389,16 @@ class LoopMember(HubWaiters):
 
 
 def check_hooks(server: Any, *, reads: bool) -> None:
-    """Refuse an accept loop for *server*, if it has a ``do_read`` of its own: it *reads*.
+    """Refuse an accept loop of *server* that isn't one, or has a ``do_read`` beside it: it *reads*.
 
     Raises:
-        TypeError: It has both.
+        TypeError: It is so.
     """
-    if server.accept_loop is not None and (reads or "do_read" in server.__dict__):
+    if server.accept_loop is None:
+        return
+    if not callable(server.accept_loop):
+        raise TypeError(f"accept_loop must be callable, got {server.accept_loop!r}")
+    if reads or "do_read" in server.__dict__:
         raise TypeError(
             f"do_read can't accept for {server} beside the accept_loop {server.accept_loop!r}: "
             "have one of them"

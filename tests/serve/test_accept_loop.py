@@ -938,6 +938,10 @@ def test_a_loop_that_cant_be_called_is_refused() -> None:
         with pytest.raises(TypeError, match="accept_loop must be callable, got 7"):
             StreamServer(listener, tell, accept_loop=7)  # type: ignore[arg-type]  # on purpose
         assert listener.fileno() >= 0
+    server = StreamServer(LOCAL, tell)
+    server.accept_loop = 7
+    with pytest.raises(TypeError, match="accept_loop must be callable, got 7"):
+        server.start()
 
 
 def test_a_do_read_beside_a_loop_is_refused() -> None:
