@@ -41,7 +41,7 @@ from ..model.clone import CURRENT, Clone
 from ..model.states import State
 from ..originals import monotonic
 
-__all__ = ["AcceptLoop", "LoopMember", "LoopWaiters", "Looping", "default_accept_loop"]
+__all__ = ["AcceptLoop", "LoopMember", "default_accept_loop"]
 
 log: Final = logging.getLogger("glb")
 
@@ -55,7 +55,7 @@ def default_accept_loop(listener: Listener, clone: Clone) -> None:
         clone.handle(*listener.accept())
 
 
-class Looping(Protocol):
+class _Looping(Protocol):
     """A clone, as its accept loop sees it: a `glb.serve.acceptor.Acceptor`."""
 
     accepted: int
@@ -94,13 +94,13 @@ class AcceptLoop:
         acceptor: The clone's, whose worker is open.
     """
 
-    def __init__(self, acceptor: Looping, listener: Listener) -> None:
+    def __init__(self, acceptor: _Looping, listener: Listener) -> None:
         self._acceptor: Final = acceptor
         self._run_loop: Final = acceptor.server.accept_loop
         self._listener: Final = listener
         # A server that starts again may have another one by the time the loop ends.
         self._worker: Final = acceptor.worker
-        self._waiters: Final = LoopWaiters(acceptor, listener)
+        self._waiters: Final = _LoopWaiters(acceptor, listener)
         self._has_begun = False
         #: Whether the loop has returned or raised while its clone was to go on.
         self.has_ended = False
@@ -178,7 +178,7 @@ class AcceptLoop:
             server.close()
 
 
-def start_loops(acceptors: Sequence[Looping]) -> None:
+def start_loops(acceptors: Sequence[_Looping]) -> None:
     """Have the accept loops of *acceptors* run, if they have any. Returns at once.
 
     Those of a hub begin in one callback there, in the order of their clones: a thousand greenlets
@@ -231,12 +231,12 @@ def settle(acceptor: Any, turns: Turns | None) -> None:
         turns.leave(acceptor)
 
 
-class LoopWaiters(AcceptWaiters):
+class _LoopWaiters(AcceptWaiters):
     """The greenlets in ``accept()`` on a clone with an accept loop. All are of the clone's hub."""
 
     __slots__ = ("_acceptor",)
 
-    def __init__(self, acceptor: Looping, listener: Listener) -> None:
+    def __init__(self, acceptor: _Looping, listener: Listener) -> None:
         super().__init__(listener.entry, acceptor.dispatcher.hub)
         self._acceptor: Final = acceptor
 
@@ -278,7 +278,7 @@ class LoopMember(HubWaiters):
     #: What it takes is the loop's at once, and can't be reclaimed before its handler begins.
     is_out_of_reach = True
 
-    def __init__(self, acceptor: Looping, clone: LoopWaiters, hub: Any) -> None:
+    def __init__(self, acceptor: _Looping, clone: _LoopWaiters, hub: Any) -> None:
         self._acceptor: Final = acceptor
         # A server that starts again brings a new one.
         self._team: Final = acceptor.team
@@ -288,7 +288,7 @@ class LoopMember(HubWaiters):
         super().__init__(clone, hub)
 
     @property
-    def acceptor(self) -> Looping:
+    def acceptor(self) -> _Looping:
         """Counts what it takes."""
         return self._acceptor
 
@@ -410,7 +410,7 @@ def refuse_to_handle(sock: Any, *_: Any) -> None:
     raise TypeError(f"a server without a handler can't handle {sock!r}: give it a handle")
 
 
-def count(acceptor: Looping, plain: Any, *, is_new: bool) -> None:
+def count(acceptor: _Looping, plain: Any, *, is_new: bool) -> None:
     """Count the connection *plain*, which the loop of *acceptor* gets now.
 
     Args:
