@@ -974,7 +974,7 @@ def test_a_server_without_a_handler_and_a_loop_is_refused_as_gevents() -> None:
         StreamServer(LOCAL)
 
 
-DOCS = (Path(__file__).parents[2] / "docs" / "servers.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "accept-loops.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
 
 
@@ -994,7 +994,7 @@ def test_the_docs_examples_do_what_they_say() -> None:
         f"visitor {count} of clone {clone}" for count in (1, 2) for clone in (0, 1)
     ]
     found: dict[str, Any] = {}
-    exec(compile(second, "docs/servers.md", "exec"), found)
+    exec(compile(second, "docs/accept-loops.md", "exec"), found)
     assert found["accept_loop"].__code__.co_code == default_accept_loop.__code__.co_code
     with found["server"] as server:
         server.start()
