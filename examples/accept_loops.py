@@ -2,9 +2,9 @@
 
     python accept_loops.py
 
-A loop waits in `accept()` only while its printer is free. So a clone whose printer is busy is passed
-over, without a lock and without a queue of the program's: clients wait in the accept queue until one
-is free. The program prints six jobs on two printers, and ends.
+A loop waits in `accept()` only while its printer is free. So a clone whose printer is busy is
+passed over, without a lock and without a queue of the program's: clients wait in the accept queue
+until one is free. The program prints six jobs on two printers, and ends.
 """
 
 import time
