@@ -25,28 +25,10 @@ from ..http.measured import MeasuredHandler
 from ..model.forwarded import TrustedProxies
 from ..pywsgi import WSGIServer
 from ..server import StreamServer
+from .refusals import refused
 from .worker import Worker
 
 __all__ = ["FastWorker"]
-
-#: Settings that must be what they are by default, with the reason. Those that a version of gunicorn
-#: doesn't have are passed over.
-REFUSED: Final = {
-    "pre_request": "it is called with gunicorn's own request",
-    "post_request": "it is called with gunicorn's own request",
-    "protocol": "it speaks HTTP alone",
-    "http_protocols": "it speaks HTTP/1 alone",
-    "http2_cleartext": "it speaks HTTP/1 alone",
-    "permit_obsolete_folding": "its parser is strict",
-    "strip_header_spaces": "its parser is strict",
-    "permit_unconventional_http_method": "its parser is strict",
-    "permit_unconventional_http_version": "its parser is strict",
-    "casefold_http_method": "its parser is strict",
-    "header_map": "fields whose names have an underscore are left out",
-    "forwarder_headers": "fields whose names have an underscore are left out",
-    "http_parser": "it has a parser of its own",
-    "suppress_ragged_eofs": "the end of a connection is the end of a request",
-}
 
 # gunicorn's own bounds of its limits.
 _LINE_MOST: Final = 8190
@@ -77,16 +59,16 @@ class FastWorker(Worker):
     wsgi_handler: Any = None
 
     @classmethod
-    def check_config(cls, cfg: Any, log: Any) -> None:
+    def check_config(cls, cfg: Any, log: Any) -> None:  # noqa: ARG003  # gunicorn's arguments
         """Refuse, at gunicorn's start, what it can't do.
 
         Raises:
             RuntimeError: gunicorn prints it, and ends.
         """
         cls._check_variables()
-        refusals = list(refused(cfg))
+        refusals = "; ".join(refused(cfg))
         if refusals:
-            raise RuntimeError(f"{cls.__name__} can't do {'; '.join(refusals)}: use glb.gunicorn.Worker")
+            raise RuntimeError(f"{cls.__name__} can't do {refusals}: use glb.gunicorn.Worker")
 
     def run(self) -> None:
         # At a reload of its settings, gunicorn doesn't call it.
@@ -126,18 +108,6 @@ class FastWorker(Worker):
         if self.cfg.sendfile is not False:
             del environ["wsgi.file_wrapper"]  # glb's own has the kernel send files
         return environ
-
-
-def refused(cfg: Any) -> list[str]:
-    """Return what of *cfg* `FastWorker` can't do, each with its setting's name and reason."""
-    found = []
-    for name, reason in REFUSED.items():
-        setting = cfg.settings.get(name)
-        if setting is not None and setting.get() != type(setting)().get():
-            value = setting.get()
-            shown = getattr(value, "__name__", None) or repr(value)
-            found.append(f"{name} = {shown} ({reason})")
-    return found
 
 
 def limits_of(cfg: Any) -> Limits:
@@ -266,9 +236,7 @@ _Handler._is_lean = _LoggingHandler._is_lean = True
 
 
 def _as_text(field: tuple[Any, Any]) -> tuple[str, str]:
-    name, value = (
-        each if isinstance(each, str) else each.decode("latin-1") for each in field
-    )
+    name, value = (each if isinstance(each, str) else each.decode("latin-1") for each in field)
     return name, value
 
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Final
 
 import gevent
-from gevent import monkey
 from gevent.socket import wait_read
 from gunicorn import util
 from gunicorn.http.wsgi import Response, default_environ
@@ -29,11 +28,17 @@ from ..model.clone import current_clone
 from ..model.stats import DrainReport
 from ..serve.drain import LINGER_SECONDS
 from ..server import StreamServer
-from .following import Following, Waiting, following_here
+from .following import Following, following_here
 from .heartbeat import Heartbeat
+from .preloading import finish_in_worker, patch_in_arbiter
 from .variables import Variables
 
 __all__ = ["Worker"]
+
+#: For so long before idle connections are closed, in seconds, replies announce the end: a client
+#: that is busy on a kept-alive connection learns of it by its next reply. If its connection were
+#: closed at once, its next request could meet the end of it on the way.
+ANNOUNCE_SECONDS: Final = 0.3
 
 #: How often the arbiter is notified, in seconds; gunicorn's own workers do the same.
 NOTIFY_SECONDS: Final = 1.0
@@ -68,17 +73,15 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Patch the standard library, if the application is about to be imported here.
 
         gunicorn calls this in its arbiter, before ``--preload`` imports the application. Without
-        that each worker process patches by itself, before it imports it. The arbiter keeps its own
-        signals and children: gevent would see a child's end only when its hub turns, and the
-        arbiter has no use for one.
+        that each worker process patches by itself, before it imports it.
         """
         # gunicorn's Config calls this, and passes nothing.
         config = sys._getframe(1).f_locals.get("self")
-        if getattr(config, "preload_app", False) and not monkey.is_module_patched("socket"):
-            monkey.patch_all(os=False, signal=False)
+        if getattr(config, "preload_app", False):
+            patch_in_arbiter()
 
     @classmethod
-    def check_config(cls, cfg: Any, log: Any) -> None:
+    def check_config(cls, cfg: Any, log: Any) -> None:  # noqa: ARG003  # gunicorn's arguments
         """Refuse, at gunicorn's start, what no worker could serve by.
 
         Raises:
@@ -101,15 +104,18 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     # -- gunicorn's steps ----------------------------------------------------------------------
 
     def patch(self) -> None:
-        with warnings.catch_warnings():
-            # With --preload, the rest is to be patched.
-            warnings.filterwarnings("ignore", "Patching more than once", monkey.MonkeyPatchWarning)
-            super().patch()
+        finish_in_worker()
+        super().patch()
 
     def timeout_ctx(self) -> AbstractContextManager[Any]:
-        limit: AbstractContextManager[Any] = super().timeout_ctx()
         following = following_here()
-        return limit if following is None else Waiting(following, limit)
+        if following is not None and following.is_timed:
+            return following
+        limit: AbstractContextManager[Any] = super().timeout_ctx()
+        if following is None:
+            return limit
+        following.limit = limit
+        return following
 
     def run(self) -> None:
         self.variables = Variables.read()
@@ -124,6 +130,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._beat(heartbeat)
             self._wait_for_signals()
         self._drain(servers, heartbeat)
+        # The arbiter may send it once more, to a process that is about to end; and for its last
+        # steps the interpreter takes a handler's place by the signal's default.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     # -- serving -------------------------------------------------------------------------------
 
@@ -132,11 +141,16 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         seconds = self.variables.request_timeout
         if seconds is not None and "handle_request" not in self.__dict__:
             # Around what a subclass may have, too.
-            self.handle_request = functools.partial(
-                self._handle_in_time, self.handle_request, seconds
-            )
+            bounded = functools.partial(self._handle_in_time, self.handle_request, seconds)
+            self.__dict__["handle_request"] = bounded
         handle = functools.partial(self._handle_followed, Bound(sock))
-        return StreamServer(sock, handle, **self.server_options())
+        server = StreamServer(sock, handle, **self.server_options())
+        if not self.cfg.is_ssl:
+            # One timer for all connections, in place of one for each request. With TLS it would
+            # hold for the handshake as well, which gunicorn does not limit.
+            server.has_streams = False
+            server.first_byte_timeout = self.cfg.keepalive or None
+        return server
 
     def server_options(self) -> dict[str, Any]:
         """Return the arguments of a server that are the same for all kinds of it."""
@@ -151,8 +165,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _handle_followed(self, listener: Bound, sock: Any, address: Any) -> None:
         clone = current_clone()
-        with Following(sock, None if clone is None else clone.server.glb_engine.idle_here):
+        idle = None if clone is None else clone.server.glb_engine.idle_here
+        is_bounded = self.variables.request_timeout is not None
+        following = Following(sock, idle, follows_replies=is_bounded)
+        following.begin()
+        try:
             self.handle(listener, sock, address)
+        finally:
+            following.end()
 
     def _handle_in_time(
         self,
@@ -166,15 +186,15 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         following = following_here()
         limit = gevent.Timeout(seconds)
         if following is not None:
-            following.begin_request()
-            following.timeout = limit
+            following.begin_reply(limit)
         try:
             with limit:
                 return handle_request(listener_name, req, sock, addr)
         except gevent.Timeout as error:
             if error is not limit:
                 raise
-            self._late(req, sock, addr, seconds, is_answered=following is None or following.has_sent)
+            is_answered = following is None or following.has_sent
+            self._late(req, sock, addr, seconds, is_answered=is_answered)
             raise StopIteration from None  # gunicorn's word for the end of a connection
         finally:
             if following is not None:
@@ -211,9 +231,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def _drain(self, servers: list[StreamServer], heartbeat: Heartbeat) -> None:
         # Other processes accept on the same sockets; with --reuse-port they have their own.
         linger = LINGER_SECONDS if self.cfg.reuse_port else 0.0
-        drain = functools.partial(
-            StreamServer.drain, timeout=self.cfg.graceful_timeout, linger=linger
-        )
+        # Together no longer than the arbiter waits before it kills.
+        delay = min(ANNOUNCE_SECONDS, self.cfg.graceful_timeout / 2)
+        timeout = self.cfg.graceful_timeout - delay
+        drain = functools.partial(StreamServer.drain, timeout=timeout, linger=linger, delay=delay)
         drains = [gevent.spawn(drain, each) for each in servers]
         while not all(each.ready() for each in drains):
             self._beat(heartbeat)
