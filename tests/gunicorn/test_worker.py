@@ -297,24 +297,34 @@ def test_anothers_timeout_is_not_taken_for_it() -> None:
 
 
 def test_a_subclass_may_override_handle() -> None:
-    """As gunicorn_thrift's workers do."""
+    """As gunicorn_thrift's workers do: their own protocol, with a timeout of their own."""
 
-    class Echo(Worker):
+    class Calls(Worker):
         def handle(self, listener: Any, client: Any, addr: Any) -> None:
             assert listener.getsockname() == client.getsockname()
-            while data := client.recv(100):
-                client.sendall(data)
-            self.nr += 1
+            assert listener.family == client.family
+            client.settimeout(0.05)
+            try:
+                while data := client.recv(100):
+                    client.sendall(data.upper())
+            except TimeoutError:
+                self.log.warning("Client timeout: %r", addr)
+            finally:
+                self.nr += 1
+                client.close()
 
-    with serving(Echo, tell_clone) as (worker, server):
+    with serving(Calls, tell_clone, keepalive=60) as (worker, server):
         client = connect(server.address)
+        peer = client.getsockname()
         for _ in range(2):
             client.sendall(b"hello")
-            assert client.recv(100) == b"hello"
+            assert client.recv(100) == b"HELLO"
+        assert client.recv(100) == b""
         client.close()
         while server.active:
             gevent.sleep(0)
         assert worker.nr == 1
+        assert worker.log.lines == [f"Client timeout: {peer}"]
 
 
 def test_a_subclass_may_override_handle_request() -> None:
