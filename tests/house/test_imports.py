@@ -18,6 +18,8 @@ from glb.hubs.greenlet_pool import PROOF
 from glb.model.policy import Policy
 from glb.model.states import State
 
+pytestmark = pytest.mark.thorough
+
 _BELOW_SERVERS: Final = {"originals", "model", "hubs", "net", "accept", "serve"}
 _SERVERS: Final = {*_BELOW_SERVERS, "_version", "server", "http", "pywsgi"}
 
@@ -62,7 +64,6 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
 #: failure, and so is one that is listed here and isn't there any more.
 AGAINST_THE_TABLE: Final = {
     ("model.clone", "server"),  # the type of a clone's `server`
-    ("net.fd_leaks", "hubs.threads"),  # it warns, and a log's handler may switch greenlets
 }
 
 HOME: Final = Path(glb.__file__).parent
