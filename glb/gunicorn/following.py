@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final
 
-from gevent import getcurrent
+from gevent import GreenletExit, getcurrent
 from gevent.ssl import SSLSocket
 
 from ..net.connection import Connection
@@ -55,6 +55,8 @@ class Following:
             it never looks idle, and always as if a part of a reply had left.
         idle: The idle connections of its hub. If they have a timeout, it holds for the time until
             a request is there, and once more for its head.
+        waits: Whether the handler begins with a request. One that enters this says so by itself;
+            one of another protocol has waits of its own.
         follows_replies: Whether to know if a part of a reply has left.
 
     Attributes:
@@ -66,7 +68,9 @@ class Following:
         "_greenlet", "_has_sent", "_has_served", "_idle", "_is_seen", "_stage", "limit", "timeout",
     )  # fmt: skip
 
-    def __init__(self, sock: Any, idle: IdleConnections | None, *, follows_replies: bool) -> None:
+    def __init__(
+        self, sock: Any, idle: IdleConnections | None, *, waits: bool, follows_replies: bool
+    ) -> None:
         kinds = _KINDS_OF_REPLIES if follows_replies else _KINDS
         kind = kinds.get(type(sock))
         if kind is not None:
@@ -76,8 +80,7 @@ class Following:
         self._greenlet: Any = None
         self._has_served = False
         self._has_sent = False
-        # gunicorn's code without keep-alive reads a request at once.
-        self._stage = _Stage.OTHER if self._idle is None else _Stage.FIRST_BYTE
+        self._stage = _Stage.FIRST_BYTE if waits and self._idle is not None else _Stage.OTHER
         self.limit: AbstractContextManager[Any] | None = None
         self.timeout: Any = None
 
@@ -144,6 +147,8 @@ class Following:
             if is_plain:
                 sock._wait(sock._read_event)
             data = sock.receive(*args)
+        except GreenletExit:
+            return b""  # no request is lost; gunicorn's code would log an error
         finally:
             is_over = idle.leave(self._greenlet)
         return b"" if is_over else data

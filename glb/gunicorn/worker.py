@@ -166,8 +166,13 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def _handle_followed(self, listener: Bound, sock: Any, address: Any) -> None:
         clone = current_clone()
         idle = None if clone is None else clone.server.glb_engine.idle_here
-        is_bounded = self.variables.request_timeout is not None
-        following = Following(sock, idle, follows_replies=is_bounded)
+        following = Following(
+            sock,
+            idle,
+            # gunicorn's own code says so by `timeout_ctx`, but not without keep-alive.
+            waits=not self.cfg.keepalive and type(self).handle is GeventWorker.handle,
+            follows_replies=self.variables.request_timeout is not None,
+        )
         following.begin()
         try:
             self.handle(listener, sock, address)

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("gunicorn")
 
 from ..support.tls import CERTIFICATES
-from .processes import Gunicorn, exchange, get, running
+from .processes import SHORT_STOP_SECONDS, Gunicorn, exchange, get, running
 
 pytestmark = pytest.mark.process
 
@@ -111,6 +111,7 @@ def seen_of(folder: Path, worker: str) -> Seen:
     return Seen(replies, hooks, (folder / "access").read_text().splitlines())
 
 
+@pytest.mark.thorough
 def test_a_worker_shows_what_gunicorns_own_shows(tmp_path: Path) -> None:
     """Replies, hooks in their order and the access log: limits, proxies, requests counted."""
     with ThreadPoolExecutor(2) as pool:
@@ -123,6 +124,7 @@ def test_a_worker_shows_what_gunicorns_own_shows(tmp_path: Path) -> None:
     assert ours.accesses == theirs.accesses
 
 
+@pytest.mark.thorough
 def test_the_first_request_of_a_fast_worker_is_the_same(tmp_path: Path) -> None:
     """Statsd's packets, and the access log's fields."""
     packets: dict[str, list[str]] = {}
@@ -203,5 +205,5 @@ def test_two_addresses_with_tls_of_a_preloaded_application(served: tuple[Gunicor
     assert get(path, wrap=context.wrap_socket) == "https True gevent.signal"
     assert "Warning" not in program.said
     assert "Exception" not in program.said
-    assert program.stop() < 2
+    assert program.stop() < SHORT_STOP_SECONDS
     assert not Path(path).exists()

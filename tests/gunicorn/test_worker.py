@@ -182,6 +182,34 @@ def test_without_keepalive_each_reply_is_the_last() -> None:
         assert b"Connection: close" in reply
 
 
+def test_a_drain_closes_a_silent_client_without_keepalive() -> None:
+    """It has a second for its request; this server's timeout leaves it less."""
+    with serving(Worker, tell_clone, keepalive=0) as (_, server):
+        client = connect(server.address)
+        while not server.active:
+            gevent.sleep(0)
+        report = server.drain(0.1, linger=0)
+        assert (report.closed_idle, report.killed) == (1, 0)
+        assert client.recv(1) == b""
+        client.close()
+
+
+def test_a_kill_of_an_idle_connection_is_no_error() -> None:
+    """Of a quick stop, say: no request is lost by it."""
+    with serving(Worker, tell_clone, keepalive=100) as (worker, server):
+        client = connect(server.address)
+        client.sendall(GET)
+        assert reply_of(client).startswith(OK)
+        idle = server.glb_engine.idle_here
+        assert idle is not None
+        while not idle.waits:
+            gevent.sleep(0)
+        gevent.killall([*idle.waits], block=False)
+        assert client.recv(1) == b""
+        assert worker.log.lines == []
+        client.close()
+
+
 def test_worker_connections_bounds_the_connections() -> None:
     """The next client waits in the accept queue."""
     gate = Gate()
@@ -313,18 +341,20 @@ def test_a_subclass_may_override_handle() -> None:
                 self.nr += 1
                 client.close()
 
-    with serving(Calls, tell_clone, keepalive=60) as (worker, server):
-        client = connect(server.address)
-        peer = client.getsockname()
+    # gunicorn's keepalive is for HTTP, and is over long before.
+    with serving(Calls, tell_clone, keepalive=0.004) as (worker, server):
+        client, silent = connect(server.address), connect(server.address)
+        peers = {f"Client timeout: {each.getsockname()}" for each in (client, silent)}
         for _ in range(2):
             client.sendall(b"hello")
             assert client.recv(100) == b"HELLO"
-        assert client.recv(100) == b""
-        client.close()
+        for each in (client, silent):
+            assert each.recv(100) == b""
+            each.close()
         while server.active:
             gevent.sleep(0)
-        assert worker.nr == 1
-        assert worker.log.lines == [f"Client timeout: {peer}"]
+        assert worker.nr == 2
+        assert {*worker.log.lines} == peers
 
 
 def test_a_subclass_may_override_handle_request() -> None:
@@ -364,7 +394,7 @@ def test_a_connection_of_another_kind_is_left_as_it_is() -> None:
     from glb.gunicorn.following import Following
 
     ours, other = socket.socketpair()
-    following = Following(ours, None, follows_replies=True)
+    following = Following(ours, None, waits=True, follows_replies=True)
     assert type(ours) is socket.socket
     assert following.has_sent
     assert not following.is_timed

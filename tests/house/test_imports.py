@@ -81,7 +81,9 @@ MODEL: Final = [name for name in MODULES if name.startswith("model.")]
 #: What people start, and what is patched before anything else.
 DOORS: Final = ("__main__", "cli", "gunicorn", "locust", "monkey", "monkey.patch")
 BELOW_THE_DOORS: Final = [
-    name for name in MODULES if name not in DOORS and not name.startswith(("cli.", "gunicorn.", "locust."))
+    name
+    for name in MODULES
+    if name not in DOORS and not name.startswith(("cli.", "gunicorn.", "locust."))
 ]
 
 
@@ -239,7 +241,15 @@ def modules_after(statement: str) -> set[str]:
 def test_import_glb_is_light() -> None:
     """Neither TLS nor WSGI nor anything of the doors is loaded to bind a listener."""
     heavy = {"ssl", "gevent.ssl", "gevent.pywsgi", "click", "rich"}
-    heavy |= {"glb.server", "glb.http", "glb.pywsgi", "glb.monkey", "glb.cli", "glb.gunicorn", "glb.locust"}
+    heavy |= {
+        "glb.server",
+        "glb.http",
+        "glb.pywsgi",
+        "glb.monkey",
+        "glb.cli",
+        "glb.gunicorn",
+        "glb.locust",
+    }
     loaded = modules_after("import glb")
     assert "glb.accept.listener" in loaded
     assert loaded & heavy == set()
