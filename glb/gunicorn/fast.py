@@ -70,11 +70,6 @@ class FastWorker(Worker):
         if refusals:
             raise RuntimeError(f"{cls.__name__} can't do {refusals}: use glb.gunicorn.Worker")
 
-    def run(self) -> None:
-        # At a reload of its settings, gunicorn doesn't call it.
-        self.check_config(self.cfg, self.log)
-        super().run()
-
     def make_server(self, sock: Any) -> StreamServer:
         cfg = self.cfg
         handler = self.wsgi_handler

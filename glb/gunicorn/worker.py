@@ -103,6 +103,12 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     # -- gunicorn's steps ----------------------------------------------------------------------
 
+    def init_process(self) -> None:
+        # gunicorn asks at its start, and not when it reads its settings again. What is raised here
+        # ends it, as an application that can't be imported does.
+        self.check_config(self.cfg, self.log)
+        super().init_process()
+
     def patch(self) -> None:
         finish_in_worker()
         super().patch()

@@ -130,6 +130,18 @@ def test_what_a_fast_worker_cant_honour_ends_gunicorn_at_the_start(tmp_path: Pat
         assert "Traceback" not in program.said
 
 
+def test_a_reload_of_settings_is_checked_as_the_start_is(tmp_path: Path) -> None:
+    """A worker that can't do what they say doesn't serve."""
+    with running(tmp_path, FAST) as program:
+        program.ready()
+        file = tmp_path / "gunicorn.conf.py"
+        file.write_text(file.read_text() + "\nraw_env = ['GLB_HUBS=none']\n")
+        program.send("SIGHUP")
+        program.wait_for("RuntimeError: GLB_HUBS must be a whole number, 1 or more, got 'none'")
+        program.wait_for("Worker failed to boot")
+        assert program.process.wait(20) == 3
+
+
 def test_each_process_has_its_own_socket_with_reuse_port(tmp_path: Path) -> None:
     """As gunicorn's setting says; a reload under load is the arbiter's to order."""
     address = ("127.0.0.1", free_port())

@@ -204,7 +204,8 @@ def test_a_kill_of_an_idle_connection_is_no_error() -> None:
         assert idle is not None
         while not idle.waits:
             gevent.sleep(0)
-        gevent.killall([*idle.waits], block=False)
+        waiting: list[Any] = [*idle.waits]
+        gevent.killall(waiting, block=False)
         assert client.recv(1) == b""
         assert worker.log.lines == []
         client.close()
