@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from gevent.event import Event
 
 pytest.importorskip("gunicorn")
 
@@ -289,8 +290,20 @@ def test_a_subclass_may_have_its_own_handlers() -> None:
         assert shown(ask(server.address, get())) == "yes"
 
 
-def test_request_timeout_is_the_servers() -> None:
-    """`glb.pywsgi.WSGIServer` has it."""
-    with serving(FastWorker, tell_clone) as (worker, _):
-        worker.variables = type(worker.variables)(1, 1, 2.5)
-        assert worker.server_options()["request_timeout"] == 2.5
+def test_a_late_request_gets_a_503() -> None:
+    """By the server's own request_timeout."""
+
+    def application(_environ: Environ, _start_response: Start) -> list[bytes]:
+        Event().wait()
+        return []
+
+    with serving(FastWorker, application, request_timeout=0.05) as (_, server):
+        assert ask(server.address, get()).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_refused_request_is_in_the_log() -> None:
+    """Not as an access, of which nothing is known, but as gunicorn warns of it."""
+    with serving(FastWorker, tell_clone) as (worker, server):
+        assert ask(server.address, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        assert worker.log.accesses == []
+        assert any("nonsense" in line for line in worker.log.lines)
