@@ -12,6 +12,7 @@ from gevent.event import Event
 pytest.importorskip("gunicorn")
 
 from glb.gunicorn import FastWorker, Worker
+from glb.gunicorn.following import following_here
 from glb.model.stats import DrainReport
 
 from ..support.helpers import ask, connect, receive_all
@@ -182,13 +183,16 @@ def test_without_keepalive_each_reply_is_the_last() -> None:
         assert b"Connection: close" in reply
 
 
-def test_a_drain_closes_a_silent_client_without_keepalive() -> None:
-    """It has a second for its request; this server's timeout leaves it less."""
+def test_a_drain_closes_a_silent_client_without_keepalive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has a second for its request, here less."""
+    monkeypatch.setattr("glb.serve.drain_worker.FIRST_REQUEST_SECONDS", 0.01)
     with serving(Worker, tell_clone, keepalive=0) as (_, server):
         client = connect(server.address)
         while not server.active:
             gevent.sleep(0)
-        report = server.drain(0.1, linger=0)
+        report = server.drain(60, linger=0)
         assert (report.closed_idle, report.killed) == (1, 0)
         assert client.recv(1) == b""
         client.close()
@@ -259,19 +263,24 @@ def test_a_late_reply_that_has_begun_is_cut_off() -> None:
 
 def test_each_request_of_a_connection_has_its_own_time() -> None:
     """The wait between them does not count."""
-    times = iter([0.0, 10.0])
+    limits = []
 
     def application(environ: Environ, start_response: Start) -> list[bytes]:
-        gevent.sleep(next(times))
+        following = following_here()
+        assert following is not None
+        limits.append(following.timeout)
+        assert following.timeout.pending
         return tell_clone(environ, start_response)
 
-    with serving(Worker, application, request_timeout=0.1, keepalive=100) as (_, server):
+    with serving(Worker, application, request_timeout=30, keepalive=100) as (_, server):
         client = connect(server.address)
-        client.sendall(GET)
-        assert reply_of(client).startswith(OK)
-        client.sendall(GET)
-        assert reply_of(client).startswith(b"HTTP/1.1 503 ")
+        for _ in range(2):
+            client.sendall(GET)
+            assert reply_of(client).startswith(OK)
         client.close()
+    assert [each.seconds for each in limits] == [30, 30]
+    assert limits[0] is not limits[1]
+    assert not limits[0].pending
 
 
 def test_100_continue_is_no_reply_yet() -> None:
@@ -284,23 +293,28 @@ def test_100_continue_is_no_reply_yet() -> None:
 
 def test_a_websocket_is_not_cut_off() -> None:
     """After the 101, client and application speak as long as they like."""
+    pending = []
 
     def application(environ: Environ, _start_response: Start) -> list[bytes]:
+        following = following_here()
+        assert following is not None
         sock = environ["gunicorn.socket"]
+        pending.append(following.timeout.pending)
         sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        pending.append(following.timeout.pending)
         while data := sock.recv(10):
             sock.sendall(data)
         return []
 
-    with serving(Worker, application, request_timeout=0.05) as (worker, server):
+    with serving(Worker, application, request_timeout=30) as (worker, server):
         client = connect(server.address)
         client.sendall(GET)
         assert client.recv(100).startswith(b"HTTP/1.1 101 ")
-        gevent.sleep(0.1)
         client.sendall(b"still")
         assert client.recv(100) == b"still"
         client.close()
         assert worker.log.lines == []
+    assert pending == [True, False]
 
 
 def test_anothers_timeout_is_not_taken_for_it() -> None:
@@ -332,7 +346,7 @@ def test_a_subclass_may_override_handle() -> None:
         def handle(self, listener: Any, client: Any, addr: Any) -> None:
             assert listener.getsockname() == client.getsockname()
             assert listener.family == client.family
-            client.settimeout(0.05)
+            client.settimeout(0.2)
             try:
                 while data := client.recv(100):
                     client.sendall(data.upper())
