@@ -26,6 +26,7 @@ dropped at once each saw the other, and the port stayed bound until the process 
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from ..model import accept_errors
 from ..model.address import AF_UNIX, Address, Key, unmap
 from ..model.stats import EntryStats
 from ..net import sockets
+from ..net.inherited import InheritedSocket
 from ..net.spare_fd import Reserve
 from ..originals import RLock, native_ident
 from .handover import HandOver
@@ -75,11 +77,14 @@ class Entry:
         key: Key | None,
         shared: bool,
         owns_file: bool,
+        origin: InheritedSocket | None = None,
     ) -> None:
         self.registry: Final = registry
         self.pristine: Final = pristine
         self.key: Final = key
         self.shared: Final = shared
+        #: Under which name and number the process has inherited it, if it has.
+        self.origin: Final = origin
         self.address: Final[Any] = pristine.getsockname()
         #: Accepts a connection from the kernel, as `glb.net.connection.accept_plain` takes it.
         self.accept: Callable[[], tuple[int, Any]] = pristine._accept  # type: ignore[attr-defined]  # not in the stubs
@@ -99,6 +104,8 @@ class Entry:
         self._shares: set[Share] = set()
         self._refuses_newcomers = False
         self._keeps_reserve = False
+        #: Whether another process serves the accept queue, and this one doesn't any more.
+        self.is_left = False
         # The process that removes a Unix socket's file; a child of it doesn't.
         self._file_owner = os.getpid() if owns_file else None
 
@@ -156,7 +163,7 @@ class Entry:
     def close_locked(self) -> None:
         """Free the address. Dispatchers of other threads look away when they come to it."""
         self.is_closed = True
-        if self.pristine.family == AF_UNIX and self._file_owner == os.getpid():
+        if self.pristine.family == AF_UNIX and self.owns_file:
             sockets.unlink(Address(AF_UNIX, self.address), self.key)
         foreign = []
         self.turns.close_locked()
@@ -188,6 +195,33 @@ class Entry:
         self.outlives_us = True
         self._file_owner = None
 
+    @property
+    def owns_file(self) -> bool:
+        """Whether this process removes a Unix socket's file, when it closes the entry."""
+        return self._file_owner == os.getpid()
+
+    def own(self, *, is_ours_alone: bool, owns_file: bool) -> None:
+        """Have the kernel's socket, and its file, as the process had it that has left it to us."""
+        with self.registry.lock:
+            self.outlives_us = not is_ours_alone
+            self._file_owner = os.getpid() if owns_file else None
+
+    def leave_queue(self) -> None:
+        """Accept nothing more: another process does, which has the kernel's socket and its file.
+
+        Connections that were accepted before go on to their clones.
+        """
+        with self.registry.lock:
+            self.is_left = True
+            self.disown()
+            self.accept = _accept_nothing
+            for dispatcher in [*self.turns.dispatchers.values()]:
+                dispatcher.look_locked()
+
+    def has_clients(self) -> bool:
+        """Return True if a client waits in the accept queue for this process."""
+        return not self.is_left and sockets.is_readable(self.pristine)
+
     def dispatcher_closed(self, dispatcher: object) -> None:
         """Called by a dispatcher that has looked away from the descriptor, for good."""
         with self.registry.lock:
@@ -204,6 +238,10 @@ class Entry:
             if holder is not None:
                 holder.close_in_child()
         self.turns.keep_thread_locked(thread)
+
+
+def _accept_nothing() -> tuple[int, Any]:
+    raise BlockingIOError(errno.EAGAIN, "another process accepts here")
 
 
 class Registry:
@@ -274,27 +312,33 @@ class Registry:
 
     def adopt(
         self,
-        descriptor: int,
+        listening: int | _socket.socket,
         *,
         shared: bool = False,
         backlog: int = sockets.DEFAULT_BACKLOG,
         key: Key | None = None,
+        origin: InheritedSocket | None = None,
     ) -> Share:
-        """Return a share in a listening *descriptor*, which stays the caller's.
+        """Return a share in *listening*: a descriptor, which stays the caller's, or a socket.
+
+        A socket becomes the pristine one, also if this fails. A Unix socket's file stays another's.
 
         Args:
             backlog: What its accept queue is long, in connections. Where that isn't known,
                 joining never makes it shorter.
             key: That of its address, if the caller knows it.
+            origin: Under which name and number the process has inherited it.
 
         Raises:
             OSError: It is not a socket, or *shared* and its address is open here already.
             TypeError: It is not a stream socket.
             ValueError: *shared*, and it has no address that could be joined.
         """
-        pristine = sockets.adopt(descriptor)
+        pristine = sockets.adopt(listening) if isinstance(listening, int) else listening
         with self.lock:
-            return self._add_locked(pristine, shared, backlog=backlog, owns_file=False, key=key)
+            return self._add_locked(
+                pristine, shared, backlog=backlog, owns_file=False, key=key, origin=origin
+            )
 
     def acquire(self, entry: Entry) -> Share:
         """Return one more share in an open *entry*.
@@ -372,6 +416,7 @@ class Registry:
         backlog: int,
         owns_file: bool = True,
         key: Key | None = None,
+        origin: InheritedSocket | None = None,
     ) -> Share:
         # Takes *pristine* over, also when it fails.
         try:
@@ -383,7 +428,9 @@ class Registry:
                     raise ValueError(f"a socket bound to {bound.sockaddr!r} can't be shared")
             if shared and key in self._by_key:
                 raise accept_errors.address_in_use(pristine.getsockname())
-            entry = Entry(self, pristine, key=key, shared=shared, owns_file=owns_file)
+            entry = Entry(
+                self, pristine, key=key, shared=shared, owns_file=owns_file, origin=origin
+            )
             entry.backlog = backlog
             share = entry.acquire_locked(native_ident())
             assert share is not None, "it was made here, and is not shared yet"
