@@ -21,13 +21,14 @@ import gevent
 from gevent import getcurrent
 
 from ..accept.descriptor import is_adopted
+from ..accept.handover import HandOver
 from ..accept.registry import REGISTRY
 from ..hubs.signals import Signal, ask
 from ..hubs.threads import HubThread
 from ..model.limits import check_seconds
 from ..model.states import PAUSES, State
 from ..model.stats import DrainReport
-from ..net.sockets import is_loopback, is_readable
+from ..net.sockets import is_loopback
 from ..originals import monotonic
 from .admission import Admission
 from .clone_set import CloneSet
@@ -204,6 +205,8 @@ class Draining:
         if entry.clones > len(listeners) + is_adopted(handed_in):
             return  # others serve the clients in the queue
         is_shut = entry.refuse_newcomers()
+        if entry.is_left:
+            self._wait_for_accepts(turns, until)
         began = monotonic()
         # A client that has our SYN-ACK believes that it is connected; it is in the queue when its
         # own answer has come.
@@ -211,12 +214,22 @@ class Draining:
         while admission.turns is turns and admission.state in SERVES:
             if monotonic() >= min(until, plan.until):
                 return
-            is_empty = not (turns.waiting or admission.expected or is_readable(entry.pristine))
+            is_empty = not (turns.waiting or admission.expected or entry.has_clients())
             if is_empty and monotonic() >= shaken_by:
                 return
             if not plan.lingers:
                 self._linger(plan)
             gevent.sleep(QUEUE_LOOK_SECONDS)
+
+    def _wait_for_accepts(self, turns: HandOver, until: float) -> None:
+        """Wait until no hub is between an accept and the clone that gets the connection."""
+        # Nothing is in such a moment while its hub makes another call. It matters where another
+        # hub than this one leads.
+        for dispatcher in [*turns.dispatchers.values()]:
+            if not dispatcher.is_here:
+                ask(dispatcher.send, lambda: None, lambda each=dispatcher: each.is_dead)(  # type: ignore[misc]  # bound now
+                    max(0.0, until - monotonic())
+                )
 
     def _linger(self, plan: DrainPlan) -> None:
         """Begin the end of connections in use; its clones have their turns still.
