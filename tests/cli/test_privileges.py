@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from glb.cli.commands import main
-from glb.cli.privileges import Account
-from glb.cli.serve import umask_of
+from glb.cli.privileges import Account, umask_of
 
 from ..support.helpers import ask
 from .test_commands import serving
@@ -146,6 +145,7 @@ def test_only_root_may_become_another(
 ) -> None:
     """Said before anything is imported or bound."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getegid", lambda: 1000)
     with pytest.raises(SystemExit) as ended:
         main(["serve", "no_such_module", option, "0"])
     assert ended.value.code == 2
