@@ -51,6 +51,10 @@ LINGER_SECONDS: Final = 1.0
 # between continents. On a loopback address there are none.
 HANDSHAKE_SECONDS: Final = 0.3
 
+# So long, at most, for hubs that are about to hand over what they have accepted: microseconds, but
+# for another thread that has the interpreter (5 ms).
+SETTLE_SECONDS: Final = 0.1
+
 # How often it is looked whether the accept queue is empty: once a round of a hub's loop, about.
 QUEUE_LOOK_SECONDS: Final = 0.005
 
@@ -205,8 +209,7 @@ class Draining:
         if entry.clones > len(listeners) + is_adopted(handed_in):
             return  # others serve the clients in the queue
         is_shut = entry.refuse_newcomers()
-        if entry.is_left:
-            self._wait_for_accepts(turns, until)
+        is_settled = False
         began = monotonic()
         # A client that has our SYN-ACK believes that it is connected; it is in the queue when its
         # own answer has come.
@@ -216,20 +219,14 @@ class Draining:
                 return
             is_empty = not (turns.waiting or admission.expected or entry.has_clients())
             if is_empty and monotonic() >= shaken_by:
-                return
+                if is_settled:
+                    return
+                _settle(turns)
+                is_settled = True
+                continue
             if not plan.lingers:
                 self._linger(plan)
             gevent.sleep(QUEUE_LOOK_SECONDS)
-
-    def _wait_for_accepts(self, turns: HandOver, until: float) -> None:
-        """Wait until no hub is between an accept and the clone that gets the connection."""
-        # Nothing is in such a moment while its hub makes another call. It matters where another
-        # hub than this one leads.
-        for dispatcher in [*turns.dispatchers.values()]:
-            if not dispatcher.is_here:
-                ask(dispatcher.send, lambda: None, lambda each=dispatcher: each.is_dead)(  # type: ignore[misc]  # bound now
-                    max(0.0, until - monotonic())
-                )
 
     def _linger(self, plan: DrainPlan) -> None:
         """Begin the end of connections in use; its clones have their turns still.
@@ -303,6 +300,20 @@ class Draining:
             if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, left))):
                 return True
         return thread.has_ended
+
+
+def _settle(turns: HandOver) -> None:
+    """Wait until no other hub is between an accept and the clone that gets the connection."""
+    # A hub that leads is in no such moment while it makes another call. One that doesn't come to it
+    # in time runs a handler: it has not just accepted.
+    until = monotonic() + SETTLE_SECONDS
+    for each in [*turns.dispatchers.values()]:
+        if not each.is_here:
+            ask(each.send, _nothing)(max(0.0, until - monotonic()))
+
+
+def _nothing() -> None:
+    pass
 
 
 def last(plan: DrainPlan) -> float:
