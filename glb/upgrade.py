@@ -181,8 +181,9 @@ class Upgrade:
         """Why there can't be an upgrade now, for people; ``""`` if `start` may be called."""
         if self._is_stopped:
             return "the process is about to end"
-        if self._state is _State.SERVING and self._passed and not self._passed.channel.is_closed:
-            return f"process {self._passed.parent}, which this one replaces, still drains"
+        before = self._passed
+        if self._state is _State.SERVING and before and not before.channel.is_closed():
+            return f"process {before.parent}, which this one replaces, still drains"
         return self._state.value
 
     def start(self) -> int:

@@ -91,9 +91,8 @@ class Channel:
         except OSError:
             return b""
 
-    @property
     def is_closed(self) -> bool:
-        """Whether the other end, or this one, is closed, and all that was said is heard."""
+        """Return True if the other end, or this one, is closed, and all that was said is heard."""
         if self.sock.fileno() < 0:
             return True
         try:

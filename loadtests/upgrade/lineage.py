@@ -138,5 +138,6 @@ class Lineage:
             except RuntimeError:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
         with contextlib.suppress(OSError):
             os.close(self._reading)

@@ -39,7 +39,7 @@ class Upgrades:
     pause_seconds: float = 0.2
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # of a class elsewhere
+    def name(self) -> str:
         return f"{KINDS[self.kind]}, {'Unix' if self.is_unix else 'TCP'}, hubs {self.hubs}"
 
     @property

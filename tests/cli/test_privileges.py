@@ -152,3 +152,14 @@ def test_only_root_may_become_another(
     kind = option[2:]
     reason = f"only root may become another {kind}, got '0'"
     assert capsys.readouterr() == ("", f"glb: {option} from the command line: {reason}\n")
+
+
+def test_a_process_that_is_that_already_may_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that has become another user starts the next one with the same arguments."""
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY.pw_uid)
+    monkeypatch.setattr(os, "getegid", lambda: NOBODY.pw_gid)
+    with pytest.raises(SystemExit):
+        main(["serve", "no_such_module", "--user", "nobody"])
+    assert "can't import 'no_such_module'" in capsys.readouterr().err

@@ -38,11 +38,11 @@ def test_a_word_is_heard_once(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     assert theirs.hear() is None
     assert ours.say(b"R")
-    assert not theirs.is_closed
+    assert not theirs.is_closed()
     assert theirs.hear() == b"R"
     assert theirs.hear() is None
     ours.close()
-    assert theirs.is_closed
+    assert theirs.is_closed()
     assert theirs.hear() == b""
     assert not theirs.say(b"G")
 
@@ -52,7 +52,7 @@ def test_a_word_before_the_end_is_heard(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     ours.say(b"G")
     ours.close()
-    assert not theirs.is_closed
+    assert not theirs.is_closed()
     assert (theirs.hear(), theirs.hear()) == (b"G", b"")
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ import gevent
 import pytest
 
 import glb
-import glb.serve.drain
 import glb.upgrade
 from glb.accept.inherited import Inheritance
+from glb.hubs import signals
 from glb.server import StreamServer
 from glb.upgrade import Upgrade, UpgradeError
 
@@ -204,12 +205,11 @@ def test_a_process_whose_parent_was_killed_owns_all(
     starting = gevent.spawn(upgrade.start)
     later = following.begin()
     received = later.listen("unix:app.sock")
-    assert received.entry.outlives_us
+    assert (received.entry.outlives_us, received.entry.owns_file) == (True, False)
     assert later._passed is not None
     later._passed.channel.sock.shutdown(socket.SHUT_RD)  # the other end is closed, as it reads it
     later.ready()
-    assert received.entry.owns_file
-    assert not received.entry.outlives_us
+    assert (received.entry.outlives_us, received.entry.owns_file) == (False, True)
     assert later.refusal == ""
     starting.get()
     listener.close()
@@ -308,8 +308,8 @@ def test_a_connection_on_its_way_to_a_hub_is_served(
         may_go.set()
         return real_ask(*args)
 
-    real_ask = glb.serve.drain.ask
-    monkeypatch.setattr(glb.serve.drain, "ask", ask_and_let_go)
+    real_ask = signals.ask
+    monkeypatch.setattr("glb.serve.drain.ask", ask_and_let_go)
     monkeypatch.setattr(turns, "hand", hand_later)
     with turns.lock:
         turns.assign_locked(there)
@@ -392,6 +392,14 @@ def real(upgrade: Upgrade) -> Iterator[Upgrade]:
         yield upgrade
 
 
+def assert_gone(error: UpgradeError) -> None:
+    """Check that the process of which *error* tells has ended, and is waited for."""
+    found = re.search(r"process (\d+)", str(error))
+    assert found is not None
+    with pytest.raises(ChildProcessError):
+        os.waitpid(int(found[1]), os.WNOHANG)
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("program", "reason"),
@@ -408,10 +416,21 @@ def test_a_real_process_that_fails_is_gone(
     monkeypatch.setattr(real, "_args", ["-c", program])
     if "sleep" in program:
         monkeypatch.setattr(real, "_timeout", 0.5)
-    with pytest.raises(UpgradeError, match=reason):
+    with pytest.raises(UpgradeError, match=reason) as caught:
         real.start()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert_gone(caught.value)
+
+
+@pytest.mark.process
+def test_the_next_process_is_the_watchdogs(real: Upgrade, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WATCHDOG_PID would say that it is this one."""
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    monkeypatch.setattr(real, "_args", ["-c", "import os; exit(int('WATCHDOG_PID' in os.environ))"])
+    with pytest.raises(UpgradeError, match="exited with status 0"):
+        real.start()
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    with pytest.raises(UpgradeError, match="exited with status 1"):
+        real.start()
 
 
 @pytest.mark.process
@@ -423,10 +442,9 @@ def test_a_process_that_does_not_want_to_end_is_killed(
     monkeypatch.setattr(glb.upgrade, "KILL_SECONDS", 0.2)
     monkeypatch.setattr(real, "_timeout", 0.5)
     monkeypatch.setattr(real, "_args", ["-c", program])
-    with pytest.raises(UpgradeError, match=r"wasn't ready after 0\.5 s"):
+    with pytest.raises(UpgradeError, match=r"wasn't ready after 0\.5 s") as caught:
         real.start()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert_gone(caught.value)
 
 
 def test_a_process_that_cant_be_started_is_said(

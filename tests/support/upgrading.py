@@ -1,10 +1,14 @@
-"""Two generations of a process in one: the next one is played by the test."""
+"""Two generations of a process: in one, where the test plays the next one, and as real ones."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
-from collections.abc import Mapping, Sequence
+import pathlib
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 
 import gevent
 import pytest
@@ -83,3 +87,29 @@ def close(upgrade: Upgrade) -> None:
         upgrade._to_successor.close()
     if upgrade._passed is not None:
         upgrade._passed.channel.close()
+
+
+# -- real processes -------------------------------------------------------------------------------
+
+#: So that processes whose parent has ended are the test's to wait for: see prctl(2).
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture
+def reaps() -> Iterator[None]:
+    """Have processes whose parent has ended be this one's, and let none of them stay."""
+    before = children()
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    prctl(PR_SET_CHILD_SUBREAPER, 0)
+    for pid in {*children()} - {*before}:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def children() -> list[int]:
+    """Return the ids of this process's children."""
+    threads = pathlib.Path("/proc/self/task").iterdir()
+    return [int(word) for each in threads for word in (each / "children").read_text().split()]
