@@ -234,14 +234,15 @@ class Upgrade:
             While serving.
         """
         with contextlib.ExitStack() as stack:
-            for each in servers:
-                each.start()
-                stack.callback(each.stop)
-            self.ready()
+            # First of all: without a handler the signal ends the process.
             heeding = gevent.signal_handler(
                 signal.SIGUSR2, self._replace_and_drain, servers, drain_timeout
             )
             stack.callback(heeding.cancel)
+            for each in servers:
+                each.start()
+                stack.callback(each.stop)
+            self.ready()
             ends = [gevent.spawn(each.serve_forever) for each in servers]
             gevent.joinall(ends, raise_error=True)
 

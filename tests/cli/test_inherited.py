@@ -20,7 +20,7 @@ from glb.net.inherited import InheritedSocket
 from glb.upgrade import Upgrade
 
 from ..support.helpers import ask, connect, http_get, is_refused, receive_all
-from .test_commands import Served, child
+from .test_commands import Served, child, serving
 
 # Becomes glb with descriptor 3, as systemd does it: the id of a process is known in it alone.
 AS_SYSTEMD = """
@@ -206,6 +206,48 @@ def test_a_connection_for_each_process_is_refused(tmp_path: pathlib.Path) -> Non
         while "glb: " not in (line := process.stderr.readline()):
             assert line
         assert "it is a connection, as systemd's Accept=yes hands over: say Accept=no" in line
+
+
+# -- paths that are taken -----------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_the_file_of_a_killed_process_is_no_obstacle(tmp_path: pathlib.Path) -> None:
+    """The next start removes it, and serves there."""
+    bind = f"unix:{tmp_path}/app.sock"
+    with serving(cwd=tmp_path, bind=bind) as served:
+        served.process.kill()
+        served.process.wait()
+    assert (tmp_path / "app.sock").exists()
+    with serving(cwd=tmp_path, bind=bind) as served:
+        assert b"Clone 0 " in http_get(f"{tmp_path}/app.sock")
+        assert served.end()[0] == 0
+    assert not (tmp_path / "app.sock").exists()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("there", "reason"),
+    [("live", "a server has it open"), ("file", "a plain file"), ("link", "a symbolic link")],
+)
+def test_what_is_in_the_way_is_one_line(there: str, reason: str, tmp_path: pathlib.Path) -> None:
+    """It stays there, and the line has the path and the reason."""
+    path = tmp_path / "app.sock"
+    with listening(str(tmp_path / "other.sock")) as sock:
+        if there == "live":
+            (tmp_path / "other.sock").rename(path)
+        elif there == "file":
+            path.write_text("mine")
+        else:
+            path.symlink_to("other.sock")
+        with child("-m", "glb", "serve", "--bind", f"unix:{path}", cwd=tmp_path) as process:
+            out, err = process.communicate()
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.accept()
+    assert (process.returncode, out, err.count("\n")) == (2, "", 1)
+    assert f"can't bind '{path}': Address already in use: {reason}" in err
+    assert path.exists()
 
 
 # -- binds --------------------------------------------------------------------------------------
