@@ -44,13 +44,13 @@ from .model.proxy_header import Version
 from .model.states import State
 from .model.stats import DrainReport
 from .net.connection import Connection, accept_plain
-from .serve.acceptor import read_handed
 from .serve.controls import Controls
 from .serve.drain import LINGER_SECONDS
 from .serve.engine import Engine
 from .serve.first_byte import handle_tls, wait_for_first_byte
 from .serve.hooks import Handler
 from .serve.options import Options
+from .serve.own_read import read_handed
 from .serve.proxied import handle_proxied
 from .serve.spawning import check_pool
 
@@ -446,4 +446,4 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         handle = self._handle
         if handle is None:
             handle = self._last_handle
-        engine.spawning.start(acceptor, turn, self._spawn, handle, self.do_close, args)
+        acceptor.start(turn, engine.spawning, self._spawn, handle, self.do_close, args)

@@ -46,6 +46,9 @@ __all__ = ["Dispatcher"]
 
 _READ: Final = 1
 
+# To look it up costs more where it is a class's: CPython 3.11 asks the metaclass.
+_TAKEN: Final = Turn.TAKEN
+
 # As many clients as Linux lets wait in one accept queue, by default, may all have left. When more
 # have done so in a row, with neither a connection nor the end of the queue between them, the
 # kernel doesn't take them out of it: then each wake-up of nothing else is followed by a pause.
@@ -269,6 +272,7 @@ class Dispatcher:
     def _give_turns(self) -> None:
         try:
             self._is_giving_turns = True
+            self._next_turn = None
             self._give_turns_while_ready()
         finally:
             self._is_giving_turns = False
@@ -300,7 +304,9 @@ class Dispatcher:
         self.moves += 1
         member: Member | None
         passed: Member | None = None
-        while self._io is not None and self._pause is None and turns.leader is self:
+        if self._pause is not None:
+            return
+        while turns.leader is self:  # not, once it is closed
             with lock:
                 member = ring.first() if turns.policy is None else turns.next_locked()
             if member is None or self._taken >= member.max_accept:
@@ -312,14 +318,14 @@ class Dispatcher:
                     continue
                 self._pause_for(member, error)
                 return
-            if turn is not Turn.PASSED:
-                self._left_in_a_row = 0
-            if turn is Turn.EMPTY:
-                return
-            if turn is Turn.TAKEN:
+            if turn is _TAKEN:
                 self._taken += 1
-                if _is_pending(self._next_turn):
+                self._left_in_a_row = 0
+                if self._next_turn is not None:
                     return
+            elif turn is Turn.EMPTY:
+                self._left_in_a_row = 0
+                return
             elif member is passed:
                 return  # it has not left the ring, as an exception struck: see `glb.hubs.guard`
             else:
@@ -327,53 +333,55 @@ class Dispatcher:
 
     def _deal(self, member: Member) -> Turn:
         """Accept one connection, and deliver it to *member* or, on other hubs, to the next one."""
-        turns, watchdog = self.turns, self.turns.watchdog
+        turns = self.turns
+        watchdog = turns.watchdog
         if watchdog is not None and not watchdog.is_ticking:
             with turns.lock:
                 watchdog.arm_locked()
-        is_own = member.dispatcher is self and not turns.waiting
-        waiting = None
         try:
             if not member.has_room():
                 return Turn.PASSED
-            accepts_itself = is_own and member.accepts_itself
-            if not accepts_itself:
-                if turns.waiting:
-                    waiting = turns.take_waiting()
-                if waiting is None:
-                    plain, address = accept_plain(self._entry.accept, self._kind)
-        except BlockingIOError:
-            return Turn.EMPTY
         except BaseException as error:
             return self._accept_failed(member, error)
-        turn = Turn.TAKEN
-        if accepts_itself:
-            self._wake_others()
-            turn = cast("SelfAccepting", member).take_turn()
-        elif waiting is None and is_own:
-            self.accepted += 1
-            with turns.lock:
-                turns.ring.rotate(member.team, member)
-            if self.handed_to and member.runs_at_once:
+        is_own = member.dispatcher is self
+        handed = turns.take_waiting() if turns.waiting else None
+        if handed is None:
+            if is_own and member.accepts_itself:
                 self._wake_others()
-            if not member.deliver(plain, address):
-                with turns.lock:
-                    turns.put_back_locked([PendingConnection(plain, address)])
-        else:
-            handed = waiting or PendingConnection(plain, address)
-            if not turns.hand(handed, self):
+                turn = cast("SelfAccepting", member).take_turn()
+                if watchdog is not None and member.is_out_of_reach:
+                    self._go_on_later()
                 return turn
+            try:
+                plain, address = accept_plain(self._entry.accept, self._kind)
+            except BlockingIOError:
+                return Turn.EMPTY
+            except BaseException as error:
+                return self._accept_failed(member, error)
+            if is_own:
+                self.accepted += 1
+                with turns.lock:
+                    turns.ring.rotate(member.team, member)
+                if self.handed_to and member.runs_at_once:
+                    self._wake_others()
+                if not member.deliver(plain, address):
+                    with turns.lock:
+                        turns.put_back_locked([PendingConnection(plain, address)])
+                if watchdog is not None and member.is_out_of_reach:
+                    self._go_on_later()
+                return _TAKEN
+            handed = PendingConnection(plain, address)
+        if turns.hand(handed, self):
             member = handed.member
             if self.handed_to and member.runs_at_once:
                 self._wake_others()
             self._take_up(handed)
-        if watchdog is not None and member.is_out_of_reach:
-            self._go_on_later()
-        return turn
+            if watchdog is not None and member.is_out_of_reach:
+                self._go_on_later()
+        return _TAKEN
 
     def _go_on_later(self) -> None:
-        if not _is_pending(self._next_turn):
-            self._next_turn = self.hub.loop.run_callback(self._give_turns)
+        self._next_turn = self.hub.loop.run_callback(self._give_turns)
 
     def _accept_failed(self, member: Member, error: BaseException) -> Turn:
         self._wake_others()

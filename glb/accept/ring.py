@@ -111,11 +111,13 @@ class Ring(Generic[M]):
     def rotate(self, team: Team[M], member: M) -> None:
         """Send *member*, which had its turn, from wherever it stands to the end of the line."""
         line = team.line
-        if member in line:
-            waited_since = line[member] if line[member] > team.since else team.since
-            if waited_since > self._last_served:  # noqa: PLR1730  # max() takes three times as long
+        waited_since = line.get(member)
+        if waited_since is not None:
+            if waited_since < team.since:  # noqa: PLR1730  # max() takes three times as long
+                waited_since = team.since
+            if waited_since > self._last_served:  # noqa: PLR1730  # as above
                 self._last_served = waited_since
-            line[member] = self._count = self._count + 1
+            self._count = line[member] = self._count + 1
             line.move_to_end(member)
 
     def serve(self, place: int | None) -> int:
@@ -156,6 +158,12 @@ class Ring(Generic[M]):
 
     def first(self) -> M | None:
         """Return the ready clone that has waited longest, or ``None``."""
+        by_wait = self._by_wait
+        if len(by_wait) == 1:
+            _, team = by_wait[0]
+            if team.admitted and team.is_sorted:
+                for member in team.line:
+                    return member
         if self._is_stale:
             self._is_stale = False
             teams = [team for _, team in self._by_wait]

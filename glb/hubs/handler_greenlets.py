@@ -122,7 +122,8 @@ class HandlerGreenlet(Greenlet):  # type: ignore[type-arg]  # generic in the stu
                 self.gr_context = None
                 if (
                     handlers.due > 0
-                    and handlers.is_started(self)
+                    and started
+                    and started[0] is self
                     and count(started) == untouched
                     and self.is_provable
                     and self._is_bare()
@@ -299,10 +300,15 @@ class Handlers:
         taken.reverse()
         return taken
 
-    def drop(self, is_dropped: Callable[[Job], bool]) -> None:
-        """Kill the jobs that wait and that *is_dropped* accepts: their connections are closed."""
-        for job in self.take_back(is_dropped):
+    def drop(self, is_dropped: Callable[[Job], bool]) -> int:
+        """Kill the jobs that wait and that *is_dropped* accepts: their connections are closed.
+
+        Return how many there were.
+        """
+        jobs = self.take_back(is_dropped)
+        for job in jobs:
             self._kill(job)
+        return len(jobs)
 
     def running(self, is_wanted: Callable[[Job], bool]) -> list[HandlerGreenlet]:
         """Return the greenlets that run a job that *is_wanted* accepts."""

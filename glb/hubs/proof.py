@@ -40,7 +40,8 @@ __all__ = ["WARM_UP", "Proof", "Trial", "count"]
 
 log: Final = logging.getLogger("glb")
 
-_count_references: Final[Callable[[object], int] | None] = getattr(sys, "getrefcount", None)
+HAS_COUNTS: Final = hasattr(sys, "getrefcount")
+_count_references: Final[Callable[[object], int]] = getattr(sys, "getrefcount", lambda _: 0)
 
 # So many trials of each kind. CPython replaces a call by a specialized one at its second to
 # sixteenth; the count of 3.14 and 3.15 is one less from the second on.
@@ -52,7 +53,7 @@ def count(one: list[Any]) -> int:
 
     No frame has it meanwhile: see the module's docstring.
     """
-    return next(map(_count_references, one), 0) if _count_references is not None else 0
+    return next(map(_count_references, one), 0)
 
 
 class Trial(Protocol):
@@ -104,7 +105,7 @@ class Proof:
 
         It takes about a millisecond, once a process.
         """
-        if _count_references is None:
+        if not HAS_COUNTS:
             self.is_given, self.reason = False, "this Python has no reference counts"
             self._log(log.info, "handlers run in fresh greenlets, as %s", self.reason)
             return

@@ -11,13 +11,13 @@ __all__ = ["CloneStats", "DrainReport", "EntryStats", "RollReport", "jain"]
 class CloneStats(NamedTuple):
     """What one clone of a server has done.
 
-    ``accepted`` is the sum of ``active``, ``completed``, ``failed`` and of the handlers
-    that were spawned and have not run yet.
+    ``accepted`` is the sum of ``active``, ``completed``, ``failed`` and of what a ``spawn`` of the
+    program's own was given and has not run yet, unless its own ``do_handle`` kept connections.
 
     Attributes:
         index: The clone, 0 to N-1.
         accepted: Connections that it was given.
-        active: Handlers that run now.
+        active: Connections whose handler runs, or is certain to.
         completed: Handlers that returned.
         failed: Handlers that raised or were killed, and connections for which none could
             be spawned.

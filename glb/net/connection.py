@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -38,14 +39,19 @@ _BYTES: Final = frozenset((bytes, bytearray))  # whose length is what is sent
 _READ: Final = 1
 _WRITE: Final = 2
 
+_new: Final = object.__new__
 
-#: What accepted sockets are, as `accept_plain` takes it: family, type, protocol.
-Kind = tuple[tuple[int], tuple[int], tuple[int]]
+# gevent makes one for each socket, which differ by nothing but the number that `repr` shows. There
+# are few kinds of sockets.
+_CLOSED: Final[dict[tuple[int, int, int], Any]] = {}
+
+#: Makes a plain socket of the number of its descriptor.
+Kind = Callable[[int], Any]
 
 
 def kind_of(listening: Any) -> Kind:
-    """Return what the connections of the plain socket *listening* are."""
-    return (listening.family,), (listening.type,), (listening.proto,)
+    """Return what makes the connections of the plain socket *listening*, for `accept_plain`."""
+    return functools.partial(PlainSocket, listening.family, listening.type, listening.proto)
 
 
 def accept_plain(accept: Callable[[], tuple[int, Any]], kind: Kind) -> tuple[Any, Any]:
@@ -66,7 +72,7 @@ def accept_plain(accept: Callable[[], tuple[int, Any]], kind: Kind) -> tuple[Any
     try:
         for number, address in iter(accept, None):  # noqa: B007  # see above
             break
-        for plain in map(PlainSocket, *kind, (number,)):  # noqa: B007
+        for plain in map(kind, (number,)):  # noqa: B007
             break
     except BaseException:
         if number >= 0 and plain is None:
@@ -168,12 +174,18 @@ class Connection(LazySocket):
         sock.setblocking(False)
         super().__init__(sock)
 
-    @classmethod
-    def on(cls, sock: Any) -> Connection:
+    @staticmethod
+    def on(sock: Any) -> Connection:
         """Return one on a plain socket, which it takes over."""
-        connection = cls.__new__(cls)
+        # As the constructor of `LazySocket`, which is a call more.
+        connection = _new(Connection)
         sock.setblocking(False)
-        LazySocket.__init__(connection, sock)
+        connection._sock = sock
+        connection._closed = False
+        connection._io_refs = 0
+        connection._reading = connection._writing = None
+        connection.hub = get_hub()
+        connection.timeout = _socket.getdefaulttimeout()
         return connection
 
     def sendall(self, data: Any, flags: int = 0) -> None:
@@ -201,13 +213,41 @@ class Connection(LazySocket):
         sock = self._sock
         if self._io_refs > 0 or self._reading is not None or self._writing is not None:
             super().close()
-        elif sock and self.hub.loop is None:
-            sock.close()  # its hub was destroyed
-        elif sock:
-            # As gevent's, but for the steps that are for watchers.
-            closed = ClosedSocket(sock.family, sock.type, sock.proto, sock.fileno(), "closed")
-            self._drop_ref_on_close(sock)
-            self._sock = closed
+            return
+        if sock:
+            # As gevent's, but for the steps that are for watchers of its own. Without a loop its
+            # hub was destroyed.
+            loop = self.hub.loop
+            if loop is not None and loop.closing_fd(sock.fileno()):
+                _close_later(loop, sock)
+            else:
+                sock.close()
+            self._sock = _closed_of(sock)
+
+
+def _close_later(loop: Any, sock: Any) -> None:
+    """Close *sock* when watchers of its descriptor that aren't its own have seen its end."""
+    check = loop.check()
+
+    def close() -> None:
+        try:
+            with contextlib.suppress(OSError):
+                sock.close()
+        finally:
+            check.stop()
+            check.close()
+
+    check.start(close)
+
+
+def _closed_of(sock: Any) -> Any:
+    """Return what gevent's sockets have in place of *sock* once it is closed."""
+    kind = (sock.family, sock.type, sock.proto)
+    try:
+        return _CLOSED[kind]
+    except KeyError:
+        closed = _CLOSED[kind] = ClosedSocket(*kind, None, "closed")
+        return closed
 
 
 def say_goodbye(sock: Any) -> None:

@@ -24,6 +24,7 @@ from ..accept.protocols import PendingConnection, Turn
 from ..accept.registry import REGISTRY
 from ..accept.ring import Team
 from ..accept.turns import Turns
+from ..hubs.greenlet_pool import HandlerPool, handlers_here
 from ..model.accept_errors import AcceptErrorKind, Episode, classify
 from ..model.clone import CURRENT, Clone
 from ..model.states import State, before, of_clone
@@ -34,12 +35,18 @@ from .admission import Admission
 from .hooks import Handler, Hooks
 from .hooks import Turn as Thread
 from .hub_worker import HubWorker
+from .own_read import take_handed, take_turn
+from .spawning import Spawning
 from .workers import Workers
 
 if TYPE_CHECKING:
     from ..hubs.greenlet_pool import Job
 
-__all__ = ["Acceptor", "read_handed"]
+__all__ = ["Acceptor"]
+
+# For the path of each connection. CPython 3.11 asks an enum's metaclass for them.
+_ACCEPTING: Final = State.ACCEPTING
+_FULL: Final = State.FULL
 
 
 class Acceptor:
@@ -49,8 +56,6 @@ class Acceptor:
         "accepted",
         "accepts_itself",
         "admission",
-        "assigned",
-        "begun",
         "clone",
         "completed",
         "dispatcher",
@@ -62,6 +67,7 @@ class Acceptor:
         "reclaimed",
         "server",
         "spawned",
+        "taken",
         "team",
         "worker",
         "workers",
@@ -93,21 +99,27 @@ class Acceptor:
         self.handle: Handler | None = None
         #: Its own state, as far as it isn't the server's: see `enter`.
         self.own = State.ACCEPTING
-        # Each is changed by one thread at a time: these by its hub's,
-        self.accepted = self.begun = self.completed = self.failed = 0
-        #: Handlers that have begun, or are certain to.
-        self.assigned = 0
+        # Each is changed by one thread at a time: these by its hub's. `taken` are those for which a
+        # handler was to run: all that were `accepted`, unless a `do_handle` of the program's own
+        # has kept one or brought one.
+        self.accepted = self.taken = self.completed = self.failed = 0
         #: What a ``spawn`` of the user's own was given, and has not begun: the handlers' arguments,
         #: by their identity. It may take its time, or forget them.
         self.spawned: dict[int, Any] = {}
-        #: and these with the registry's lock held: connections on their way here, and such as
-        #: were taken back from here.
+        # These with the registry's lock held: connections on their way here, and such as were
+        # taken back from here.
         self.in_flight = self.reclaimed = 0
+
+    @property
+    def active(self) -> int:
+        """Connections whose handler runs, or is certain to."""
+        done = self.completed + self.failed
+        return self.taken - self.reclaimed - done - len(self.spawned)
 
     @property
     def load(self) -> int:
         """Connections that it has, or is about to have."""
-        return self.assigned - self.reclaimed - self.completed - self.failed + self.in_flight
+        return self.active + self.in_flight
 
     @property
     def state(self) -> State:
@@ -163,32 +175,7 @@ class Acceptor:
         return f"<Acceptor {self.clone} of {self.server}>"
 
     def take_turn(self) -> Turn:
-        server, admission = self.server, self.admission
-        try:
-            args: Any = server.do_read()
-            server.delay = server.min_delay
-            if not args:
-                return Turn.EMPTY
-        except BaseException as error:
-            return self.accept_failed(error)
-        dispatcher = self.dispatcher
-        dispatcher.accepted += 1
-        turns = dispatcher.turns
-        with turns.lock:
-            turns.ring.rotate(self.team, self)
-        if admission.bucket is not None:
-            admission.bucket.take(monotonic())
-        # As `_handle`, which is a call more.
-        self.accepted += 1
-        turn = self.workers.turn
-        turn.acceptor = self
-        try:
-            server.do_handle(*args)
-        except BaseException as error:
-            self._handle_failed(args, error)
-        finally:
-            turn.acceptor = None
-        return Turn.TAKEN
+        return take_turn(self)
 
     def has_room(self) -> bool:
         admission, server = self.admission, self.server
@@ -240,7 +227,7 @@ class Acceptor:
         if (self.workers.turn.worker or self.worker).is_closed:
             return False
         if self.accepts_itself:
-            return self._read_handed(handed)
+            return take_handed(self, handed)
         # A pool that others use as well may have filled up since it was asked.
         if self.server.full():
             self.admission.found_full()
@@ -256,7 +243,7 @@ class Acceptor:
         if self.worker.is_closed:
             return False
         try:
-            if moves is None and admission.bucket is not None:
+            if admission.bucket is not None and moves is None:
                 admission.bucket.take(monotonic())
             number = plain.fileno()
             if number >= admission.watermark.level:
@@ -279,34 +266,6 @@ class Acceptor:
             admission.back_off(((address,), server), error)
         finally:
             turn.acceptor = None
-        return True
-
-    def _read_handed(self, handed: PendingConnection) -> bool:
-        server = self.server
-        turn = self.workers.turn
-        turn.handed = handed
-        try:
-            # A pool that others use as well may have filled up since it was asked.
-            if server.full():
-                self.admission.found_full()
-                return False
-            args: Any = server.do_read()
-            if turn.handed is not None:
-                # A `do_read` that accepts by itself. What it may have got is served as well.
-                if args:
-                    self._handle(args)
-                args = read_handed(turn, self.admission)
-            server.delay = server.min_delay
-            self._handle(args)
-        except BaseException as error:
-            # Nothing was accepted here, so it is nothing that the kernel says.
-            self.admission.accept_failed(error)
-            if turn.handed is not None:
-                return False
-        finally:
-            turn.handed = None
-        with self.dispatcher.turns.lock:
-            self.unexpect_locked()
         return True
 
     def can_give_up(self, job: Job) -> bool:
@@ -342,22 +301,6 @@ class Acceptor:
         if self.admission.turns is not None:  # not every broken socket is fatal to gevent
             self.join(self.admission.turns)
 
-    def _handle(self, args: Any) -> None:
-        self.accepted += 1
-        turn = self.workers.turn
-        turn.acceptor = self
-        try:
-            self.server.do_handle(*args)
-        except BaseException as error:
-            self._handle_failed(args, error)
-        finally:
-            turn.acceptor = None
-
-    def _handle_failed(self, args: Any, error: BaseException) -> None:
-        # Its context is the peer and the server, as gevent's is.
-        peer = args[1:] if isinstance(args, (tuple, list)) else args
-        self.admission.back_off((peer, self.server), error)
-
     def accept_failed(self, error: BaseException) -> Turn:
         server = self.server
         if self.worker.is_closed:
@@ -371,9 +314,51 @@ class Acceptor:
         # With a negative delay the server goes on, at the next wake-up: as gevent.
         return Turn.EMPTY
 
+    def start(
+        self,
+        turn: Thread,
+        spawning: Spawning,
+        spawn: Any,
+        handle: Handler,
+        close: Handler,
+        args: Any,
+    ) -> None:
+        """Have *spawn* run *handle*, then *close*, for a connection of this clone."""
+        worker = turn.worker or self.worker
+        worker.taken += 1
+        self.taken += 1
+        try:
+            if spawn is spawning.replaced and spawn is not None:
+                run, handlers = self.serve_anywhere, None
+                if turn.acceptor is not None:
+                    run, handlers = self.serve, worker.handlers
+                bound = spawning.bound
+                if bound is not None and isinstance(bound, HandlerPool):
+                    bound.handle(run, handle, close, args)
+                else:
+                    if handlers is None:
+                        handlers = handlers_here()
+                    handlers.spawn(run, handle, close, args)
+            elif spawn is None:
+                self.serve_anywhere(handle, close, args)
+            else:
+                self.spawned[id(args)] = args
+                spawn(self.serve_spawned, handle, close, args)
+        except BaseException:
+            # A handler that was called here has counted itself. What struck may have done so when
+            # it waited already: it is not to run on what is closed here.
+            if spawn is not None and spawn is not spawning.replaced:
+                is_counted = self.spawned.pop(id(args), None) is None
+            else:
+                was_waiting = handlers_here().drop(lambda job: job[-2] is args) > 0
+                is_counted = was_waiting or spawn is None
+            if not is_counted:
+                self.never_served()
+            close(*args)
+            raise
+
     def serve(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         """Handle one connection, in a greenlet whose context is not used after it; close it."""
-        self.begun += 1
         CURRENT.set(self.clone)
         try:
             result = handle(*args)
@@ -392,26 +377,13 @@ class Acceptor:
                 worker.done += 1
                 if worker.is_closed or worker.watched:
                     worker.handler_ended(args)
-                if self.own is State.FULL:
+                if self.own is _FULL:
                     self._look_for_room()
-                if self.admission.state is not State.ACCEPTING:
+                if self.admission.state is not _ACCEPTING:
                     self.admission.handler_ended()
 
     def serve_anywhere(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         """Handle one connection, in whatever greenlet ``spawn`` runs this, and close it."""
-        self.assigned += 1
-        return self._serve_assigned(handle, close, args)
-
-    def serve_spawned(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
-        """`serve_anywhere` what is among the `spawned`, unless it was killed before."""
-        if id(args) not in self.spawned:
-            return None
-        # In this order: another thread may look whether there is room.
-        self.assigned += 1
-        del self.spawned[id(args)]
-        return self._serve_assigned(handle, close, args)
-
-    def _serve_assigned(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         # No local name for the greenlet: an error's traceback would keep it, and it the error.
         outer = CURRENT.get()
         unpooled = (self.workers.turn.worker or self.worker).unpooled
@@ -426,10 +398,14 @@ class Acceptor:
                 unpooled[getcurrent()] = outer_args
             CURRENT.set(outer)  # not reset(): a handler may have changed its context
 
-    def never_served(self, *, is_assigned: bool) -> None:
+    def serve_spawned(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
+        """`serve_anywhere` what is among the `spawned`, unless it was killed before."""
+        if self.spawned.pop(id(args), None) is None:
+            return None
+        return self.serve_anywhere(handle, close, args)
+
+    def never_served(self) -> None:
         """A connection that was taken could not be given to a handler."""
-        self.assigned += not is_assigned
-        self.begun += 1
         self.failed += 1
         (self.workers.turn.worker or self.worker).done += 1
 
@@ -444,16 +420,14 @@ class Acceptor:
     @property
     def has_miscounted(self) -> bool:
         """Whether it counts handlers, where none runs nor is about to."""
-        is_idle = not self.in_flight and not self.spawned
-        return is_idle and (self.load != 0 or self.begun != self.completed + self.failed)
+        return not self.in_flight and not self.spawned and self.active != 0
 
     def lose_count(self) -> None:
         """Nothing runs here, nor is about to: what is counted as active was lost, and failed."""
         with REGISTRY.lock:
             if self.has_miscounted:
-                self.begun = max(self.begun, self.completed + self.failed)
-                self.failed = self.begun - self.completed
-                self.assigned = self.completed + self.failed + self.reclaimed
+                self.failed = max(self.failed + self.active, 0)
+                self.taken = self.completed + self.failed + self.reclaimed
         self._look_for_room()
 
     def kill_spawned(self, keys: set[int]) -> None:
@@ -464,37 +438,23 @@ class Acceptor:
             try:
                 self.server.do_close(*args)
             finally:
-                self.never_served(is_assigned=False)
+                self.never_served()
                 worker.handler_ended(args)
 
     def forget(self) -> None:
         """What it is about to handle, or does, is the parent's: this process was forked."""
-        self.begun = self.assigned = self.completed + self.failed
-        self.accepted, self.reclaimed = self.begun, 0
+        self.accepted = self.taken = self.completed + self.failed
+        self.reclaimed = 0
         self.spawned = {}
 
     def stats(self) -> CloneStats:
         return CloneStats(
             self.clone.index,
             self.accepted - self.reclaimed,
-            self.begun - self.completed - self.failed,
+            self.active,
             self.completed,
             self.failed,
             self.own is State.ACCEPTING and self.admission.is_open and self.worker.is_ready,
             self.worker.index,
             self.state.value,
         )
-
-
-def read_handed(turn: Thread, admission: Admission) -> tuple[Connection, Any]:
-    """Take the connection that was accepted for the clone whose turn it is."""
-    handed = turn.handed
-    assert handed is not None, "only in a turn"
-    number = handed.sock.fileno()
-    if number >= admission.watermark.level:
-        admission.watermark.reached(admission.server, number)
-    connection = Connection.on(handed.sock)
-    if handed.moves:
-        connection.moves = handed.moves
-    turn.handed = None
-    return connection, handed.address

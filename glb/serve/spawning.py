@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..hubs.greenlet_pool import HandlerPool, handlers_here
+from ..hubs.greenlet_pool import HandlerPool
 from .bounds import SharedBound
-from .hooks import Handler, Turn
-from .hub_worker import Served
 from .workers import Workers
 
 __all__ = ["Spawning", "check_pool"]
@@ -86,49 +84,3 @@ class Spawning:
             server.pool = pool
         if full is not None and full != getattr(bound, "full", None):
             own["full"] = full
-
-    def start(
-        self,
-        acceptor: Served,
-        turn: Turn,
-        spawn: Any,
-        handle: Handler,
-        close: Handler,
-        args: Any,
-    ) -> None:
-        """Have *spawn* run *handle*, then *close*, for a connection of *acceptor*'s clone."""
-        is_in_turn = turn.acceptor is not None
-        begun, assigned = acceptor.begun, acceptor.assigned
-        worker = turn.worker or acceptor.worker
-        worker.taken += 1
-        try:
-            if spawn is None:
-                acceptor.serve_anywhere(handle, close, args)
-            elif spawn is not self.replaced:
-                acceptor.spawned[id(args)] = args
-                try:
-                    spawn(acceptor.serve_spawned, handle, close, args)
-                except BaseException:
-                    acceptor.spawned.pop(id(args), None)
-                    raise
-            elif not is_in_turn:
-                pool = self.bound if isinstance(self.bound, HandlerPool) else None
-                run = handlers_here().spawn if pool is None else pool.handle
-                run(acceptor.serve_anywhere, handle, close, args)
-            else:
-                acceptor.assigned += 1
-                if isinstance(self.bound, HandlerPool):
-                    self.bound.handle(acceptor.serve, handle, close, args)
-                else:
-                    handlers = worker.handlers
-                    if handlers is None:
-                        handlers = handlers_here()
-                    handlers.spawn(acceptor.serve, handle, close, args)
-        except BaseException:
-            # What struck may have done so when it waited already. It is not to run on what is
-            # closed here.
-            handlers_here().drop(lambda job: job[-2] is args)
-            if acceptor.begun == begun:
-                acceptor.never_served(is_assigned=acceptor.assigned != assigned)
-            close(*args)
-            raise

@@ -310,12 +310,11 @@ class Checks:
     def _look_at_clone(self, server: Any, acceptor: Any) -> None:
         # In this order: see above.
         done = acceptor.completed + acceptor.failed
-        begun = acceptor.begun
-        assigned = acceptor.assigned - acceptor.reclaimed
+        taken = acceptor.taken - acceptor.reclaimed
         accepted = acceptor.accepted - acceptor.reclaimed
-        load = assigned - done + acceptor.in_flight
-        what = f"{acceptor!r}: {accepted} accepted, {assigned} assigned, {begun} begun, {done} done"
-        self._hold("a clone's counts add up", accepted >= begun >= done >= 0, what)
+        load = taken - done + acceptor.in_flight
+        what = f"{acceptor!r}: {accepted} accepted, {taken} taken, {done} done"
+        self._hold("a clone's counts add up", accepted >= taken >= done >= 0, what)
         self._hold("no clone's load is below 0", load >= 0 and acceptor.in_flight >= 0, what)
         self._hold("a clone's state is one", isinstance(acceptor.state, State), acceptor.own)
         is_gone = acceptor not in server.glb_engine.clones.acceptors

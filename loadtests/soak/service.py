@@ -215,14 +215,13 @@ class Service:
         for each in acceptors_of(server):
             numbers = (
                 each.accepted - each.reclaimed,
-                each.begun,
-                each.assigned - each.reclaimed,
+                each.taken - each.reclaimed,
                 each.completed + each.failed,
             )
             self._tally.hold(
                 "quiet: a clone's counts are equal",
                 len({*numbers}) == 1 and each.load == 0 and each.in_flight == 0,
-                f"clone {each.clone.index} of {server!r}: accepted, begun, assigned, done are "
+                f"clone {each.clone.index} of {server!r}: accepted, taken, done are "
                 f"{numbers}, in flight {each.in_flight}",
             )
         pool = server.pool

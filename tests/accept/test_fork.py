@@ -10,6 +10,8 @@ import pytest
 
 from ..support.adopting import ENDLESS_SECONDS
 
+pytestmark = pytest.mark.process
+
 #: Closes or stops a copy in a child, several times over, and asks the parent's server after each.
 PROGRAM = """
 import os, sys

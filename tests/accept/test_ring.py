@@ -570,6 +570,7 @@ class PlacesMachine(RingMachine):
             super().heap_lists_each_team_once_and_never_ahead()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("machine", [RingMachine, AskingRingMachine, PlacesMachine])
 def test_turns_are_those_of_a_plain_list(machine: type[RingMachine]) -> None:
     """After every step of any program, order, first and length are the list's."""

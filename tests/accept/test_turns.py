@@ -924,6 +924,7 @@ class TurnsMachine(RuleBasedStateMachine):
         assert self.turns.leader in self.present
 
 
+@pytest.mark.thorough
 def test_turns_are_those_of_a_plain_record() -> None:
     """After every step of any program: nothing lost or twice, the order, who is passed over."""
     run_state_machine_as_test(

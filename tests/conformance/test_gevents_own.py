@@ -254,6 +254,7 @@ def test_gevents_own_tests_pass_with_our_servers(module: str) -> None:
     assert int(ran[1]) >= 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", ["test__server_pywsgi", "test__pywsgi"])
 def test_gevents_own_tests_pass_where_a_handler_overrides_a_hook(module: str) -> None:
     """Whole modules, unchanged, by the loop that calls each of gevent's methods."""

@@ -12,6 +12,8 @@ import pytest
 
 import glb
 
+pytestmark = pytest.mark.thorough
+
 ROOT: Final = Path(__file__).parents[2]
 HOME: Final = Path(glb.__file__).parent
 TEXT: Final = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")

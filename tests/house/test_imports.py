@@ -18,6 +18,8 @@ from glb.hubs.greenlet_pool import PROOF
 from glb.model.policy import Policy
 from glb.model.states import State
 
+pytestmark = pytest.mark.thorough
+
 _BELOW_SERVERS: Final = {"originals", "model", "hubs", "net", "accept", "serve"}
 _SERVERS: Final = {*_BELOW_SERVERS, "_version", "server", "http", "pywsgi"}
 

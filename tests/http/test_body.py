@@ -791,6 +791,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.thorough
 @given(text=mutated(), places=PLACES, size=st.sampled_from([None, 1, 7]))
 @example(text=b"00000000000000001\r\na\r\n0\r\n\r\n", places=[], size=None)
 @settings(max_examples=400, deadline=None)

@@ -1158,6 +1158,7 @@ def is_read_as_the_grammar_says(data: bytes, needs_host: bool) -> None:
         assert getattr(head, name) == value, name
 
 
+@pytest.mark.thorough
 @given(data=heads(), needs_host=st.booleans())
 @example(data=b"GET / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n", needs_host=False)
 @example(data=b"CONNECT /x HTTP/1.1\r\nHost: a\r\n", needs_host=True)
@@ -1168,6 +1169,7 @@ def test_heads_are_read_as_the_grammar_says(data: bytes, needs_host: bool) -> No
         is_read_as_the_grammar_says(data, needs_host)
 
 
+@pytest.mark.thorough
 @given(data=mutated(), needs_host=st.booleans())
 @settings(max_examples=1500, deadline=None)
 def test_mutated_heads_are_read_as_the_grammar_says(data: bytes, needs_host: bool) -> None:
@@ -1176,6 +1178,7 @@ def test_mutated_heads_are_read_as_the_grammar_says(data: bytes, needs_host: boo
         is_read_as_the_grammar_says(data, needs_host)
 
 
+@pytest.mark.thorough
 @given(
     first=st.one_of(heads(), mutated()),
     second=st.one_of(heads(), mutated()),
@@ -1232,6 +1235,7 @@ def test_other_limits_are_minded_where_fields_come_again() -> None:
             parse(line + rest, limits, last=last)
 
 
+@pytest.mark.thorough
 @given(data=st.one_of(heads(), mutated()), places=st.lists(st.integers(0, 200), max_size=8))
 @settings(max_examples=500, deadline=None)
 def test_pieces_make_the_same_head(data: bytes, places: list[int]) -> None:

@@ -207,6 +207,7 @@ def test_an_application_in_a_greenlet_of_its_own_is_its_clones() -> None:
         assert [int(http_get(server.address)) for _ in range(6)] == turns(3, 6)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("first", ["gevent.pywsgi", "glb.pywsgi", "glb.server"])
 def test_ours_can_take_the_place_of_gevents_in_any_order(first: str) -> None:
     """Also before gevent.pywsgi is imported, which then builds on our StreamServer."""

@@ -221,6 +221,7 @@ _blocks = st.one_of(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=600, deadline=None)
 @given(_blocks)
 @example(b"A: 1\r\nB: 2\r\nA: 3\r\n\r\n")

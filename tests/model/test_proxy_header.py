@@ -278,6 +278,7 @@ def test_what_a_balancer_sends_is_read(data: bytes) -> None:
     assert read(data + b"behind")[1] == b"behind"
 
 
+@pytest.mark.thorough
 @given(data=mutated())
 @settings(max_examples=1500, deadline=None)
 def test_what_is_read_is_what_another_reader_reads(data: bytes) -> None:

@@ -420,6 +420,7 @@ import os; os._exit(0)  # the loops wait on
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("way", ["select", "poll", "Default", "Select", "Poll"])
 @pytest.mark.parametrize("is_busy", [False, True], ids=["alone", "beside a ready descriptor"])
 def test_one_loop_of_a_program_takes_exact_turns(way: str, is_busy: bool) -> None:

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROUNDS: Final = int(os.environ.get("GLB_EXIT_ROUNDS", "5"))
 
 #: So many children at a time. More of them than processors make races likelier.
