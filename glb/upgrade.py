@@ -65,7 +65,8 @@ KILL_SECONDS: Final = 5.0
 
 # posix_spawn(3) can't change the directory. A deployment often is a symbolic link that leads to
 # another directory by now, so the new process is to begin there, before Python looks for modules.
-_BEGIN: Final = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+# (posix and sys are built in: no module of the program's is found in their place.)
+_BEGIN: Final = "import posix, sys; a = sys.argv; posix.chdir(a[1]); posix.execv(a[2], a[2:])"
 
 
 class UpgradeError(Exception):
@@ -145,7 +146,7 @@ class Upgrade:
         else:
             listener, passed = taken
             self._received.append((listener.entry, passed))
-        self._asked[listener.entry] = asked
+        self._asked.setdefault(listener.entry, asked)  # others that share it find it by its port
         return listener
 
     def ready(self) -> None:
@@ -385,7 +386,9 @@ def _spawn(
     # Not by fork(2), after which handlers of the program would run in the child.
     if environ.get("WATCHDOG_PID") == str(os.getpid()):
         environ = {name: value for name, value in environ.items() if name != "WATCHDOG_PID"}
-    command = [sys.executable, "-I", "-S", "-c", _BEGIN, folder, sys.executable, *args]
+    if originals.posix_spawn is None:
+        raise UpgradeError(f"can't start a process on {sys.platform}: it has no posix_spawn(3)")
+    command = [sys.executable, "-S", "-c", _BEGIN, folder, sys.executable, *args]
     try:
         os.stat(folder)
         pid: int = originals.posix_spawn(

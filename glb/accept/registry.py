@@ -148,10 +148,13 @@ class Entry:
         if self.is_closed:
             self._shares.discard(share)
             return None
+        self._admit_newcomers_locked()
+        return share
+
+    def _admit_newcomers_locked(self) -> None:
         if self._refuses_newcomers:
             self._refuses_newcomers = False
             sockets.admit_newcomers(self.pristine)
-        return share
 
     def release_locked(self, share: Share) -> bool:
         """Count *share* out; tell whether it was the last."""
@@ -202,18 +205,16 @@ class Entry:
 
     def own(self, *, is_ours_alone: bool, owns_file: bool) -> None:
         """Have the kernel's socket, and its file, as the process had it that has left it to us."""
-        with self.registry.lock:
-            self.outlives_us = not is_ours_alone
-            self._file_owner = os.getpid() if owns_file else None
+        self.outlives_us = not is_ours_alone
+        self._file_owner = os.getpid() if owns_file else None
+        sockets.admit_newcomers(self.pristine)  # the other process may have begun to drain
 
     def leave_queue(self) -> None:
-        """Accept nothing more: another process does, which has the kernel's socket and its file.
-
-        Connections that were accepted before go on to their clones.
-        """
+        """Accept nothing more: another process does. What was accepted goes on to its clone."""
         with self.registry.lock:
             self.is_left = True
             self.disown()
+            self._admit_newcomers_locked()
             self.accept = _accept_nothing
             for dispatcher in [*self.turns.dispatchers.values()]:
                 dispatcher.look_locked()

@@ -26,6 +26,8 @@ from glb.upgrade import Upgrade, UpgradeError
 from ..support.engine import acceptors_of, entry_of, turns_of
 from ..support.helpers import Holder, ask, connect, is_refused, receive_all, wait_until
 from ..support.upgrading import Next, close, next_process
+from .test_newcomers import lets_in
+from .test_newcomers import pytestmark as needs_filter
 
 LOCAL = ("127.0.0.1", 0)
 
@@ -263,6 +265,41 @@ def test_each_address_finds_its_own_socket(upgrade: Upgrade, following: Next) ->
         with connect(each.address):
             each.accept()[0].close()
         each.close()
+    close(later)
+
+
+def test_listeners_that_share_a_port_find_one_socket(upgrade: Upgrade, following: Next) -> None:
+    """It is passed for the first that asked; others join it there by its port."""
+    before = upgrade.listen(LOCAL, reuse_port=True)
+    again = upgrade.listen(before.address, reuse_port=True)
+    assert again.entry is before.entry
+    starting = gevent.spawn(upgrade.start)
+    later = following.begin()
+    first = later.listen(LOCAL, reuse_port=False)  # its address is shared in this process already
+    later.ready()
+    starting.get()
+    assert first.address == before.address
+    for each in (before, again, first):
+        each.close()
+    close(later)
+
+
+@needs_filter
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_no_filter_of_a_drain_is_left(is_closed: bool, upgrade: Upgrade, following: Next) -> None:
+    """A drain that begins while the new process starts lets no client in, and is over or not."""
+    before = upgrade.listen(LOCAL)
+    starting = gevent.spawn(upgrade.start)
+    later = following.begin()
+    after = later.listen(LOCAL)
+    assert before.entry.refuse_newcomers()
+    if is_closed:
+        before.close()
+    later.ready()
+    starting.get()
+    assert lets_in(after.address)
+    before.close()
+    after.close()
     close(later)
 
 
