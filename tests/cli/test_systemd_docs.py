@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from ..support.helpers import http_get, wait_until
+from ..support.helpers import http_get, is_refused, wait_until
 from ..support.upgrading import children, reaps
 from .test_commands import ROOT, child
 
@@ -63,7 +63,7 @@ def test_the_program_of_upgrades_is_replaced(tmp_path: pathlib.Path) -> None:
     (tmp_path / "app.py").write_text(source.replace('("127.0.0.1", 0)', '"unix:app.sock"'))
     path = str(tmp_path / "app.sock")
     with child("app.py", cwd=tmp_path) as process:
-        wait_until(lambda: os.path.exists(path))
+        wait_until(lambda: not is_refused(path))
         assert http_get(path) == b"hi\n"
         process.send_signal(signal.SIGUSR2)
         assert process.wait() == 0

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from ..support.helpers import ask, connect, http_get, receive_all
+from ..support.helpers import ask, connect, http_get, receive_all, wait_until
 from ..support.upgrading import children, reaps
 from .test_commands import Served, child, folder, serving, write_version
 
@@ -86,10 +86,12 @@ def test_all_that_is_bound_goes_over(folder: pathlib.Path) -> None:
 
 def test_upgrades_follow_one_another(folder: pathlib.Path) -> None:
     """Each by the process before; while the last one drains there is none."""
-    with serving("program:hold", cwd=folder) as served:
+    with serving("program:hold", "--pid-file", "pid", cwd=folder) as served:
         with connect(served.address) as client:
             assert client.recv(5) == b"held "
             first = replace(served)
+            # It has its answer a moment after the old one has logged it.
+            wait_until(lambda: (folder / "pid").read_text() == f"{first}\n")
             os.kill(first, signal.SIGUSR2)
             wait_for_line(
                 served, f"no upgrade: process {served.process.pid}, which this one replaces"

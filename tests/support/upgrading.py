@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import gevent
@@ -95,21 +96,42 @@ def close(upgrade: Upgrade) -> None:
 PR_SET_CHILD_SUBREAPER = 36
 
 
+# A process that takes longer is ended, and its test fails.
+ENDLESS_SECONDS = 30
+
+
 @pytest.fixture
 def reaps() -> Iterator[None]:
     """Have processes whose parent has ended be this one's, and let none of them stay."""
-    before = children()
+    before = {*children()}
+
+    def kill() -> None:
+        for pid in {*children()} - before:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    # The first process's pipes are open in all, so a test that reads would wait for ever.
+    timer = threading.Timer(ENDLESS_SECONDS, kill)
+    timer.start()
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    yield
-    prctl(PR_SET_CHILD_SUBREAPER, 0)
-    for pid in {*children()} - {*before}:
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
+        timer.cancel()
+        timer.join()
+        kill()
+        for pid in {*children()} - before:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
 
-def children() -> list[int]:
-    """Return the ids of this process's children."""
-    threads = pathlib.Path("/proc/self/task").iterdir()
-    return [int(word) for each in threads for word in (each / "children").read_text().split()]
+def children(of: int | str = "self") -> list[int]:
+    """Return the ids of a process's children, and of theirs."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        for each in pathlib.Path(f"/proc/{of}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, (each / "children").read_text().split())
+    return [*found, *(pid for child in found for pid in children(child))]
