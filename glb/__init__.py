@@ -16,7 +16,8 @@ exact turn. Packages, each of which imports only from those above it::
 package's docstring lists its modules. ``tests/house/test_imports.py`` has the table of imports.
 
 `bind` returns a `Listener`; `glb.server.StreamServer` and `glb.pywsgi.WSGIServer` replace
-gevent's; `glb.registry.entries` returns the open addresses.
+gevent's; `serve_until_signal` serves until SIGTERM, and drains; `glb.registry.entries` returns the
+open addresses.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ from .serve.idle import idle
 
 if TYPE_CHECKING:
     from .accept.inherited import inherited
+    from .until_signal import serve_until_signal
     from .upgrade import Upgrade, UpgradeError
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "inherited",
     "proxied",
     "registry",
+    "serve_until_signal",
 ]
 
 __version__ = VERSION
@@ -58,6 +61,7 @@ _LATER: Final = {
     "Upgrade": "upgrade",
     "UpgradeError": "upgrade",
     "inherited": "accept.inherited",
+    "serve_until_signal": "until_signal",
 }
 
 

@@ -46,6 +46,7 @@ from .net.inherited import Notifier
 from .net.passed import GO, NO, READY, Channel, PassedSocket, open_channel, passed_variable
 from .originals import monotonic
 from .server import StreamServer
+from .until_signal import DRAIN_SECONDS, serve_until_signal
 
 __all__ = ["Upgrade", "UpgradeError"]
 
@@ -53,9 +54,6 @@ log: Final = logging.getLogger("glb")
 
 # Longer than a big application takes to be imported. tableflip gives a minute, too.
 TIMEOUT_SECONDS: Final = 60.0
-
-# As `glb serve`'s --drain-timeout.
-DRAIN_SECONDS: Final = 30.0
 
 # How often a process that was started is looked at, besides what it says.
 LOOK_SECONDS: Final = 0.05
@@ -93,7 +91,7 @@ class Upgrade:
     """Passes the sockets of this process to a new one, and has those of the one before it.
 
     Make it before anything is bound, and open each address by `listen`. When all serve, call
-    `ready`. `start` then starts the next process. `serve_forever` does all that.
+    `ready`. `start` then starts the next process. `serve_until_signal` does all that.
 
     Args:
         timeout: How many seconds the new process may take until it is ready.
@@ -223,10 +221,15 @@ class Upgrade:
         self._is_stopped = True
         self._is_over.wait()
 
-    def serve_forever(self, *servers: StreamServer, drain_timeout: float = DRAIN_SECONDS) -> None:
-        """Serve until the servers have ended; SIGUSR2 has a new process take over, and drains them.
+    def serve_until_signal(
+        self, *servers: StreamServer, timeout: float = DRAIN_SECONDS, drain_delay: float = 0.0
+    ) -> int | None:
+        """`glb.serve_until_signal`; and SIGUSR2 has a new process take over, and drains *servers*.
 
-        In the main thread. A failed upgrade is a warning in the log.
+        A failed upgrade is a warning in the log.
+
+        Returns:
+            The signal that has ended it; ``None`` if another process has taken over.
 
         Raises:
             UpgradeError: As `ready`. The servers are stopped.
@@ -236,16 +239,21 @@ class Upgrade:
         """
         with contextlib.ExitStack() as stack:
             # First of all: without a handler the signal ends the process.
-            heeding = gevent.signal_handler(
-                signal.SIGUSR2, self._replace_and_drain, servers, drain_timeout
-            )
-            stack.callback(heeding.cancel)
+            for number, call in (
+                (signal.SIGUSR2, lambda: self._replace_and_drain(servers, timeout)),
+                (signal.SIGTERM, self._refuse),
+                (signal.SIGINT, self._refuse),
+            ):
+                stack.callback(gevent.signal_handler(number, call).cancel)
+            stack.callback(self.stop)
             for each in servers:
-                each.start()
                 stack.callback(each.stop)
+                each.start()
             self.ready()
-            ends = [gevent.spawn(each.serve_forever) for each in servers]
-            gevent.joinall(ends, raise_error=True)
+            return serve_until_signal(*servers, timeout=timeout, drain_delay=drain_delay)
+
+    def _refuse(self) -> None:
+        self._is_stopped = True
 
     def _replace_and_drain(self, servers: Sequence[StreamServer], timeout: float) -> None:
         try:

@@ -10,6 +10,7 @@ from ..model.states import State
 from ..model.stats import CloneStats
 from ..net.queue_depth import QueueDepth, queue_depth
 from ..net.sockets import bound_address
+from .passed_over import STALLED, PassedOver
 from .pulse import Pulse
 
 __all__ = ["ServerView", "view"]
@@ -26,6 +27,7 @@ class ServerView:
         queue: Of its accept queue; ``None`` where the kernel doesn't tell, or it is closed.
         clones: By index.
         pulses: Of its hubs, by index.
+        passed_over: By clone: turns that it did not get, by reason.
     """
 
     address: str
@@ -34,12 +36,19 @@ class ServerView:
     queue: QueueDepth | None
     clones: list[CloneStats]
     pulses: list[Pulse]
+    passed_over: list[dict[str, int]]
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
+        clones = [
+            {**self._of_clone(clone), "passed_over": turns}
+            for clone, turns in zip(self.clones, self.passed_over, strict=True)
+        ]
+        is_stalled = {each["shown_state"] for each in clones} == {STALLED}
         return {
             "address": self.address,
             "state": self.state.value,
+            "shown_state": STALLED if is_stalled else self.state.value,
             "active": self.active,
             "accept_queue": None if self.queue is None else self.queue._asdict(),
             "hubs": [
@@ -52,11 +61,21 @@ class ServerView:
                 }
                 for index, pulse in enumerate(self.pulses)
             ],
-            "clones": [clone._asdict() for clone in self.clones],
+            "clones": clones,
         }
 
+    def _of_clone(self, clone: CloneStats) -> dict[str, Any]:
+        """Return its statistics, and what a person sees: while its hub is stuck, it is stalled."""
+        stuck = 0.0
+        if clone.hub < len(self.pulses) and clone.state != State.STOPPED.value:
+            stuck = round(self.pulses[clone.hub].seconds_stuck, 3)
+        shown = STALLED if stuck else clone.state
+        return {**clone._asdict(), "shown_state": shown, "stalled_seconds": stuck}
 
-def view(server: Any, pulses: list[Pulse], last_address: str) -> ServerView:
+
+def view(
+    server: Any, pulses: list[Pulse], passed_over: PassedOver, last_address: str
+) -> ServerView:
     """Return what *server* is at now.
 
     Args:
@@ -68,4 +87,6 @@ def view(server: Any, pulses: list[Pulse], last_address: str) -> ServerView:
         if sock is not None and sock.fileno() >= 0:
             address = str(bound_address(sock))
             queue = queue_depth(sock)
-    return ServerView(address, server.state, server.active, queue, server.clone_stats(), pulses)
+    clones = server.clone_stats()
+    passed = passed_over.look(clones)
+    return ServerView(address, server.state, server.active, queue, clones, pulses, passed)

@@ -171,7 +171,7 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     "--access-log",
     metavar="FILE",
     help="Append a line for each request to this file, '-' for stdout; SIGUSR1 opens it anew."
-    " [default: stderr, but not below a live table]",
+    " [default: stderr]",
 )
 @option(
     "--log-format",
@@ -244,7 +244,7 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     default=10,
     show_default=True,
     help="Seconds after which a hub that does not turn is logged, and /livez tells of it. With"
-    " --admin.",
+    " --admin, or on a terminal.",
 )
 @option(
     "--reload",
@@ -350,11 +350,10 @@ def _open(
     if given.access_log is not None:
         with blaming("access_log", f"can't open {given.access_log!r}: "):
             log = stack.enter_context(contextlib.closing(_open_log(given.access_log)))
-    # A live table leaves no room for the lines of an access log.
     out = console.make_console()
     is_live = console.is_live(out) and not (log is not None and log.is_stdout)
     make = _wsgi_server if app.is_wsgi else _stream_server
-    lines = log or (None if is_live else console.STDERR)
+    lines = log or console.STDERR
     with blaming("bind"):
         given.listeners = open_listeners(upgrade, given.bind, given.backlog)
         for each in given.listeners:
@@ -384,7 +383,13 @@ def _open(
     if seen is not None:
         title += f", seen on {seen.url}"
     service.supervisor.status = title
-    shown = console.shown(urls, title, out if is_live else None, given.log_level)
+    shown = console.shown(
+        urls,
+        title,
+        out if is_live else None,
+        given.log_level,
+        given.stall_limit if seen is None else None,
+    )
     return service, shown, log
 
 
@@ -436,7 +441,7 @@ def _wsgi_server(
         handle,
         log=lines,
         error_log=console.STDERR,
-        handler_class=None if lines is None else handler_class(given.log_format or "common"),
+        handler_class=handler_class(given.log_format or "common"),
         forwarded_allow_ips=given.forwarded_allow_ips,
         **_options(given, FIRST_BYTE_SECONDS),
         **tls,

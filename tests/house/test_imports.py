@@ -36,7 +36,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "server": _BELOW_SERVERS,
     "http": _BELOW_SERVERS,
     "pywsgi": _SERVERS - {"pywsgi"},
-    "upgrade": {*_BELOW_SERVERS, "server"},
+    "upgrade": {*_BELOW_SERVERS, "server", "until_signal"},
     "monkey": _SERVERS,
     "admin": {*_SERVERS, "monkey"},
     "cli": {*_SERVERS, "monkey", "admin", "upgrade"},
@@ -52,8 +52,10 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         "accept",
         "net",
         "serve",
+        "until_signal",
         "upgrade",
     },
+    "until_signal": {"model", "serve"},
     "__main__": {"cli"},
     "balance": {"model"},
     "handlers": {"hubs"},
@@ -65,7 +67,6 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
 #: failure, and so is one that is listed here and isn't there any more.
 AGAINST_THE_TABLE: Final = {
     ("model.clone", "server"),  # the type of a clone's `server`
-    ("net.fd_leaks", "hubs.threads"),  # it warns, and a log's handler may switch greenlets
 }
 
 #: What opens and duplicates sockets.

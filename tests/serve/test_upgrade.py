@@ -366,7 +366,7 @@ def test_a_connection_on_its_way_to_a_hub_is_served(
 def test_servers_are_drained_when_another_process_serves(upgrade: Upgrade, following: Next) -> None:
     """By a signal; a failure is a line in the log, and they serve on."""
     server = StreamServer(upgrade.listen(LOCAL), Says(b"old"))
-    serving = gevent.spawn(upgrade.serve_forever, server)
+    serving = gevent.spawn(upgrade.serve_until_signal, server)
     wait_until(lambda: server.started)
     replacing = gevent.spawn(upgrade._replace_and_drain, [server], 5.0)
     wait_until(lambda: following.starts == 1)
@@ -378,7 +378,7 @@ def test_servers_are_drained_when_another_process_serves(upgrade: Upgrade, follo
     later = following.begin()
     new = serve(later, Says(b"new"))
     later.ready()
-    serving.get()
+    assert serving.get() is None
     replacing.join()
     assert ask(address) == b"new"
     new.stop()
