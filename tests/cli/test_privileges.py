@@ -160,6 +160,7 @@ def test_a_process_that_is_that_already_may_say_so(
     """One that has become another user starts the next one with the same arguments."""
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY.pw_uid)
     monkeypatch.setattr(os, "getegid", lambda: NOBODY.pw_gid)
+    # Unpatched: it is this process.
     with pytest.raises(SystemExit):
-        main(["serve", "no_such_module", "--user", "nobody"])
+        main(["serve", "no_such_module", "--user", "nobody", "--no-patch"])
     assert "can't import 'no_such_module'" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_its_programs_run(number: int, tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.usefixtures("reaps")
 def test_the_program_of_upgrades_is_replaced(tmp_path: pathlib.Path) -> None:
-    """By SIGUSR2; the path of its socket stays, and the new process serves there."""
+    """By SIGUSR2; the path of its socket stays, and the new process drains at SIGTERM."""
     (source,) = blocks(UPGRADES)
     (tmp_path / "app.py").write_text(source.replace('("127.0.0.1", 0)', '"unix:app.sock"'))
     path = str(tmp_path / "app.sock")
@@ -70,4 +70,5 @@ def test_the_program_of_upgrades_is_replaced(tmp_path: pathlib.Path) -> None:
         assert http_get(path) == b"hi\n"
         (new,) = children()
         os.kill(new, signal.SIGTERM)
-        os.waitpid(new, 0)
+        assert os.waitstatus_to_exitcode(os.waitpid(new, 0)[1]) == 0
+    assert not os.path.exists(path)
