@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..accept.handover import HandOver
 from ..model.states import State
 from ..model.stats import CloneStats
 from ..net.queue_depth import QueueDepth, queue_depth
 from ..net.sockets import bound_address
+from ..serve.hub_worker import HubWorker
 from .passed_over import STALLED, PassedOver
 from .pulse import Pulse
 
@@ -28,6 +31,10 @@ class ServerView:
         clones: By index.
         pulses: Of its hubs, by index.
         passed_over: By clone: turns that it did not get, by reason.
+        timeouts: How often time was up, by hub and kind: see `glb.model.stats.TIMEOUT_KINDS`.
+        pauses: How often it accepted nothing for a while, by `glb.model.stats.PAUSE_REASONS`.
+        taken_back: Connections that were taken back from a hub that was stalled, by hub.
+        durations: Of its requests, if it counts them; see `glb.http.durations`.
     """
 
     address: str
@@ -37,6 +44,10 @@ class ServerView:
     clones: list[CloneStats]
     pulses: list[Pulse]
     passed_over: list[dict[str, int]]
+    timeouts: list[dict[str, int]] = field(default_factory=list)
+    pauses: dict[str, int] = field(default_factory=dict)
+    taken_back: list[int] = field(default_factory=list)
+    durations: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -87,6 +98,29 @@ def view(
         if sock is not None and sock.fileno() >= 0:
             address = str(bound_address(sock))
             queue = queue_depth(sock)
-    clones = server.clone_stats()
-    passed = passed_over.look(clones)
-    return ServerView(address, server.state, server.active, queue, clones, pulses, passed)
+    engine, clones = server.glb_engine, server.clone_stats()
+    workers, turns = [*engine.workers], engine.admission.turns
+    pauses = Counter(engine.admission.pauses)
+    if turns is not None:
+        pauses.update(turns.pauses)
+    durations = getattr(server, "durations", None)  # of HTTP alone
+    return ServerView(
+        address,
+        server.state,
+        server.active,
+        queue,
+        clones,
+        pulses,
+        passed_over.look(clones),
+        timeouts=[worker.timeouts.copy() for worker in workers],
+        pauses=pauses,
+        taken_back=[_taken_back(turns, worker) for worker in workers],
+        durations={} if durations is None else durations.total(),
+    )
+
+
+def _taken_back(turns: HandOver | None, worker: HubWorker) -> int:
+    dispatcher = worker.dispatcher
+    if turns is None or dispatcher is None:
+        return 0
+    return turns.taken_back_from[dispatcher.thread]

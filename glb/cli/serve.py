@@ -19,6 +19,7 @@ from ..server import StreamServer
 from ..upgrade import Upgrade
 from . import console
 from .binds import open_listeners
+from .http_limits import HTTP_LIMITS, http_limits, set_limits
 from .page import page
 from .privileges import Account, check_user, gid_of, umask_of
 from .reload import Reloads
@@ -27,6 +28,7 @@ from .settings import (
     ABOVE_ZERO,
     ADDRESS,
     BIND,
+    POSITIVE,
     SECONDS,
     Bind,
     Checked,
@@ -51,23 +53,11 @@ __all__ = ["serve"]
 # and 75 s between two, gunicorn's workers 2 s.
 FIRST_BYTE_SECONDS: Final = 60
 
-# Within a body or a reply, as nginx's client_body_timeout and send_timeout.
-CLIENT_SECONDS: Final = 60
-
 # Options that a stream has no use for.
-ONLY_WSGI: Final = (
-    "max_body",
-    "body_timeout",
-    "send_timeout",
-    "access_log",
-    "log_format",
-    "forwarded_allow_ips",
-)
+ONLY_WSGI: Final = (*HTTP_LIMITS, "access_log", "log_format", "forwarded_allow_ips")
 
 MOST_BACKLOG: Final = 2**31 - 1  # listen(2) takes an int
 
-POSITIVE: Final = click.IntRange(min=1)
-NOT_NEGATIVE: Final = click.IntRange(min=0)
 FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
 UMASK: Final = Checked("umask", umask_of)
 NETWORKS: Final = Checked("networks", TrustedProxies)
@@ -132,22 +122,7 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     help="Seconds that a client may be silent, before a request or within its head; 0 is for ever."
     " [default: 60 for WSGI; for a stream, whose server may speak first, 0]",
 )
-@option(
-    "--max-body",
-    type=NOT_NEGATIVE,
-    help="Bytes of a request's body; a longer one gets a 413; 0 is any. [default: 1 GiB]",
-)
-@option(
-    "--body-timeout",
-    type=SECONDS,
-    help="Seconds that a client may be silent within the body of a request; 0 is for ever."
-    " [default: 60]",
-)
-@option(
-    "--send-timeout",
-    type=SECONDS,
-    help="Seconds that a client may take nothing of a reply; 0 is for ever. [default: 60]",
-)
+@http_limits
 @option(
     "--proxy-protocol",
     type=click.Choice(["v1", "v2", "any"]),
@@ -446,12 +421,7 @@ def _wsgi_server(
         **_options(given, FIRST_BYTE_SECONDS),
         **tls,
     )
-    server.needs_host = True
-    for name in ("body_timeout", "send_timeout"):
-        seconds = getattr(given, name)
-        setattr(server, name, CLIENT_SECONDS if seconds is None else seconds or None)
-    if given.max_body is not None:
-        server.max_body = given.max_body or None
+    set_limits(server, given)
     return server
 
 

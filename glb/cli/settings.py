@@ -35,6 +35,8 @@ __all__ = [
     "ABOVE_ZERO",
     "ADDRESS",
     "BIND",
+    "NOT_NEGATIVE",
+    "POSITIVE",
     "SECONDS",
     "Bind",
     "Checked",
@@ -153,6 +155,8 @@ class Checked(click.types.StringParamType):
         return text
 
 
+POSITIVE: Final = click.IntRange(min=1)
+NOT_NEGATIVE: Final = click.IntRange(min=0)
 SECONDS: Final = _Finite(min=0)
 ABOVE_ZERO: Final = _Finite(min=0, min_open=True)
 ADDRESS: Final = Checked("address", parse)

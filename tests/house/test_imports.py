@@ -176,10 +176,17 @@ def test_the_test_sees_imports() -> None:
     assert {"registry", "accept.listener"} <= imports_of("")
 
 
-@pytest.mark.parametrize("module", ["body", "head", "reply", "settings"])
+@pytest.mark.parametrize("module", ["body", "durations", "head", "reply", "settings"])
 def test_words_of_http_wait_for_nothing(module: str) -> None:
     """Heads, bodies and replies can be read, and tested, without a server or a loop."""
-    assert imports_of(f"http.{module}") <= {"http.body", "http.head", "model.forwarded"}
+    assert imports_of(f"http.{module}") <= {
+        "http.body",
+        "http.durations",
+        "http.head",
+        "model.forwarded",
+        "model.limits",
+        "originals",
+    }
 
 
 @pytest.mark.parametrize("module", HTTP)
