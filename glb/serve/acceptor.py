@@ -31,6 +31,7 @@ from ..model.states import State, before, of_clone
 from ..model.stats import CloneStats
 from ..net.connection import Connection
 from ..originals import monotonic
+from .accept_loop import AcceptLoop, settle
 from .admission import Admission
 from .hooks import Handler, Hooks
 from .hooks import Turn as Thread
@@ -63,6 +64,7 @@ class Acceptor:
         "handle",
         "in_flight",
         "is_out_of_reach",
+        "loop",
         "own",
         "reclaimed",
         "server",
@@ -95,6 +97,8 @@ class Acceptor:
         #: Whether a connection that it takes can't be reclaimed before its handler begins.
         self.is_out_of_reach = False
         self.clone: Final = Clone(index, cast("Any", server))
+        #: Its accept loop, which stands in the ring in its place; ``None`` if it has none.
+        self.loop: AcceptLoop | None = None
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Handler | None = None
         #: Its own state, as far as it isn't the server's: see `enter`.
@@ -131,23 +135,17 @@ class Acceptor:
 
         Only if that is one of *after* now, and leads there. From any thread.
         """
-        turns = self.admission.turns
         with REGISTRY.lock:
             if self.own not in before(state) or self.own not in after:
                 return False
             self.own = state
-            if turns is not None and state is State.ACCEPTING:
-                turns.join(self)
-            elif turns is not None:
-                turns.leave(self)
+            settle(self, self.admission.turns)
             return True
 
     def join(self, turns: Turns) -> None:
         """Its server has opened: stand in its turns, unless it is to stay away."""
-        if self.own is State.ACCEPTING:
-            turns.join(self)
-        else:
-            self._look_for_room()  # those that it had at the last stop may be done
+        settle(self, turns)
+        self._look_for_room()  # handlers that it had at the last stop may be done
 
     @property
     def runs_at_once(self) -> bool:
@@ -412,9 +410,10 @@ class Acceptor:
     def look_over(self) -> None:
         """Take up what an exception has left undone: see `glb.hubs.guard`."""
         with REGISTRY.lock:  # or another thread could pause it in between
-            turns = self.admission.turns
-            if turns is not None and self.own is State.ACCEPTING and self not in self.team.line:
-                turns.join(self)
+            if self not in self.team.line:
+                settle(self, self.admission.turns)
+        if self.loop is not None:
+            self.loop.start()
         self._look_for_room()
 
     @property
@@ -448,13 +447,14 @@ class Acceptor:
         self.spawned = {}
 
     def stats(self) -> CloneStats:
+        has_turns = self.own is State.ACCEPTING and (self.loop is None or self.loop.is_waiting)
         return CloneStats(
             self.clone.index,
             self.accepted - self.reclaimed,
             self.active,
             self.completed,
             self.failed,
-            self.own is State.ACCEPTING and self.admission.is_open and self.worker.is_ready,
+            has_turns and self.admission.is_open and self.worker.is_ready,
             self.worker.index,
             self.state.value,
         )

@@ -22,6 +22,7 @@ from ..accept.ring import Team
 from ..accept.watchdog import dispatcher_for
 from ..hubs.greenlet_pool import Handlers, Job, handlers_here
 from ..hubs.threads import HubThread
+from ..model.states import State
 from ..model.stats import TIMEOUT_KINDS
 from ..originals import native_ident
 from .idle import IdleConnections, Wait, connection_of
@@ -44,6 +45,7 @@ class Served(Protocol):
     team: Team[Any]
     is_out_of_reach: bool
     in_flight: int
+    own: State
     spawned: dict[int, Any]
     taken: int
 
@@ -104,6 +106,8 @@ class HubWorker:
         self.reclaimed = 0
         #: Greenlets that run handlers and are not from our pool: for which clone, with what.
         self.unpooled: dict[Any, tuple[Served, Any]] = {}
+        #: Greenlets that run accept loops, each with its clone: see `glb.serve.accept_loop`.
+        self.loops: dict[Any, Served] = {}
         #: Its connections whose handlers wait for their client, once it was opened.
         self.idle: IdleConnections | None = None
         #: Until when its handlers may be at work on what they are, once it was opened.
@@ -267,7 +271,8 @@ class HubWorker:
 
     def _count_arrivals(self, dispatcher: Dispatcher) -> None:
         with dispatcher.turns.lock:
-            coming = Counter(handed.member for handed in dispatcher.inbox)
+            members = (handed.member for handed in dispatcher.inbox)
+            coming = Counter(getattr(each, "acceptor", each) for each in members)
             for acceptor in self.acceptors:
                 if acceptor.worker is self:
                     for _ in range(acceptor.in_flight - coming[acceptor]):
@@ -315,8 +320,20 @@ class HubWorker:
 
     @property
     def has_callers(self) -> bool:
-        """Whether a handler here waits for the end of others."""
-        return any(self.args_of(each) is not None for each in [*self.callers])
+        """Whether a handler, or an accept loop, here waits for the end of others."""
+        return any(each in self.loops or self.args_of(each) is not None for each in [*self.callers])
+
+    def loops_to_end(self, is_wanted: Callable[[InUse], bool] | None) -> list[Any]:
+        """Return the accept loops that are to end: all, or with their clones those *is_wanted*."""
+        return [
+            greenlet
+            for greenlet, acceptor in [*self.loops.items()]
+            if not greenlet.dead
+            and (
+                is_wanted is None
+                or (acceptor.own is State.DRAINING and is_wanted(InUse(greenlet, acceptor, None)))
+            )
+        ]
 
     def wait_of(self, greenlet: Any) -> Wait | None:
         """Return for what client *greenlet* waits, if it does."""
@@ -370,6 +387,7 @@ class HubWorker:
         self.is_closed = True
         self.taken = self.done = self.reclaimed = 0
         self.unpooled = {}
+        self.loops = {}
         self.idle = self.deadlines = self._ident = None
         for acceptor in self.acceptors:
             acceptor.forget()
