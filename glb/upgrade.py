@@ -168,7 +168,7 @@ class Upgrade:
             word = _hear(passed.channel, LOOK_SECONDS)
         if word == NO:
             raise UpgradeError(f"process {passed.parent} has given up waiting, and serves on")
-        # Without a word it has been killed: then these are nobody else's, either.
+        # Without a word it has been killed: then no other process has these.
         for entry, each in self._received:
             entry.own(is_ours_alone=each.is_ours_alone, owns_file=each.file is not None)
         for what in self._inheritance.close_rest():
