@@ -257,7 +257,7 @@ class HubWaiters:
     )
 
     #: The greenlet that waits goes on within the turn.
-    is_out_of_reach: bool = False
+    is_not_reclaimable: bool = False
     runs_at_once: Final = True
     accepts_itself: Final = False
 

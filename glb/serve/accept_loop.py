@@ -61,7 +61,7 @@ class _Looping(Protocol):
     accepted: int
     dispatcher: Any
     in_flight: int
-    is_out_of_reach: bool
+    is_not_reclaimable: bool
     loop: AcceptLoop | None
     own: State
     server: Any
@@ -104,7 +104,7 @@ class AcceptLoop:
         self._has_begun = False
         #: Whether the loop has returned or raised while its clone was to go on.
         self.has_ended = False
-        acceptor.is_out_of_reach = True  # the loop has seen what the server handles
+        acceptor.is_not_reclaimable = True  # the loop has seen what the server handles
         listener.hub = acceptor.dispatcher.hub
         listener._sock.wait_by(self._waiters)
         self._member: Final = LoopMember(acceptor, self._waiters, listener.hub)
@@ -276,7 +276,7 @@ class LoopMember(HubWaiters):
     __slots__ = ("_acceptor", "_is_in_turn", "_is_quick", "_team")
 
     #: What it takes is the loop's at once, and can't be reclaimed before its handler begins.
-    is_out_of_reach = True
+    is_not_reclaimable = True
 
     def __init__(self, acceptor: _Looping, clone: _LoopWaiters, hub: Any) -> None:
         self._acceptor: Final = acceptor

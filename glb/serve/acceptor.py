@@ -63,7 +63,7 @@ class Acceptor:
         "failed",
         "handle",
         "in_flight",
-        "is_out_of_reach",
+        "is_not_reclaimable",
         "loop",
         "own",
         "reclaimed",
@@ -95,7 +95,7 @@ class Acceptor:
         #: Whether the program has a ``do_read`` of its own, as `has_room` has found.
         self.accepts_itself = False
         #: Whether a connection that it takes can't be reclaimed before its handler begins.
-        self.is_out_of_reach = False
+        self.is_not_reclaimable = False
         self.clone: Final = Clone(index, cast("Any", server))
         #: Its accept loop, which stands in the ring in its place; ``None`` if it has none.
         self.loop: AcceptLoop | None = None
@@ -149,7 +149,7 @@ class Acceptor:
 
     @property
     def runs_at_once(self) -> bool:
-        return self.is_out_of_reach or self.server.runs_in_hub
+        return self.is_not_reclaimable or self.server.runs_in_hub
 
     @property
     def max_accept(self) -> int:
@@ -266,21 +266,21 @@ class Acceptor:
             turn.acceptor = None
         return True
 
-    def can_give_up(self, job: Job) -> bool:
+    def can_reclaim(self, job: Job) -> bool:
         """Whether *job* came by a turn, and its connection was seen by no program's code."""
         run, _, _, args, _ = job
         return (
-            not self.is_out_of_reach
+            not self.is_not_reclaimable
             and getattr(run, "__func__", None) is Acceptor.serve
             and type(args[0]) is Connection
         )
 
-    def give_up(self, job: Job) -> PendingConnection:
+    def reclaim(self, job: Job) -> PendingConnection:
         """Return the connection of a *job* that won't be done here. The lock is held."""
         args, pool = job[-2:]
         connection, address = args
         moves = getattr(connection, "moves", 0)
-        handed = PendingConnection(connection.give_up(), address, moves)
+        handed = PendingConnection(connection.release_plain(), address, moves)
         self.reclaimed += 1
         worker = self.worker
         worker.reclaimed += 1

@@ -84,7 +84,7 @@ class CloneSet:
         self.handed_in: Any = None
         #: The policy that the server asks of its address; ``None`` leaves it to others.
         self.policy: Policy | None = None
-        self._wishes: tuple[Policy | None, float | None] = (None, None)
+        self._shared_settings: tuple[Policy | None, float | None] = (None, None)
 
     def __len__(self) -> int:
         return len(self.acceptors)
@@ -191,7 +191,7 @@ class CloneSet:
         server.socket = sock
         server.address = entry.address
         self.kind = kind_of(sock)
-        self._wishes = (self.policy, server.patience)
+        self._shared_settings = (self.policy, server.patience)
         count = functools.partial(count_connections, REGISTRY)
         self._admission.watermark = Watermark(sock.fileno(), count, say=call_where_it_may_switch)
 
@@ -233,7 +233,7 @@ class CloneSet:
 
         def close() -> None:
             if listeners:
-                listeners[0].entry.turns.leave_settings(*self._wishes)
+                listeners[0].entry.turns.leave_settings(*self._shared_settings)
             self.close_each([*listeners, handed_in])
 
         return close

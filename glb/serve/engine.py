@@ -95,7 +95,7 @@ class Engine:
         Args:
             hooks_are_ours: Whether no program's hook stands between an accept and its handler.
                 Then handler greenlets let go of connections that they have not begun: see
-                `glb.serve.acceptor.Acceptor.give_up`.
+                `glb.serve.acceptor.Acceptor.reclaim`.
         """
         admission, clones, server = self.admission, self.clones, self._server
         if admission.starts_again():
@@ -115,7 +115,9 @@ class Engine:
         if is_first:
             entry = listeners[0].entry
             self.workers.open(
-                entry, is_out_of_reach=not hooks_are_ours, client_timeout=server.first_byte_timeout
+                entry,
+                is_not_reclaimable=not hooks_are_ours,
+                client_timeout=server.first_byte_timeout,
             )
             give_to_threads(clones.acceptors, listeners)
             home = self.workers.home

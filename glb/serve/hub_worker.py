@@ -43,7 +43,7 @@ class Served(Protocol):
     worker: HubWorker
     dispatcher: Any
     team: Team[Any]
-    is_out_of_reach: bool
+    is_not_reclaimable: bool
     in_flight: int
     own: State
     spawned: dict[int, Any]
@@ -121,7 +121,7 @@ class HubWorker:
         self.callers: Final = callers
         #: Gives its clones no more turns; called in its hub, once it was closed.
         self.leave: Callable[[], object] = lambda: None
-        self._is_out_of_reach = False
+        self._is_not_reclaimable = False
         # What was counted when the guard last looked, and what was wrong with it then: ``None`` if
         # nothing was.
         self._seen = (0, 0, 0, 0)
@@ -147,11 +147,11 @@ class HubWorker:
 
     # -- opening and closing -------------------------------------------------------------------
 
-    def open(self, entry: Entry, *, is_out_of_reach: bool, client_timeout: float | None) -> None:
+    def open(self, entry: Entry, *, is_not_reclaimable: bool, client_timeout: float | None) -> None:
         """Open it on this thread's hub; its clones have no turns yet.
 
         Args:
-            is_out_of_reach: See `glb.accept.protocols.Member`.
+            is_not_reclaimable: See `glb.accept.protocols.Member`.
             client_timeout: See `glb.serve.idle.IdleConnections`.
 
         Raises:
@@ -171,7 +171,7 @@ class HubWorker:
             dispatcher.servers[self.team] = None
         self.dispatcher = dispatcher
         self._ident = native_ident()
-        self._is_out_of_reach = is_out_of_reach
+        self._is_not_reclaimable = is_not_reclaimable
         for acceptor in self.acceptors:
             self.place(acceptor)
         self.is_closed = False
@@ -181,7 +181,7 @@ class HubWorker:
         """Have *acceptor*, one of its own, stand with its team. It has no turns yet."""
         acceptor.dispatcher = self.dispatcher
         acceptor.team = self.team
-        acceptor.is_out_of_reach = self._is_out_of_reach
+        acceptor.is_not_reclaimable = self._is_not_reclaimable
 
     def start_thread(
         self,
