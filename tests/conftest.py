@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import threading
 from collections.abc import Iterator
 
@@ -80,6 +81,25 @@ def leaves_nothing() -> Iterator[None]:
     gc.freeze()  # what is alive now isn't looked at again: a fifth of a run's time
     assert left == {}
     assert hub.loop.activecnt <= watchers
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Let a test have some thousand descriptors: a clone with an accept loop has one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(params=["by turns", "by loops"])
+def by_turns_and_by_loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test twice: its servers accept by themselves, and by the default accept loop."""
+    from glb.server import StreamServer, default_accept_loop
+
+    if request.param == "by loops":
+        monkeypatch.setattr(StreamServer, "accept_loop", staticmethod(default_accept_loop))
 
 
 @pytest.fixture(autouse=True)
