@@ -119,11 +119,12 @@ class _Ending:
         """End all of them at once."""
         gevent.joinall([gevent.spawn(each.stop, 0) for each in self._servers])
 
-    def _watch(self, server: Any) -> None:
-        if server.started and isinstance(server, Controls):  # or it would begin again
-            server.serve_forever()
-        elif server.started:  # gevent's method stops its handlers, a second after it was closed
-            server._stop_event.wait()
+    def _watch(self, each: Any) -> None:
+        is_ours = isinstance(each, Controls)
+        if each.started and is_ours:  # or it would begin again
+            each.serve_forever()
+        elif each.started:  # gevent's method kills its handlers, a second after it was closed
+            each._stop_event.wait()
         self._is_asked.set()
 
     def _hasten(self) -> None:

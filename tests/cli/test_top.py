@@ -400,7 +400,7 @@ def test_a_write_may_interrupt_a_write() -> None:
     """As those of a signal handler or a finalizer do, anywhere in it."""
     above = Above()
     code = Above.write.__code__
-    written = []
+    written: list[str] = []
 
     def interrupt(frame: Any, *_: object) -> Any:
         if frame.f_code is code and len(written) < MOST_INTERRUPTS:

@@ -957,7 +957,12 @@ def test_the_peer_sees_the_end_though_nothing_else_happens(has_waited: bool) -> 
             end._wait(end._read_event)
             assert end.recv(1) == b"x"
         watcher = gevent.get_hub().loop.io(end.fileno(), 1)
-        watcher.start(lambda: (watcher.stop(), watcher.close()))
+
+        def woken() -> None:
+            watcher.stop()
+            watcher.close()
+
+        watcher.start(woken)
         gevent.sleep(0)
         gevent.spawn(end.close)
         with gevent.Timeout(5):
