@@ -23,11 +23,10 @@ from .demo import run_gevent, run_glb
 from .hints import Hints
 from .program import Program, ProgramNotFoundError
 from .serve import serve
+from .settings import POSITIVE
 from .top import top
 
 __all__ = ["cli", "main"]
-
-POSITIVE: Final = click.IntRange(min=1)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -15,6 +15,7 @@ import gevent.monkey
 
 from ..model.address import Address, parse
 from ..model.forwarded import TrustedProxies
+from ..model.limits import check_places
 from ..net.sockets import bound_address
 from ..server import StreamServer
 from . import console
@@ -30,6 +31,7 @@ from .settings import (
     SECONDS,
     Bind,
     Checked,
+    Whole,
     argument,
     as_toml,
     blaming,
@@ -87,15 +89,15 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     multiple=True,
     default=["127.0.0.1:8000"],
     show_default=True,
-    help="host:port, [v6 host]:port, :port, a port number, or unix:/path. Port 0 is any. May be"
-    " given again: each has clones of its own. Without it the variable PORT is a port of every"
-    " host.",
+    help="host:port, [v6 host]:port, unix:/path, or :port or a port number, which are every"
+    " interface's. Port 0 is any. May be given again: each has clones of its own. Without it the"
+    " variable PORT is a port of every interface.",
 )
 @option("--clones", type=POSITIVE, help="How many. [default: 4, or as many as there are hubs]")
 @option("--hubs", type=POSITIVE, default=1, show_default=True, help="On how many threads.")
 @option(
     "--backlog",
-    type=click.IntRange(0, MOST_BACKLOG),
+    type=Whole(0, MOST_BACKLOG),
     help="Length of the accept queue. [default: what the kernel allows]",
 )
 @option(
@@ -209,8 +211,9 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     "--admin",
     metavar="ADDRESS",
     type=ADDRESS,
-    help="Tell there over HTTP how the server is: /livez, /readyz, /clones, and /metrics for"
-    " Prometheus, which needs 'glb[metrics]'. There is no password.",
+    help="Show there over HTTP how the server is: / for a browser, /livez, /readyz, /clones, and"
+    " /metrics for Prometheus, which needs 'glb[metrics]'. There is no password: name a host, as a"
+    " port alone is every interface's.",
 )
 @option(
     "--stall-limit",
@@ -241,6 +244,8 @@ def serve(context: click.Context, /, print_config: bool, **params: Any) -> None:
         click.echo(as_toml(context), nl=False)
         return
     given = SimpleNamespace(**params)
+    with blaming("clones"):
+        check_places(given.clones, given.hubs)
     if given.umask is not None:
         os.umask(umask_of(given.umask))
     account = _account(context, given)
