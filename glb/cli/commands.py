@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import click
 
