@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
@@ -28,12 +28,35 @@ from .top import top
 
 __all__ = ["cli", "main"]
 
+_PROCESSES: Final = "--hubs N for blocking calls; a supervisor starts several processes"
+
+#: Options of gunicorn and uvicorn, by which people look for ours. What click finds alike, it says.
+_OF_OTHERS: Final = {
+    "-b": "--bind",
+    "-k": "nothing, as handlers run in greenlets",
+    "-w": _PROCESSES,
+    "--access-logfile": "--access-log",
+    "--graceful-timeout": "--drain-timeout",
+    "--host": "--bind HOST:PORT",
+    "--keep-alive": "--first-byte-timeout",
+    "--port": "--bind HOST:PORT",
+    "--threads": "--hubs",
+    "--timeout": "--request-timeout",
+    "--worker-class": "nothing, as handlers run in greenlets",
+    "--worker-connections": "--max-connections",
+    "--workers": _PROCESSES,
+}
+
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, *args* or the process's, and exit with its status."""
     try:
         status = cli.main(args, prog_name="glb", standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and error.ctx and error.ctx.command is serve:
+            ours = _OF_OTHERS.get(error.option_name)
+            if ours is not None:
+                error = click.UsageError(f"No such option {error.option_name!r}: write {ours}")
         click.echo(f"glb: {console.one_line(error.format_message())}", err=True)
         status = 2
     except click.Abort:

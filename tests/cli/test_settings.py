@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import pytest
 
-from glb.cli.commands import main
+from glb.cli.commands import _OF_OTHERS, main
 from glb.cli.serve import serve
 from glb.cli.settings import Setting
 
@@ -216,6 +216,15 @@ def test_wrong_numbers_and_flags_say_what_is_wanted(
         assert_one_line(found, f"{option} from the command line: must be {wanted}, got {value!r}")
     monkeypatch.setenv("GLB_RELOAD", "2")
     assert_one_line(run(), "--reload from GLB_RELOAD: must be 1 or 0, got '2'")
+
+
+def test_other_servers_options_have_ours_beside_them(run: Run) -> None:
+    """Each is none of ours, and what is named in its place is."""
+    names = {name for option in serve.params for name in option.opts}
+    for other, ours in _OF_OTHERS.items():
+        assert other not in names
+        assert_one_line(run(other, "1"), f"No such option {other!r}: write {ours}")
+        assert ours.split()[0] in names | {"nothing,"}
 
 
 def _print(run: Run, *args: str) -> str:
