@@ -1,9 +1,9 @@
-"""Turns that clones did not get, and why: because they were paused, full or on a stalled hub.
+"""Turns that passed over a clone, and why: it was paused, full, or on a stalled hub.
 
-Nothing counts them as they pass: a connection costs no more. They are reckoned from what clones
-have accepted, at each look: while a clone is ready its count grows as that of the others does, so
-what the busiest clone got since, and this one did not, is what has passed it over. That is exact
-for turns that go round, to one turn for each time that a clone was away.
+No connection pays for the count: it is computed at each look from how many connections each clone
+has accepted. While a clone is ready, its number grows as the others' do. So the turns that passed
+over an absent clone are those that the busiest clone has had since then, less its own. In round
+robin that is exact, to one turn for each absence.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PassedOver:
         self._turns: list[dict[str, int]] = []
 
     def look(self, clones: Sequence[CloneStats]) -> list[dict[str, int]]:
-        """Note what *clones*, all of the server's, are at; return their turns, since the first."""
+        """Note the states of *clones*, all of the server's; return their turns since the start."""
         accepted = [each.accepted for each in clones]
         if len(accepted) != len(self._accepted):  # it was resized, or this is the first look
             self._away.clear()

@@ -1,4 +1,4 @@
-"""What ``glb run`` says of a program that gets nothing by it: a line on stderr, once each.
+"""Hints: a line on stderr, once each, when ``glb run`` can't do anything for a program.
 
 * The program listens on addresses, and shares none: it sets no SO_REUSEPORT, and has no server of
   gevent's. So there are no turns to take.
