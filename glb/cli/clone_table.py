@@ -1,7 +1,8 @@
 """The table of clones, as a terminal shows it: of ``glb serve``, and of ``glb top``.
 
 It fits its screen, however many clones there are: several stand beside each other, with fewer
-columns where there is less room. The busiest come first. Clones without room are in the row of totals.
+columns where there is less room. The busiest come first. Clones without room are counted in the row
+of totals.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ library that keeps a program's functions by name goes on with the old ones (Djan
 so, and is refused). A library that takes each name once refuses the new ones.
 An import in the body of a function finds the newest module, also if the function is an old one.
 
-Imports happen in the calling greenlet, as the first one did. Its hub runs nothing else meanwhile, unless
-a module waits. A thread would not do: a module may patch, or make locks.
+Imports happen in the calling greenlet, as the first one did. Its hub runs nothing else
+meanwhile, unless a module waits. A thread would not do: a module may patch, or make locks.
 
 Source: ``importlib.reload`` runs the new source in the *old* module's namespace, so it is not used.
 Its bytecode is matched by the source's second and size: see `glb.cli.fresh_import.SourceLoader`.
