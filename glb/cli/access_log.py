@@ -116,6 +116,10 @@ def handler_class(form: str) -> type[WSGIHandler]:
         __slots__ = ()
         format_request = FORMATS[form]
 
+        def log_error(self, msg: str, *args: object) -> None:
+            # gevent's line begins with the socket's repr, which tells a reader nothing.
+            console.log.warning(msg, *args)
+
     # It overrides what is said of a request, and not how one is read.
     LoggedHandler._is_lean = True
     return LoggedHandler

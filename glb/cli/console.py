@@ -23,6 +23,7 @@ __all__ = [
     "STDERR",
     "count",
     "is_live",
+    "log",
     "make_console",
     "one_line",
     "outcomes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -409,14 +410,16 @@ def _wsgi_server(
     tls: dict[str, Any],
     lines: Any,
 ) -> StreamServer:
-    from ..pywsgi import WSGIServer  # noqa: PLC0415  # it imports ssl: see `_load`
+    from gevent.pywsgi import LoggingLogAdapter  # noqa: PLC0415  # it imports ssl: see `_load`
+
+    from ..pywsgi import WSGIServer  # noqa: PLC0415  # as above
     from .access_log import handler_class  # noqa: PLC0415  # as above
 
     server = WSGIServer(
         address,
         handle,
         log=lines,
-        error_log=console.STDERR,
+        error_log=LoggingLogAdapter(console.log, logging.WARNING),
         handler_class=handler_class(given.log_format or "common"),
         forwarded_allow_ips=given.forwarded_allow_ips,
         **_options(given, FIRST_BYTE_SECONDS),

@@ -253,6 +253,17 @@ def log_of(handler_class_: Any, *parts: bytes, ends: bool = True, **options: Any
     return log.lines
 
 
+def test_why_a_request_is_refused_is_in_glbs_log(caplog: pytest.LogCaptureFixture) -> None:
+    """One line, which begins with what happened, and not with a socket's address in memory."""
+    log_of(handler_class("json"), b"GET  /%s HTTP/1.1\r\nHost: x\r\n\r\n")
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("glb", "WARNING")
+    line = (
+        r"Invalid request \(from \('127\.0\.0\.1', \d+\)\): no request line: 'GET  /%s HTTP/1\.1'"
+    )
+    assert re.fullmatch(line, record.getMessage())
+
+
 @pytest.mark.parametrize(("sent", "line", "status"), REFUSED)
 def test_a_request_that_is_refused_has_a_line(sent: bytes, line: str, status: int) -> None:
     """With its first line as it came, as far as that is one; it can't be forged by that."""
