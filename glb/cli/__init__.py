@@ -7,6 +7,8 @@ Each module owns one noun::
     settings    its options, each with its sources
     page        its page without a target
     service     its servers, from their start to their end
+    binds       its addresses, and their listeners
+    supervisor  its state for systemd, and its pid file
     access_log  its line for each request
     privileges  the user and group that it becomes
     console     the terminal

@@ -99,9 +99,13 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def child(*args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run Python with *args*; whatever comes, it is ended and waited for."""
+    """Run Python with *args*; whatever comes, it is ended and waited for.
+
+    The option *said* has variables besides the usual.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environ = {**os.environ, "PYTHONPATH": path, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+    environ |= options.pop("said", {})
     command = [sys.executable, "-W", "error", *args]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     with subprocess.Popen(command, env=environ, **options) as process:
@@ -393,7 +397,7 @@ def test_all_addresses_are_reloaded_and_seen(folder: pathlib.Path) -> None:
     write_version(folder, "old")
     options = ("--admin", "127.0.0.1:0")
     with serving_two("versions:handle", *options, cwd=folder) as served:
-        found = re.search(r", seen on http://127\.0\.0\.1:(\d+)$", served.line)
+        found = re.search(r", admin on http://127\.0\.0\.1:(\d+)$", served.line)
         assert found is not None, served.line
         ready = http_get(("127.0.0.1", int(found[1])), "/readyz")
         assert sorted(ready.splitlines()) == [
@@ -644,7 +648,7 @@ def test_it_is_seen_from_outside(hubs: str, folder: pathlib.Path) -> None:
     """Ready while it serves; not any more from the moment on in which it drains."""
     options = ("--hubs", hubs, "--admin", "127.0.0.1:0")
     with serving("program:hold", *options, cwd=folder) as served:
-        found = re.search(r", seen on http://127\.0\.0\.1:(\d+)$", served.line)
+        found = re.search(r", admin on http://127\.0\.0\.1:(\d+)$", served.line)
         assert found is not None, served.line
         admin = ("127.0.0.1", int(found[1]))
         assert http_get(admin, "/readyz").endswith(b": accepting\n")
