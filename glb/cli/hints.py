@@ -108,7 +108,7 @@ class Hints:
             self._has_said = True
             self._say(
                 f"glb: no address is shared, so there are no turns: the program listens on"
-                f" {' and '.join(listening)} without SO_REUSEPORT, and with no server of gevent's"
+                f" {' and '.join(listening)} without SO_REUSEPORT, and has no gevent server"
             )
 
     def _end_timer(self) -> None:

@@ -138,7 +138,7 @@ class Target:
             TargetError: It can't: it is of a framework that keeps what it has imported.
         """
         if self._is_djangos:
-            raise TargetError("Django keeps the views that it has imported: start glb anew")
+            raise TargetError("Django keeps the views that it has imported: restart glb")
 
     def reload(self) -> Callable[..., Any]:
         """Import the project's modules afresh, from their sources, and return the new callable.
