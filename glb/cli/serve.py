@@ -83,8 +83,16 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     " each has clones of its own. Without it, all inherited sockets; else the variable PORT is a"
     " port of every interface.",
 )
-@option("--clones", type=POSITIVE, help="How many. [default: 4, or as many as there are hubs]")
-@option("--hubs", type=POSITIVE, default=1, show_default=True, help="On how many threads.")
+@option(
+    "--clones", type=POSITIVE, help="How many clones. [default: 4, or as many as there are hubs]"
+)
+@option(
+    "--hubs",
+    type=POSITIVE,
+    default=1,
+    show_default=True,
+    help="On how many threads, each with a hub.",
+)
 @option(
     "--backlog",
     type=Whole(0, MOST_BACKLOG),
@@ -108,11 +116,15 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
 @option(
     "--max-connections",
     type=POSITIVE,
-    help="At once, of each address; further clients wait in the kernel. [default: three quarters of"
-    " the descriptors that the process may have, over all addresses]",
+    help="Connections at once, of each address; further clients wait in the accept queue. [default:"
+    " three quarters of the descriptors that the process may have, over all addresses]",
 )
-@option("--max-connections-per-clone", type=POSITIVE, help="A clone that is full is passed over.")
-@option("--accept-rate", type=ABOVE_ZERO, help="Connections a second.")
+@option(
+    "--max-connections-per-clone",
+    type=POSITIVE,
+    help="The same of each clone; a full one is passed over.",
+)
+@option("--accept-rate", type=ABOVE_ZERO, help="Connections a second, at most.")
 @option(
     "--handshake-timeout",
     type=SECONDS,
@@ -137,14 +149,14 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     "--proxy-allow-ips",
     metavar="NETWORKS",
     type=NETWORKS,
-    help="From where that header may come, between commas: addresses, 10.0.0.0/8, 'unix', or '*'."
-    " [default: 127.0.0.1,::1,unix]",
+    help="Balancers that may send that header, between commas: addresses, 10.0.0.0/8, 'unix', or"
+    " '*'. [default: 127.0.0.1,::1,unix]",
 )
 @option(
     "--forwarded-allow-ips",
     metavar="NETWORKS",
     type=NETWORKS,
-    help="Proxies whose X-Forwarded-For, -Proto and -Host, or Forwarded, hold, as above.",
+    help="Proxies whose X-Forwarded-For, -Proto and -Host, or Forwarded, are believed, as above.",
 )
 @option(
     "--access-log",
@@ -155,20 +167,20 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
 @option(
     "--log-format",
     type=click.Choice(["common", "combined", "json"]),
-    help="Of the access log's lines. [default: common]",
+    help="Format of the access log's lines. [default: common]",
 )
 @option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
     default="info",
     show_default=True,
-    help="Of glb's own lines on stderr: those below it are left out.",
+    help="Level of glb's own lines on stderr; those below it are left out.",
 )
 @option(
     "--umask",
     metavar="OCTAL",
     type=UMASK,
-    help="What files don't permit that are made: 007 lets a Unix socket's group connect.",
+    help="Permissions that new files don't have: 007 lets a Unix socket's group connect.",
 )
 @option(
     "--user",

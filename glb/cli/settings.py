@@ -253,8 +253,8 @@ def config_option() -> Callable[[Any], Any]:
         is_eager=True,
         expose_value=False,
         callback=_use_file,
-        help="Take what neither the command line nor a variable says from this TOML file, whose"
-        " keys are these options' names. [default: [tool.glb] of pyproject.toml]",
+        help="A TOML file of settings, whose keys are these options' names. The command line and"
+        " variables come before it. [default: [tool.glb] of pyproject.toml]",
     )
 
 
@@ -263,7 +263,7 @@ def print_config_option() -> Callable[[Any], Any]:
     return click.option(
         "--print-config",
         is_flag=True,
-        help="Print what holds, as TOML, and where each value comes from; serve nothing.",
+        help="Print the settings in force, as TOML, each with its source; serve nothing.",
     )
 
 
