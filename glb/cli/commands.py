@@ -28,7 +28,7 @@ from .top import top
 
 __all__ = ["cli", "main"]
 
-_PROCESSES: Final = "--hubs N for blocking calls; a supervisor starts several processes"
+_PROCESSES: Final = "--hubs for blocking calls; for more processes, gunicorn -k glb.gunicorn.Worker"
 
 #: Options of gunicorn and uvicorn, by which people look for ours. What click finds alike, it says.
 _OF_OTHERS: Final = {
