@@ -58,7 +58,7 @@ def check(is_so: bool, otherwise: str) -> None:
 
 
 def check_files(wheel: pathlib.Path, sdist: pathlib.Path) -> None:
-    """The wheel has the package and its data; the source distribution has that and what builds it."""
+    """The wheel has the package and its data, the sdist also what builds it."""
     known = set(run("git", "ls-files", "glb", folder=ROOT).splitlines())
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
