@@ -23,8 +23,8 @@ collect_ignore_glob = ["locust/*_checks.py"]
 
 #: After as many seconds in one test, the stack of every thread is printed.
 STUCK_SECONDS: Final = 120
-#: How often that is put off. pytest's own `faulthandler_timeout` does it for each test, and waits for
-#: a thread of C to end each time: 6 ms on a busy machine, a fifth of a run.
+#: How often that is put off. pytest's own `faulthandler_timeout` does it for each test, and waits
+#: for a thread of C to end each time: 6 ms on a busy machine, a fifth of a run.
 PUT_OFF_SECONDS: Final = 30
 
 

@@ -58,8 +58,11 @@ class Cpus:
     client: frozenset[int]
 
     @classmethod
-    def available(cls) -> Cpus:
+    def available(cls, *, is_shared: bool = False) -> Cpus:
+        """Return those of this process; both sides have them all, if it *is_shared*."""
         every = sorted(os.sched_getaffinity(0))
+        if is_shared:
+            return cls(frozenset(every), frozenset(every))
         # The last for the servers: the first is where interrupts tend to go.
         return cls(frozenset(every[-1:]), frozenset(every[:-1] or every))
 

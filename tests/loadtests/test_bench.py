@@ -15,7 +15,7 @@ import pytest
 from loadtests.bench import figures
 from loadtests.bench.contenders import CONTENDERS
 from loadtests.bench.crowd import Crowd
-from loadtests.bench.measure import Plan
+from loadtests.bench.plan import Plan
 from loadtests.bench.promises import PROMISES
 from loadtests.bench.report import Report
 from loadtests.frame import client
