@@ -18,6 +18,8 @@ import pytest
 import glb
 from glb.accept.registry import REGISTRY
 
+from .support.examples import try_fewer
+
 #: They import locust, which patches the process: test_locust.py runs each in one of its own.
 collect_ignore_glob = ["locust/*_checks.py"]
 
@@ -52,6 +54,8 @@ STUCK: Final = pytest.StashKey[Stuck]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STUCK] = Stuck()
+    if "not (thorough" in config.option.markexpr:
+        try_fewer()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
