@@ -22,6 +22,7 @@ from .sheet import Sheet
 
 __all__ = [
     "CONCURRENCY",
+    "MARKDOWN",
     "QUICK",
     "allow_descriptors",
     "chosen",
@@ -29,6 +30,7 @@ __all__ = [
     "experiment",
     "json_option",
     "seed_option",
+    "show",
     "wants_linux",
 ]
 
