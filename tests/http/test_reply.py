@@ -82,9 +82,10 @@ def test_another_status_is_refused(status: str) -> None:
     "status", [None, 200, b"200 OK", bytearray(b"200 OK"), ["200 OK"], ("200", "OK")]
 )
 def test_a_status_of_another_type_is_refused(status: Any) -> None:
-    """PEP 3333: a native string."""
-    with pytest.raises(UnicodeError, match="native string"):
+    """PEP 3333: a native string; the error says what there was."""
+    with pytest.raises(UnicodeError, match="native string") as found:
         ReplyHead(status, [])
+    assert found.value.args[1:] == (status,)
 
 
 # -- fields -------------------------------------------------------------------------------------
