@@ -105,7 +105,7 @@ class Process:
     """*command* in a process of its own, on *cpus*, and what it says. Use it in a ``with``.
 
     It is to end with its standard input, and does so at the latest when it is left. What it writes
-    to standard error is kept.
+    to standard error is kept, unless *options*, which are of `subprocess.Popen`, say otherwise.
     """
 
     #: So long it has to end by itself, before it is killed.
@@ -117,13 +117,10 @@ class Process:
         self._complaints: Final = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the process
         self._seen = b""
         with pinned(frozenset(os.sched_getaffinity(0)) if cpus is None else cpus):
-            self._process: Final = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._complaints,
-                cwd=ROOT,
-                **options,
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            pipes["stderr"] = self._complaints
+            self._process: Final[subprocess.Popen[bytes]] = subprocess.Popen(
+                command, cwd=ROOT, **{**pipes, **options}
             )
 
     def __enter__(self) -> Self:
