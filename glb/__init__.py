@@ -16,8 +16,11 @@ exact turn. Packages, each of which imports only from those above it::
 package's docstring lists its modules. ``tests/house/test_imports.py`` has the table of imports.
 
 `bind` returns a `Listener`; `glb.server.StreamServer` and `glb.pywsgi.WSGIServer` replace
-gevent's; `glb.registry.entries` returns the open addresses.
+gevent's; `serve_until_signal` serves until SIGTERM, and drains; `glb.registry.entries` returns the
+open addresses.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from . import balance as balance  # public under these names, as it was before the packages
 from . import handlers as handlers
@@ -28,6 +31,9 @@ from .accept.listener import Listener, bind, bind_direct, bind_load_balanced
 from .model.clone import Clone, current_clone
 from .net.proxied import header_of as proxied
 from .serve.idle import idle
+
+if TYPE_CHECKING:
+    from .until_signal import serve_until_signal
 
 __all__ = [
     "Clone",
@@ -40,6 +46,15 @@ __all__ = [
     "idle",
     "proxied",
     "registry",
+    "serve_until_signal",
 ]
 
 __version__ = VERSION
+
+
+def __getattr__(name: str) -> Any:
+    if name == "serve_until_signal":
+        from .until_signal import serve_until_signal  # noqa: PLC0415  # it needs the whole engine
+
+        return serve_until_signal
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,11 +34,10 @@ from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
 from ._version import VERSION
 from .http.handler import WSGIHandler
-from .http.settings import Settings
+from .http.head import Limits
+from .http.settings import RequestTimeout, Settings
 from .http.stream import FileWrapper
 from .model.clone import current_clone
-from .model.forwarded import TrustedProxies
-from .model.limits import check_count, check_seconds
 from .model.policy import Policy
 from .model.proxy_header import Version
 from .server import StreamServer
@@ -46,6 +45,7 @@ from .server import StreamServer
 __all__ = [
     "Environ",
     "LoggingLogAdapter",
+    "RequestTimeout",
     "SecureEnviron",
     "WSGIHandler",
     "WSGISecureEnviron",
@@ -96,9 +96,8 @@ class WSGIServer(Settings, _Both):
     ``environ["glb.clone"]`` is the `glb.Clone` that serves the request: its index, a number
     that knows its server.
 
-    *max_body*, *body_timeout*, *send_timeout* and *forwarded_allow_ips* are the attributes of
-    those names: see `glb.http.settings.Settings`, which has more of them. They are read when they
-    are used.
+    The arguments from *forwarded_allow_ips* on are the attributes of those names: see
+    `glb.http.settings.Settings`, which has more of them. They are read when they are used.
     """
 
     handler_class: Any = WSGIHandler
@@ -144,6 +143,9 @@ class WSGIServer(Settings, _Both):
         max_body: int | None = None,
         body_timeout: float | None = None,
         send_timeout: float | None = None,
+        request_timeout: float | None = None,
+        request_histogram: bool | None = None,
+        limits: Limits | None = None,
         **ssl_args: Any,
     ) -> None:
         self._take_options(
@@ -168,6 +170,9 @@ class WSGIServer(Settings, _Both):
             max_body=max_body,
             body_timeout=body_timeout,
             send_timeout=send_timeout,
+            request_timeout=request_timeout,
+            request_histogram=request_histogram,
+            limits=limits,
         )
         self._upgraded = WeakSet()
         if self.handler_factory is not None:
@@ -188,18 +193,10 @@ class WSGIServer(Settings, _Both):
 
     def _check_limits(self) -> None:
         super()._check_limits()
-        if self.max_body is not None:
-            check_count("max_body", self.max_body)
-        for name in ("body_timeout", "send_timeout"):
-            check_seconds(name, getattr(self, name))
-        self._trust_proxies()
-
-    def _trust_proxies(self) -> None:
-        networks = self.forwarded_allow_ips
-        self.trusted_proxies = None if networks is None else TrustedProxies(networks)
+        self._check_settings()
 
     def choose_handle(self) -> None:
-        self._trust_proxies()
+        self._check_settings()
         super().choose_handle()
 
     def set_handle(self, handle: Callable[..., object] | None) -> None:

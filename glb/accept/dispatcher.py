@@ -468,6 +468,7 @@ class Dispatcher:
         if delay >= 0 and self._io is not None:
             self._pause = self.hub.loop.timer(delay)
             self._pause.start(self._resume)
+            self.turns.pauses["out_of_room" if is_kernels else "error"] += 1
 
     def _resume(self) -> None:
         self._end_pause()

@@ -21,10 +21,11 @@ the queue a thread.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from ..model.stats import PAUSE_REASONS
 from ..originals import monotonic
 from .protocols import Dispatcher, PendingConnection
 from .turns import Turns
@@ -42,8 +43,11 @@ class HandOver(Turns):
         super().__init__(lock)
         #: The watchdog's ticks, one each `patience`.
         self.clock = 0
-        #: How often a connection was taken back from a hub that was too slow.
-        self.taken_back = 0
+        #: How often a connection was taken back from a hub that was too slow, by its thread.
+        self.taken_back_from: Final[Counter[int]] = Counter()
+        #: How often nothing was accepted for a while, by the reason: ``"out_of_room"``, since no
+        #: descriptor or memory was left, or another ``"error"``.
+        self.pauses: Final[Counter[str]] = Counter(dict.fromkeys(PAUSE_REASONS, 0))
         #: How many of those had arrived with their hub already, where they count as accepted.
         self.reclaimed = 0
         #: What was accepted without a dispatcher, or by one that is gone.
@@ -59,6 +63,11 @@ class HandOver(Turns):
         """How many connections were given to clones."""
         taken = sum(each.accepted for each in [*self.dispatchers.values()])
         return self.accepted_before + taken - self.reclaimed
+
+    @property
+    def taken_back(self) -> int:
+        """How often a connection was taken back from a hub that was too slow."""
+        return self.taken_back_from.total()
 
     def _look_locked(self) -> None:
         super()._look_locked()
@@ -143,7 +152,7 @@ class HandOver(Turns):
         lying = [*jobs, *_take_all_locked(dispatcher)]
         for handed in lying:
             handed.moves += 1
-        self.taken_back += len(lying)
+        self.taken_back_from[dispatcher.thread] += len(lying)
         self._wait_locked(lying)
 
     def stall_locked(self, dispatcher: Dispatcher) -> None:

@@ -6,13 +6,20 @@ text format is prometheus_client's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
+from ..http.durations import BOUNDS
 from ..model.states import State
 from .view import ServerView
 
@@ -50,6 +57,7 @@ class Metrics:
         views = [*self._views()]
         yield from _of_clones(views)
         yield from _of_hubs(views)
+        yield _durations(views)
         depth = GaugeMetricFamily(
             "glb_accept_queue_depth", "Connections that wait to be accepted.", labels=("address",)
         )
@@ -58,12 +66,20 @@ class Metrics:
             "Connections that may wait to be accepted.",
             labels=("address",),
         )
+        pauses = CounterMetricFamily(
+            "glb_accept_pauses",
+            "How often nothing was accepted for a while.",
+            labels=("address", "reason"),
+        )
         for view in views:
+            for reason, count in view.pauses.items():
+                pauses.add_metric([view.address, reason], count)
             if view.queue is not None:
                 depth.add_metric([view.address], view.queue.depth)
                 limit.add_metric([view.address], view.queue.limit)
         yield depth
         yield limit
+        yield pauses
 
 
 def _of_clones(views: list[ServerView]) -> Iterator[Metric]:
@@ -101,9 +117,38 @@ def _of_hubs(views: list[ServerView]) -> Iterator[Metric]:
     stalls = CounterMetricFamily(
         "glb_hub_stalls", "How often the hub did not answer for the stall limit.", labels=_HUB
     )
+    taken_back = CounterMetricFamily(
+        "glb_connections_taken_back",
+        "Connections that were given to another hub, as this one did not begin them.",
+        labels=_HUB,
+    )
+    timeouts = CounterMetricFamily(
+        "glb_timeouts",
+        "How often time was up for a client, or for a request.",
+        labels=(*_HUB, "kind"),
+    )
     for view in views:
         for index, pulse in enumerate(view.pulses):
             lag.add_metric([view.address, str(index)], pulse.lag)
             stalls.add_metric([view.address, str(index)], pulse.stalls)
-    yield lag
-    yield stalls
+        for index, count in enumerate(view.taken_back):
+            taken_back.add_metric([view.address, str(index)], count)
+        for index, kinds in enumerate(view.timeouts):
+            for kind, count in kinds.items():
+                timeouts.add_metric([view.address, str(index), kind], count)
+    yield from (lag, stalls, taken_back, timeouts)
+
+
+def _durations(views: list[ServerView]) -> Metric:
+    found = HistogramMetricFamily(
+        "http_server_request_duration_seconds",
+        "How long requests took, from the end of the head to the end of the reply.",
+        labels=("address", "http_request_method", "http_response_status_code"),
+    )
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    for view in views:
+        for (method, code), counts in view.durations.items():
+            seconds, *counted = counts
+            buckets = [*zip(bounds, itertools.accumulate(counted), strict=True)]
+            found.add_metric([view.address, method, str(code)], buckets, seconds)
+    return found

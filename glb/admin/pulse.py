@@ -18,12 +18,16 @@ from typing import Final
 
 from ..originals import monotonic
 
-__all__ = ["LOOK_SECONDS", "Pulse"]
+__all__ = ["LOOK_SECONDS", "STUCK_SECONDS", "Pulse"]
 
 log: Final = logging.getLogger("glb")
 
 #: So often each hub is asked.
 LOOK_SECONDS: Final = 0.1
+
+#: From then on a person sees that a hub is stuck. A probe has its own limit, which is longer: a
+#: restart is worse than a wait.
+STUCK_SECONDS: Final = 1.0
 
 
 class Pulse:
@@ -34,6 +38,7 @@ class Pulse:
         thread: The native ident of its thread.
         send: Has something called in the hub, from any thread; ``False`` if the hub has ended.
         stall_limit: After how many seconds without an answer it is stalled.
+        is_logged: Whether the log then has a line.
     """
 
     def __init__(
@@ -42,6 +47,8 @@ class Pulse:
         thread: int,
         send: Callable[[Callable[[], object]], bool],
         stall_limit: float,
+        *,
+        is_logged: bool = True,
     ) -> None:
         self.name: Final = name
         self.thread: Final = thread
@@ -51,6 +58,7 @@ class Pulse:
         self.stack: list[str] = []
         self._send: Final = send
         self._stall_limit: Final = stall_limit
+        self._is_logged: Final = is_logged
         # Changed by the two threads in turn: by this one while nothing is asked.
         self._asked_at: float | None = None
         self._last_lag = 0.0
@@ -60,6 +68,12 @@ class Pulse:
         """Seconds that it took for its last answer, or has taken so far for the next one."""
         asked_at = self._asked_at
         return self._last_lag if asked_at is None else max(self._last_lag, monotonic() - asked_at)
+
+    @property
+    def seconds_stuck(self) -> float:
+        """For how long it has not turned, once that is `STUCK_SECONDS` or the limit; else 0."""
+        lag = self.lag
+        return lag if lag >= min(STUCK_SECONDS, self._stall_limit) else 0.0
 
     @property
     def is_stalled(self) -> bool:
@@ -83,12 +97,13 @@ class Pulse:
             self.stalls += 1
             frame = sys._current_frames().get(self.thread)
             self.stack = traceback.format_stack(frame) if frame is not None else ["unknown"]
-            log.warning(
-                "%s has not turned for %.1f s. Its thread is at:\n%s",
-                self.name,
-                self.lag,
-                "".join(self.stack).rstrip(),
-            )
+            if self._is_logged:
+                log.warning(
+                    "%s has not turned for %.1f s. Its thread is at:\n%s",
+                    self.name,
+                    self.lag,
+                    "".join(self.stack).rstrip(),
+                )
 
     def _answer(self) -> None:
         # In its hub.

@@ -19,8 +19,10 @@ from ..model.states import State
 from ..net.sockets import bound_address
 from ..pywsgi import WSGIServer
 from ..server import StreamServer
-from .pulse import LOOK_SECONDS, Pulse
-from .view import ServerView, view
+from .page import HEADERS, PAGE
+from .pulse import LOOK_SECONDS
+from .view import ServerView
+from .watched import Watched
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of typing, from 3.11 on
@@ -41,6 +43,7 @@ _Reply = tuple[str, str, bytes]
 class Admin:
     """Tells over HTTP how servers are; on a thread of its own, so also while all their hubs hang.
 
+    - ``/``: the servers and their clones, live, for a browser.
     - ``/livez``: 200, or 503 if every hub of the servers is stalled: to be restarted.
     - ``/readyz``: 200 while each server is accepting or full, else 503: to get no new clients.
     - ``/clones``: servers, hubs and clones, as JSON.
@@ -83,14 +86,14 @@ class Admin:
                 raise TypeError(f"servers must be glb's servers, got {each!r}")
         if not given:
             raise ValueError("servers must be one server or more, got none")
-        self._stall_limit: Final = stall_limit
-        self._watched: Final = [_Watched(each, stall_limit) for each in given]
+        self._watched: Final = [Watched(each, stall_limit) for each in given]
         self._listener: Final = address
         self._thread: HubThread | None = None
         self._server: WSGIServer | None = None
         self._looking: Any = None
         self._metrics = _make_metrics(self._views)
         self._paths: Final[dict[str, Callable[[], _Reply]]] = {
+            "/": self._page,
             "/livez": self._livez,
             "/readyz": self._readyz,
             "/clones": self._clones,
@@ -175,8 +178,7 @@ class Admin:
     def _look(self) -> None:
         while True:
             for each in self._watched:
-                for pulse in each.pulses():
-                    pulse.look()
+                each.look()
             gevent.sleep(LOOK_SECONDS)
 
     def _views(self) -> list[ServerView]:
@@ -196,10 +198,13 @@ class Admin:
             headers.append(("Allow", "GET, HEAD"))
         else:
             status, kind, body = make()
-        headers += [("Content-Type", kind), ("Content-Length", str(len(body)))]
+        headers += [("Content-Type", kind), ("Content-Length", str(len(body))), *HEADERS]
         headers.append(("Cache-Control", "no-store"))
         start_response(status, headers)
         return [body]
+
+    def _page(self) -> _Reply:
+        return "200 OK", "text/html; charset=utf-8", PAGE
 
     def _livez(self) -> _Reply:
         pulses = [(each, pulse) for each in self._watched for pulse in each.pulses()]
@@ -227,36 +232,6 @@ class Admin:
         if self._metrics is None:
             return "501 Not Implemented", _TEXT, _NO_METRICS.encode()
         return "200 OK", self._metrics.content_type, self._metrics.text()
-
-
-class _Watched:
-    """A server, and the pulses of its hubs."""
-
-    def __init__(self, server: StreamServer, stall_limit: float) -> None:
-        self._server: Final = server
-        self._stall_limit: Final = stall_limit
-        self._pulses: list[Pulse] = []
-        self._address = ""
-
-    def pulses(self) -> list[Pulse]:
-        """Return those of the hubs that it has now; none while it is stopped."""
-        hubs = [
-            (worker.dispatcher.thread, worker.send)
-            for worker in self._server.glb_engine.workers
-            if worker.dispatcher is not None
-        ]
-        if [pulse.thread for pulse in self._pulses] != [thread for thread, _ in hubs]:
-            server = self.view().address or repr(self._server)
-            self._pulses = [
-                Pulse(f"hub {index} of {server}", thread, send, self._stall_limit)
-                for index, (thread, send) in enumerate(hubs)
-            ]
-        return self._pulses
-
-    def view(self) -> ServerView:
-        found = view(self._server, self._pulses, self._address)
-        self._address = found.address
-        return found
 
 
 def _make_metrics(views: Callable[[], Iterable[ServerView]]) -> Any:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..accept.handover import HandOver
 from ..model.states import State
 from ..model.stats import CloneStats
 from ..net.queue_depth import QueueDepth, queue_depth
 from ..net.sockets import bound_address
+from ..serve.hub_worker import HubWorker
+from .passed_over import STALLED, PassedOver
 from .pulse import Pulse
 
 __all__ = ["ServerView", "view"]
@@ -26,6 +30,11 @@ class ServerView:
         queue: Of its accept queue; ``None`` where the kernel doesn't tell, or it is closed.
         clones: By index.
         pulses: Of its hubs, by index.
+        passed_over: By clone: turns that it did not get, by reason.
+        timeouts: How often time was up, by hub and kind: see `glb.model.stats.TIMEOUT_KINDS`.
+        pauses: How often it accepted nothing for a while, by `glb.model.stats.PAUSE_REASONS`.
+        taken_back: Connections that were taken back from a hub that was stalled, by hub.
+        durations: Of its requests, if it counts them; see `glb.http.durations`.
     """
 
     address: str
@@ -34,12 +43,23 @@ class ServerView:
     queue: QueueDepth | None
     clones: list[CloneStats]
     pulses: list[Pulse]
+    passed_over: list[dict[str, int]]
+    timeouts: list[dict[str, int]] = field(default_factory=list)
+    pauses: dict[str, int] = field(default_factory=dict)
+    taken_back: list[int] = field(default_factory=list)
+    durations: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
+        clones = [
+            {**self._of_clone(clone), "passed_over": turns}
+            for clone, turns in zip(self.clones, self.passed_over, strict=True)
+        ]
+        is_stalled = {each["shown_state"] for each in clones} == {STALLED}
         return {
             "address": self.address,
             "state": self.state.value,
+            "shown_state": STALLED if is_stalled else self.state.value,
             "active": self.active,
             "accept_queue": None if self.queue is None else self.queue._asdict(),
             "hubs": [
@@ -52,11 +72,21 @@ class ServerView:
                 }
                 for index, pulse in enumerate(self.pulses)
             ],
-            "clones": [clone._asdict() for clone in self.clones],
+            "clones": clones,
         }
 
+    def _of_clone(self, clone: CloneStats) -> dict[str, Any]:
+        """Return its statistics, and what a person sees: while its hub is stuck, it is stalled."""
+        stuck = 0.0
+        if clone.hub < len(self.pulses) and clone.state != State.STOPPED.value:
+            stuck = round(self.pulses[clone.hub].seconds_stuck, 3)
+        shown = STALLED if stuck else clone.state
+        return {**clone._asdict(), "shown_state": shown, "stalled_seconds": stuck}
 
-def view(server: Any, pulses: list[Pulse], last_address: str) -> ServerView:
+
+def view(
+    server: Any, pulses: list[Pulse], passed_over: PassedOver, last_address: str
+) -> ServerView:
     """Return what *server* is at now.
 
     Args:
@@ -68,4 +98,29 @@ def view(server: Any, pulses: list[Pulse], last_address: str) -> ServerView:
         if sock is not None and sock.fileno() >= 0:
             address = str(bound_address(sock))
             queue = queue_depth(sock)
-    return ServerView(address, server.state, server.active, queue, server.clone_stats(), pulses)
+    engine, clones = server.glb_engine, server.clone_stats()
+    workers, turns = [*engine.workers], engine.admission.turns
+    pauses = Counter(engine.admission.pauses)
+    if turns is not None:
+        pauses.update(turns.pauses)
+    durations = getattr(server, "durations", None)  # of HTTP alone
+    return ServerView(
+        address,
+        server.state,
+        server.active,
+        queue,
+        clones,
+        pulses,
+        passed_over.look(clones),
+        timeouts=[worker.timeouts.copy() for worker in workers],
+        pauses=pauses,
+        taken_back=[_taken_back(turns, worker) for worker in workers],
+        durations={} if durations is None else durations.total(),
+    )
+
+
+def _taken_back(turns: HandOver | None, worker: HubWorker) -> int:
+    dispatcher = worker.dispatcher
+    if turns is None or dispatcher is None:
+        return 0
+    return turns.taken_back_from[dispatcher.thread]

@@ -10,8 +10,11 @@ Each module owns one noun::
     access_log  what it writes of requests
     privileges  the user and group that it becomes
     console     what they see
+    clone_table, live  the table of clones, while they serve
+    top, source  the same of another process
     demo        turns, counted
     program     a program that `glb run` starts
+    hints       what it says of one that gets nothing by it
     target      an application that `glb serve` imports, and imports afresh
     fresh_import, watcher, reload    how it does, and when
 

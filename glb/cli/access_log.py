@@ -19,7 +19,9 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, Final
 
+from ..http.answers import escaped
 from ..http.handler import WSGIHandler
+from ..http.head import Head
 from ..http.reply import ReplyHead, as_lines
 from ..model.clone import current_clone
 from ..originals import Lock
@@ -28,10 +30,6 @@ from . import console
 __all__ = ["AccessLog", "handler_class"]
 
 _MONTHS: Final = "JanFebMarAprMayJunJulAugSepOctNovDec"
-_ESCAPES: Final = {
-    code: f"\\x{code:02X}" for code in range(256) if not 32 <= code < 127 or chr(code) in '"\\'
-}
-
 #: What is between the words of ``HTTP/1.1 200 OK``, its line's end and the empty line.
 _FRAME_BYTES: Final = len(b"HTTP/1.1 \r\n\r\n")
 
@@ -168,15 +166,18 @@ def handler_class(form: str) -> type[WSGIHandler]:
 
 def _common(handler: Any) -> str:
     address = _client(handler)[0] or "-"
+    line = handler.requestline or ""
+    if handler._head is not None:  # else it was refused, and is escaped
+        line = escaped(line)
     return (
-        f"{_escaped(address)} - - [{_local(handler.time_start)}]"
-        f' "{_escaped(handler.requestline or "")}" {_status(handler)} {handler.body_bytes() or "-"}'
+        f"{escaped(address)} - - [{_local(handler.time_start)}]"
+        f' "{line}" {_status(handler)} {handler.body_bytes() or "-"}'
     )
 
 
 def _combined(handler: Any) -> str:
     referer, agent = (_field(handler, name) or "-" for name in ("REFERER", "USER_AGENT"))
-    return f'{_common(handler)} "{_escaped(referer)}" "{_escaped(agent)}"'
+    return f'{_common(handler)} "{escaped(referer)}" "{escaped(agent)}"'
 
 
 def _as_json(handler: Any) -> str:
@@ -189,10 +190,7 @@ def _as_json(handler: Any) -> str:
         "timestamp": started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "client.address": address,
         "client.port": port,
-        "http.request.method": head.method,
-        "url.path": _text(head.path),
-        "url.query": _text(head.query),
-        "network.protocol.version": head.version.removeprefix("HTTP/"),
+        **({"glb.request_line": handler.requestline} if head is None else _of_head(head)),
         "http.response.status_code": int(status) or None,
         "http.response.body.size": handler.body_bytes(),
         "duration": round(max(0.0, handler.time_finish - handler.time_start), 6),
@@ -204,6 +202,15 @@ def _as_json(handler: Any) -> str:
         found["http.request.header.referer"] = [_text(referer)]
     # What is not known has no field.
     return json.dumps({key: value for key, value in found.items() if value not in (None, "")})
+
+
+def _of_head(head: Head) -> dict[str, str]:
+    return {
+        "http.request.method": head.method,
+        "url.path": _text(head.path),
+        "url.query": _text(head.query),
+        "network.protocol.version": head.version.removeprefix("HTTP/"),
+    }
 
 
 FORMATS: Final[dict[str, Callable[[Any], str]]] = {
@@ -221,6 +228,8 @@ def _client(handler: Any) -> tuple[str, int | None]:
 
 
 def _field(handler: Any, name: str) -> str:
+    if handler._head is None:  # it was refused before its fields were read
+        return ""
     value: str = handler._head.fields.get(f"HTTP_{name}", "")
     return value
 
@@ -229,12 +238,6 @@ def _status(handler: Any) -> str:
     # As gevent: `status` may tell of an error that came after the reply had begun.
     status = handler._orig_status or handler.status or "000"
     return str(status).split()[0] if isinstance(status, str) else status.split()[0].decode()
-
-
-def _escaped(text: str) -> str:
-    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
-        return text
-    return text.translate(_ESCAPES)
 
 
 def _text(text: str) -> str:

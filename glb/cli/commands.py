@@ -1,6 +1,6 @@
 """The command line: ``glb demo`` shows the turns, ``glb serve`` and ``glb run`` take programs.
 
-`glb.cli.serve` has ``glb serve``.
+`glb.cli.serve` has ``glb serve``, and `glb.cli.top` ``glb top``.
 
 Wrong input gets one line on stderr, which starts with ``glb:``, and status 2.
 """
@@ -20,8 +20,10 @@ import click
 from .._version import VERSION
 from . import console
 from .demo import run_gevent, run_glb
+from .hints import Hints
 from .program import Program, ProgramNotFoundError
 from .serve import serve
+from .top import top
 
 __all__ = ["cli", "main"]
 
@@ -39,6 +41,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         status = 128 + signal.SIGINT
     if isinstance(status, Program):
         # Not in the command: click would meet what it raises, and take some for its own.
+        Hints(status.target).start()
         try:
             status.run()
         except ProgramNotFoundError as error:
@@ -141,3 +144,4 @@ def run(
 
 
 cli.add_command(serve)
+cli.add_command(top)

@@ -1,4 +1,4 @@
-"""What a terminal shows: all of rich is here.
+"""What a terminal shows.
 
 Where stdout is no terminal there are no escape codes: tables come as plain text, a running
 server tells of itself in log lines.
@@ -12,12 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TextIO, cast
 
-import gevent
 from rich.console import Console
-from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
-from rich.text import Text
 
 from ..server import StreamServer
 from .demo import Outcome
@@ -35,9 +32,6 @@ __all__ = [
 ]
 
 log: Final = logging.getLogger("glb")
-
-# Often enough to follow, seldom enough to read.
-REFRESH_SECONDS: Final = 0.5
 
 
 class _Stderr:
@@ -83,30 +77,19 @@ def outcomes(found: dict[str, Outcome]) -> Table:
     return table
 
 
-def _clones(servers: Mapping[str, StreamServer], title: str) -> Table:
-    is_on = any(server.started for server in servers.values())
-    table = Table(title=Text(title), caption="Ctrl-C ends it" if is_on else "ended")
-    names = ["clone", "accepted", "active", "completed", "failed", "state"]
-    has_hubs = any(server.hubs > 1 for server in servers.values())
-    for name in [*names, "hub"] if has_hubs else names:
-        table.add_column(name, justify="right")
-    if len(servers) > 1:
-        table.add_column("address")
-    for url, server in servers.items():
-        for stats in server.clone_stats():
-            cells = [*map(str, stats[:5]), stats.state, *([str(stats.hub)] if has_hubs else [])]
-            table.add_row(*cells, *([url] if len(servers) > 1 else []))
-    return table
-
-
 @contextlib.contextmanager
 def shown(
-    servers: Mapping[str, StreamServer], title: str, console: Console | None, level: str = "info"
+    servers: Mapping[str, StreamServer],
+    title: str,
+    console: Console | None,
+    level: str = "info",
+    stall_limit: float | None = None,
 ) -> Iterator[None]:
     """Tell of *servers* in the meantime: a live table on *console*, else a line at each end.
 
     Their keys are their addresses, for people. Lines below *level*, a name of logging's in any
-    case, are left out.
+    case, are left out. A hub that does not turn for *stall_limit* is logged; with ``None`` it
+    isn't, because an administration does so.
     """
     handler = logging.StreamHandler(STDERR)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
@@ -117,7 +100,13 @@ def shown(
     log.disabled, disabled = False, log.disabled  # see `tell`
     log.setLevel(level.upper())
     try:
-        with _logged(servers, title) if console is None else _live(servers, title, console):
+        if console is None:
+            shown_so = _logged(servers, title)
+        else:
+            from .live import live  # noqa: PLC0415  # it imports gevent.pywsgi, see `serve._load`
+
+            shown_so = live(servers, title, console, stall_limit)
+        with shown_so:
             yield
     finally:
         log.setLevel(logging.NOTSET)
@@ -131,33 +120,6 @@ def tell(text: str, *args: object) -> None:
     # A program that configures logging disables, by default, each logger that is there before.
     log.disabled = False
     log.info(text, *args)
-
-
-@contextlib.contextmanager
-def _live(servers: Mapping[str, StreamServer], title: str, console: Console) -> Iterator[None]:
-    # A greenlet refreshes, not rich's thread: the counts belong to this one. Prints to
-    # stderr come out above the table, unless they go to a file.
-    with Live(
-        _clones(servers, title),
-        console=console,
-        auto_refresh=False,
-        redirect_stderr=sys.stderr.isatty(),
-    ) as live:
-
-        def refresh() -> None:
-            live.update(_clones(servers, title), refresh=True)
-
-        def refresh_often() -> None:
-            while True:
-                refresh()
-                gevent.sleep(REFRESH_SECONDS)
-
-        refresher = gevent.spawn(refresh_often)
-        try:
-            yield
-        finally:
-            refresher.kill()
-            refresh()
 
 
 @contextlib.contextmanager

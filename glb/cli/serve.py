@@ -18,6 +18,7 @@ from ..model.forwarded import TrustedProxies
 from ..net.sockets import bound_address
 from ..server import StreamServer
 from . import console
+from .http_limits import HTTP_LIMITS, http_limits, set_limits
 from .page import page
 from .privileges import Account, check_user, gid_of
 from .reload import Reloads
@@ -25,6 +26,7 @@ from .service import Service
 from .settings import (
     ABOVE_ZERO,
     ADDRESS,
+    POSITIVE,
     SECONDS,
     Bind,
     Checked,
@@ -48,25 +50,13 @@ __all__ = ["serve"]
 # and 75 s between two, gunicorn's workers 2 s.
 FIRST_BYTE_SECONDS: Final = 60
 
-# Within a body or a reply, as nginx's client_body_timeout and send_timeout.
-CLIENT_SECONDS: Final = 60
-
 # Options that a stream has no use for.
-ONLY_WSGI: Final = (
-    "max_body",
-    "body_timeout",
-    "send_timeout",
-    "access_log",
-    "log_format",
-    "forwarded_allow_ips",
-)
+ONLY_WSGI: Final = (*HTTP_LIMITS, "access_log", "log_format", "forwarded_allow_ips")
 
 MOST_BACKLOG: Final = 2**31 - 1  # listen(2) takes an int
 
 MOST_UMASK: Final = 0o777
 
-POSITIVE: Final = click.IntRange(min=1)
-NOT_NEGATIVE: Final = click.IntRange(min=0)
 FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
 
 
@@ -144,22 +134,7 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     help="Seconds that a client may be silent, before a request or within its head; 0 is for ever."
     " [default: 60 for WSGI; for a stream, whose server may speak first, 0]",
 )
-@option(
-    "--max-body",
-    type=NOT_NEGATIVE,
-    help="Bytes of a request's body; a longer one gets a 413; 0 is any. [default: 1 GiB]",
-)
-@option(
-    "--body-timeout",
-    type=SECONDS,
-    help="Seconds that a client may be silent within the body of a request; 0 is for ever."
-    " [default: 60]",
-)
-@option(
-    "--send-timeout",
-    type=SECONDS,
-    help="Seconds that a client may take nothing of a reply; 0 is for ever. [default: 60]",
-)
+@http_limits
 @option(
     "--proxy-protocol",
     type=click.Choice(["v1", "v2", "any"]),
@@ -183,7 +158,7 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     "--access-log",
     metavar="FILE",
     help="Append a line for each request to this file, '-' for stdout; SIGUSR1 opens it anew."
-    " [default: stderr, but not below a live table]",
+    " [default: stderr]",
 )
 @option(
     "--log-format",
@@ -243,7 +218,7 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     default=10,
     show_default=True,
     help="Seconds after which a hub that does not turn is logged, and /livez tells of it. With"
-    " --admin.",
+    " --admin, or on a terminal.",
 )
 @option(
     "--reload",
@@ -343,11 +318,10 @@ def _open(
     if given.access_log is not None:
         with blaming("access_log", f"can't open {given.access_log!r}: "):
             log = stack.enter_context(contextlib.closing(_open_log(given.access_log)))
-    # A live table leaves no room for the lines of an access log.
     out = console.make_console()
     is_live = console.is_live(out) and not (log is not None and log.is_stdout)
     make = _wsgi_server if app.is_wsgi else _stream_server
-    lines = log or (None if is_live else console.STDERR)
+    lines = log or console.STDERR
     with blaming("bind"):
         servers = [make(parse(each), app.handle, given, tls, lines) for each in given.bind]
     service = Service(servers, given.drain_timeout, given.drain_delay)
@@ -370,7 +344,13 @@ def _open(
         title += ", monkey-patched"
     if seen is not None:
         title += f", seen on {seen.url}"
-    shown = console.shown(urls, title, out if is_live else None, given.log_level)
+    shown = console.shown(
+        urls,
+        title,
+        out if is_live else None,
+        given.log_level,
+        given.stall_limit if seen is None else None,
+    )
     return service, shown, log
 
 
@@ -432,17 +412,12 @@ def _wsgi_server(
         handle,
         log=lines,
         error_log=console.STDERR,
-        handler_class=None if lines is None else handler_class(given.log_format or "common"),
+        handler_class=handler_class(given.log_format or "common"),
         forwarded_allow_ips=given.forwarded_allow_ips,
         **_options(given, FIRST_BYTE_SECONDS),
         **tls,
     )
-    server.needs_host = True
-    for name in ("body_timeout", "send_timeout"):
-        seconds = getattr(given, name)
-        setattr(server, name, CLIENT_SECONDS if seconds is None else seconds or None)
-    if given.max_body is not None:
-        server.max_body = given.max_body or None
+    set_limits(server, given)
     return server
 
 

@@ -33,6 +33,8 @@ else:
 __all__ = [
     "ABOVE_ZERO",
     "ADDRESS",
+    "NOT_NEGATIVE",
+    "POSITIVE",
     "SECONDS",
     "Bind",
     "Checked",
@@ -142,6 +144,8 @@ class Checked(click.types.StringParamType):
         return text
 
 
+POSITIVE: Final = click.IntRange(min=1)
+NOT_NEGATIVE: Final = click.IntRange(min=0)
 SECONDS: Final = _Finite(min=0)
 ABOVE_ZERO: Final = _Finite(min=0, min_open=True)
 ADDRESS: Final = Checked("address", parse)

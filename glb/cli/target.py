@@ -48,6 +48,8 @@ __all__ = ["Target", "TargetError", "is_wsgi_by_arguments"]
 #: Tried in turn when a target is a module alone: WSGI's name, and Flask's.
 DEFAULT_ATTRIBUTES: Final = ("application", "app")
 
+#: What Django's applications come from, and no library beside it needs.
+DJANGOS_SERVER: Final = "django.core.handlers.wsgi"
 
 #: What must not be there twice: who asks, and the hub's own.
 NEVER_AFRESH: Final = {"__main__", "__mp_main__", __name__.partition(".")[0], "gevent"}
@@ -123,7 +125,10 @@ class Target:
             handle = self._find(found)
             if not self._is_told:
                 self._is_wsgi = is_wsgi_by_arguments(handle, self.name)
-        self._is_djangos = type(handle).__module__.startswith("django.")
+        # Also below what a project wraps around its application.
+        self._is_djangos = type(handle).__module__.startswith("django.") or (
+            DJANGOS_SERVER in sys.modules and DJANGOS_SERVER not in self._before
+        )
         self._package = self._find_package()
         return handle
 
@@ -295,32 +300,47 @@ STREAM_WORDS: Final = re.compile(r"sock|conn|client|stream|addr|peer", re.IGNORE
 
 # What both of them may be short for, where no word tells: (s, a) and (c, p), or (e, s).
 WSGI_PAIR: Final = (("environ",), ("start_response",))
+VARIABLE: Final = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
 STREAM_PAIR: Final = (("socket", "connection", "client"), ("address", "peer"))
 
 
 def is_wsgi_by_arguments(handle: Callable[..., Any], name: str) -> bool:
     """Tell a WSGI application from a stream handler by its first two parameters.
 
+    What takes two, and calls them neither as WSGI does nor in another way that tells, is a handler.
+
     Raises:
         TargetError: They don't tell; *name* is what it is called there.
     """
     try:
-        parameters = [*inspect.signature(handle).parameters.values()][:2]
+        parameters = [*inspect.signature(handle).parameters.values()]
     except (TypeError, ValueError):  # of some builtins nothing is known
         parameters = []
-    text = " ".join(f"{each.name}: {each.annotation}" for each in parameters)
+    text = " ".join(f"{each.name}: {each.annotation}" for each in parameters[:2])
+    names = [each.name for each in parameters[:2]]
     is_wsgi, is_stream = (words.search(text) is not None for words in (WSGI_WORDS, STREAM_WORDS))
     if is_wsgi == is_stream:
-        names = [each.name for each in parameters]
+        is_neither = not is_wsgi
         is_wsgi, is_stream = (_is_short_for(names, pair) for pair in (WSGI_PAIR, STREAM_PAIR))
-    if is_wsgi == is_stream:
-        if [each.name for each in parameters] == ["scope", "receive"]:
-            raise TargetError(f"{name!r} is an ASGI application, which glb can't serve")
-        hint = "give --wsgi or --stream"
-        if not parameters and inspect.isfunction(handle):
-            hint += f", or write {name + '()'!r} if it returns the application"
-        raise TargetError(f"can't tell what {name!r} is by its arguments: {hint}")
+        if is_wsgi == is_stream:
+            if names == ["scope", "receive"]:
+                raise TargetError(f"{name!r} is an ASGI application, which glb can't serve")
+            if is_neither and _is_called_with_two(parameters):
+                return False  # whatever it calls them: WSGI's names are looked at in any case
+            hint = "give --wsgi or --stream"
+            if not parameters and inspect.isfunction(handle):
+                hint += f", or write {name + '()'!r} if it returns the application"
+            raise TargetError(f"can't tell what {name!r} is by its arguments: {hint}")
     return is_wsgi
+
+
+def _is_called_with_two(parameters: Sequence[inspect.Parameter]) -> bool:
+    """Tell whether two arguments by position are what is needed."""
+    by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    needed = [each for each in parameters if each.default is each.empty]
+    needed = [each for each in needed if each.kind not in VARIABLE]
+    return len(needed) == 2 and all(each.kind in by_position for each in needed)
 
 
 def _is_short_for(names: Sequence[str], pair: Sequence[Sequence[str]]) -> bool:

@@ -11,6 +11,8 @@ Each module owns one noun::
     attributes    the attributes of a handler
     reading       how a handler waits for requests, and reads them
     replies       how a handler calls the application, and replies
+    durations     how long requests took
+    answers       a request's time, its refusal, and its line in the log
     handler       `WSGIHandler`, and the loops over a connection's requests
 
 The package knows no server.

@@ -12,7 +12,9 @@ from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 
 from ..model.clone import current_clone
 from ..serve.idle import IdleConnections
+from ..serve.sweep import Task
 from .body import Body
+from .durations import Table
 from .head import Head
 from .reply import ReplyHead
 from .settings import Settings
@@ -72,6 +74,8 @@ class HandlerAttributes(GeventWSGIHandler):
     _is_in_head: bool
     _is_in_line: bool
     _waiting: IdleConnections | None
+    _task: Task | None  # of its requests, which have a time
+    _durations: Table | None  # where they are counted
     _greenlet: Any
     _tls: dict[str, str] | None
     _known: Head | None  # the last request's
@@ -103,6 +107,7 @@ class HandlerAttributes(GeventWSGIHandler):
         self = super().__new__(cls)
         self.socket = self.client_address = self.server = self.rfile = self._plain = None
         self._admission = self._waiting = self._greenlet = self._tls = self._peer = None
+        self._task = self._durations = None
         self.requestline = self.command = self.path = self.request_version = self.environ = None
         self.application = self.wsgi_input = self._head = self._raw = self._body = None
         self._reply = self._known = self._connected = None

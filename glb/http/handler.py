@@ -32,11 +32,11 @@ from gevent.pywsgi import WSGIHandler as GeventWSGIHandler
 from ..model.forwarded import FIELDS, AmbiguousHopsError, TrustedProxies
 from ..net.connection import Connection, say_goodbye
 from ..serve.idle import has_ended
+from .answers import Answerer
 from .body import READ_BYTES, Body
 from .environ import as_fields, tls_variables
 from .head import BadRequest, Head, find_end, parse
 from .reading import DISCARD_SECONDS
-from .replies import Replier
 from .reply import ReplyHead, as_lines
 from .settings import Settings
 from .stream import RawStream
@@ -57,7 +57,7 @@ _KNOWN_MAX_BYTES: Final = 2048
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class WSGIHandler(Replier):
+class WSGIHandler(Answerer):
     """gevent's handler of a connection's requests: strict, and with less to do.
 
     Between two requests the connection is *waiting* (see `glb.serve.idle`): then it may be closed
@@ -100,21 +100,31 @@ class WSGIHandler(Replier):
         server = self.server
         if isinstance(server, Settings):
             self._settings = server
+            if server.durations is not None:
+                self._durations = server.durations.table_here()
         engine = getattr(server, "glb_engine", None)
-        waiting = None
+        waiting = worker = None
         if engine is not None:
             self._admission = engine.admission
-            waiting = engine.idle_here
+            worker = engine.workers.here
+        if worker is not None:
+            waiting = worker.idle
         if waiting is not None and (self._is_lean or type(self.rfile) is io.BufferedReader):
             self._waiting = waiting
             self._greenlet = getcurrent()
             self._is_timed = waiting.timeout is not None
+        seconds = self._settings.request_timeout
+        if seconds is not None and worker is not None:
+            self._enter_deadlines(worker.deadlines, seconds)
         try:
             if self._is_lean:
                 self._serve_lean()
             else:
                 self._serve_by_hooks()
         finally:
+            if self._task is not None and worker is not None:
+                worker.deadlines.leave(self._task)
+                self._task = None
             if waiting is not None and self._greenlet is not None:
                 waiting.leave(self._greenlet)
                 self._greenlet = None  # else it and an error's traceback keep each other
@@ -124,6 +134,8 @@ class WSGIHandler(Replier):
 
     def _serve_lean(self) -> None:
         server, settings = self.server, self._settings
+        respond = self.handle_one_response if self._task is None else self._respond
+        data: bytes | None = None
         while True:
             self.time_start = time.time()
             self.time_finish = 0
@@ -136,15 +148,17 @@ class WSGIHandler(Replier):
                 self._take(head)
                 self.environ = self._make_environ(head)
             except BadRequest as error:
-                self._refuse(self._handle_client_error(error))
+                line = (data or self._rest).partition(b"\n")[0].decode("latin-1")
+                self._refuse(self._handle_client_error(error), line)
                 break
             except OSError:
                 break  # a reset, say: no reply can be sent
             # An idle connection must be small.
             self._known = head if len(head.rest) <= _KNOWN_MAX_BYTES else None
-            del head, data
+            del head
+            data = None
             self.application = server.application
-            self.handle_one_response()
+            respond()
             self.environ = self.application = self._head = None
             if self.close_connection:
                 break
@@ -159,16 +173,10 @@ class WSGIHandler(Replier):
             if result is True:
                 continue
             if result is not None:
-                self._refuse(result)
+                self._refuse(result, self.requestline)
             elif self._is_secured:
                 self._say_goodbye()
             break
-
-    def _refuse(self, result: Any) -> None:
-        self.status, reply = result
-        self._may_have_more = True
-        with contextlib.suppress(OSError):
-            self._sendall(reply)
 
     def _close(self) -> None:
         sock = self.socket
@@ -257,7 +265,7 @@ class WSGIHandler(Replier):
         except BadRequest as error:
             return self._handle_client_error(error)
         self.application = self.server.application
-        self.handle_one_response()
+        self._respond()
         if self._body is not None or self._is_raw:
             self._end_input()  # a `handle_one_response` of the program's own has not
         if self.close_connection or self.rfile.closed:
@@ -321,6 +329,11 @@ class WSGIHandler(Replier):
 
     def _take(self, head: Head) -> None:
         """Set gevent's attributes by *head*."""
+        self._head = head
+        self.requestline = head.line
+        self.command = head.method
+        self.request_version = head.version
+        self.content_length = head.length
         most = self._settings.max_body
         if head.length is not None and most is not None and head.length > most:
             raise BadRequest(
@@ -331,11 +344,6 @@ class WSGIHandler(Replier):
             raise BadRequest(
                 f"can't do what is expected: {head.expects[:100]!a}", "417 Expectation Failed"
             )
-        self._head = head
-        self.requestline = head.line
-        self.command = head.method
-        self.request_version = head.version
-        self.content_length = head.length
         self.close_connection = not head.is_persistent
         if self._is_lean:
             return
@@ -470,7 +478,7 @@ class WSGIHandler(Replier):
                 before=before,
             )
             if self._raw is not None:
-                self._raw.timeout = self._settings.body_timeout
+                self._time_body(self._raw)
         self._body = self.wsgi_input = env["wsgi.input"] = body
 
     def _send_continue(self) -> None:

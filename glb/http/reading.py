@@ -5,6 +5,7 @@ Source: gevent's ``pywsgi.py``; RFC 9112.
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import gevent.pywsgi
 from gevent import Timeout
 from gevent.socket import socket as GeventSocket
 
+from ..serve.sweep import NEVER
 from .attributes import HandlerAttributes
 from .body import DISCARD_MAX_BYTES, READ_BYTES, Body
 from .head import END, BadRequest, Limits, find_end, without_empty_lines
@@ -61,36 +63,40 @@ class RequestReader(HandlerAttributes):
         """
         data, self._rest = self._rest, b""
         seen = 0
-        while True:
-            if data[:2] == b"\r\n":
-                data = without_empty_lines(data)
-                seen = 0
-            # Mostly it comes at once, and is short.
-            end = -1 if seen else data.find(END)
-            if data and not 0 <= end <= limits.line:
-                end = find_end(data, seen, limits)
-            if end >= 0:
-                if self._is_in_head:
-                    self._leave_head()
-                self._has_served = True
-                self._rest = data[end + 4 :]
-                return data[: end + 2]
-            seen = len(data)
-            if data:
-                if self._is_timed and not self._is_in_head:
-                    assert self._waiting is not None, "it has the timeout"
-                    self._is_in_head = True
-                    self._waiting.enter_head(self.socket)
-                more = self._receive()
-            else:
-                more = self._receive_first()
-            if not more:
-                if self._is_in_head:
-                    self._leave_head()
-                if not data:
-                    return None
-                raise BadRequest("the client left within the head of a request")
-            data = data + more if data else more
+        try:
+            while True:
+                if data[:2] == b"\r\n":
+                    data = without_empty_lines(data)
+                    seen = 0
+                # Mostly it comes at once, and is short.
+                end = -1 if seen else data.find(END)
+                if data and not 0 <= end <= limits.line:
+                    end = find_end(data, seen, limits)
+                if end >= 0:
+                    if self._is_in_head:
+                        self._leave_head()
+                    self._has_served = True
+                    self._rest = data[end + 4 :]
+                    return data[: end + 2]
+                seen = len(data)
+                if data:
+                    if self._is_timed and not self._is_in_head:
+                        assert self._waiting is not None, "it has the timeout"
+                        self._is_in_head = True
+                        self._waiting.enter_head(self.socket)
+                    more = self._receive()
+                else:
+                    more = self._receive_first()
+                if not more:
+                    if self._is_in_head:
+                        self._leave_head()
+                    if not data:
+                        return None
+                    raise BadRequest("the client left within the head of a request")
+                data = data + more if data else more
+        except BadRequest:
+            self._rest = data  # for the log
+            raise
 
     def _leave_head(self) -> None:
         self._is_in_head = False
@@ -210,6 +216,12 @@ class RequestReader(HandlerAttributes):
             self.rfile = io.BufferedReader(self._raw)
         return self.rfile
 
+    def _time_body(self, raw: RawStream) -> None:
+        raw.timeout = self._settings.body_timeout
+        engine = getattr(self.server, "glb_engine", None)
+        if raw.timeout is not None and engine is not None:
+            raw.on_silence = functools.partial(engine.count_timeout, "body")
+
     @property
     def _may_read_on(self) -> bool:
         """True if the end of this request, and so the next one, can be found after the reply."""
@@ -247,9 +259,11 @@ class RequestReader(HandlerAttributes):
 
     def _end_input(self) -> None:
         """Read away the rest of the body, so that the next request is found."""
+        if self._task is not None:
+            self._task.until = NEVER  # the reply was sent, and this has a time of its own
         body, raw = self._body, self._raw
         if raw is not None:
-            raw.timeout = raw.on_taken = None
+            raw.timeout = raw.on_taken = raw.on_silence = None
         if body is not None and not body.is_over:
             if self.close_connection or not self._discard(body):
                 self.close_connection = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from bisect import bisect_left
 from typing import Any, Final
 
 import gevent.pywsgi
@@ -23,9 +24,11 @@ from gevent.pywsgi import (  # type: ignore[attr-defined]  # not in the stubs
 
 from ..net.connection import Connection
 from .body import BodyError, ClientLeft
+from .durations import BOUNDS, counts_of
 from .head import BadRequest
 from .reading import RequestReader
 from .reply import ReplyHead, as_lines, checked, date
+from .settings import RequestTimeout
 from .stream import FileWrapper, send_file
 
 __all__ = ["Replier"]
@@ -50,7 +53,7 @@ class Replier(RequestReader):
 
     # -- the application -----------------------------------------------------------------------
 
-    def handle_one_response(self) -> None:
+    def handle_one_response(self) -> None:  # noqa: PLR0915  # another call costs more
         self.time_start = time.time()
         self.status = self._orig_status = self.code = self.result = self._reply = None
         self.headers_sent = False
@@ -78,10 +81,27 @@ class Replier(RequestReader):
                     self.log_error("can't reply to %r: %s", self.client_address, error)
             else:
                 self._report()
+        except RequestTimeout as error:
+            self._time_is_up(error)
         except BaseException:
             self._report()
         finally:
-            self.time_finish = time.time()
+            self.time_finish = now = time.time()
+            durations = self._durations
+            if durations is not None:
+                # Each step counts here: it is one for each request.
+                try:
+                    counts = durations[self.code][self.command]
+                except KeyError:
+                    counts = counts_of(durations, self.command, self.code)
+                seconds = now - self.time_start
+                if seconds < 0.0:  # noqa: PLR1730  # the clock was set back; a call costs more
+                    seconds = 0.0
+                counts[0] += seconds
+                if seconds <= BOUNDS[0]:
+                    counts[1] += 1
+                else:
+                    counts[bisect_left(BOUNDS, seconds) + 1] += 1
             if self._body is not None or self._raw is not None or not self._is_lean:
                 self._end_input()
             self.log_request()
@@ -341,6 +361,7 @@ class Replier(RequestReader):
             else:
                 self._send_in_time(sock, data, seconds)
         except OSError as error:
+            self._count_silence(error)
             self._has_failed = True
             self.status = f"socket error: {error}"
             if self.code is not None and self.code > 0:
@@ -377,7 +398,8 @@ class Replier(RequestReader):
                 sent = send_file(
                     self.socket, wrapper, min(length, size), self._settings.send_timeout
                 )
-            except OSError:
+            except OSError as error:
+                self._count_silence(error)
                 self._has_failed = True
                 raise
             self.response_length += sent
@@ -386,11 +408,18 @@ class Replier(RequestReader):
                 self.close_connection = True
         return True
 
+    def _count_silence(self, error: OSError) -> None:
+        engine = getattr(self.server, "glb_engine", None)
+        if isinstance(error, TimeoutError) and engine is not None:
+            engine.count_timeout("send")
+
     # -- errors --------------------------------------------------------------------------------
 
     def _handle_client_error(self, ex: Exception) -> Any:
         if not isinstance(ex, (BadRequest, BodyError)):
             return super()._handle_client_error(ex)  # type: ignore[misc]  # not in the stubs
+        if self._connected is not None and isinstance(ex, BadRequest):
+            self.client_address = self._connected  # it was the last request's client
         self.log_error("Invalid request (from %s): %s", self.client_address, ex)
         return ex.status.partition(" ")[0], refusal(ex.status)
 
@@ -402,13 +431,17 @@ class Replier(RequestReader):
             status, headers, body = gevent.pywsgi._ERRORS[error_code]  # type: ignore[attr-defined]  # not in the stubs
         else:
             status = getattr(error_code, "status", "400 Bad Request")
-            headers, body = _EMPTY_REFUSAL, b""
+            headers, body = getattr(error_code, "headers", _EMPTY_REFUSAL), b""
         self.status = None
         try:
             self.start_response(status, [*headers])
             self.write(body if isinstance(body, bytes) else body.encode("latin-1"))
         except OSError:
             self.close_connection = True
+
+    def _time_is_up(self, error: RequestTimeout) -> None:
+        self.close_connection = True
+        self._send_error_response_if_possible(error)
 
     def log_request(self) -> None:
         # gevent makes the line and drops it. Another `format_request` may keep it.

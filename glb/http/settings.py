@@ -1,13 +1,42 @@
-"""Settings of HTTP: limits of requests, and how long a server waits for clients."""
+"""Settings of HTTP: limits of requests, and how long a server waits for clients and programs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Final
 
 from ..model.forwarded import TrustedProxies
+from ..model.limits import check_count, check_seconds
+from .durations import Durations
 from .head import Limits
 
-__all__ = ["Settings"]
+__all__ = ["RequestTimeout", "Settings"]
+
+
+class RequestTimeout(BaseException):  # as gevent's Timeout
+    """The time for a request is over: raised where its application waits.
+
+    It is no `Exception`, so that an ``except Exception`` lets it through. If the application
+    catches it and replies, that is the reply.
+
+    Attributes:
+        seconds: How long the request might have taken.
+    """
+
+    #: Of the reply, if nothing was sent yet.
+    status: Final = "503 Service Unavailable"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the request took longer than {seconds:g} s")
+        self.seconds: Final = seconds
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """Of that reply."""
+        # Sooner, there is as little reason to hope for more.
+        seconds = str(math.ceil(self.seconds))
+        return [("Connection", "close"), ("Content-Length", "0"), ("Retry-After", seconds)]
 
 
 class Settings:
@@ -22,6 +51,15 @@ class Settings:
             ever. After that the reply is a 408.
         send_timeout: How long a client may take nothing of a reply, in seconds; ``None`` is for
             ever. After that the connection is closed.
+        request_timeout: How long a request may take, in seconds, from the end of its head to the
+            end of its reply; ``None`` is for ever. After that, or up to a second later,
+            `RequestTimeout` is raised where the application waits. The reply is a 503, or, if a
+            part of another one was sent, the connection is closed; the log has the greenlet's
+            stack. A connection that was upgraded has no such end. A connection that begins while
+            it is ``None`` has none, either.
+        request_histogram: Whether to count how long requests take, for `glb.admin`. Read when the
+            server starts.
+        durations: What was counted.
         forwarded_allow_ips: Addresses and networks of proxies whose X-Forwarded-For, -Proto and
             -Host, or Forwarded, hold; ``"unix"`` is any Unix socket, ``"*"`` every address. The
             environ, `client_address` and the log then show the client, and what may be forged is
@@ -35,5 +73,27 @@ class Settings:
     max_body: int | None = 1 << 30
     body_timeout: float | None = None
     send_timeout: float | None = None
+    request_timeout: float | None = None
+    request_histogram: bool = False
+    durations: Durations | None = None
     forwarded_allow_ips: Iterable[str] | str | None = None
     trusted_proxies: TrustedProxies | None = None
+
+    def _check_settings(self) -> None:
+        """Refuse what a program has set wrongly.
+
+        Raises:
+            TypeError, ValueError: A setting has the wrong type or value.
+        """
+        if not isinstance(self.limits, Limits):
+            raise TypeError(f"limits must be glb.http.head.Limits, got {self.limits!r}")
+        for name in ("line", "field", "head", "fields"):
+            check_count(f"limits.{name}", getattr(self.limits, name))
+        if self.max_body is not None:
+            check_count("max_body", self.max_body)
+        for name in ("body_timeout", "send_timeout", "request_timeout"):
+            check_seconds(name, getattr(self, name))
+        if self.request_histogram and self.durations is None:
+            self.durations = Durations()
+        networks = self.forwarded_allow_ips
+        self.trusted_proxies = None if networks is None else TrustedProxies(networks)

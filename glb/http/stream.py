@@ -36,9 +36,11 @@ class RawStream(io.RawIOBase):
         is_touched: True if anything was read from it, or its socket was taken.
         is_taken: True if a program has its socket, and may read and write there.
         on_taken: Called with the socket when a program takes it, unless it is ``None``.
+        on_silence: Called when `timeout` is over, unless it is ``None``.
     """
 
     on_taken: Callable[[Any], object] | None = None
+    on_silence: Callable[[], object] | None = None
 
     def __init__(self, sock: Any, rest: bytes = b"") -> None:
         super().__init__()
@@ -95,6 +97,8 @@ class RawStream(io.RawIOBase):
         try:
             size = sock.recv_into(buffer)
         except TimeoutError:
+            if self.on_silence is not None:
+                self.on_silence()
             raise BodyError(
                 f"the client was silent for {self.timeout} s within the body of a request",
                 "408 Request Timeout",

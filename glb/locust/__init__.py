@@ -87,11 +87,12 @@ def _init(environment: Any, **_: Any) -> None:
     # There is one measure. It belongs to the latest environment, if a program makes several.
     for each in _COLLECTORS:
         each.detach()
-    _COLLECTORS[:] = [Collector(environment, MEASURE, _READERS)]
+    collector = Collector(environment, MEASURE, _READERS)
+    _COLLECTORS[:] = [collector]
     if environment.web_ui is not None:
         from .web import extend  # noqa: PLC0415  # a headless run has no use for it
 
-        extend(environment, MEASURE)
+        extend(environment, MEASURE, collector.outstanding)
 
 
 def _quitting(environment: Any, **_: Any) -> None:

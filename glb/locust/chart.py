@@ -15,7 +15,7 @@ from typing import Final
 
 from .measure import Clone, CloneFigures, Figures, Sample
 
-__all__ = ["NO_TURNS", "draw"]
+__all__ = ["LEAST_WIDTH", "MOST_WIDTH", "NO_TURNS", "WIDTH", "draw"]
 
 NO_TURNS: Final = "no reply told which clone gave it"
 
@@ -41,10 +41,12 @@ STALL_SECONDS: Final = 4.0
 # The rate of less is noise.
 LEAST_SECONDS: Final = 0.5
 
+#: As wide as a page that doesn't say how wide it is, and the least and most that it may be.
 WIDTH: Final = 900
+LEAST_WIDTH: Final = 320
+MOST_WIDTH: Final = 4000
 LEFT: Final = 70
 RIGHT: Final = 16
-INNER: Final = WIDTH - LEFT - RIGHT
 HEAD: Final = 62
 BARS_HEIGHT: Final = 150
 LINES_HEIGHT: Final = 130
@@ -57,27 +59,31 @@ SMALL: Final = 11
 _UNSPEAKABLE: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
-def draw(figures: Figures, history: Sequence[Sample], *, is_dark: bool = False) -> str:
+def draw(
+    figures: Figures, history: Sequence[Sample], *, is_dark: bool = False, width: int = WIDTH
+) -> str:
     """Return an SVG: turns of each clone as bars, and turns per second of each as lines.
 
     Args:
         figures: What to draw; of very many clones the first `MOST_CLONES`.
         history: Samples, oldest first.
         is_dark: Whether it is to stand on black.
+        width: How many pixels wide; it grows and shrinks with what it stands in.
     """
     if not figures.clones:
-        return _svg(90, NO_TURNS, _text(WIDTH / 2, 50, NO_TURNS, size=16, anchor="middle"))
+        words = _text(width / 2, 50, NO_TURNS, size=16, anchor="middle")
+        return _svg(width, 90, NO_TURNS, words)
     palette, ground = (ON_DARK, "#121212") if is_dark else (ON_LIGHT, "#fff")
     clones = figures.clones[:MOST_CLONES]
     share = figures.turns / len(figures.clones)
-    bars, bottom = _bars(clones, share, palette, ground)
-    legend, bottom = _legend(clones, bottom + 26, palette)
+    bars, bottom = _bars(clones, share, palette, ground, width)
+    legend, bottom = _legend(clones, bottom + 26, palette, width)
     if len(clones) < len(figures.clones):
         bottom += 20
         words = f"the first {len(clones)} of {_count(len(figures.clones))} clones"
         legend += _text(LEFT, bottom, words, opacity=0.7)
-    lines, bottom = _lines(clones, history, bottom + 44, palette)
-    return _svg(bottom, _label(figures, share), _head(share) + bars + legend + lines)
+    lines, bottom = _lines(clones, history, bottom + 44, palette, width)
+    return _svg(width, bottom, _label(figures, share), _head(share) + bars + legend + lines)
 
 
 def _head(share: float) -> str:
@@ -90,16 +96,16 @@ def _head(share: float) -> str:
 
 
 def _bars(
-    clones: Sequence[CloneFigures], share: float, palette: Sequence[str], ground: str
+    clones: Sequence[CloneFigures], share: float, palette: Sequence[str], ground: str, width: int
 ) -> tuple[str, float]:
-    slot = INNER / len(clones)
+    slot = (width - LEFT - RIGHT) / len(clones)
     thick = min(slot * 0.8, 72)
     top, step = _scale(max(share, *(each.turns for each in clones)), whole=True)
     numbers = _Captions([_count(each.turns) for each in clones], slot)
     names = _Captions([_short(each.clone) for each in clones], slot)
     ceiling = HEAD + (numbers.height if numbers.step == 1 else 0)
     floor = ceiling + BARS_HEIGHT
-    out = [_grid(top, step, ceiling, BARS_HEIGHT)]
+    out = [_grid(top, step, ceiling, BARS_HEIGHT, width)]
     above = []
     for index, each in enumerate(clones):
         middle = LEFT + slot * (index + 0.5)
@@ -115,14 +121,14 @@ def _bars(
         if index % names.step == 0:
             out.append(names.below(middle, floor + 6, _short(each.clone)))
     level = floor - BARS_HEIGHT * share / top
-    out.append(_line(LEFT, level, WIDTH - RIGHT, level, dashes="6 4", width=1.5))
+    out.append(_line(LEFT, level, width - RIGHT, level, dashes="6 4", width=1.5))
     # Read across that line too.
     out.append(f'<g stroke="{ground}" stroke-width="3" paint-order="stroke">{"".join(above)}</g>')
     return "".join(out), floor + 6 + names.height
 
 
 def _legend(
-    clones: Sequence[CloneFigures], top: float, palette: Sequence[str]
+    clones: Sequence[CloneFigures], top: float, palette: Sequence[str], width: int
 ) -> tuple[str, float]:
     """Return the colours' names, in as many rows as it takes."""
     if len(clones) > MOST_IN_LEGEND:
@@ -132,7 +138,7 @@ def _legend(
     for index, each in enumerate(clones):
         name = f"clone {_short(each.clone)}"
         wide = 18 + len(name) * SMALL * LETTER_WIDTH + 18
-        if x + wide > WIDTH and x > LEFT:
+        if x + wide > width and x > LEFT:
             x, top = float(LEFT), top + 18
         colour = palette[index % len(palette)]
         out.append(
@@ -144,8 +150,13 @@ def _legend(
 
 
 def _lines(
-    clones: Sequence[CloneFigures], history: Sequence[Sample], top: float, palette: Sequence[str]
+    clones: Sequence[CloneFigures],
+    history: Sequence[Sample],
+    top: float,
+    palette: Sequence[str],
+    width: int,
 ) -> tuple[str, float]:
+    inner = width - LEFT - RIGHT
     out = [_text(LEFT, top, "Turns per second", size=15)]
     top += 22
     floor = top + LINES_HEIGHT
@@ -155,8 +166,8 @@ def _lines(
         return out[0] + _text(LEFT, top, words, opacity=0.7), top + 16
     most, step = _scale(max(max(each) for each in rates))
     began, ended = times[0], times[-1]
-    out.append(_grid(most, step, top, LINES_HEIGHT))
-    xs = [LEFT + INNER * (each - began) / (ended - began) for each in times]
+    out.append(_grid(most, step, top, LINES_HEIGHT, width))
+    xs = [LEFT + inner * (each - began) / (ended - began) for each in times]
     # Where turns are exact all lines are one. So the first is wide, and each that lies on it
     # narrower: all are seen.
     more = min(2.0, 7 / max(len(clones) - 1, 1)) if len(clones) <= MOST_NESTED else 0
@@ -165,18 +176,18 @@ def _lines(
             f"{_n(x)},{_n(floor - LINES_HEIGHT * rate / most)}"
             for x, rate in zip(xs, line, strict=True)
         )
-        width = 1.5 + more * (len(clones) - 1 - index)
+        thick = 1.5 + more * (len(clones) - 1 - index)
         # The same colour comes again after seven: then it has dashes.
         again = index // len(palette)
         dashes = f' stroke-dasharray="{2 + 4 * (again % 3)} 3"' if again else ""
         out.append(
             f'<polyline points="{points}" fill="none" stroke="{palette[index % len(palette)]}" '
-            f'stroke-width="{_n(width)}" stroke-linejoin="round"{dashes}>'
+            f'stroke-width="{_n(thick)}" stroke-linejoin="round"{dashes}>'
             f"<title>clone {_escape(str(each.clone))}: {_count(line[-1])} turns per second at last"
             "</title></polyline>"
         )
     for seconds in _ticks(began, ended):
-        x = LEFT + INNER * (seconds - began) / (ended - began)
+        x = LEFT + inner * (seconds - began) / (ended - began)
         out.append(_text(x, floor + 18, f"{_count(seconds)} s", anchor="middle", opacity=0.7))
     return "".join(out), floor + 30
 
@@ -291,11 +302,11 @@ def _ticks(began: float, ended: float) -> Iterator[float]:
         yield n * step
 
 
-def _grid(top: float, step: float, y: float, height: float) -> str:
+def _grid(top: float, step: float, y: float, height: float, width: int) -> str:
     out = []
     for n in range(round(top / step) + 1):
         level = y + height - height * n * step / top
-        out.append(_line(LEFT, level, WIDTH - RIGHT, level, opacity=0.4 if n == 0 else 0.12))
+        out.append(_line(LEFT, level, width - RIGHT, level, opacity=0.4 if n == 0 else 0.12))
         out.append(_text(LEFT - 8, level + 4, _count(n * step), anchor="end", opacity=0.7))
     return "".join(out)
 
@@ -338,12 +349,12 @@ def _text(
     )
 
 
-def _svg(height: float, label: str, body: str) -> str:
+def _svg(width: int, height: float, label: str, body: str) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {_n(height)}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_n(height)}" role="img" '
         f'aria-label="{_escape(label)}" fill="currentColor" '
         'font-family="Roboto, Helvetica, Arial, sans-serif" '
-        f'style="width:100%;max-width:{WIDTH}px;height:auto">{body}</svg>'
+        f'style="display:block;width:100%;height:auto">{body}</svg>'
     )
 
 

@@ -228,6 +228,14 @@ class Collector:
                 ", ".join(sorted(lost)),
             )
 
+    def outstanding(self) -> int:
+        """Return how many workers' last reports of this run are still to come."""
+        if not self._is_master:
+            return 0
+        clients = self.environment.runner.clients
+        at_work = {each.id for each in clients.spawning + clients.running}
+        return len((at_work | self._reporting) - self._ended)
+
     def _missing(self) -> list[str]:
         clients = self.environment.runner.clients
         here = (each.id for each in clients.ready + clients.spawning + clients.running)

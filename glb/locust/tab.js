@@ -1,10 +1,10 @@
-// The chart of the tab Balance, below its table.
+// What the tab Balance shows: verdict, charts and table, all of one moment.
 //
-// What React keeps is left alone: the chart stands after the box that holds the tabs, and never in
+// What React keeps is left alone: they stand after the box that holds the tabs, and never in
 // it. Which tab is shown is seen by the tabs themselves; the address tells otherwise after "back".
 "use strict";
 (() => {
-  const EVERY_MS = 2000; // as often as locust's page asks for its table
+  const EVERY_MS = 2000; // as often as locust's page asks for its own tables
   const base = new URL(".", document.currentScript.src);
   const box = document.createElement("div");
   box.id = "glb-balance";
@@ -21,7 +21,11 @@
     if (isAsking || document.hidden) return;
     isAsking = true;
     try {
-      const reply = await fetch(new URL(`tab.html?theme=${isDark() ? "dark" : "light"}`, base));
+      const query = new URLSearchParams({
+        theme: isDark() ? "dark" : "light",
+        width: Math.round(box.clientWidth),
+      });
+      const reply = await fetch(new URL(`tab.html?${query}`, base));
       // A reply from elsewhere is the page to log in.
       if (!reply.ok || reply.redirected) throw new Error(reply.statusText);
       const text = await reply.text();

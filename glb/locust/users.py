@@ -7,6 +7,8 @@ All of them, and `WebSocketUser` too, have in common:
   and the user goes on with its next one.
 * No connection outlives its user, however that ends; nor its task, unless `keep_alive`.
 * A timeout is for the whole request, however many pieces its reply comes in.
+* A user whose connection is refused waits before it goes on: 0.05 s, then twice as long each time,
+  up to a second.
 
 An event's context is what the user's ``context()`` gives, and `glb_clone` and `glb_turn` where a
 reply tells which clone gave it (`ConnectionUser.clone_of`).
@@ -68,8 +70,17 @@ CHUNK_BYTES: Final = 16_384
 #: A line that is longer is a failure: a server that never ends one would fill the memory.
 MOST_BYTES: Final = 16 * 1024 * 1024
 
+#: There is no server: on a port, or behind the file of a Unix socket.
+REFUSALS: Final = (ConnectionRefusedError, FileNotFoundError)
+
 # The most bytes of a reply in a failure's text: locust lists each different text.
 SHOWN_BYTES: Final = 60
+
+# A user whose connection is refused waits so long, and twice as long each further time up to the
+# second: without it one core makes 15,000 connections/s to a port where no server listens, and
+# a server that starts again meets all of them.
+REFUSED_SECONDS: Final = 0.05
+MOST_REFUSED_SECONDS: Final = 1.0
 
 # The pause when the accept queue of a Unix socket is full. The kernel has no event for room.
 FULL_SECONDS: Final = 0.002
@@ -276,6 +287,8 @@ class Client:
         return reply
 
     def _give_up(self, reason: Exception) -> NoReturn:
+        if isinstance(reason, REFUSALS):
+            self._user.wait_after_refusal()
         raise RequestFailed(reason) from reason
 
     # -- the transport -------------------------------------------------------------------------
@@ -303,6 +316,7 @@ class Client:
                 break
         if sock is None:
             raise reason
+        self._user.refusals = 0
         return self._secure(sock) if target.is_secure else sock
 
     def _secure(self, sock: Connection) -> Any:
@@ -572,6 +586,9 @@ class ConnectionUser(PatientUser):
     #: Whether the end of a task's connection is a request "close" in the report, too.
     report_close: bool = False
 
+    #: How often in a row its connection was refused.
+    refusals: int = 0
+
     client: Any
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -609,6 +626,23 @@ class ConnectionUser(PatientUser):
         # Whatever its end is: also with an `on_stop` that doesn't call ours, or before it began.
         greenlet.rawlink(lambda _: self.client.drop())
         return greenlet
+
+    def wait_after_refusal(self) -> None:
+        """Wait, since no server listens: longer each time until there is one.
+
+        In the report it is no part of a request.
+
+        Switches:
+            While waiting, as between two tasks: a user that is stopped stops at once.
+        """
+        seconds = min(REFUSED_SECONDS * 2.0**self.refusals, MOST_REFUSED_SECONDS)
+        self.refusals = min(self.refusals + 1, 10)
+        before, self._state = self._state, LOCUST_STATE_WAITING
+        try:
+            gevent.sleep(seconds)
+        finally:
+            if self._state == LOCUST_STATE_WAITING:
+                self._state = before
 
     def on_stop(self) -> None:
         self.client.drop()

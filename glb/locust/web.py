@@ -1,8 +1,9 @@
 """The tab *Balance* of locust's web page.
 
-It is locust's own page, and locust's own server. The tab and its table use locust's extension
-points. There is none for a chart, so a script (``tab.js``) puts one below the table, outside of
-React's elements, and removes it when another tab is shown.
+It is locust's own page, and locust's own server. The tab uses locust's extension point, without a
+table: locust's would be of another moment, and stand above. A script (``tab.js``) puts verdict,
+charts and table in its place, outside of React's elements, and removes them when another tab is
+shown.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 from flask import Blueprint, Response, request
 
 from . import chart, collect, report
-from .measure import CloneFigures, Measure
+from .measure import Measure
 
 __all__ = ["KEY", "TITLE", "extend"]
 
@@ -25,35 +25,16 @@ KEY: Final = "balance"
 BLUEPRINT: Final = "glb_balance"
 TITLE: Final = "Balance"
 
-#: Figures of a clone: the name in locust's page, the title, and the digits behind the point.
-COLUMNS: Final = (
-    ("clone", "Clone", 0),
-    ("turns", "# Turns", 0),
-    ("share", "Off an exact share", 2),
-    ("replies", "# Replies", 0),
-    ("failures", "# Fails", 0),
-    ("mean_ms", "Average (ms)", 2),
-    ("p50_ms", "Median (ms)", 2),
-    ("p99_ms", "99%ile (ms)", 2),
-    ("max_ms", "Max (ms)", 2),
-)
-
-# locust's own tables end there: the page renders a longer one very slowly.
-MOST_ROWS: Final = 500
-
 SCRIPT: Final = Path(__file__).with_name("tab.js")
 
-# States that locust's page takes for the end of a test, after which it polls no more; but figures
-# still come while users finish their requests.
-ENDING: Final = frozenset({"cleanup", "stopping"})
 
-
-def extend(environment: Any, measure: Measure) -> None:
+def extend(environment: Any, measure: Measure, outstanding: Callable[[], int] = lambda: 0) -> None:
     """Add the tab to the web page of *environment*; once, however often it is called.
 
     Args:
         environment: locust's, with a `web_ui` that has not answered a request yet.
         measure: What to show.
+        outstanding: Returns how many workers' reports are still to come.
     """
     web_ui = environment.web_ui
     app = web_ui.app
@@ -62,15 +43,10 @@ def extend(environment: Any, measure: Measure) -> None:
     # All of locust's, and so ours, may be below a path (`--web-base-path`).
     path = (app.blueprints["locust"].url_prefix or "").rstrip("/")
     pages = Blueprint(BLUEPRINT, __name__, url_prefix=f"{path}/{KEY}")
-    _add_pages(pages, measure, web_ui.auth_required_if_enabled)
+    _add_pages(pages, measure, outstanding, web_ui.auth_required_if_enabled)
     app.register_blueprint(pages)
-    structure = [
-        {"key": key, "title": title, **({"round": digits} if digits else {})}
-        for key, title, digits in COLUMNS
-    ]
     for name, more in (
         ("extended_tabs", {"title": TITLE, "key": KEY}),
-        ("extended_tables", {"key": KEY, "structure": structure}),
         ("extended_csv_files", {"href": f"./{KEY}/csv", "title": "Download balance CSV"}),
     ):
         web_ui.template_args[name] = [*(web_ui.template_args.get(name) or []), more]
@@ -79,14 +55,12 @@ def extend(environment: Any, measure: Measure) -> None:
         """Add ours to an answer of locust's."""
         # With a login, most are to log in.
         if response.status_code == 200:
-            if request.endpoint == "locust.request_stats":
-                _add_rows(response, measure)
-            elif request.endpoint == "locust.index":
+            if request.endpoint == "locust.index":
                 script = f'<script src="./{KEY}/tab.js" defer></script>'
                 _insert(response, script)
             elif request.endpoint == "locust.stats_report":
-                is_dark = request.args.get("theme") == "dark"
-                section = report.html_section(measure.figures(), measure.history, is_dark=is_dark)
+                figures, history = measure.figures(), measure.history
+                section = report.html_section(figures, history, is_dark=_is_dark())
                 _insert(response, section)
         return response
 
@@ -94,7 +68,10 @@ def extend(environment: Any, measure: Measure) -> None:
 
 
 def _add_pages(
-    pages: Blueprint, measure: Measure, guarded: Callable[[Callable[[], Any]], Callable[[], Any]]
+    pages: Blueprint,
+    measure: Measure,
+    outstanding: Callable[[], int],
+    guarded: Callable[[Callable[[], Any]], Callable[[], Any]],
 ) -> None:
     """Add the pages, each of which asks for a login if locust's do."""
 
@@ -115,14 +92,17 @@ def _add_pages(
     @pages.route("/chart.svg")
     @guarded
     def svg() -> Response:
-        return Response(_chart(measure), mimetype="image/svg+xml")
+        drawn = chart.draw(measure.figures(), measure.history, is_dark=_is_dark(), width=_width())
+        return Response(drawn, mimetype="image/svg+xml")
 
     @pages.route("/tab.html")
     @guarded
     def tab() -> Response:
-        """What stands below the table: all of one moment."""
-        facts = escape(report.facts(measure.figures()))
-        words = f'<p style="margin:24px 0 8px">{facts}</p>{_chart(measure)}'
+        """What the tab shows: all of one moment."""
+        figures, still_out = measure.figures(), outstanding()
+        words = report.html_body(
+            figures, measure.history, is_dark=_is_dark(), width=_width(), outstanding=still_out
+        )
         reply = Response(words, mimetype="text/html")
         reply.headers["Cache-Control"] = "no-store"
         return reply
@@ -133,35 +113,14 @@ def _add_pages(
         return Response(SCRIPT.read_text(encoding="utf-8"), mimetype="text/javascript")
 
 
-def _chart(measure: Measure) -> str:
-    return chart.draw(
-        measure.figures(), measure.history, is_dark=request.args.get("theme") == "dark"
-    )
+def _is_dark() -> bool:
+    return request.args.get("theme") == "dark"
 
 
-def _add_rows(response: Response, measure: Measure) -> None:
-    """Add the table's rows to the statistics that locust's page asks for.
-
-    locust keeps an answer for two seconds, and we get it as we have left it.
-    """
-    data = response.get_json()
-    others = [each for each in data.get("extended_stats") or [] if each["key"] != KEY]
-    data["extended_stats"] = [*others, {"key": KEY, "data": _rows(measure)}]
-    if data.get("state") in ENDING:
-        data["state"] = "running"
-    response.set_data(json.dumps(data))
-
-
-def _rows(measure: Measure) -> list[dict[str, Any]]:
-    figures = measure.figures()
-    share = figures.turns / max(len(figures.clones), 1)
-    return [_row(each, share) for each in figures.clones[:MOST_ROWS]]
-
-
-def _row(each: CloneFigures, share: float) -> dict[str, Any]:
-    return {
-        key: each.turns - share if key == "share" else getattr(each, key) for key, _, _ in COLUMNS
-    }
+def _width() -> int:
+    """Return how wide the page says that it is, within reason."""
+    width = request.args.get("width", chart.WIDTH, type=int)
+    return max(chart.LEAST_WIDTH, min(width, chart.MOST_WIDTH))
 
 
 def _insert(response: Response, more: str) -> None:

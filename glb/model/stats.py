@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-__all__ = ["CloneStats", "DrainReport", "EntryStats", "RollReport", "jain"]
+__all__ = [
+    "PAUSE_REASONS",
+    "TIMEOUT_KINDS",
+    "CloneStats",
+    "DrainReport",
+    "EntryStats",
+    "RollReport",
+    "jain",
+]
+
+#: What was waited for when time was up: the header of the PROXY protocol, TLS's handshake, a
+#: client's first byte, the rest of a request's head, another request (or the end of `glb.idle`),
+#: the rest of a body, the application, or a client that takes its reply.
+TIMEOUT_KINDS: Final = (
+    "proxy_header",
+    "handshake",
+    "first_byte",
+    "head",
+    "idle",
+    "body",
+    "request",
+    "send",
+)
+
+#: Why a server accepts nothing for a while: its handlers are as many as they may be, its rate is
+#: used up, no descriptor or memory is left, or a handler could not be started.
+PAUSE_REASONS: Final = ("full", "rate", "out_of_room", "error")
 
 
 class CloneStats(NamedTuple):

@@ -31,7 +31,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..hubs.threads import call_where_it_may_switch
 from ..originals import Lock, monotonic
 
 __all__ = ["Census", "Watermark", "describe"]
@@ -159,6 +158,7 @@ class Watermark:
         count_connections: Returns how many connections handlers have; ``None`` if that is unknown.
         limit: Returns how many descriptors may be open; ``None`` is any number.
         clock: Returns the time, in seconds.
+        say: Calls a function that logs, which may switch greenlets.
     """
 
     def __init__(
@@ -166,6 +166,7 @@ class Watermark:
         before: int,
         count_connections: Callable[[], int | None],
         *,
+        say: Callable[[Callable[[], object]], object],
         limit: Callable[[], int | None] | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -173,6 +174,7 @@ class Watermark:
         self._count_connections = count_connections
         self._limit = soft_limit if limit is None else limit
         self._clock = clock
+        self._say = say
         #: The lowest number to call `reached` with; 0 in an episode, whose end any number may show.
         self.level = _share(self._limit(), HIGH_SHARE)
         # A second thread has nothing to add, so it never waits. (A child that is forked while it is
@@ -226,7 +228,7 @@ class Watermark:
         if census.is_suspect:
             self._next = sys.maxsize  # once an episode
             others = _most_of(look(opened)[1], connections)
-            call_where_it_may_switch(functools.partial(_warn, str(server), census, others))
+            self._say(functools.partial(_warn, str(server), census, others))
 
 
 def _warn(server: str, census: Census, others: str) -> None:

@@ -13,7 +13,14 @@ from gevent import Timeout
 
 from ..model.proxy_header import HeaderError, HeaderReader, ProxyHeader, Version
 
-__all__ = ["HEADER_SECONDS", "hand_header_on", "header_of", "read_header", "remember_header"]
+__all__ = [
+    "HEADER_SECONDS",
+    "LateHeaderError",
+    "hand_header_on",
+    "header_of",
+    "read_header",
+    "remember_header",
+]
 
 #: A balancer sends it with its first packet; the specification asks for 3 s and more, in case that
 #: is lost.
@@ -22,6 +29,10 @@ HEADER_SECONDS: Final = 3.0
 _PEEKED_BYTES: Final = 4096
 
 _headers: Final[WeakKeyDictionary[Any, ProxyHeader]] = WeakKeyDictionary()
+
+
+class LateHeaderError(HeaderError):
+    """It has not come in time."""
 
 
 def read_header(sock: Any, version: Version, seconds: float = HEADER_SECONDS) -> ProxyHeader:
@@ -39,7 +50,7 @@ def read_header(sock: Any, version: Version, seconds: float = HEADER_SECONDS) ->
         While it isn't there.
     """
     reader = HeaderReader(version)
-    late = HeaderError(f"no header of the PROXY protocol within {seconds:g} s")
+    late = LateHeaderError(f"no header of the PROXY protocol within {seconds:g} s")
     with Timeout(seconds, late):
         while reader.wanted:
             peeked = sock.recv(_PEEKED_BYTES, _socket.MSG_PEEK)

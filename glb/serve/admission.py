@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from ..hubs.threads import call_where_it_may_switch
 from ..model.accept_errors import Episode
 from ..model.limits import Bucket
 from ..model.states import MOVES, PAUSES, State, before
+from ..model.stats import PAUSE_REASONS
 from ..net.fd_leaks import Watermark
 from ..originals import monotonic
 from .bounds import SharedBound
@@ -79,6 +81,8 @@ class Admission:
         self.lingers = False
         #: What was reported already of accepts that failed.
         self.failures = Episode()
+        #: How often it has paused, by the reason: ``"full"``, ``"rate"`` or ``"error"``.
+        self.pauses: Final[Counter[str]] = Counter(dict.fromkeys(PAUSE_REASONS, 0))
         # Whether its listener was found broken, since it was opened.
         self._has_failed = False
         self._timer: Any = None
@@ -151,6 +155,7 @@ class Admission:
         self,
         state: State,
         delay: float | None = None,
+        reason: str | None = None,
         *,
         after: Collection[State] = tuple(State),
         episode: int | None = None,
@@ -158,6 +163,9 @@ class Admission:
         """Change the state, from any thread; after *delay* seconds, if given, accept again.
 
         Only if it is one of *after* now, if that leads there, and if it is that *episode*.
+
+        Args:
+            reason: Of a pause, for the count of them.
         """
         with REGISTRY.lock:
             turns = self.turns
@@ -169,6 +177,8 @@ class Admission:
             if episode not in (None, self._episode):
                 return
             self._set_locked(state)
+            if reason is not None:
+                self.pauses[reason] += 1
             self._until = FOREVER if delay is None else monotonic() + delay
             episode = self._episode
             if state is State.ACCEPTING:
@@ -222,15 +232,15 @@ class Admission:
 
     # -- pauses, by gevent's hooks -------------------------------------------------------------
 
-    def pause(self, state: State, delay: float | None = None) -> None:
+    def pause(self, state: State, reason: str, delay: float | None = None) -> None:
         """Go from accepting to *state*, by gevent's hook, for *delay* seconds if given."""
         turn = self._workers.turn
-        turn.pause = (state, delay)
+        turn.pause = (state, delay, reason)
         try:
             self.server.stop_accepting()
         finally:
             turn.pause = None
-        self.enter(state, delay, after=(State.ACCEPTING,))  # if the hook did not
+        self.enter(state, delay, reason, after=(State.ACCEPTING,))  # if the hook did not
 
     def accept_again(self, episode: int | None = None) -> None:
         """End a pause, by gevent's hook: this one, or the one with that number."""
@@ -275,14 +285,14 @@ class Admission:
             self._is_called_for_room = False
             self._has_reached_most = True
             if self.state is State.ACCEPTING:
-                self.pause(State.FULL)
+                self.pause(State.FULL, "full")
             self.look_for_room()  # the last handler may have ended a moment before
             return False
         bucket = self.bucket
         if bucket is not None and self.state is State.ACCEPTING:
             delay = bucket.pause(monotonic())
             if delay:
-                self.pause(State.BACKING_OFF, delay)
+                self.pause(State.BACKING_OFF, "rate", delay)
                 return False
         return True
 
@@ -300,11 +310,11 @@ class Admission:
         self._is_called_for_room = is_locked
         self._has_reached_most = False
         if is_locked or is_shared:
-            self.pause(State.FULL)
+            self.pause(State.FULL, "full")
         else:
             # A `full` of the program's own: nothing reports when its answer changes. The end of
             # each handler is a good moment to ask (see `handler_ended`), and so is this.
-            self.pause(State.FULL, self.next_delay() if self.server.delay >= 0 else None)
+            self.pause(State.FULL, "full", self.next_delay() if self.server.delay >= 0 else None)
         home = self._workers.home
         locked = [each for each in self.semaphores if each.locked()]
         if is_shared:
@@ -392,7 +402,7 @@ class Admission:
         if is_news:
             server.loop.handle_error(context, type(error), error, error.__traceback__)
         if server.delay >= 0 and self.state is State.ACCEPTING:
-            self.pause(State.BACKING_OFF, self.next_delay())
+            self.pause(State.BACKING_OFF, "error", self.next_delay())
 
     def fail(self, error: BaseException) -> None:
         """The listener is broken: report it, and close the server, once."""

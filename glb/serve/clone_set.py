@@ -19,6 +19,7 @@ from ..accept.descriptor import is_adopted
 from ..accept.listener import Listener
 from ..accept.registry import REGISTRY, Entry
 from ..accept.reports import count_connections
+from ..hubs.threads import call_where_it_may_switch
 from ..model.address import Address
 from ..model.clone import Clone
 from ..model.limits import check_places
@@ -146,7 +147,7 @@ class CloneSet:
         self.kind = kind_of(sock)
         self._wishes = (self.policy, server.patience)
         count = functools.partial(count_connections, REGISTRY)
-        self._admission.watermark = Watermark(sock.fileno(), count)
+        self._admission.watermark = Watermark(sock.fileno(), count, say=call_where_it_may_switch)
 
     def _first_listener(self) -> Listener:
         server = self._server

@@ -338,6 +338,5 @@ def _finish(
         if worker.has_callers:  # a handler that waits for others' end comes to its own after it
             wait_for_handlers(worker, plan.again())
     finally:
-        if worker.idle is not None:
-            worker.idle.close()
+        worker.end_sweeps()
         thread.end()

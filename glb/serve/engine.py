@@ -62,6 +62,12 @@ class Engine:
         worker = self.workers.here
         return None if worker is None else worker.idle
 
+    def count_timeout(self, kind: str) -> None:
+        """Note that time was up, on this thread's hub, for what *kind* says."""
+        worker = self.workers.here
+        if worker is not None:
+            worker.timeouts[kind] += 1
+
     def is_ending(self, clone: Clone | None) -> bool:
         """Whether the connections of *clone* are to end when nothing is under way on them."""
         return self.admission.is_drained or (clone is not None and clone >= len(self.clones))

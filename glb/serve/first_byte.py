@@ -25,6 +25,10 @@ __all__ = ["handle_tls", "wait_as_idle", "wait_for_first_byte"]
 T = TypeVar("T")
 
 
+class _LateHandshake(GreenletExit):
+    """The end of a handler whose client has not shaken hands in time."""
+
+
 def wait_for_first_byte(idle: IdleConnections | None, sock: Any) -> None:
     """Wait until the client of *sock* has said something.
 
@@ -61,8 +65,11 @@ def handle_tls(
             hand_header_on(client_socket, ssl_socket)
         if shakes_hands:
             try:
-                with Timeout(server.handshake_timeout, GreenletExit("the client was silent")):
+                with Timeout(server.handshake_timeout, _LateHandshake("the client was silent")):
                     wait_as_idle(engine.idle_here, ssl_socket, ssl_socket.do_handshake)
+            except _LateHandshake:
+                engine.count_timeout("handshake")
+                raise
             except OSError as error:
                 if not server.handshake_failed(ssl_socket, args[0] if args else None, error):
                     raise

@@ -83,8 +83,8 @@ class Turn:
     handed: PendingConnection | None = None
     #: The worker of this hub, once it was opened.
     worker: HubWorker | None = None
-    #: The pause for which the server stops accepting: its state, and its length in seconds.
-    pause: tuple[State, float | None] | None = None
+    #: The pause for which the server stops accepting: its state, its length in seconds, and why.
+    pause: tuple[State, float | None, str] | None = None
     #: The pause that ends now, by its number: see `glb.serve.admission`.
     resumed: int | None = None
 

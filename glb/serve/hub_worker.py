@@ -22,8 +22,10 @@ from ..accept.ring import Team
 from ..accept.watchdog import dispatcher_for
 from ..hubs.greenlet_pool import Handlers, Job, handlers_here
 from ..hubs.threads import HubThread
+from ..model.stats import TIMEOUT_KINDS
 from ..originals import native_ident
 from .idle import IdleConnections, Wait, connection_of
+from .sweep import Deadlines
 
 __all__ = ["HubWorker", "InUse", "Served"]
 
@@ -104,6 +106,11 @@ class HubWorker:
         self.unpooled: dict[Any, tuple[Served, Any]] = {}
         #: Its connections whose handlers wait for their client, once it was opened.
         self.idle: IdleConnections | None = None
+        #: Until when its handlers may be at work on what they are, once it was opened.
+        self.deadlines: Deadlines | None = None
+        #: How often time was up for a client or a handler, by what was waited for: changed by its
+        #: own thread alone.
+        self.timeouts: Counter[str] = Counter(dict.fromkeys(TIMEOUT_KINDS, 0))
         #: Called with the arguments of each handler that ends.
         self.watched: list[Callable[[object], object]] = []
         #: Greenlets of any hub that wait for the end of the server's handlers.
@@ -152,7 +159,8 @@ class HubWorker:
         if self.idle is not None and self.idle.hub is get_hub():
             self.idle.timeout = client_timeout  # handlers of the last time may wait there still
         else:
-            self.idle = IdleConnections(get_hub(), client_timeout)
+            self.idle = IdleConnections(get_hub(), client_timeout, self.timeouts)
+            self.deadlines = Deadlines(get_hub())
         # A ring's own from here on; a server that starts again brings a new one.
         self.team = Team(admitted=False)
         with dispatcher.turns.lock:
@@ -208,8 +216,9 @@ class HubWorker:
                 left.clear()
                 dispatcher.guarded.pop(self, None)
                 then()
-                if self.idle is not None and not len(self.idle):
-                    self.idle.close()
+                for each in (self.idle, self.deadlines):
+                    if each is not None and not len(each):
+                        each.close()
                 handlers.release()
                 dispatcher.hold_loop(self, is_held=False)
                 dispatcher.detach()
@@ -228,9 +237,9 @@ class HubWorker:
         # A connection that was lost between its inbox and its count has changed the last one alone.
         seen = (self.taken, self.done, self.reclaimed, self.in_flight)
         is_quiet, self._seen = seen == self._seen, seen
-        idle = self.idle
-        if idle is not None:
-            idle.look_over()
+        for sweep in (self.idle, self.deadlines):
+            if sweep is not None:
+                sweep.look_over()
         if not is_quiet or self.dispatcher is None:
             self._astray = ()
             return
@@ -263,6 +272,12 @@ class HubWorker:
                 if acceptor.worker is self:
                     for _ in range(acceptor.in_flight - coming[acceptor]):
                         acceptor.unexpect_locked()
+
+    def end_sweeps(self) -> None:
+        """Its handlers are done: leave no timer on its loop."""
+        for each in (self.idle, self.deadlines):
+            if each is not None:
+                each.close()
 
     # -- its handlers ----------------------------------------------------------------------------
 
@@ -355,6 +370,6 @@ class HubWorker:
         self.is_closed = True
         self.taken = self.done = self.reclaimed = 0
         self.unpooled = {}
-        self.idle = self._ident = None
+        self.idle = self.deadlines = self._ident = None
         for acceptor in self.acceptors:
             acceptor.forget()

@@ -17,6 +17,7 @@ import _socket
 import contextlib
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 from weakref import WeakSet
@@ -26,13 +27,9 @@ from gevent import getcurrent
 from ..hubs.threads import call_where_it_may_switch
 from ..model.clone import current_clone
 from ..originals import monotonic
+from .sweep import Sweep
 
 __all__ = ["IdleConnections", "idle"]
-
-# How much later than its time a silent client may be gone: a quarter of it, and not longer than
-# that. One timer looks for all of them, so that thousands cost no more than one.
-MAX_LOOK_SECONDS: Final = 1.0
-
 
 log: Final = logging.getLogger("glb")
 
@@ -46,30 +43,32 @@ _DONTWAIT: Final[int] = getattr(_socket, "MSG_DONTWAIT", 0)  # Windows has none
 Wait = tuple[Any, float, bool | None]
 
 
-class IdleConnections:
+class IdleConnections(Sweep):
     """The connections of one server that wait on one hub, by the greenlets of their handlers.
 
     Args:
         hub: This thread's.
         timeout: How long a client may be silent, in seconds; ``None`` is for ever.
+        timeouts: Counts those that were closed since the client was silent for too long, by what
+            was waited for: ``"first_byte"``, ``"head"``, or ``"idle"`` for another request.
     """
 
-    def __init__(self, hub: Any, timeout: float | None = None) -> None:
+    def __init__(
+        self, hub: Any, timeout: float | None = None, timeouts: Counter[str] | None = None
+    ) -> None:
+        super().__init__(hub)
         self.timeout = timeout
-        #: How many were closed since the client was silent for too long.
-        self.timed_out = 0
+        self.timeouts: Final = Counter() if timeouts is None else timeouts
         #: Called with each greenlet that begins to wait, while a clone is replaced.
         self.watchers: list[Callable[[object], object]] = []
         #: The connections that were in `idle` before.
         self.served: WeakSet[Any] = WeakSet()
-        self.hub: Final = hub
         #: Those whose reading was ended, and that may not have noticed yet.
         self.ended: set[object] = set()
         # Both oldest first.
         #: What is waited for, by the greenlet of the handler.
         self.waits: dict[object, Wait] = {}
         self._heads: dict[object, Wait] = {}
-        self._timer: Any = None
 
     def __len__(self) -> int:
         return len(self.waits)
@@ -128,36 +127,20 @@ class IdleConnections:
         self.ended.add(greenlet)
         return True
 
-    def close(self) -> None:
-        """Leave no timer on the loop. Twice is harmless."""
-        timer, self._timer = self._timer, None
-        if timer is not None and self.hub.loop is not None:
-            timer.stop()
-            timer.close()
-
-    def look_over(self) -> None:
-        """Take up what an exception has left undone, in a callback: see `glb.hubs.guard`."""
-        if self._timer is not None and not self._timer.active and self.timeout is not None:
-            self._timer.start(self._look, self.timeout)
-
     # -- silent clients ------------------------------------------------------------------------
-
-    def _start(self, timeout: float) -> None:
-        period = min(timeout / 4, MAX_LOOK_SECONDS)
-        self._timer = self.hub.loop.timer(period, period, ref=False)
-        self._timer.start(self._look, timeout)
 
     def _look(self, timeout: float) -> None:
         if not self.waits and not self._heads:
             self.close()
             return
         limit = monotonic() - timeout
-        for greenlet, _ in [*_older(self.waits, limit)]:
-            self.timed_out += self.tell(greenlet)
+        for greenlet, wait in [*_older(self.waits, limit)]:
+            if self.tell(greenlet):
+                self.timeouts["idle" if wait[2] else "first_byte"] += 1
         for greenlet, wait in [*_older(self._heads, limit)]:
             del self._heads[greenlet]
             end_reading(wait[0])
-            self.timed_out += 1
+            self.timeouts["head"] += 1
 
 
 def _older(waits: dict[object, Wait], limit: float) -> Iterator[tuple[object, Wait]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..model.forwarded import TrustedProxies
 from ..model.proxy_header import HeaderError, Version
-from ..net.proxied import read_header, remember_header
+from ..net.proxied import LateHeaderError, read_header, remember_header
 from .first_byte import wait_as_idle
 from .hooks import Handler
 from .idle import IdleConnections
@@ -48,6 +48,8 @@ def handle_proxied(
             raise HeaderError("it is not in proxy_allow_ips")
         header = wait_as_idle(idle, sock, lambda: read_header(sock, version))
     except (HeaderError, OSError) as error:
+        if isinstance(error, LateHeaderError):
+            server.glb_engine.count_timeout("proxy_header")
         server.proxy_header_failed(sock, peer, error)
         return None
     remember_header(sock, header)

@@ -122,6 +122,7 @@ class Workers:
             if worker.thread is not None:
                 workers[index] = renewed = HubWorker(index, self.callers)
                 renewed.share = worker.share
+                renewed.timeouts.update(worker.timeouts)
                 for acceptor in worker.acceptors:
                     if acceptor.worker is worker:
                         acceptor.worker = renewed

@@ -6,26 +6,37 @@ import errno
 import http.client
 import json
 import logging
+import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+import gevent
 import pytest
 from gevent import socket
 from prometheus_client.parser import text_string_to_metric_families
 
+import glb
 from glb.admin import Admin
+from glb.admin import server as server_module
+from glb.admin.passed_over import STALLED
+from glb.model.states import State
+from glb.model.stats import CloneStats
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
 from ..support.helpers import ask, close_all, connect, http_get, is_refused, wait_until
 
 ANY = ("127.0.0.1", 0)
-DOCS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+ROOT = Path(__file__).parents[2]
+DOCS = (ROOT / "docs" / "operations.md").read_text()
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
 SOON = 0.05
 
 
@@ -81,6 +92,11 @@ def in_thread(function: Callable[[], Any]) -> Any:
 def seen(admin: Admin, path: str, method: str = "GET") -> tuple[int, str, str]:
     reply: tuple[int, str, str] = in_thread(lambda: get(admin, path, method))
     return reply
+
+
+def statistics(clones: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what `clone_stats` has of what ``/clones`` has."""
+    return [{name: each[name] for name in CloneStats._fields} for each in clones]
 
 
 def samples(text: str) -> Callable[..., float]:
@@ -144,7 +160,10 @@ def test_clones_and_metrics_count_exactly(hubs: int) -> None:
             assert ask(server.address) == b"x"
         wait_until(lambda: sum(each.completed for each in server.clone_stats()) == 30)
         (found,) = json.loads(seen(admin, "/clones")[2])["servers"]
-        assert found["clones"] == [each._asdict() for each in server.clone_stats()]
+        assert statistics(found["clones"]) == [each._asdict() for each in server.clone_stats()]
+        for clone in found["clones"]:
+            assert clone["shown_state"] == clone["state"]
+            assert clone["stalled_seconds"] == 0
         assert (found["state"], found["active"]) == ("accepting", 0)
         assert [each["index"] for each in found["hubs"]] == [*range(hubs)]
         values = samples(seen(admin, "/metrics")[2])
@@ -184,7 +203,7 @@ def test_what_is_asked_otherwise_is_refused() -> None:
         assert seen(admin, "/livez", "HEAD")[::2] == (200, "")
         assert seen(admin, "/livez", "POST")[0] == 405
         status, _, body = seen(admin, "/nothing")
-        assert (status, body.split()) == (404, ["/livez", "/readyz", "/clones", "/metrics"])
+        assert (status, body.split()) == (404, ["/", "/livez", "/readyz", "/clones", "/metrics"])
 
 
 def test_a_unix_socket_will_do(tmp_path: Any) -> None:
@@ -216,7 +235,7 @@ def test_the_docs_have_each_metric() -> None:
 
 def test_the_docs_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """At other ports."""
-    (program,) = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    program, *_ = PROGRAMS
     seen_ready: list[bool] = []
     names: dict[str, Any] = {}
 
@@ -230,6 +249,59 @@ def test_the_docs_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         program = program.replace(port, ":0")
     exec(program, names)
     assert seen_ready == [True]
+
+
+def test_the_docs_program_that_drains_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a signal, which is one that ends nothing else here."""
+    (program,) = [each for each in PROGRAMS if "serve_until_signal" in each]
+    serve, replies = glb.serve_until_signal, []
+
+    def serve_some(server: WSGIServer, **options: Any) -> None:
+        def ask_and_end() -> None:
+            wait_until(lambda: server.started)
+            replies.append(http_get(("127.0.0.1", server.address[1])))
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+        gevent.spawn(ask_and_end)
+        assert serve(server, **options, signals=[signal.SIGUSR2]) == signal.SIGUSR2
+        assert not server.started
+
+    monkeypatch.setattr(glb, "serve_until_signal", serve_some)
+    exec(program.replace(":8000", ":0").replace("drain_delay=5", "drain_delay=0.01"), {})
+    assert replies == [b"hi\n"]
+
+
+# -- what the docs say of signals and states ----------------------------------------------------
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """Return the cells of the table below a heading, without its head."""
+    text = DOCS.partition(f"\n### {heading}\n")[2].partition("\n#")[0]
+    lines = [each for each in text.splitlines() if each.startswith("|")][2:]
+    return [[cell.strip() for cell in each.strip("|").split("|")] for each in lines]
+
+
+def test_the_docs_have_each_signal_that_is_heeded() -> None:
+    """And what SIGWINCH does, which other servers heed."""
+    heeded = {
+        name
+        for path in (ROOT / "glb" / "cli").glob("*.py")
+        for name in re.findall(r"signal\.(SIG[A-Z]+[12]?)\b", path.read_text())
+    }
+    assert {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"} <= heeded
+    told = {name for row in rows_of("Signals") for name in row[0].split(", ")}
+    assert heeded | {"SIGUSR2", "SIGWINCH"} <= told
+
+
+def test_the_docs_have_each_state() -> None:
+    """With what /readyz makes of a server in it."""
+    told = {row[0].strip("*"): row[2] for row in rows_of("States")}
+    assert {*told} == {*(each.value for each in State), STALLED}
+    for state in State:
+        # Paused is a clone's, and its server accepts.
+        is_ready = state in server_module._READY or state is State.PAUSED
+        assert told[state.value] == ("200" if is_ready else "503")
 
 
 # -- while hubs are stuck -----------------------------------------------------------------------
@@ -291,25 +363,51 @@ def test_it_answers_while_every_hub_is_stuck(hubs: int, caplog: pytest.LogCaptur
     assert all("in __call__" in each for each in lines)
 
 
-def test_one_stuck_hub_of_two_is_told_and_no_reason_to_restart() -> None:
-    """The other one serves."""
+@pytest.mark.parametrize("hubs", [2, 4])
+def test_one_stuck_hub_is_told_and_no_reason_to_restart(
+    hubs: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler never returns: its hub and place are in /livez, /clones and the log, in time."""
     handle = Blocking()
-    server = StreamServer(ANY, handle, clones=2, hubs=2)
-    with started(server), Admin(server, ANY, stall_limit=SOON) as admin:
-        clients = clients_of(server, 2)  # the second is on the other hub
-        clients[1].sendall(b"b")
+    # So long that no other hub is taken for a stuck one, on a machine with much to do.
+    server = StreamServer(ANY, handle, clones=hubs, hubs=hubs, patience=0.1)
+    with started(server), Admin(server, ANY, stall_limit=0.5) as admin:
+        clients = clients_of(server, hubs)
+        clients[1].sendall(b"b")  # the second is on the hub with number 1
         assert handle.blocked.acquire(timeout=10)
+        blocked_at = monotonic()
+
+        def seen_now() -> dict[str, Any]:
+            (found,) = json.loads(seen(admin, "/clones")[2])["servers"]
+            return dict(found)
 
         def stalled() -> list[bool]:
-            (found,) = json.loads(seen(admin, "/clones")[2])["servers"]
-            return [each["is_stalled"] for each in found["hubs"]]
+            return [each["is_stalled"] for each in seen_now()["hubs"]]
 
-        wait_until(lambda: stalled() == [False, True])
+        wait_until(lambda: stalled() == [index == 1 for index in range(hubs)])
+        assert monotonic() - blocked_at < 10  # the limit, two looks of 0.1 s, and a busy machine
         status, _, body = seen(admin, "/livez")
         assert status == 200
         assert body.startswith("ok\nhub 1 of ")
+        assert body.endswith("in wait\n")
+        found = seen_now()
+        assert found["hubs"][1]["stalled_at"].endswith("in wait")
+        for clone in found["clones"]:
+            assert clone["state"] == "accepting"
+            assert clone["shown_state"] == ("stalled" if clone["hub"] == 1 else "accepting")
+            assert (clone["stalled_seconds"] > 0) == (clone["hub"] == 1)
+        (line,) = [each.getMessage() for each in caplog.records]
+        assert line.startswith("hub 1 of ")
+        assert "in __call__" in line  # the handler's
+        # The others are served, and what passes over the clone of the stuck hub is counted.
+        for _ in range(3 * (hubs - 1)):
+            clients += clients_of(server, 1)
+        assert not server.clone_stats()[1].ready
+        assert seen_now()["clones"][1]["passed_over"] == {"stalled": 3}
         handle.go_on.set()
-        wait_until(lambda: stalled() == [False, False])
+        wait_until(lambda: stalled() == [False] * hubs)
+        wait_until(lambda: seen_now()["clones"][1]["shown_state"] == "accepting")
+        assert seen_now()["clones"][1]["passed_over"] == {"stalled": 3}
         close_all(clients)
 
 

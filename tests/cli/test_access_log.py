@@ -16,12 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gevent.event import Event
 
 import glb.cli.console
 from glb.cli.access_log import FORMATS, AccessLog, handler_class
 from glb.cli.serve import serve
-from glb.pywsgi import WSGIServer
+from glb.pywsgi import WSGIHandler, WSGIServer
 
+from ..fuzz.test_servers import ByHooks
 from ..support.helpers import ask, comes_true, connect, http_get, receive_all
 from .test_commands import Served, child, in_terminal, serving
 
@@ -204,6 +206,129 @@ def test_requests_of_one_connection_are_counted_alone() -> None:
     sizes = [json.loads(line)["http.response.body.size"] for line in log.lines]
     assert sizes == [5, 0, 5, 46]
 
+
+# -- requests that were refused -----------------------------------------------------------------
+
+#: What is sent, the first line as the log has it, and the status.
+REFUSED = [
+    (b"GET / HTTP/1.1\r\nA B: c\r\n\r\n", "GET / HTTP/1.1", 400),
+    (b"GET /%s HTTP/1.1\r\n\r\n" % (b"x" * 9000), f"GET /{'x' * 8185}", 414),
+    (b"GET / HTTP/1.1\r\n%b\r\n" % (b"A: b\r\n" * 101), "GET / HTTP/1.1", 431),
+    (b"POST / HTTP/1.1\r\nTransfer-Encoding: x\r\n\r\n", "POST / HTTP/1.1", 501),
+    (b"GET / HTTP/2.0\r\n\r\n", "GET / HTTP/2.0", 505),
+    (b"GET / HT", "GET / HT", 400),
+    (b"\x16\x03\x01\x02\x00\x01", r"\x16\x03\x01\x02\x00\x01", 400),
+    (b'" 200 5 "\x1b[31m\xff\r\n\r\n', r"\x22 200 5 \x22\x1B[31m\xFF", 400),
+    (b"\n1.2.3.4 - - [x]\r\n\r\n", "", 400),
+    (b"\r1.2.3.4 - - [x]\n\r\n", r"\x0D1.2.3.4 - - [x]", 400),
+]
+
+
+def log_of(handler_class_: Any, *parts: bytes, ends: bool = True, **options: Any) -> list[str]:
+    """Return the lines that one connection makes, on which *parts* are sent."""
+    found: dict[str, Any] = {}
+    exec(PROGRAM, found)
+    log = Lines()
+    application, address = found["application"], ("127.0.0.1", 0)
+    given: dict[str, Any] = {"log": log, "error_log": None, "handler_class": handler_class_}
+    with WSGIServer(address, application, clones=1, **given, **options) as server:
+        server.start()
+        client = connect(server.address)
+        for part in parts:
+            client.sendall(part)
+        if ends:
+            client.shutdown(socket.SHUT_WR)
+        receive_all(client)
+        client.close()
+        assert comes_true(lambda: server.active == 0)
+    return log.lines
+
+
+@pytest.mark.parametrize(("sent", "line", "status"), REFUSED)
+def test_a_request_that_is_refused_has_a_line(sent: bytes, line: str, status: int) -> None:
+    """With its first line as it came, as far as that is one; it can't be forged by that."""
+    for form in ("common", "combined"):
+        (found,) = log_of(handler_class(form), sent)
+        match = COMMON.fullmatch(found)
+        assert match is not None, found
+        assert match.group(1, 3, 4, 5) == ("127.0.0.1", line, str(status), "-")
+    (found,) = log_of(handler_class("json"), sent)
+    fields = json.loads(found)
+    assert (fields.get("glb.request_line", ""), fields["http.response.status_code"]) == (
+        line,
+        status,
+    )
+    assert {"http.request.method", "url.path", "network.protocol.version"}.isdisjoint(fields)
+
+
+@pytest.mark.parametrize(("sent", "line", "status"), REFUSED)
+def test_both_loops_log_the_same_of_refusals(sent: bytes, line: str, status: int) -> None:
+    """Also in gevent's own format, which escapes nothing."""
+    lines = [
+        re.sub(r"\[.*?\]", "[]", each, count=1)
+        for loop in (WSGIHandler, ByHooks)
+        for each in log_of(loop, sent)
+    ]
+    assert lines[0].startswith(f'127.0.0.1 - - [] "{line}" {status} ')
+    assert lines == [lines[0]] * 2
+
+
+def test_a_request_whose_head_was_read_is_logged_with_it() -> None:
+    """One with too long a body, say."""
+    head = b"POST /x?y HTTP/1.1\r\nHost: a\r\nUser-Agent: me\r\nContent-Length: 9\r\n\r\n"
+    (line,) = log_of(handler_class("json"), head, max_body=8)
+    found = json.loads(line)
+    names = ("http.request.method", "url.path", "user_agent.original", "http.response.status_code")
+    assert [found[name] for name in names] == ["POST", "/x", "me", 413]
+    assert "glb.request_line" not in found
+
+
+def test_a_silent_client_has_a_line() -> None:
+    """With what it has said of its request."""
+    (line,) = log_of(handler_class("common"), b"GET / HT", ends=False, first_byte_timeout=0.02)
+    assert '"GET / HT" 408 -' in line
+
+
+def test_a_refusal_shows_nothing_of_the_request_before() -> None:
+    """On the same connection: neither its length nor its line, nor its client behind a proxy."""
+    before = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n"
+    for form in ("common", "json"):
+        first, second = log_of(handler_class(form), before, b"BAD\r\n\r\n", forwarded_allow_ips="*")
+        assert "9.9.9.9" in first
+        if form == "json":
+            found = json.loads(second)
+            assert (found["client.address"], found["http.response.body.size"]) == ("127.0.0.1", 0)
+        else:
+            assert second.startswith("127.0.0.1 - - [")
+            assert second.endswith('"BAD" 400 -')
+
+
+def test_a_client_that_says_nothing_has_no_line() -> None:
+    """It has asked for nothing."""
+    assert log_of(handler_class("common")) == []
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_request_that_takes_too_long_has_a_line(form: str) -> None:
+    """With the status that it got."""
+    log = Lines()
+
+    def application(*_: object) -> Any:
+        Event().wait()
+
+    made: dict[str, Any] = {"handler_class": handler_class(form), "error_log": None, "log": log}
+    with WSGIServer(
+        ("127.0.0.1", 0), application, clones=1, request_timeout=0.02, **made
+    ) as server:
+        server.start()
+        with connect(server.address) as client:
+            client.sendall(get("/slow"))
+            assert receive_all(client)[9:12] == b"503"
+    (line,) = log.lines
+    assert ('"http.response.status_code": 503' if form == "json" else '" 503 -') in line
+
+
+# -- what can't be forged -----------------------------------------------------------------------
 
 FORGERIES = [
     'x" 200 5 "-" "me',
@@ -406,11 +531,11 @@ def test_stdout_that_is_closed_is_said(folder: pathlib.Path) -> None:
 
 @process_of_its_own
 def test_file_is_written_below_a_live_table(folder: pathlib.Path) -> None:
-    """A table takes the terminal, and not the log."""
+    """A file that is named has the log, and not the terminal."""
     args = ("serve", "program", "--bind", "127.0.0.1:0", "--access-log", "log")
     with in_terminal(*args, cwd=folder) as (process, read):
         port = read(r"serving program on http://127.0.0.1:\d+").rpartition(":")[2]
-        read(r"│ +accepting │")
+        read(r"0 +\S*accepting")
         http_get(("127.0.0.1", int(port)), "/one")
         assert comes_true(lambda: '"GET /one HTTP/1.0" 200 5' in (folder / "log").read_text())
         process.send_signal(signal.SIGINT)

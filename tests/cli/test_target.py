@@ -79,7 +79,7 @@ def test_load_gives_the_callable_and_its_kind(folder: Path) -> None:
 
 def test_what_it_is_told_to_be_is_not_looked_at(folder: Path) -> None:
     """A callable of no known kind is fine if the kind is given, then and ever after."""
-    write(folder / "app.py", "def handle(first, second): pass")
+    write(folder / "app.py", "def handle(*args): pass")
     with pytest.raises(TargetError, match="can't tell what 'app:handle' is by its arguments"):
         Target("app:handle").load()
     target = Target("app:handle", is_wsgi=True)
@@ -234,6 +234,9 @@ class Application:
         (lambda e, start: (e, start), True),
         (lambda env, s: (env, s), True),
         (lambda environ, start_response, more=None: (environ, start_response, more), True),
+        (lambda a, b: (a, b), False),
+        (lambda s, s2: (s, s2), False),
+        (lambda first, second, *rest, third=3, **more: (first, second, rest, third, more), False),
     ],
 )
 def test_kind_of_target_is_told_by_its_arguments(
@@ -246,8 +249,10 @@ def test_kind_of_target_is_told_by_its_arguments(
 @pytest.mark.parametrize(
     ("handle", "reason"),
     [
-        (lambda a, b: (a, b), "give --wsgi or --stream$"),
-        (lambda s, s2: (s, s2), "give --wsgi or --stream$"),
+        (lambda a, b, c: (a, b, c), "give --wsgi or --stream$"),
+        (lambda a, *, b: (a, b), "give --wsgi or --stream$"),
+        (lambda *args: args, "give --wsgi or --stream$"),
+        (lambda environ, sock: (environ, sock), "give --wsgi or --stream$"),
         (lambda s: s, "give --wsgi or --stream$"),
         (lambda: None, r"or write 'target\(\)' if it returns the application"),
         (lambda scope, receive, send: (scope, receive, send), "'target' is an ASGI application"),
@@ -489,7 +494,7 @@ BROKEN = {
     "import shelf.book, os; os.environ['NO']": r"KeyError: 'NO' \(at .*/app\.py:2\)",
     "import shelf.book; number = 3": "there is no 'handle' in module 'app'",
     "import shelf.book; handle = 3": "target must be callable, got 'app:handle': 3",
-    "def handle(one, two): pass": "can't tell what 'app:handle' is by its arguments",
+    "def handle(one): pass": "can't tell what 'app:handle' is by its arguments",
     "def handle(environ, start): pass": "'app:handle' is not a handler of connections any more",
 }
 

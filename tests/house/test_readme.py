@@ -1,27 +1,26 @@
-"""The README is true: its code runs and prints what it says."""
+"""The README: its first program prints what it says, its commands work, and it is short.
+
+`tests/docs` runs the other blocks of it, and those of the pages.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MOST_LINES = 200
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_code_in_the_readme_runs(number: int) -> None:
-    """Each block is a program of its own."""
-    if "glb.locust" in BLOCKS[number] and importlib.util.find_spec("locust") is None:
-        pytest.skip("needs locust")
+def test_the_first_program_prints_what_the_readme_says() -> None:
+    """Fifteen lines, eight connections, two rounds."""
+    program = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[0]
+    assert len([line for line in program.splitlines() if line.strip()]) <= 15
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", BLOCKS[number]],
+        [sys.executable, "-W", "error", "-c", program],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -29,12 +28,20 @@ def test_code_in_the_readme_runs(number: int) -> None:
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
-    if number == 0:
-        assert result.stdout.split() == [
-            word for turn in range(8) for word in ("served", "by", "clone", str(turn % 4))
-        ]
+    assert result.stdout.splitlines() == [f"served by clone {turn % 4}" for turn in range(8)]
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
     """It is found by the marker that `.ci/run` looks for."""
     assert re.search(r"<!-- test command -->\n```sh\n[^\n]*tox run-parallel\n```", README)
+
+
+def test_the_readme_is_short() -> None:
+    """What more there is to say, pages say."""
+    assert len(README.splitlines()) <= MOST_LINES
+
+
+def test_each_link_leads_to_a_file() -> None:
+    """Of the repository: it has no site to link to."""
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", README):
+        assert (ROOT / target).exists(), target

@@ -120,11 +120,11 @@ class Page:
         return [int(each) for each in self.look("#glb-balance .glb-clone", "dataset.turns")]
 
     def table(self) -> list[list[str]]:
-        rows: list[list[str]] = self.look("main tbody tr", "innerText.split('\\t')")
-        return rows
+        rows: list[list[str]] = self.look("#glb-balance tr", "innerText.split('\\t')")
+        return rows[1:]
 
     def facts(self) -> str:
-        (text,) = self.look("#glb-balance p", "textContent")
+        (text,) = self.look("#glb-balance .glb-facts", "textContent")
         assert isinstance(text, str)
         return text
 
@@ -256,9 +256,14 @@ def test_the_chart_is_on_its_tab_alone(page: Page) -> None:
         page.click("Balance")
         page.wait(lambda: len(page.turns()) == 4)
         assert len(page.find("#glb-balance")) == 1
-        (above,) = page.look("main table", "getBoundingClientRect().bottom")
-        (below,) = page.look("#glb-balance svg", "getBoundingClientRect().top")
-        assert above <= below
+        (tabs,) = page.look("[role=tablist]", "getBoundingClientRect().bottom")
+        (verdict,) = page.look("#glb-balance .glb-verdict", "getBoundingClientRect().top")
+        (chart,) = page.look("#glb-balance svg", "getBoundingClientRect().bottom")
+        (table,) = page.look("#glb-balance table", "getBoundingClientRect().top")
+        assert tabs <= verdict < chart <= table
+        (wide,) = page.look("#glb-balance svg", "getBoundingClientRect().width")
+        (box,) = page.look("#glb-balance", "clientWidth")
+        assert wide > 0.9 * box
     assert page.errors() == []
 
 

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -1129,6 +1130,39 @@ def test_a_failure_is_counted_once() -> None:
         (error,) = stats.errors.values()
         assert (error.name, error.method, error.occurrences) == ("echo", "TCP", stats.num_failures)
         assert "ConnectionResetError" in error.to_name()
+
+
+def test_a_user_waits_longer_each_time_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to a second; a connection that stands ends that."""
+    slept: list[float] = []
+    monkeypatch.setattr("glb.locust.users.gevent.sleep", slept.append)
+    with serving(echo) as served:
+        user, log = made(described(EchoUser, host=served.url, tasks=[]))
+    for _ in range(8):
+        with pytest.raises(RequestFailed):
+            user.client.connect()
+    assert slept == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
+    assert len(log.failures) == 8
+    monkeypatch.undo()
+    with serving(echo) as served:
+        user, _ = made(described(EchoUser, host=served.url, tasks=[]))
+        user.refusals = 5
+        user.client.connect()
+        assert user.refusals == 0
+        user.client.drop()
+
+
+def test_a_run_against_a_dead_port_stops_at_once() -> None:
+    """Its users wait then; each has tried some times, and not thousands."""
+    with serving(echo) as served:
+        url = served.url
+    with running(described(EchoUser, host=url, tasks=[]), 10) as (environment, log):
+        wait_until(lambda: len(log.failures) >= 30)
+        wait_until(lambda: len(log.failures) >= 40)
+        began = monotonic()
+        environment.runner.stop()
+    assert monotonic() - began < 1
+    assert len(log.failures) < 100
 
 
 def test_a_host_that_is_wrong_stops_the_run() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import flask
@@ -199,15 +199,9 @@ def measure() -> Measure:
     return made
 
 
-def rows(reply: Any) -> list[dict[str, Any]]:
-    (found,) = [each for each in reply.get_json()["extended_stats"] if each["key"] == "balance"]
-    data: list[dict[str, Any]] = found["data"]
-    return data
-
-
 @pytest.mark.parametrize("path", [None, "", "/load", "/load/"])
 def test_the_pages_tell_the_figures(pages: Pages, measure: Measure, path: str | None) -> None:
-    """CSV, JSON, chart and what stands below the table; below the path that locust's are below."""
+    """CSV, JSON, chart and what the tab shows; below the path that locust's are below."""
     _, client = pages.extended(measure, path=path)
     top = (path or "").rstrip("/")
     told = client.get(f"{top}/balance/csv")
@@ -221,9 +215,9 @@ def test_the_pages_tell_the_figures(pages: Pages, measure: Measure, path: str | 
     told = client.get(f"{top}/balance/chart.svg")
     assert told.mimetype == "image/svg+xml"
     assert told.text == draw(measure.figures(), measure.history)
-    told = client.get(f"{top}/balance/tab.html?theme=dark")
-    assert draw(measure.figures(), measure.history, is_dark=True) in told.text
-    assert f">{escape(report.facts(measure.figures()))}</p>" in told.text
+    told = client.get(f"{top}/balance/tab.html?theme=dark&width=1700")
+    body = report.html_body(measure.figures(), measure.history, is_dark=True, width=1700)
+    assert told.text == body
     told = client.get(f"{top}/balance/tab.js")
     assert told.mimetype == "text/javascript"
 
@@ -232,7 +226,7 @@ def test_the_pages_tell_the_figures(pages: Pages, measure: Measure, path: str | 
 def test_locusts_page_has_the_tab_and_its_script(
     pages: Pages, measure: Measure, path: str | None
 ) -> None:
-    """The tab, its table and its CSV by what locust has for it; the script once."""
+    """The tab and its CSV by what locust has for it; the script once."""
     environment, client = pages.extended(measure, path=path)
     assert environment.web_ui is not None
     for _ in range(2):
@@ -242,25 +236,69 @@ def test_locusts_page_has_the_tab_and_its_script(
         assert told.text.index("tab.js") < told.text.rindex("</body>")
         arguments = environment.web_ui.template_args
         assert arguments["extended_tabs"] == [{"title": "Balance", "key": "balance"}]
-        assert [each["key"] for each in arguments["extended_tables"]] == ["balance"]
+        assert not arguments.get("extended_tables")
         assert [each["href"] for each in arguments["extended_csv_files"]] == ["./balance/csv"]
 
 
-def test_the_rows_are_of_now_though_locust_keeps_its_answer(pages: Pages, measure: Measure) -> None:
-    """An answer that was extended before has ours once, with the numbers of now."""
+def test_the_tab_is_of_one_moment(pages: Pages, measure: Measure) -> None:
+    """Verdict and charts stand above the table, and all of them tell the same turns."""
     _, client = pages.extended(measure)
-    told = client.get("/stats/requests")
-    assert [(row["clone"], row["turns"]) for row in rows(told)] == [(0, 3), (1, 3), (2, 2), (3, 2)]
-    assert [row["share"] for row in rows(told)] == [0.5, 0.5, -0.5, -0.5]
-    assert {"stats", "errors", "state", "user_count"} <= told.get_json().keys()
+    told = client.get("/balance/tab.html")
+    assert told.headers["Cache-Control"] == "no-store"
+    places = [told.text.index(each) for each in ("glb-verdict", "glb-facts", "<svg", "<table")]
+    assert places == sorted(places)
+    table = told.text[places[-1] :]
+    found = re.findall(r"<tr><td[^>]*>(\d)</td><td[^>]*>(\d)</td><td[^>]*>([-\d.]+)</td>", table)
+    assert found == [
+        ("0", "3", "0.50"),
+        ("1", "3", "0.50"),
+        ("2", "2", "-0.50"),
+        ("3", "2", "-0.50"),
+    ]
+    assert re.findall(r'data-turns="(\d)"', told.text) == ["3", "3", "2", "2"]
     measure.record("2/4", 2.0)
-    again = client.get("/stats/requests")
-    assert [row["turns"] for row in rows(again)] == [3, 3, 3, 2]
-    assert int(again.headers["Content-Length"]) == len(again.data)
+    again = client.get("/balance/tab.html").text
+    assert re.findall(r'data-turns="(\d)"', again) == ["3", "3", "3", "2"]
+    assert re.findall(r"<tr><td[^>]*>\d</td><td[^>]*>(\d)</td>", again) == ["3", "3", "3", "2"]
+
+
+@pytest.mark.parametrize(
+    ("width", "drawn"), [("1700", 1700), ("1", 320), ("99999", 4000), ("x", 900), ("", 900)]
+)
+def test_the_charts_are_as_wide_as_the_page(
+    pages: Pages, measure: Measure, width: str, drawn: int
+) -> None:
+    """With letters of the same size; what isn't a width is the usual one."""
+    _, client = pages.extended(measure)
+    told = client.get(f"/balance/tab.html?width={width}").text
+    assert f'viewBox="0 0 {drawn} ' in told
+    svg = told[told.index("<svg") : told.index("</svg>") + 6]
+    assert "max-width" not in svg
+    ends = [float(each.get("x2") or 0) for each in ET.fromstring(svg).iter(f"{SVG}line")]
+    assert max(ends) == drawn - 16
+
+
+def test_the_verdict_is_provisional_while_reports_are_out(pages: Pages, measure: Measure) -> None:
+    """It says of how many workers."""
+    environment = pages.environment()
+    left = [2]
+    web.extend(environment, measure, lambda: left[0])
+    assert environment.web_ui is not None and environment.web_ui.app is not None
+    client = environment.web_ui.app.test_client()
+    for count, words in [
+        (2, "provisional: turns are exact so far; the reports of 2 workers are still out"),
+        (1, "provisional: turns are exact so far; the report of 1 worker is still out"),
+        (0, "turns are exact"),
+    ]:
+        left[0] = count
+        assert f"<strong>{words}</strong>" in client.get("/balance/tab.html").text
+    measure.record("0/4", 1.0)
+    assert "<strong>turns are exact</strong>" not in client.get("/balance/tab.html").text
+    assert report.verdict(Figures(())) == NO_TURNS
 
 
 def test_others_who_extend_the_page_stay(pages: Pages, measure: Measure) -> None:
-    """Tabs and rows that were there before, and being called twice."""
+    """Tabs that were there before, rows of others, and being called twice."""
     environment = pages.environment()
     ui = environment.web_ui
     assert ui is not None
@@ -277,19 +315,8 @@ def test_others_who_extend_the_page_stay(pages: Pages, measure: Measure) -> None
 
     ui.app.after_request(theirs)  # the last is asked first
     told = ui.app.test_client().get("/stats/requests").get_json()
-    assert [each["key"] for each in told["extended_stats"]] == ["cache", "balance"]
+    assert told["extended_stats"] == [{"key": "cache"}]
     assert [each["key"] for each in ui.template_args["extended_tabs"]] == ["cache", "balance"]
-
-
-def test_who_is_at_the_page_sees_what_comes_while_users_finish(
-    pages: Pages, measure: Measure
-) -> None:
-    """The page asks no more after "cleanup", which is before the end."""
-    for state, told in [("running", "running"), ("cleanup", "running"), ("stopped", "stopped")]:
-        environment, client = pages.extended(measure)
-        assert environment.runner is not None
-        environment.runner.state = state
-        assert client.get("/stats/requests").get_json()["state"] == told
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -333,15 +360,17 @@ def test_nothing_is_told_without_the_login_that_locust_asks_for(
     assert client.get("/enter").text == "welcome"
     for path in ours:
         assert client.get(path).status_code == 200
-    assert len(rows(client.get("/stats/requests"))) == 4
+    assert "glb-verdict" in client.get("/balance/tab.html").text
 
 
 def test_a_table_of_very_many_clones_ends(pages: Pages) -> None:
-    """As locust's own do, after 500 rows."""
+    """As locust's own do, after 500 rows; it says how many more there are."""
     measure = Measure()
     measure.record("0/2000", 1.0)
     _, client = pages.extended(measure)
-    assert len(rows(client.get("/stats/requests"))) == web.MOST_ROWS
+    told = client.get("/balance/tab.html").text
+    assert told.count("<tr>") == report.MOST_ROWS + 1
+    assert "and 1500 clones more" in told
 
 
 def test_what_a_server_calls_its_clone_is_no_markup(pages: Pages) -> None:
@@ -354,4 +383,3 @@ def test_what_a_server_calls_its_clone_is_no_markup(pages: Pages) -> None:
         told = client.get(path).text
         assert "<img src=x" not in told
         assert escape(evil) in told
-    assert rows(client.get("/stats/requests"))[0]["clone"] == evil

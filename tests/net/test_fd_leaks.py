@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import glb.net.fd_leaks
+from glb.hubs.threads import call_where_it_may_switch
 from glb.net.fd_leaks import Census, Watermark, describe, look
 
 from ..support.helpers import close_all
@@ -180,7 +181,11 @@ class Scene:
         self._caplog = caplog
         monkeypatch.setattr("glb.net.fd_leaks.look", self._look)
         self.mark = Watermark(
-            10, lambda: self.connections, limit=lambda: self.limit, clock=lambda: self.now
+            10,
+            lambda: self.connections,
+            say=call_where_it_may_switch,
+            limit=lambda: self.limit,
+            clock=lambda: self.now,
         )
 
     def _look(self, below: int) -> tuple[int, Counter[str]]:
@@ -272,7 +277,10 @@ def test_a_limit_that_was_raised_moves_the_mark(scene: Scene) -> None:
 def test_without_a_limit_or_a_count_there_is_no_warning(scene: Scene) -> None:
     scene.connections, scene.opened = None, 800
     assert scene.accept(800) == []
-    assert Watermark(10, lambda: 0, limit=lambda: None).level == sys.maxsize
+    assert (
+        Watermark(10, lambda: 0, say=call_where_it_may_switch, limit=lambda: None).level
+        == sys.maxsize
+    )
 
 
 def test_what_goes_wrong_in_a_warning_is_not_the_accepts(scene: Scene) -> None:
@@ -307,7 +315,7 @@ def test_the_kernels_own_numbers(caplog: pytest.LogCaptureFixture) -> None:
     leaked: list[socket.socket] = []
     with scarcity(free=400, taken=0):
         limit = glb.net.fd_leaks.soft_limit() or 0
-        mark = Watermark(leak_once(leaked), lambda: 1)
+        mark = Watermark(leak_once(leaked), lambda: 1, say=call_where_it_may_switch)
         while not caplog.records:
             number = leak_once(leaked)
             if number >= mark.level:

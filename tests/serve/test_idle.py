@@ -94,7 +94,7 @@ def waits(server: StreamServer) -> int:
 
 
 def timed_out(server: StreamServer) -> int:
-    return sum(each.timed_out for each in waiting_of(server))
+    return sum(each.timeouts.total() for each in waiting_of(server))
 
 
 def failed(server: StreamServer) -> int:
@@ -338,7 +338,7 @@ def test_a_silent_client_is_let_go_when_its_time_is_over(
     assert not reader.ready()
     clock.now += SHORT * 0.02
     assert reader.get() == (b"", True)
-    assert waiting.timed_out == 1
+    assert waiting.timeouts.total() == 1
     waiting.close()
 
 
@@ -355,7 +355,7 @@ def test_the_oldest_is_let_go_first(clock: Clock) -> None:
         assert reader.get() == (b"", True)
         assert [each.ready() for each in readers] == [each <= place for each in range(4)]
         clock.now += SHORT / 4
-    assert (waiting.timed_out, len(waiting)) == (4, 0)
+    assert (waiting.timeouts.total(), len(waiting)) == (4, 0)
     waiting.close()
     close_all([*ends, *(theirs for _, theirs in pairs)])
 
@@ -377,7 +377,7 @@ def test_who_has_said_something_is_not_let_go(pair: tuple[Any, Any], clock: Cloc
     let_hub_turn()
     clock.now += 10 * SHORT
     waiting._look(SHORT)
-    assert waiting.timed_out == 0
+    assert waiting.timeouts.total() == 0
     go_on.set()
     assert reader.get() == (b"request", False)
     waiting.close()
@@ -472,7 +472,7 @@ def test_who_begins_a_request_is_to_go_on_with_it(pair: tuple[Any, Any], clock: 
     assert not reader.ready()
     clock.now += SHORT * 0.2
     assert reader.get() == [b"G", b"ET", b""]
-    assert waiting.timed_out == 1
+    assert waiting.timeouts.total() == 1
     waiting.close()
 
 

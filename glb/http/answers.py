@@ -1,0 +1,115 @@
+"""What a handler does for a request as a whole: its time, its refusal, and its line in the log.
+
+A request has its time from the end of its head to the end of its reply. When that is over,
+`RequestTimeout` is raised where the application waits. An application that computes, and never
+waits, can't be interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+import traceback
+from typing import Any, Final
+
+from gevent import getcurrent
+
+from ..hubs.threads import call_where_it_may_switch
+from ..serve.sweep import NEVER, Deadlines, Task
+from .replies import Replier
+from .settings import RequestTimeout, Settings
+
+__all__ = ["Answerer", "escaped"]
+
+log: Final = logging.getLogger("glb")
+
+_ESCAPES: Final = {
+    code: f"\\x{code:02X}" for code in range(256) if not 32 <= code < 127 or chr(code) in '"\\'
+}
+
+
+class Answerer(Replier):
+    """The part of a handler that sees to a request from its head to its line in the log."""
+
+    __slots__ = ()
+
+    def _enter_deadlines(self, deadlines: Deadlines, seconds: float) -> None:
+        # In the hub, where handlers run with ``spawn=None``, nothing can wait.
+        if getcurrent() is not deadlines.hub:
+            self._task = _Request(getcurrent(), self)
+            deadlines.enter(self._task, seconds)
+
+    def _respond(self) -> None:
+        """`handle_one_response`, within the request's time."""
+        task = self._task
+        if task is None:
+            self.handle_one_response()
+            return
+        task.until = None
+        try:
+            self.handle_one_response()
+        except RequestTimeout as error:
+            # It was raised behind the reply, or a method of the program's own has let it through.
+            with contextlib.suppress(RequestTimeout):
+                self._time_is_up(error)
+        finally:
+            task.until = NEVER
+
+    def _refuse(self, result: Any, line: str) -> None:
+        """Send the reply to a request that isn't served, and log it.
+
+        Args:
+            result: The status, and the whole reply.
+            line: The first line of the request, as far as it has come.
+        """
+        status, reply = result
+        self.status = self._orig_status = status
+        self._may_have_more = True
+        # The last request on the connection has left the rest.
+        self.code = None
+        self.headers_sent = False
+        self.response_length = 0
+        if self._head is None:
+            # It may be anything, and a `format_request` would not expect that.
+            self.requestline = escaped(line[: self._limits_now.line].rstrip("\r\n"))
+        with contextlib.suppress(OSError):
+            self._sendall(reply)
+        self.time_start = self.time_finish = time.time()
+        self.log_request()
+
+
+class _Request(Task):
+    """The requests of one connection, one after another."""
+
+    __slots__ = ("_handler",)
+
+    def __init__(self, greenlet: Any, handler: Any) -> None:
+        super().__init__(greenlet)
+        self._handler: Final = handler
+
+    def seconds(self) -> float | None:
+        handler = self._handler
+        if handler.connection_upgraded or handler._is_taken:
+            return None
+        settings: Settings = handler._settings
+        return None if handler.server.is_long_lived(handler.socket) else settings.request_timeout
+
+    def is_late(self) -> None:
+        # An application that catches the error, and goes on, gets it again as much later.
+        handler, greenlet = self._handler, self.greenlet
+        seconds = handler._settings.request_timeout
+        handler.server.glb_engine.count_timeout("request")
+        stack = "".join(traceback.format_stack(greenlet.gr_frame)).rstrip()
+        text = "%s from %r has taken longer than %g s, and is ended. It was at:\n%s"
+        args = (ascii(handler.requestline), handler.client_address, seconds, stack)
+        call_where_it_may_switch(functools.partial(log.warning, text, *args))
+        greenlet.throw(RequestTimeout(seconds))
+
+
+def escaped(text: str) -> str:
+    """Return *text*, of latin-1, in printable ASCII, without what ends a field of a log."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    return text.translate(_ESCAPES)
