@@ -170,7 +170,7 @@ def command(said: Said) -> click.Command:
     @click.option("--quick", is_flag=True)
     @seed_option()
     @click.pass_context
-    def main(context: click.Context, seed: int, **_: Any) -> None:
+    def main(context: click.Context, /, seed: int, **_: Any) -> None:
         said.line, said.seed = command_line(context, "it"), seed
 
     return main
