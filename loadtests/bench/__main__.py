@@ -20,10 +20,12 @@ from .plan import Plan
 
 def choose(only: str | None) -> list[Contender]:
     """Return the contenders of these names; ``glb`` is all of ``glb-4``, ``glb-256``, ..."""
-    words = {one.name: one for one in CONTENDERS}
-    groups = {name.rpartition("-")[0] for name in words if name.rpartition("-")[2].isdigit()}
-    names = chosen(only, "contender", [*words, *groups])
-    return [words[one] for one in words if one in names or one.rpartition("-")[0] in names]
+    every = [one.name for one in CONTENDERS]
+    groups = [name[:at] for name in every for at, each in enumerate(name) if each == "-"]
+    names = chosen(only, "contender", [*dict.fromkeys([*every, *groups])])
+    return [
+        one for one in CONTENDERS if any(f"{one.name}-".startswith(f"{name}-") for name in names)
+    ]
 
 
 main = experiment(
