@@ -33,11 +33,12 @@ from gevent.pywsgi import (
 from gevent.pywsgi import WSGIServer as GeventWSGIServer
 
 from ._version import VERSION
+from .accept.listener import Listener
 from .http.handler import WSGIHandler
 from .http.head import Limits
 from .http.settings import RequestTimeout, Settings
 from .http.stream import FileWrapper
-from .model.clone import current_clone
+from .model.clone import Clone, current_clone
 from .model.policy import Policy
 from .model.proxy_header import Version
 from .server import StreamServer
@@ -128,6 +129,7 @@ class WSGIServer(Settings, _Both):
         clones: int | None = None,
         reuse_port: bool | None = None,
         handler_factory: Callable[[int], Callable[..., Any]] | None = None,
+        accept_loop: Callable[[Listener, Clone], object] | None = None,
         policy: Policy | str | None = None,
         hubs: int | None = None,
         patience: float | None = None,
@@ -155,6 +157,7 @@ class WSGIServer(Settings, _Both):
             clones=clones,
             hubs=hubs,
             handler_factory=handler_factory,
+            accept_loop=accept_loop,
             policy=policy,
             reuse_port=reuse_port,
             patience=patience,

@@ -36,7 +36,7 @@ from .accept.exclusions import is_excluded
 from .accept.listener import Listener
 from .accept.registry import REGISTRY
 from .model.address import Address, parse
-from .model.clone import current_clone
+from .model.clone import Clone, current_clone
 from .model.forwarded import TrustedProxies
 from .model.limits import check_count
 from .model.policy import Policy
@@ -44,6 +44,7 @@ from .model.proxy_header import Version
 from .model.states import State
 from .model.stats import DrainReport
 from .net.connection import Connection, accept_plain
+from .serve.accept_loop import check_hooks, default_accept_loop, refuse_to_handle
 from .serve.controls import Controls
 from .serve.drain import LINGER_SECONDS
 from .serve.engine import Engine
@@ -54,7 +55,7 @@ from .serve.own_read import read_handed
 from .serve.proxied import handle_proxied
 from .serve.spawning import check_pool
 
-__all__ = ["DatagramServer", "StreamServer"]
+__all__ = ["DatagramServer", "StreamServer", "default_accept_loop"]
 
 log: Final = logging.getLogger("glb")
 
@@ -76,6 +77,10 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
             as with gevent.
         handler_factory: In place of *handle*. Called with 0 to *clones* - 1 when the server first
             accepts; each call returns the handler of that clone.
+        accept_loop: Called with a `glb.Listener` and a `glb.Clone` for each clone, in a greenlet of
+            its own on the clone's hub: it accepts, in place of the server. Or a method of that
+            name: see `glb.serve.accept_loop`. It needs no *handle*, unless it uses
+            `glb.Clone.handle`.
         policy: Which ready clone is next: ``"round_robin"``, the default, ``"least_connections"``
             or ``"first"``; see `glb.model.policy.Policy`. An address has one.
         hubs: On how many hubs the clones live, 1 or more, at most *clones*: clone *i* on hub *i*
@@ -150,6 +155,7 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         clones: int | None = None,
         reuse_port: bool | None = None,
         handler_factory: Callable[[int], Handler] | None = None,
+        accept_loop: Callable[[Listener, Clone], object] | None = None,
         policy: Policy | str | None = None,
         hubs: int | None = None,
         patience: float | None = None,
@@ -170,6 +176,7 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
             clones=clones,
             hubs=hubs,
             handler_factory=handler_factory,
+            accept_loop=accept_loop,
             policy=policy,
             reuse_port=reuse_port,
             patience=patience,
@@ -212,6 +219,8 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
     def set_handle(self, handle: Handler | None) -> None:
         if handle is None and self.handler_factory is not None:
             handle = self._handle_by_clone
+        elif handle is None and self.accept_loop is not None and not hasattr(self, "handle"):
+            handle = refuse_to_handle
         super().set_handle(handle)  # type: ignore[arg-type]  # gevent takes None
 
     def set_spawn(self, spawn: Any) -> None:
@@ -307,6 +316,7 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         ):
             self.set_handle(self._closed_handle)
         self.glb_engine.spawning.fit(self)
+        check_hooks(self, reads=type(self).do_read is not StreamServer.do_read)
         self._check_limits()  # they may have been set since
         check_count("max_accept", self.max_accept)
         if not self.glb_engine.clones.listeners:
@@ -346,8 +356,8 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
 
         As in gevent that is so with a pool or a number for ``spawn``. With several hubs it is so
         always, and their threads have ended when this returns, with all their greenlets. A thread
-        that a handler blocks for longer is reported in the log, and ends later. A drain that is
-        under way has no longer than *timeout*, either.
+        that a handler blocks for longer is reported in the log, and ends later. Accept loops are
+        waited for, and killed, like handlers, and so ends a drain that is under way.
 
         Args:
             timeout: ``None`` is `stop_timeout`, 1.
@@ -366,6 +376,8 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
                 self.pool.join(timeout=timeout)
                 self.pool.kill(block=True, timeout=1)
         else:
+            if engine.workers[0].loops:
+                timeout = engine.end_loops(timeout, self.close)
             super().stop(timeout)
         return None
 
@@ -441,8 +453,7 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         """Run the handler for a connection of the clone whose turn it is, as ``spawn`` says."""
         engine = self.glb_engine
         turn = engine.workers.turn
-        # Out of turn, which gevent allows, a connection is counted for the first clone.
-        acceptor = turn.acceptor or engine.clones.acceptors[0]
+        acceptor = turn.acceptor or engine.clones.acceptor_out_of_turn  # gevent allows that
         handle = self._handle
         if handle is None:
             handle = self._last_handle

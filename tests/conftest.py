@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import resource
 import sys
 import threading
 import time
@@ -56,6 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STUCK] = Stuck()
     if "not (thorough" in config.option.markexpr:
         try_fewer()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[STUCK].put_off()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -126,9 +131,27 @@ def leaves_nothing() -> Iterator[None]:
     assert hub.loop.activecnt <= watchers
 
 
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Let a test have some thousand descriptors: a clone with an accept loop has one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(params=["by turns", "by loops"])
+def by_turns_and_by_loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test twice: its servers accept by themselves, and by the default accept loop."""
+    from glb.server import StreamServer, default_accept_loop
+
+    if request.param == "by loops":
+        monkeypatch.setattr(StreamServer, "accept_loop", staticmethod(default_accept_loop))
+
+
 @pytest.fixture(autouse=True)
-def hangs_fail(pytestconfig: pytest.Config) -> Iterator[None]:
+def hangs_fail() -> Iterator[None]:
     """End a test that waits for what never comes."""
-    pytestconfig.stash[STUCK].put_off()
     with gevent.Timeout(60, RuntimeError("the test hangs")):
         yield

@@ -101,6 +101,13 @@ class Descriptor(PlainSocket):  # type: ignore[misc]  # the stubs leave gevent's
         with REGISTRY.lock:
             self._have(other.waiters)
 
+    def wait_by(self, waiters: AcceptWaiters) -> None:
+        """Have *waiters*. Greenlets that wait by it already get the error of a closed socket."""
+        with REGISTRY.lock:
+            self.end_waiters()
+            self._is_left = False
+            self._have(waiters)
+
     def _have(self, waiters: AcceptWaiters) -> None:
         self._waiters = waiters
         waiters.join(self)

@@ -348,7 +348,7 @@ class Dispatcher:
             if is_own and member.accepts_itself:
                 self._wake_others()
                 turn = cast("SelfAccepting", member).take_turn()
-                if watchdog is not None and member.is_out_of_reach:
+                if watchdog is not None and member.is_not_reclaimable:
                     self._go_on_later()
                 return turn
             try:
@@ -366,7 +366,7 @@ class Dispatcher:
                 if not member.deliver(plain, address):
                     with turns.lock:
                         turns.put_back_locked([PendingConnection(plain, address)])
-                if watchdog is not None and member.is_out_of_reach:
+                if watchdog is not None and member.is_not_reclaimable:
                     self._go_on_later()
                 return _TAKEN
             handed = PendingConnection(plain, address)
@@ -375,7 +375,7 @@ class Dispatcher:
             if self.handed_to and member.runs_at_once:
                 self._wake_others()
             self._take_up(handed)
-            if watchdog is not None and member.is_out_of_reach:
+            if watchdog is not None and member.is_not_reclaimable:
                 self._go_on_later()
         return _TAKEN
 
@@ -411,7 +411,7 @@ class Dispatcher:
             except BaseException as error:  # an interrupt, say, that strikes here
                 self.hub.loop.handle_error(self, type(error), error, error.__traceback__)
             # On probation a hub is ready again when the handler has begun, and not before.
-            if handed.member.is_out_of_reach or self.stalled_at is not None:
+            if handed.member.is_not_reclaimable or self.stalled_at is not None:
                 self._next_take = self.hub.loop.run_callback(self._take_up_all)
                 return
         if not self.has_turns:
@@ -433,11 +433,11 @@ class Dispatcher:
     def reclaim_jobs(self) -> list[PendingConnection]:
         """Take away connections whose handlers have not begun. From any thread."""
         jobs = self.handlers.take_back(self._can_take_back)
-        return [job[0].__self__.give_up(job) for job in jobs]  # type: ignore[attr-defined]  # a method
+        return [job[0].__self__.reclaim(job) for job in jobs]  # type: ignore[attr-defined]  # a method
 
     def _can_take_back(self, job: Job) -> bool:
         member: Any = getattr(job[0], "__self__", None)
-        return getattr(member, "dispatcher", None) is self and bool(member.can_give_up(job))
+        return getattr(member, "dispatcher", None) is self and bool(member.can_reclaim(job))
 
     # -- pauses --------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class Member(Protocol):
     @property
     def team(self) -> Team[Any]: ...
     @property
-    def is_out_of_reach(self) -> bool:
+    def is_not_reclaimable(self) -> bool:
         """Whether a connection that it takes can't be reclaimed before its handler begins."""
 
     @property

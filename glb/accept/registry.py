@@ -26,6 +26,7 @@ dropped at once each saw the other, and the port stayed bound until the process 
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -62,6 +63,10 @@ class Share:
     @property
     def holder(self) -> Closable | None:
         return None if self.held_by is None else self.held_by()
+
+
+def _accept_nothing() -> tuple[int, Any]:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 class Entry:
@@ -122,6 +127,15 @@ class Entry:
                 self._refuses_newcomers = sockets.refuse_newcomers(self.pristine)
             return self._refuses_newcomers
 
+    def accept_nothing(self) -> None:
+        """Leave what is in the accept queue there, until a clone joins or it is closed.
+
+        What was accepted before is given to clones still.
+        """
+        with self.registry.lock:
+            if not self.is_closed:
+                self.accept = _accept_nothing
+
     def keep_reserve(self) -> None:
         """Have the reserve kept until the entry is closed: a dispatcher is going to accept.
 
@@ -141,6 +155,8 @@ class Entry:
         if self.is_closed:
             self._shares.discard(share)
             return None
+        if self.accept is _accept_nothing:
+            self.accept = self.pristine._accept  # type: ignore[attr-defined]  # as above
         if self._refuses_newcomers:
             self._refuses_newcomers = False
             sockets.admit_newcomers(self.pristine)

@@ -158,7 +158,7 @@ class AcceptWaiters:
         """Wait for the clone's turn; see `glb.Listener.accept`."""
         self.check_open()
         if timeout == 0.0:
-            return self.readiness.accept_nowait(is_in_line=holder.asks_in_line)
+            return self.accept_nowait(is_in_line=holder.asks_in_line)
         if self.polled is not None:
             found = self.polled.take_one()
             if found is not None:
@@ -167,7 +167,7 @@ class AcceptWaiters:
         if getcurrent() is hub:
             # Waiting is an error in a callback; what is there already can be had.
             try:
-                return self.readiness.accept_nowait(is_in_line=False)
+                return self.accept_nowait(is_in_line=False)
             except BlockingIOError:
                 hub.switch_out()
         here = self.on(hub)
@@ -177,6 +177,10 @@ class AcceptWaiters:
             return here.wait(timeout, holder)
         finally:
             self.leave(here)
+
+    def accept_nowait(self, *, is_in_line: bool) -> Accepted:
+        """See `glb.accept.readiness.Readiness.accept_nowait`."""
+        return self.readiness.accept_nowait(is_in_line=is_in_line)
 
     # -- hubs ----------------------------------------------------------------------------------
 
@@ -189,13 +193,17 @@ class AcceptWaiters:
         """Return their part on *hub*, this thread's; the caller leaves it."""
         found = self._by_hub.get(hub)
         if found is None:
-            found = self._by_hub[hub] = HubWaiters(self, hub)
+            found = self._by_hub[hub] = self.make_member(hub)
             if not self._holders:
                 # Another thread ended them before it could see this one.
                 self._by_hub.pop(hub, None)
                 found.close()
                 self.check_open()
         return found
+
+    def make_member(self, hub: Any) -> HubWaiters:
+        """Return a new part on *hub*."""
+        return HubWaiters(self, hub)
 
     def leave(self, here: HubWaiters) -> None:
         """*here* may not be needed any more."""
@@ -248,20 +256,16 @@ class HubWaiters:
         "waiters",
     )
 
-    #: It isn't known how long a program works on what it accepted.
-    load: Final = 0
     #: The greenlet that waits goes on within the turn.
-    is_out_of_reach: Final = False
+    is_not_reclaimable: bool = False
     runs_at_once: Final = True
     accepts_itself: Final = False
-    max_accept: Final = MAX_ACCEPT
 
     def __init__(self, clone: AcceptWaiters, hub: Any) -> None:
         self.dispatcher: Dispatcher = dispatcher_for(clone.entry, hub)
         self.hub = hub
         self.clone = clone
         self._is_closed = False
-        # Connections that are on their way here from another hub.
         self._expected = 0
         self._delay = PAUSE_MIN_SECONDS
         self.waiters: deque[_Greenlet] = deque()
@@ -269,6 +273,14 @@ class HubWaiters:
         self.polls = 0
         #: Whether a program polls the clone here without waiting.
         self.is_polled_nowait = False
+
+    @property
+    def load(self) -> int:
+        return 0  # it isn't known how long a program works on what it accepted
+
+    @property
+    def max_accept(self) -> int:
+        return MAX_ACCEPT
 
     @property
     def team(self) -> Team[Any]:
@@ -279,7 +291,7 @@ class HubWaiters:
         return bool(self.waiters or self.polls or self.is_polled_nowait)
 
     @property
-    def context(self) -> str:
+    def context(self) -> object:
         return f"the listener on {self.clone.entry.address!r}"
 
     def wait(self, timeout: float | None, holder: Holder) -> Accepted:
@@ -318,10 +330,21 @@ class HubWaiters:
         self.dispatcher.hold_loop(self, is_held=bool(self.waiters or self.polls))
 
     @property
-    def _room(self) -> int:
+    def expected(self) -> int:
+        """Connections that are on their way here from another hub."""
+        return self._expected
+
+    @property
+    def is_taking(self) -> bool:
+        """Whether something here wants a connection, also one that it isn't ready for."""
+        return not self._is_closed and self.is_used
+
+    @property
+    def room(self) -> int:
+        """How many connections more are wanted than are on their way."""
         if self._is_closed or self.clone.is_cancelled:
             return 0
-        wanted = len(self.waiters) - self._expected
+        wanted = len(self.waiters) - self.expected
         if self.polls or self.is_polled_nowait:
             # All that poll share one pending connection, which they race to accept.
             wanted += not self.clone.readiness.pending
@@ -331,7 +354,7 @@ class HubWaiters:
         """Be ready while more is wanted than connections are on their way."""
         turns, clone = self.dispatcher.turns, self.clone
         with turns.lock:
-            if self._room > 0:
+            if self.room > 0:
                 turns.join(self, clone.place if clone.keeps_place else None)
                 clone.keeps_place = False
                 return
@@ -353,7 +376,7 @@ class HubWaiters:
         self.settle()
 
     def has_room(self) -> bool:
-        if self._room > 0:
+        if self.room > 0:
             return True
         self.settle()
         return False
@@ -361,15 +384,19 @@ class HubWaiters:
     def take(self, handed: PendingConnection) -> bool:
         return self.deliver(handed.sock, handed.address, handed.moves)
 
+    def arrived(self, plain: Any, *, is_new: bool) -> None:
+        """A connection is about to be delivered; it *is_new* if it came from no other hub."""
+        self._delay = PAUSE_MIN_SECONDS
+
     def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:
         with self.dispatcher.turns.lock:
-            if self._is_closed or not self.is_used:
+            if not self.is_taking:
                 return False
             if moves is not None:
                 self._expected -= 1
+        self.arrived(plain, is_new=moves is None)
         # The greenlet runs now, in this switch: there is no moment in which it could be
         # killed, or its timeout end, with a connection on the way to it.
-        self._delay = PAUSE_MIN_SECONDS
         if not self.waiters:
             polled = self.clone.readiness
             polled.add((plain, address))

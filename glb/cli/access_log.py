@@ -22,7 +22,7 @@ from typing import Any, Final
 from ..http.answers import escaped
 from ..http.handler import WSGIHandler
 from ..http.head import Head
-from ..http.reply import ReplyHead, as_lines
+from ..http.measured import MeasuredHandler
 from ..model.clone import current_clone
 from ..originals import Lock
 from . import console
@@ -30,8 +30,6 @@ from . import console
 __all__ = ["AccessLog", "handler_class"]
 
 _MONTHS: Final = "JanFebMarAprMayJunJulAugSepOctNovDec"
-#: What is between the words of ``HTTP/1.1 200 OK``, its line's end and the empty line.
-_FRAME_BYTES: Final = len(b"HTTP/1.1 \r\n\r\n")
 
 
 class AccessLog:
@@ -111,48 +109,10 @@ def _open(path: str) -> int:
 # -- the handler ------------------------------------------------------------------------------
 
 
-class _Logged(WSGIHandler):
-    """A handler that knows how long the body of its reply was."""
-
-    __slots__ = ("_body_bytes", "_bytes_before_head")
-
-    _body_bytes: int | None
-    _bytes_before_head: int
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._forget()
-
-    def log_request(self) -> None:
-        super().log_request()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._body_bytes = None
-        self._bytes_before_head = 0
-
-    def _send_whole(self, reply: ReplyHead, data: bytes) -> None:
-        self._body_bytes = len(data)
-        super()._send_whole(reply, data)
-
-    def _write_with_headers(self, data: Any) -> None:
-        self._bytes_before_head = self.response_length  # of early hints
-        super()._write_with_headers(data)
-
-    def body_bytes(self) -> int:
-        """Return how many bytes were sent after the reply's head."""
-        if self._body_bytes is not None:
-            return self._body_bytes
-        if not self.headers_sent:
-            return 0
-        head = _FRAME_BYTES + len(self._orig_status or "") + len(as_lines(self.response_headers))
-        return max(0, self.response_length - self._bytes_before_head - head)
-
-
 def handler_class(form: str) -> type[WSGIHandler]:
     """Return the class of handlers whose line has the format *form*: a key of `FORMATS`."""
 
-    class LoggedHandler(_Logged):
+    class LoggedHandler(MeasuredHandler):
         __slots__ = ()
         format_request = FORMATS[form]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from ..server import StreamServer
@@ -38,6 +38,25 @@ class Clone(int):
     def index(self) -> int:
         """The plain index."""
         return int(self)
+
+    def handle(self, sock: Any, *args: Any) -> None:
+        """Have the server handle a connection for this clone. For accept loops, on its hub.
+
+        All that the server does with what it accepts itself is done: *spawn* and its bound, TLS,
+        the PROXY protocol, the counts, and the close. An error is reported, and pauses the server,
+        as when gevent can't spawn a handler.
+
+        Args:
+            sock, args: What `glb.Listener.accept` has returned. The server closes *sock*.
+
+        Raises:
+            RuntimeError: This thread's hub is not the clone's, or the server has no such clone.
+
+        Switches:
+            While a pool for *spawn* is full; with ``spawn=None`` while the handler does. A kill
+            then closes *sock*.
+        """
+        self.server.glb_engine.clones.handle(self, (sock, *args))
 
     def __bool__(self) -> bool:
         return True

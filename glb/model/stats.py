@@ -38,7 +38,8 @@ class CloneStats(NamedTuple):
     """What one clone of a server has done.
 
     ``accepted`` is the sum of ``active``, ``completed``, ``failed`` and of what a ``spawn`` of the
-    program's own was given and has not run yet, unless its own ``do_handle`` kept connections.
+    program's own was given and has not run yet, unless its own ``do_handle``, or its accept loop,
+    kept connections.
 
     Attributes:
         index: The clone, 0 to N-1.

@@ -202,7 +202,7 @@ class Connection(LazySocket):
             data = memoryview(data)[sent:]
         super().sendall(data, flags)
 
-    def give_up(self) -> Any:
+    def release_plain(self) -> Any:
         """Return the plain socket, which the caller owns then. Only for an unused connection."""
         sock = self._sock
         self._sock = ClosedSocket(sock.family, sock.type, sock.proto, sock.fileno(), "given up")

@@ -8,6 +8,7 @@ Each module owns one noun::
     engine           all of the below, opened and closed in one order
     clone_set        a server's clones
     acceptor         one clone of a server
+    accept_loop      a greenlet a clone, where the program wants the loop
     workers          a server's parts, by hub
     hub_worker       its part on one hub
     spawning         how each connection gets its greenlet

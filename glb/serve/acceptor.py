@@ -31,6 +31,7 @@ from ..model.states import State, before, of_clone
 from ..model.stats import CloneStats
 from ..net.connection import Connection
 from ..originals import monotonic
+from .accept_loop import AcceptLoop, settle
 from .admission import Admission
 from .hooks import Handler, Hooks
 from .hooks import Turn as Thread
@@ -62,7 +63,8 @@ class Acceptor:
         "failed",
         "handle",
         "in_flight",
-        "is_out_of_reach",
+        "is_not_reclaimable",
+        "loop",
         "own",
         "reclaimed",
         "server",
@@ -93,8 +95,10 @@ class Acceptor:
         #: Whether the program has a ``do_read`` of its own, as `has_room` has found.
         self.accepts_itself = False
         #: Whether a connection that it takes can't be reclaimed before its handler begins.
-        self.is_out_of_reach = False
+        self.is_not_reclaimable = False
         self.clone: Final = Clone(index, cast("Any", server))
+        #: Its accept loop, which stands in the ring in its place; ``None`` if it has none.
+        self.loop: AcceptLoop | None = None
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Handler | None = None
         #: Its own state, as far as it isn't the server's: see `enter`.
@@ -131,27 +135,21 @@ class Acceptor:
 
         Only if that is one of *after* now, and leads there. From any thread.
         """
-        turns = self.admission.turns
         with REGISTRY.lock:
             if self.own not in before(state) or self.own not in after:
                 return False
             self.own = state
-            if turns is not None and state is State.ACCEPTING:
-                turns.join(self)
-            elif turns is not None:
-                turns.leave(self)
+            settle(self, self.admission.turns)
             return True
 
     def join(self, turns: Turns) -> None:
         """Its server has opened: stand in its turns, unless it is to stay away."""
-        if self.own is State.ACCEPTING:
-            turns.join(self)
-        else:
-            self._look_for_room()  # those that it had at the last stop may be done
+        settle(self, turns)
+        self._look_for_room()  # handlers that it had at the last stop may be done
 
     @property
     def runs_at_once(self) -> bool:
-        return self.is_out_of_reach or self.server.runs_in_hub
+        return self.is_not_reclaimable or self.server.runs_in_hub
 
     @property
     def max_accept(self) -> int:
@@ -268,21 +266,21 @@ class Acceptor:
             turn.acceptor = None
         return True
 
-    def can_give_up(self, job: Job) -> bool:
+    def can_reclaim(self, job: Job) -> bool:
         """Whether *job* came by a turn, and its connection was seen by no program's code."""
         run, _, _, args, _ = job
         return (
-            not self.is_out_of_reach
+            not self.is_not_reclaimable
             and getattr(run, "__func__", None) is Acceptor.serve
             and type(args[0]) is Connection
         )
 
-    def give_up(self, job: Job) -> PendingConnection:
+    def reclaim(self, job: Job) -> PendingConnection:
         """Return the connection of a *job* that won't be done here. The lock is held."""
         args, pool = job[-2:]
         connection, address = args
         moves = getattr(connection, "moves", 0)
-        handed = PendingConnection(connection.give_up(), address, moves)
+        handed = PendingConnection(connection.release_plain(), address, moves)
         self.reclaimed += 1
         worker = self.worker
         worker.reclaimed += 1
@@ -412,9 +410,10 @@ class Acceptor:
     def look_over(self) -> None:
         """Take up what an exception has left undone: see `glb.hubs.guard`."""
         with REGISTRY.lock:  # or another thread could pause it in between
-            turns = self.admission.turns
-            if turns is not None and self.own is State.ACCEPTING and self not in self.team.line:
-                turns.join(self)
+            if self not in self.team.line:
+                settle(self, self.admission.turns)
+        if self.loop is not None:
+            self.loop.start()
         self._look_for_room()
 
     @property
@@ -448,13 +447,14 @@ class Acceptor:
         self.spawned = {}
 
     def stats(self) -> CloneStats:
+        has_turns = self.own is State.ACCEPTING and (self.loop is None or self.loop.is_waiting)
         return CloneStats(
             self.clone.index,
             self.accepted - self.reclaimed,
             self.active,
             self.completed,
             self.failed,
-            self.own is State.ACCEPTING and self.admission.is_open and self.worker.is_ready,
+            has_turns and self.admission.is_open and self.worker.is_ready,
             self.worker.index,
             self.state.value,
         )

@@ -1,7 +1,8 @@
 """The clone set: a server's clones, each an acceptor and a share of the address.
 
 The first clone of each hub has a `Listener`, and with it a descriptor, so that a child forked in
-any hub keeps one. The other clones cost none: nothing would read it.
+any hub keeps one. The other clones cost none, as nothing would read it, unless they have accept
+loops.
 
 Its lists are replaced, never changed, as other threads read them.
 """
@@ -14,6 +15,8 @@ import logging
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
+
+from gevent import getcurrent
 
 from ..accept.descriptor import is_adopted
 from ..accept.listener import Listener
@@ -28,6 +31,8 @@ from ..model.states import State
 from ..net.connection import Kind, kind_of
 from ..net.fd_leaks import Watermark
 from ..net.sockets import set_nodelay
+from . import accept_loop
+from .accept_loop import AcceptLoop
 from .acceptor import Acceptor
 from .admission import Admission
 from .hooks import Handler, Hooks
@@ -79,7 +84,7 @@ class CloneSet:
         self.handed_in: Any = None
         #: The policy that the server asks of its address; ``None`` leaves it to others.
         self.policy: Policy | None = None
-        self._wishes: tuple[Policy | None, float | None] = (None, None)
+        self._shared_settings: tuple[Policy | None, float | None] = (None, None)
 
     def __len__(self) -> int:
         return len(self.acceptors)
@@ -110,8 +115,46 @@ class CloneSet:
             raise RuntimeError(
                 f"no clone of {self._server} has its turn: run handlers by do_handle()"
             )
-        handle: Handler = acceptor.handle
-        return handle
+        found: Handler = acceptor.handle
+        return found
+
+    # -- accept loops --------------------------------------------------------------------------
+
+    @property
+    def loops(self) -> list[AcceptLoop]:
+        """The accept loops of its clones, if they have any."""
+        return [each.loop for each in self.acceptors if each.loop is not None]
+
+    @property
+    def acceptor_out_of_turn(self) -> Acceptor:
+        """The clone for which a connection counts that is handled out of turn.
+
+        In the greenlet of an accept loop it is the loop's, else the first, as gevent has one.
+        """
+        worker = self._workers.here
+        looping: Any = None if worker is None else worker.loops.get(getcurrent())
+        acceptor: Acceptor = self.acceptors[0] if looping is None else looping
+        return acceptor
+
+    def handle(self, clone: Clone, args: tuple[Any, ...]) -> None:
+        """See `glb.Clone.handle`."""
+        acceptors = self.acceptors
+        acceptor = acceptors[clone] if clone < len(acceptors) else self.gone.get(clone)
+        if acceptor is None:
+            raise RuntimeError(f"{clone!r} can't handle {args[0]!r}: there is no such clone")
+        accept_loop.handle(acceptor, args)
+
+    def resume(self, index: int) -> None:
+        """Give clone *index* turns again, unless its accept loop has ended."""
+        acceptor = self.at(index)
+        if acceptor.loop is None or not acceptor.loop.has_ended:
+            acceptor.enter(State.ACCEPTING)
+
+    def add_loops(self, acceptors: Sequence[Acceptor], listeners: Sequence[Any]) -> None:
+        """Give *acceptors* their accept loops, if the server has one. Their hubs are open."""
+        if self._server.accept_loop is not None:
+            for acceptor, listener in zip(acceptors, listeners, strict=True):
+                acceptor.loop = AcceptLoop(acceptor, listener)
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -131,7 +174,7 @@ class CloneSet:
             listeners.append(first)
             sock, entry = first._sock, first.entry
             listeners += (first.dup() for _ in range(1, server.hubs))
-            listeners += (Place(entry) for _ in range(server.hubs, server.clones))
+            listeners += self._places(entry, server.clones - server.hubs)
             if server.nodelay:
                 set_nodelay(sock)
             entry.turns.join_settings(self.policy, server.patience, entry.address)
@@ -141,13 +184,27 @@ class CloneSet:
             self.close_each(each for each in opened if each is not given)
             raise
         self.listeners = listeners
+        for acceptor in self.acceptors:
+            acceptor.loop = None
+            acceptor.enter(State.ACCEPTING, after=(State.STOPPED,))  # its last loop may have ended
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
         server.socket = sock
         server.address = entry.address
         self.kind = kind_of(sock)
-        self._wishes = (self.policy, server.patience)
+        self._shared_settings = (self.policy, server.patience)
         count = functools.partial(count_connections, REGISTRY)
         self._admission.watermark = Watermark(sock.fileno(), count, say=call_where_it_may_switch)
+
+    def _places(self, entry: Entry, count: int) -> list[Listener | Place]:
+        has_loops = self._server.accept_loop is not None
+        places: list[Listener | Place] = []
+        try:
+            for _ in range(count):
+                places.append(Listener(REGISTRY.acquire(entry)) if has_loops else Place(entry))
+        except BaseException:
+            self.close_each(places)
+            raise
+        return places
 
     def _first_listener(self) -> Listener:
         server = self._server
@@ -176,7 +233,7 @@ class CloneSet:
 
         def close() -> None:
             if listeners:
-                listeners[0].entry.turns.leave_settings(*self._wishes)
+                listeners[0].entry.turns.leave_settings(*self._shared_settings)
             self.close_each([*listeners, handed_in])
 
         return close
@@ -252,7 +309,7 @@ class CloneSet:
         if self.listeners is not listeners:
             self._server.clones = clones  # it was closed meanwhile
             return
-        added = [Place(listeners[0].entry) for _ in handlers]
+        added = self._places(listeners[0].entry, len(handlers))
         new = [self._come(first + place, handle) for place, handle in enumerate(handlers)]
         for acceptor in new:
             if acceptor.worker.dispatcher is not None:
@@ -261,8 +318,10 @@ class CloneSet:
         self.listeners = [*listeners, *added]
         self._server.clones = clones
         give_to_threads(new, added)
+        self.add_loops(new, added)
         for acceptor in new:
             acceptor.enter(State.ACCEPTING)
+        accept_loop.start_loops(new)
 
     def shrink(self, clones: int) -> Sequence[Acceptor]:
         """Have *clones* of them, which is less; return those that go, and drain."""

@@ -57,8 +57,11 @@ class Controls:
         self.glb_engine.clones.at(index).enter(State.PAUSED)
 
     def resume_clone(self, index: int) -> None:
-        """Let clone *index* have turns again, from the end of the line. Twice is once."""
-        self.glb_engine.clones.at(index).enter(State.ACCEPTING)
+        """Let clone *index* have turns again, from the end of the line. Twice is once.
+
+        One whose accept loop has ended has none.
+        """
+        self.glb_engine.clones.resume(index)
 
     def replace_clone(
         self,

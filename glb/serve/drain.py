@@ -21,7 +21,7 @@ import gevent
 from gevent import getcurrent
 
 from ..accept.descriptor import is_adopted
-from ..accept.registry import REGISTRY
+from ..accept.registry import REGISTRY, Entry
 from ..hubs.signals import Signal, ask
 from ..hubs.threads import HubThread
 from ..model.limits import check_seconds
@@ -49,6 +49,10 @@ LINGER_SECONDS: Final = 1.0
 # While no new client is let in, so long for handshakes that have begun: a way there and back
 # between continents. On a loopback address there are none.
 HANDSHAKE_SECONDS: Final = 0.3
+
+# For so long, at most, connections that were accepted are on their way to a clone of another hub. A
+# hub that is stalled gives them back sooner, to one that turns.
+ARRIVAL_SECONDS: Final = 1.0
 
 # How often it is looked whether the accept queue is empty: once a round of a hub's loop, about.
 QUEUE_LOOK_SECONDS: Final = 0.005
@@ -160,6 +164,7 @@ class Draining:
             try:
                 self._announce(plan)
                 self._empty_accept_queue(plan, plan.began + linger)
+                self._let_arrive(plan)
                 if not plan.is_called_off:
                     self.end(plan, State.DRAINING)
             except BaseException:
@@ -200,9 +205,8 @@ class Draining:
         if turns is None or not listeners or monotonic() >= until:
             return
         entry = listeners[0].entry
-        handed_in = getattr(self._clones.handed_in, "_sock", None)
-        if entry.clones > len(listeners) + is_adopted(handed_in):
-            return  # others serve the clients in the queue
+        if self._has_others(entry):
+            return  # they serve the clients in the queue
         is_shut = entry.refuse_newcomers()
         began = monotonic()
         # A client that has our SYN-ACK believes that it is connected; it is in the queue when its
@@ -216,6 +220,34 @@ class Draining:
                 return
             if not plan.lingers:
                 self._linger(plan)
+            gevent.sleep(QUEUE_LOOK_SECONDS)
+
+    def _has_others(self, entry: Entry) -> bool:
+        """Whether clones of others have the address, in this process."""
+        handed_in = getattr(self._clones.handed_in, "_sock", None)
+        return entry.clones > len(self._clones.listeners) + is_adopted(handed_in)
+
+    def _let_arrive(self, plan: DrainPlan) -> None:
+        """Accept nothing more, and wait for what was accepted and has no handler yet.
+
+        If the server left before, it would be closed, as no clone is left to take it.
+        """
+        admission, listeners = self._admission, self._clones.listeners
+        turns = admission.turns
+        if turns is None or not listeners or len(self._workers) == 1:
+            return
+        entry = listeners[0].entry
+        if self._has_others(entry):
+            return  # they are given what is left
+        entry.accept_nothing()
+        until = min(monotonic() + ARRIVAL_SECONDS, plan.until)
+        for worker in self._workers:
+            if not worker.is_here:
+                # What it was about to hand on, it has handed on when it comes to this.
+                ask(worker.send, _nothing, lambda: plan.is_called_off)(until - monotonic())
+        while admission.turns is turns and admission.state in SERVES and monotonic() < until:
+            if not (turns.waiting or admission.expected):
+                return
             gevent.sleep(QUEUE_LOOK_SECONDS)
 
     def _linger(self, plan: DrainPlan) -> None:
@@ -290,6 +322,10 @@ class Draining:
             if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, left))):
                 return True
         return thread.has_ended
+
+
+def _nothing() -> None:
+    """What a hub is asked that is only to show that it turns."""
 
 
 def last(plan: DrainPlan) -> float:

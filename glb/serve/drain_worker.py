@@ -1,4 +1,4 @@
-"""Drain workers: how the connections of a server come to their end, on one hub.
+"""Drain workers: how the connections and accept loops of a server come to their end, on one hub.
 
 A `DrainPlan` is the same for all hubs of a server: until when, what is closed before, and whether
 the rest is killed. A `DrainWorker` carries it out on one hub: it waits for handlers to end, and
@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import gevent
 from gevent.event import Event
@@ -127,6 +127,7 @@ class DrainWorker:
         self._worker: Final = worker
         self._plan: Final = plan
         self._until_idle: Final = until_idle
+        self._is_wanted: Final = is_wanted
         self._changed: Final = Event()
         self._left: dict[int, InUse] | None = None
         # What became of connections: each is one of these when its handler ends.
@@ -189,6 +190,7 @@ class DrainWorker:
                 if self._wait_until(when) or monotonic() >= plan.until:
                     break
             if plan.kill and not plan.is_called_off and self._count() > 0:
+                gevent.killall(self._loops, block=False)
                 self._kill(but=self._closing)
                 if self._closing:  # they are about to end
                     self._wait_until(monotonic() + LOOK_SECONDS)
@@ -208,7 +210,15 @@ class DrainWorker:
             # Only then can it matter which callers are handlers here. This is asked at each end.
             callers = {id(worker.args_of(each)) for each in [*worker.callers]} - {id(None)}
             count -= len(callers if self._left is None else callers & self._left.keys())
-        return count
+        # Not at each end of a handler: there may be a thousand of them.
+        return count if count > 0 else len(self._loops)
+
+    @property
+    def _loops(self) -> list[Any]:
+        """Accept loops that are to end."""
+        loops = self._worker.loops_to_end(self._is_wanted)
+        callers = self._worker.callers if self._plan.leaves_callers else ()
+        return [each for each in loops if each not in callers]
 
     def _wait_until(self, when: float) -> bool:
         while self._count() > 0:

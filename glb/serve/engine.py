@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from ..accept.registry import REGISTRY
+from ..hubs.signals import ask
 from ..model.states import PAUSES, State
-from ..originals import native_ident
+from ..originals import monotonic, native_ident
+from .accept_loop import end_loops, start_loops
 from .admission import Admission
 from .clone_set import CloneSet, give_to_threads
 from .drain import Draining
-from .drain_worker import DrainPlan, finish
+from .drain_worker import KILL_SECONDS, DrainPlan, finish
 from .hooks import Hooks
 from .rolling import Rolling
 from .spawning import Spawning
@@ -93,7 +95,7 @@ class Engine:
         Args:
             hooks_are_ours: Whether no program's hook stands between an accept and its handler.
                 Then handler greenlets let go of connections that they have not begun: see
-                `glb.serve.acceptor.Acceptor.give_up`.
+                `glb.serve.acceptor.Acceptor.reclaim`.
         """
         admission, clones, server = self.admission, self.clones, self._server
         if admission.starts_again():
@@ -113,7 +115,9 @@ class Engine:
         if is_first:
             entry = listeners[0].entry
             self.workers.open(
-                entry, is_out_of_reach=not hooks_are_ours, client_timeout=server.first_byte_timeout
+                entry,
+                is_not_reclaimable=not hooks_are_ours,
+                client_timeout=server.first_byte_timeout,
             )
             give_to_threads(clones.acceptors, listeners)
             home = self.workers.home
@@ -122,9 +126,12 @@ class Engine:
             if len(self.workers) > 1:
                 _forked.add(self)
                 self.workers.watch_crossings(str(server))
+            clones.add_loops(clones.acceptors, listeners)
             for acceptor in clones.acceptors:
                 acceptor.join(entry.turns)
         admission.enter(State.ACCEPTING)
+        if is_first:
+            start_loops(clones.acceptors)
         return is_first
 
     def close(self, stopped: Callable[[], object]) -> None:
@@ -137,6 +144,25 @@ class Engine:
         self.leave(State.STOPPED, stopped)
         for worker in self.workers:
             finish(worker, DrainPlan(None, kill=False, leaves_callers=False))
+
+    def end_loops(self, timeout: float | None, close: Callable[[], object]) -> float | None:
+        """Call *close*, and wait for the accept loops of the first hub, the only one.
+
+        What is left of them after *timeout* seconds is killed. Returns what is left of the time.
+
+        Switches:
+            While waiting.
+        """
+        home, began = self.workers[0], monotonic()
+        end = functools.partial(end_loops, home.loops, timeout)
+        if home.is_here:
+            close()
+            end()
+        else:
+            ended = ask(home.send, end, lambda: home.is_gone)  # it can't be reached when it left
+            close()
+            ended(None if timeout is None else timeout + 2 * KILL_SECONDS)
+        return None if timeout is None else max(0.0, timeout - (monotonic() - began))
 
     def leave(self, state: State, stopped: Callable[[], object] | None = None) -> None:
         """Leave the turns and the address, for *state*. What the handlers do goes on."""

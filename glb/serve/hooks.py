@@ -40,6 +40,7 @@ class Hooks(Protocol):
     socket: Any
 
     # ours
+    accept_loop: Any
     accept_rate: float | None
     accepts_by_hook: bool
     clones: int

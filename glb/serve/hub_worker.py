@@ -22,6 +22,7 @@ from ..accept.ring import Team
 from ..accept.watchdog import dispatcher_for
 from ..hubs.greenlet_pool import Handlers, Job, handlers_here
 from ..hubs.threads import HubThread
+from ..model.states import State
 from ..model.stats import TIMEOUT_KINDS
 from ..originals import native_ident
 from .idle import IdleConnections, Wait, connection_of
@@ -42,8 +43,9 @@ class Served(Protocol):
     worker: HubWorker
     dispatcher: Any
     team: Team[Any]
-    is_out_of_reach: bool
+    is_not_reclaimable: bool
     in_flight: int
+    own: State
     spawned: dict[int, Any]
     taken: int
 
@@ -104,6 +106,8 @@ class HubWorker:
         self.reclaimed = 0
         #: Greenlets that run handlers and are not from our pool: for which clone, with what.
         self.unpooled: dict[Any, tuple[Served, Any]] = {}
+        #: Greenlets that run accept loops, each with its clone: see `glb.serve.accept_loop`.
+        self.loops: dict[Any, Served] = {}
         #: Its connections whose handlers wait for their client, once it was opened.
         self.idle: IdleConnections | None = None
         #: Until when its handlers may be at work on what they are, once it was opened.
@@ -117,7 +121,7 @@ class HubWorker:
         self.callers: Final = callers
         #: Gives its clones no more turns; called in its hub, once it was closed.
         self.leave: Callable[[], object] = lambda: None
-        self._is_out_of_reach = False
+        self._is_not_reclaimable = False
         # What was counted when the guard last looked, and what was wrong with it then: ``None`` if
         # nothing was.
         self._seen = (0, 0, 0, 0)
@@ -143,11 +147,11 @@ class HubWorker:
 
     # -- opening and closing -------------------------------------------------------------------
 
-    def open(self, entry: Entry, *, is_out_of_reach: bool, client_timeout: float | None) -> None:
+    def open(self, entry: Entry, *, is_not_reclaimable: bool, client_timeout: float | None) -> None:
         """Open it on this thread's hub; its clones have no turns yet.
 
         Args:
-            is_out_of_reach: See `glb.accept.protocols.Member`.
+            is_not_reclaimable: See `glb.accept.protocols.Member`.
             client_timeout: See `glb.serve.idle.IdleConnections`.
 
         Raises:
@@ -167,7 +171,7 @@ class HubWorker:
             dispatcher.servers[self.team] = None
         self.dispatcher = dispatcher
         self._ident = native_ident()
-        self._is_out_of_reach = is_out_of_reach
+        self._is_not_reclaimable = is_not_reclaimable
         for acceptor in self.acceptors:
             self.place(acceptor)
         self.is_closed = False
@@ -177,7 +181,7 @@ class HubWorker:
         """Have *acceptor*, one of its own, stand with its team. It has no turns yet."""
         acceptor.dispatcher = self.dispatcher
         acceptor.team = self.team
-        acceptor.is_out_of_reach = self._is_out_of_reach
+        acceptor.is_not_reclaimable = self._is_not_reclaimable
 
     def start_thread(
         self,
@@ -267,7 +271,8 @@ class HubWorker:
 
     def _count_arrivals(self, dispatcher: Dispatcher) -> None:
         with dispatcher.turns.lock:
-            coming = Counter(handed.member for handed in dispatcher.inbox)
+            members = (handed.member for handed in dispatcher.inbox)
+            coming = Counter(getattr(each, "acceptor", each) for each in members)
             for acceptor in self.acceptors:
                 if acceptor.worker is self:
                     for _ in range(acceptor.in_flight - coming[acceptor]):
@@ -315,8 +320,20 @@ class HubWorker:
 
     @property
     def has_callers(self) -> bool:
-        """Whether a handler here waits for the end of others."""
-        return any(self.args_of(each) is not None for each in [*self.callers])
+        """Whether a handler, or an accept loop, here waits for the end of others."""
+        return any(each in self.loops or self.args_of(each) is not None for each in [*self.callers])
+
+    def loops_to_end(self, is_wanted: Callable[[InUse], bool] | None) -> list[Any]:
+        """Return the accept loops that are to end: all, or with their clones those *is_wanted*."""
+        return [
+            greenlet
+            for greenlet, acceptor in [*self.loops.items()]
+            if not greenlet.dead
+            and (
+                is_wanted is None
+                or (acceptor.own is State.DRAINING and is_wanted(InUse(greenlet, acceptor, None)))
+            )
+        ]
 
     def wait_of(self, greenlet: Any) -> Wait | None:
         """Return for what client *greenlet* waits, if it does."""
@@ -370,6 +387,7 @@ class HubWorker:
         self.is_closed = True
         self.taken = self.done = self.reclaimed = 0
         self.unpooled = {}
+        self.loops = {}
         self.idle = self.deadlines = self._ident = None
         for acceptor in self.acceptors:
             acceptor.forget()

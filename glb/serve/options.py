@@ -44,6 +44,8 @@ class Options:
     #: From which addresses and networks it may come.
     proxy_allow_ips: Iterable[str] | str = ("127.0.0.1", "::1", "unix")
     handler_factory: Callable[[int], Handler] | None = None
+    #: Accepts for each clone: see `glb.serve.accept_loop`. A subclass may have it as a method.
+    accept_loop: Any = None
     #: gevent's 128 overflows in the first burst.
     backlog: int = DEFAULT_BACKLOG
     #: Whether a connection is its handler's as a whole. HTTP's are made of requests.
@@ -81,6 +83,8 @@ class Options:
                 raise TypeError(f"give a handler_factory or a handler, not both: got {handle!r}")
         if spawn is None and self.proxy_protocol is not None:
             raise ValueError("proxy_protocol needs greenlets for the handlers, got spawn=None")
+        if self.accept_loop is not None and not callable(self.accept_loop):
+            raise TypeError(f"accept_loop must be callable, got {self.accept_loop!r}")
         if policy is not None:
             self._policy = Policy.of(policy)
         self._check_limits()

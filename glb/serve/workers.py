@@ -85,11 +85,11 @@ class Workers:
             worker.share = worker.index / hubs
         self.all = workers
 
-    def open(self, entry: Entry, *, is_out_of_reach: bool, client_timeout: float | None) -> None:
+    def open(self, entry: Entry, *, is_not_reclaimable: bool, client_timeout: float | None) -> None:
         """Open all of them, the first on this thread's hub; their clones have no turns yet.
 
         Args:
-            is_out_of_reach: See `glb.accept.protocols.Member`.
+            is_not_reclaimable: See `glb.accept.protocols.Member`.
             client_timeout: See `glb.serve.idle.IdleConnections`.
 
         Raises:
@@ -98,7 +98,7 @@ class Workers:
         self._renew()
 
         def open_here(worker: HubWorker) -> None:
-            worker.open(entry, is_out_of_reach=is_out_of_reach, client_timeout=client_timeout)
+            worker.open(entry, is_not_reclaimable=is_not_reclaimable, client_timeout=client_timeout)
             self.turn.worker = worker
 
         try:

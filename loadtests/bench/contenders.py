@@ -10,6 +10,9 @@ from loadtests.frame.process import Contender
 BASE: Final = "gevent"
 BASE_HTTP: Final = "wsgi-gevent"
 RUST_HTTP: Final = "wsgi-granian"
+GUNICORN: Final = "wsgi-gunicorn"
+GUNICORN_WORKER: Final = "wsgi-gunicorn-worker"
+GUNICORN_FAST: Final = "wsgi-gunicorn-fast"
 FLOOR: Final = "c"
 
 CONTENDERS: Final = (
@@ -29,7 +32,15 @@ CONTENDERS: Final = (
         is_idle_measured=True,
     ),
     Contender(
-        "wsgi-gunicorn", "gunicorn, a gevent worker", "wsgi:on_gunicorn", is_http=True,
+        GUNICORN, "gunicorn, a gevent worker", "wsgi:on_gunicorn", is_http=True,
+        is_kept=True, needs="gunicorn",
+    ),
+    Contender(
+        GUNICORN_WORKER, "gunicorn, a glb Worker", "wsgi:on_gunicorn_worker", is_http=True,
+        is_kept=True, needs="gunicorn",
+    ),
+    Contender(
+        GUNICORN_FAST, "gunicorn, a glb FastWorker", "wsgi:on_gunicorn_fast", is_http=True,
         is_kept=True, needs="gunicorn",
     ),
     Contender(

@@ -7,6 +7,7 @@ from typing import Final
 from loadtests.frame.promise import Promise
 
 from . import figures
+from .contenders import GUNICORN, GUNICORN_FAST, GUNICORN_WORKER
 
 # Where a promise is "no more than plain gevent's", two runs of the very same server differ:
 # the limit is what it may differ by. p99 of a second or two of load rests on a dozen
@@ -19,6 +20,10 @@ MEMORY_NOISE: Final = 1.02
 #: CPU of an HTTP request, with our server beside gevent's and granian's.
 BESIDE_GEVENT: Final = 0.25
 BESIDE_GRANIAN: Final = 1.3
+
+#: The same of glb's workers of gunicorn beside its own gevent worker.
+WORKER_BESIDE_GUNICORN: Final = 1.0
+FAST_BESIDE_GUNICORN: Final = 0.3
 
 PROMISES: Final = (
     Promise("connections/s beside plain gevent", "glb-4", figures.RATE, 1.9, "gevent", True),
@@ -45,6 +50,18 @@ PROMISES: Final = (
             ("granian", BESIDE_GRANIAN, "wsgi-granian"),
         )
         for what, figure in (
+            (": CPU a connection", figures.CPU),
+            (" kept alive: CPU a request", figures.KEEP_CPU),
+            (" kept alive, 10 headers: CPU a request", figures.KEEP_BROWSER_CPU),
+        )
+    ),
+    *(
+        Promise(f"gunicorn, {what}{how} beside its gevent worker", name, figure, limit, GUNICORN)
+        for what, name, limit in (
+            ("a glb Worker", GUNICORN_WORKER, WORKER_BESIDE_GUNICORN),
+            ("a glb FastWorker", GUNICORN_FAST, FAST_BESIDE_GUNICORN),
+        )
+        for how, figure in (
             (": CPU a connection", figures.CPU),
             (" kept alive: CPU a request", figures.KEEP_CPU),
             (" kept alive, 10 headers: CPU a request", figures.KEEP_BROWSER_CPU),

@@ -34,7 +34,7 @@ class FakeMember:
 
     context = "a test"
     failures = Episode()
-    is_out_of_reach = False
+    is_not_reclaimable = False
     runs_at_once = accepts_itself = False
     max_accept = 100
 

@@ -40,6 +40,24 @@ runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
 """
 
 
+# Each clone has the default accept loop.
+RUN_WITH_LOOPS = """
+import atexit, runpy, sys
+import gevent.pywsgi, gevent.server, glb.pywsgi, glb.server
+ran = []
+def accept_loop(listener, clone):
+    ran.append(clone)
+    glb.server.default_accept_loop(listener, clone)
+glb.server.StreamServer.accept_loop = staticmethod(accept_loop)
+gevent.server.StreamServer = glb.server.StreamServer
+gevent.pywsgi.WSGIServer = glb.pywsgi.WSGIServer
+gevent.pywsgi.WSGIHandler = glb.pywsgi.WSGIHandler
+atexit.register(lambda: print("loops", len(ran), file=sys.stderr))
+module, sys.argv = sys.argv[1], sys.argv[1:]
+runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
+"""
+
+
 # Every socket that is made or accepted in the child is a `Connection`, also under monkey
 # patching. gevent's SSLSocket stays what it is: it takes a connection over, and is none.
 RUN_WITH_CONNECTIONS = """
@@ -167,6 +185,12 @@ REPORTED_BY_ITS_HUB: Final = {
     },
 }
 
+# What isn't so with an accept loop, on purpose: with `spawn=None` it runs the handlers itself, in
+# its greenlet, where they may wait. module -> (class, test).
+MAY_WAIT_IN_A_LOOP: Final = {
+    "test__server": {("TestNoneSpawn", "test_assertion_in_blocking_func")},
+}
+
 # As gevent runs them.
 RUN_UNCHANGED = """
 import runpy, sys
@@ -263,6 +287,23 @@ def test_gevents_own_tests_pass_where_a_handler_overrides_a_hook(module: str) ->
     ran = re.search(r"Ran (\d+) tests", result.stderr)
     assert ran is not None
     assert int(ran[1]) >= 30
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "module", ["test__server", "test__server_pywsgi", "test__pywsgi", "test__backdoor"]
+)
+def test_gevents_own_tests_pass_with_the_default_accept_loop(module: str) -> None:
+    """Whole modules, unchanged, with 4 greenlets to a server."""
+    result = run(RUN_WITH_LOOPS, module)
+    expected = STRICTER_THAN_GEVENT.get(module, set()) | MAY_WAIT_IN_A_LOOP.get(module, set())
+    assert methods(result) == expected, result.stderr[-4000:]
+    ran = re.search(r"^Ran (\d+) tests", result.stderr, re.MULTILINE)
+    loops = re.search(r"^loops (\d+)$", result.stderr, re.MULTILINE)
+    assert ran is not None
+    assert loops is not None
+    assert int(ran[1]) >= 10
+    assert int(loops[1]) >= 4 * int(ran[1]) / 2  # some of the tests start no server
 
 
 @pytest.mark.thorough

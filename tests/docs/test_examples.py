@@ -153,6 +153,13 @@ def test_the_rolling_deploy_loses_nothing() -> None:
     assert re.search(r"^\d+ new, \d+ old$", said, re.MULTILINE)
 
 
+def test_a_busy_accept_loop_is_passed_over() -> None:
+    """Six jobs are done by two printers, each job once, three by each."""
+    said = run("-W", "error", "accept_loops.py")
+    pages = sorted(re.findall(r"^page (\d) of printer (\d): job \d$", said, re.MULTILINE))
+    assert pages == sorted((str(page), str(printer)) for page in (1, 2, 3) for printer in (0, 1))
+
+
 def test_the_load_test_finds_exact_turns() -> None:
     """Its exit status is 0 only then."""
     if importlib.util.find_spec("locust") is None:  # importing it patches the process

@@ -39,6 +39,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "monkey": _SERVERS,
     "admin": {*_SERVERS, "monkey"},
     "cli": {*_SERVERS, "monkey", "admin"},
+    "gunicorn": _SERVERS,
     "locust": {"model", "net.connection"},
     # What is public under a name of its own.
     "": {
@@ -80,9 +81,11 @@ HTTP: Final = [name for name in MODULES if name.startswith("http.")]
 MODEL: Final = [name for name in MODULES if name.startswith("model.")]
 
 #: What people start, and what is patched before anything else.
-DOORS: Final = ("__main__", "cli", "locust", "monkey", "monkey.patch")
+DOORS: Final = ("__main__", "cli", "gunicorn", "locust", "monkey", "monkey.patch")
 BELOW_THE_DOORS: Final = [
-    name for name in MODULES if name not in DOORS and not name.startswith(("cli.", "locust."))
+    name
+    for name in MODULES
+    if name not in DOORS and not name.startswith(("cli.", "gunicorn.", "locust."))
 ]
 
 
@@ -247,7 +250,15 @@ def modules_after(statement: str) -> set[str]:
 def test_import_glb_is_light() -> None:
     """Neither TLS nor WSGI nor anything of the doors is loaded to bind a listener."""
     heavy = {"ssl", "gevent.ssl", "gevent.pywsgi", "click", "rich"}
-    heavy |= {"glb.server", "glb.http", "glb.pywsgi", "glb.monkey", "glb.cli", "glb.locust"}
+    heavy |= {
+        "glb.server",
+        "glb.http",
+        "glb.pywsgi",
+        "glb.monkey",
+        "glb.cli",
+        "glb.gunicorn",
+        "glb.locust",
+    }
     loaded = modules_after("import glb")
     assert "glb.accept.listener" in loaded
     assert loaded & heavy == set()

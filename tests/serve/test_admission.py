@@ -428,6 +428,7 @@ def test_no_clone_has_more_than_it_may(hubs: int, spawn: str) -> None:
         close_all(clients)
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 def test_the_order_is_that_in_which_clones_had_room_again(hubs: int) -> None:
     """All were full; the first to have room is the first in turn."""
     holder = Holder()

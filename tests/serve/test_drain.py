@@ -1010,6 +1010,47 @@ def test_nothing_undoes_a_drain() -> None:
     client.close()
 
 
+def test_a_connection_on_its_way_to_another_hub_is_served() -> None:
+    """It was accepted, so no other process that has the socket can serve it."""
+    may_go_on = threading.Event()
+    blocked = threading.Event()
+
+    def handle(sock: Any, _peer: Any) -> None:
+        if not blocked.is_set():
+            blocked.set()
+            may_go_on.wait()
+        sock.sendall(b"served")
+
+    # The socket of a program that forks: whoever else has it goes on, and its queue is not emptied.
+    shared = socket.create_server(("127.0.0.1", 0))
+    server = StreamServer(shared.dup(), handle, clones=2, hubs=2, policy="first", patience=30)
+    server.start()
+    server.pause_clone(0)
+    clients = [connect(server.address)]
+    wait_until(blocked.is_set)
+    clients.append(connect(server.address))
+    wait_until(lambda: admission_of(server).expected == 1)
+    draining = gevent.spawn(server.drain, 10, linger=0)
+    gevent.idle()
+    assert admission_of(server).expected == 1
+    waiting = connect(server.address)  # it stays in the queue
+    may_go_on.set()
+    assert [receive_all(client) for client in clients] == [b"served"] * 2
+    assert counts(draining.get()) == (2, 0, 0)
+    sock, _ = shared.accept()
+    close_all([*clients, waiting, sock, shared])
+
+
+def test_a_clone_that_joins_a_drain_that_accepts_nothing_accepts() -> None:
+    """The address is open for it as before."""
+    listener = glb.bind(("127.0.0.1", 0), reuse_port=True)
+    listener.entry.accept_nothing()
+    other = glb.bind(listener.getsockname(), reuse_port=True)
+    client = connect(listener.getsockname())
+    sock, _ = other.accept()
+    close_all([client, sock, listener, other])
+
+
 def test_a_hub_that_is_blocked_is_told_of_and_left(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -401,6 +401,7 @@ def test_a_drain_ends_a_roll() -> None:
 # -- clones -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 @on_one_and_two_hubs
 def test_turns_stay_exact_as_clones_come_and_go(hubs: int) -> None:
     """New ones come behind those that are there; who is left keeps the order."""

@@ -73,6 +73,7 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, type[BaseExcept
 # -- exact turns --------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 @pytest.mark.parametrize("clones", [1, 4, 7, 256])
 @pytest.mark.parametrize("concurrency", [1, 2, 4, 64])
 def test_connections_go_round_in_exact_turn(clones: int, concurrency: int) -> None:
@@ -91,6 +92,7 @@ def test_connections_go_round_in_exact_turn(clones: int, concurrency: int) -> No
     assert recorder.order == turns(clones, connections)
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 def test_connections_that_waited_before_the_start_are_served_in_turn() -> None:
     """A full accept queue is dealt out in the order of the queue."""
     recorder = Recorder()
@@ -102,6 +104,7 @@ def test_connections_that_waited_before_the_start_are_served_in_turn() -> None:
         close_all(clients)
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 def test_servers_that_share_an_address_make_one_ring() -> None:
     """Three servers' clones have turns in the order in which they began to wait."""
     recorders = [Recorder() for _ in range(3)]
@@ -1578,6 +1581,8 @@ def test_a_server_in_a_native_threads_hub_works() -> None:
     assert replies == [b"%d" % turn for turn in turns(3, 7)]
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
+@pytest.mark.usefixtures("many_descriptors")
 def test_a_thousand_clones_serve_in_turn() -> None:
     """And leave no descriptor."""
     recorder = Recorder()

@@ -126,6 +126,7 @@ def threads_have_ended(before: list[str]) -> bool:
 # -- exact turns --------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 def test_connections_go_round_all_hubs_in_exact_turn() -> None:
     """0 to 7 over four hubs, 800 times without one exception."""
     recorder = Recorder()
@@ -136,6 +137,7 @@ def test_connections_go_round_all_hubs_in_exact_turn() -> None:
     assert Counter(recorder.order) == dict.fromkeys(range(8), 100)
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 @pytest.mark.parametrize("hubs", [2, 3, 4])
 def test_many_clients_at_once_are_dealt_out_evenly(hubs: int) -> None:
     """Each clone has as many as any other, give or take the round that isn't over."""
@@ -154,6 +156,7 @@ def test_many_clients_at_once_are_dealt_out_evenly(hubs: int) -> None:
     assert max(accepted) - min(accepted) <= 1
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 def test_a_full_accept_queue_is_dealt_out_in_turn() -> None:
     """Who waited before the start is served in the order of the queue."""
     with serve(hubs=3, clones=7) as server:
@@ -192,6 +195,7 @@ def test_threads_have_names_that_tell_whose_they_are() -> None:
     assert hub_threads() == before
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 def test_a_wsgi_server_goes_round_all_hubs() -> None:
     """The environment has the clone, and tells that there are several threads."""
 
@@ -515,6 +519,7 @@ def test_what_is_on_its_way_counts_and_room_that_was_promised_is_given() -> None
     assert begun == 3
 
 
+@pytest.mark.usefixtures("by_turns_and_by_loops")
 def test_under_load_a_bound_is_never_passed() -> None:
     """Nor is a client forgotten, with handlers of several threads that end at any time."""
     lock = threading.Lock()

@@ -52,6 +52,18 @@ def on_glb(_job: Job, number: int) -> None:
 
 
 def on_gunicorn(_job: Job, _number: int) -> None:
+    _run_gunicorn("gevent")
+
+
+def on_gunicorn_worker(_job: Job, _number: int) -> None:
+    _run_gunicorn("glb.gunicorn.Worker")
+
+
+def on_gunicorn_fast(_job: Job, _number: int) -> None:
+    _run_gunicorn("glb.gunicorn.FastWorker")
+
+
+def _run_gunicorn(worker: str) -> None:
     import gunicorn.config
     from gunicorn.app import wsgiapp
 
@@ -59,7 +71,9 @@ def on_gunicorn(_job: Job, _number: int) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     listener.set_inheritable(True)
     announce(listener.getsockname()[1])
-    options = f"-k gevent -w 1 -b fd://{listener.detach()} --backlog {BACKLOG} --log-level warning"
+    options = (
+        f"-k {worker} -w 1 -b fd://{listener.detach()} --backlog {BACKLOG} --log-level warning"
+    )
     sys.argv = ["gunicorn", *options.split(), f"{__name__}:application"]
     if hasattr(gunicorn.config, "ControlSocketDisable"):  # a thread in the arbiter, since 25
         sys.argv.insert(1, "--no-control-socket")
