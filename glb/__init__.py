@@ -8,7 +8,7 @@ exact turn. Packages, each of which imports only from those above it::
     accept   the registry, the turn order, listeners, and the dispatchers that accept
     serve    the engine of a server: acceptors, admission, drain, rolling
     server   gevent's StreamServer                     http   requests and replies
-    pywsgi   gevent's WSGIServer
+    pywsgi   gevent's WSGIServer                       upgrade   a new process on the same sockets
     monkey   exact turns for programs that know nothing of glb
     cli      the command line                          locust   load tests of servers
 
@@ -20,7 +20,7 @@ gevent's; `serve_until_signal` serves until SIGTERM, and drains; `glb.registry.e
 open addresses.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from . import balance as balance  # public under these names, as it was before the packages
 from . import handlers as handlers
@@ -33,17 +33,22 @@ from .net.proxied import header_of as proxied
 from .serve.idle import idle
 
 if TYPE_CHECKING:
+    from .accept.inherited import inherited
     from .until_signal import serve_until_signal
+    from .upgrade import Upgrade, UpgradeError
 
 __all__ = [
     "Clone",
     "Listener",
+    "Upgrade",
+    "UpgradeError",
     "__version__",
     "bind",
     "bind_direct",
     "bind_load_balanced",
     "current_clone",
     "idle",
+    "inherited",
     "proxied",
     "registry",
     "serve_until_signal",
@@ -51,10 +56,20 @@ __all__ = [
 
 __version__ = VERSION
 
+#: Imported when they are first used, so that ``import glb`` stays light.
+_LATER: Final = {
+    "Upgrade": "upgrade",
+    "UpgradeError": "upgrade",
+    "inherited": "accept.inherited",
+    "serve_until_signal": "until_signal",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "serve_until_signal":
-        from .until_signal import serve_until_signal  # noqa: PLC0415  # it needs the whole engine
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # noqa: PLC0415  # as above
 
-        return serve_until_signal
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    globals()[name] = value
+    return value

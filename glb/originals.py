@@ -13,6 +13,7 @@ The module imports nothing of glb.
 from __future__ import annotations
 
 import functools
+import os
 import select as _select_module
 import time
 from collections.abc import Callable
@@ -33,9 +34,11 @@ __all__ = [
     "monotonic",
     "native_ident",
     "poll",
+    "posix_spawn",
     "select",
     "sleep",
     "start_new_thread",
+    "waitpid",
 ]
 
 Lock: Final[Callable[[], Any]] = get_original("_thread", "allocate_lock")
@@ -48,6 +51,10 @@ sleep: Final[Callable[[float], None]] = get_original("time", "sleep")
 
 #: gevent's waits for a turn of the loop before it closes, and keeps the loop going until then.
 close: Final[Callable[[int], None]] = get_original("os", "close")
+
+#: gevent's have the loop reap the process. ``None`` on Windows, which has none.
+posix_spawn: Final[Any] = get_original("os", "posix_spawn") if hasattr(os, "posix_spawn") else None
+waitpid: Final[Any] = get_original("os", "waitpid") if hasattr(os, "waitpid") else None
 
 select: Final[Any] = get_original("select", "select")
 #: ``None`` on Windows, which has none.

@@ -3,6 +3,7 @@
 Each module owns one noun::
 
     listener                    what `glb.bind` gives
+    inherited                   what `glb.inherited` gives
     descriptor                  a clone's descriptor, and the share that comes and goes with it
     waiters                     greenlets in `accept()`
     readiness                   clones of programs that poll

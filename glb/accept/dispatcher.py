@@ -245,7 +245,8 @@ class Dispatcher:
 
     def _is_to_watch(self) -> bool:
         turns = self.turns
-        return turns.leader is self and self._pause is None and turns.is_anybody_ready
+        is_wanted = turns.leader is self and self._pause is None and not self._entry.is_left
+        return is_wanted and turns.is_anybody_ready
 
     def _watch_while_ready(self) -> None:
         # Between two turns the ring is often empty for a moment, when a listener's only

@@ -9,7 +9,15 @@ from typing import Any, Protocol
 from ..model.accept_errors import Episode
 from .ring import Team
 
-__all__ = ["Dispatcher", "Member", "PendingConnection", "SelfAccepting", "Turn", "Watchdog"]
+__all__ = [
+    "Closable",
+    "Dispatcher",
+    "Member",
+    "PendingConnection",
+    "SelfAccepting",
+    "Turn",
+    "Watchdog",
+]
 
 
 class Turn(enum.Enum):
@@ -175,6 +183,12 @@ class Watchdog(Dispatcher, Protocol):
 
     def later(self, delay: float, call: Any) -> bool:
         """Have *call* called *delay* seconds from now, in a hub that turns. From any thread."""
+
+
+class Closable(Protocol):
+    """The descriptor of a clone, which a fork closes in the child if its thread isn't there."""
+
+    def close_in_child(self) -> None: ...
 
 
 class PendingConnection:

@@ -30,23 +30,19 @@ import errno
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ..model import accept_errors
 from ..model.address import AF_UNIX, Address, Key, unmap
 from ..model.stats import EntryStats
 from ..net import sockets
+from ..net.inherited import InheritedSocket
 from ..net.spare_fd import Reserve
 from ..originals import RLock, native_ident
 from .handover import HandOver
+from .protocols import Closable
 
 __all__ = ["Entry", "Registry", "Share", "entries"]
-
-
-class Closable(Protocol):
-    """The descriptor of a clone, which a fork closes in the child if its thread isn't there."""
-
-    def close_in_child(self) -> None: ...
 
 
 class Share:
@@ -80,11 +76,14 @@ class Entry:
         key: Key | None,
         shared: bool,
         owns_file: bool,
+        origin: InheritedSocket | None = None,
     ) -> None:
         self.registry: Final = registry
         self.pristine: Final = pristine
         self.key: Final = key
         self.shared: Final = shared
+        #: Under which name and number the process has inherited it, if it has.
+        self.origin: Final = origin
         self.address: Final[Any] = pristine.getsockname()
         #: Accepts a connection from the kernel, as `glb.net.connection.accept_plain` takes it.
         self.accept: Callable[[], tuple[int, Any]] = pristine._accept  # type: ignore[attr-defined]  # not in the stubs
@@ -104,6 +103,10 @@ class Entry:
         self._shares: set[Share] = set()
         self._refuses_newcomers = False
         self._keeps_reserve = False
+        #: Whether what is in the accept queue is accepted.
+        self.accepts = True
+        #: Whether another process serves the accept queue, and this one doesn't any more.
+        self.is_left = False
         # The process that removes a Unix socket's file; a child of it doesn't.
         self._file_owner = os.getpid() if owns_file else None
 
@@ -134,7 +137,9 @@ class Entry:
         """
         with self.registry.lock:
             if not self.is_closed:
-                self.accept = _accept_nothing
+                self.accepts, self.accept = False, _accept_nothing
+                for dispatcher in [*self.turns.dispatchers.values()]:
+                    dispatcher.look_locked()
 
     def keep_reserve(self) -> None:
         """Have the reserve kept until the entry is closed: a dispatcher is going to accept.
@@ -155,7 +160,8 @@ class Entry:
         if self.is_closed:
             self._shares.discard(share)
             return None
-        if self.accept is _accept_nothing:
+        if not (self.accepts or self.is_left):
+            self.accepts = True
             self.accept = self.pristine._accept  # type: ignore[attr-defined]  # as above
         if self._refuses_newcomers:
             self._refuses_newcomers = False
@@ -172,7 +178,7 @@ class Entry:
     def close_locked(self) -> None:
         """Free the address. Dispatchers of other threads look away when they come to it."""
         self.is_closed = True
-        if self.pristine.family == AF_UNIX and self._file_owner == os.getpid():
+        if self.pristine.family == AF_UNIX and self.owns_file:
             sockets.unlink(Address(AF_UNIX, self.address), self.key)
         foreign = []
         self.turns.close_locked()
@@ -203,6 +209,30 @@ class Entry:
         """Leave the kernel's socket, and its file, to another owner of a descriptor."""
         self.outlives_us = True
         self._file_owner = None
+
+    @property
+    def owns_file(self) -> bool:
+        """Whether this process removes a Unix socket's file, when it closes the entry."""
+        return self._file_owner == os.getpid()
+
+    def own(self, *, is_ours_alone: bool, owns_file: bool) -> None:
+        """Have the kernel's socket, and its file, as the process had it that has left it to us."""
+        self.outlives_us = not is_ours_alone
+        self._file_owner = os.getpid() if owns_file else None
+        sockets.admit_newcomers(self.pristine)  # the other process may have begun to drain
+
+    def leave_queue(self) -> None:
+        """Accept nothing more: another process does. What was accepted goes on to its clone."""
+        with self.registry.lock:
+            self.is_left = True
+            self.disown()
+            self._refuses_newcomers = False
+            sockets.admit_newcomers(self.pristine)
+            self.accept_nothing()
+
+    def has_clients(self) -> bool:
+        """Return True if a client waits in the accept queue for this process."""
+        return not self.is_left and sockets.is_readable(self.pristine)
 
     def dispatcher_closed(self, dispatcher: object) -> None:
         """Called by a dispatcher that has looked away from the descriptor, for good."""
@@ -271,7 +301,7 @@ class Registry:
                 )
                 return self._add_locked(pristine, shared, backlog=length)
             try:
-                self._raise_backlog_locked(share.entry, length)
+                self.raise_backlog(share.entry, length)
             except BaseException:
                 self.release(share)
                 raise
@@ -290,27 +320,33 @@ class Registry:
 
     def adopt(
         self,
-        descriptor: int,
+        listening: int | _socket.socket,
         *,
         shared: bool = False,
         backlog: int = sockets.DEFAULT_BACKLOG,
         key: Key | None = None,
+        origin: InheritedSocket | None = None,
     ) -> Share:
-        """Return a share in a listening *descriptor*, which stays the caller's.
+        """Return a share in *listening*: a descriptor, which stays the caller's, or a socket.
+
+        A socket becomes the pristine one, also if this fails. A Unix socket's file stays another's.
 
         Args:
             backlog: What its accept queue is long, in connections. Where that isn't known,
                 joining never makes it shorter.
             key: That of its address, if the caller knows it.
+            origin: Under which name and number the process has inherited it.
 
         Raises:
             OSError: It is not a socket, or *shared* and its address is open here already.
             TypeError: It is not a stream socket.
             ValueError: *shared*, and it has no address that could be joined.
         """
-        pristine = sockets.adopt(descriptor)
+        pristine = sockets.adopt(listening) if isinstance(listening, int) else listening
         with self.lock:
-            return self._add_locked(pristine, shared, backlog=backlog, owns_file=False, key=key)
+            return self._add_locked(
+                pristine, shared, backlog=backlog, owns_file=False, key=key, origin=origin
+            )
 
     def acquire(self, entry: Entry) -> Share:
         """Return one more share in an open *entry*.
@@ -338,7 +374,8 @@ class Registry:
     def raise_backlog(self, entry: Entry, backlog: int) -> None:
         """Make *entry*'s accept queue *backlog* long, unless it is longer already."""
         with self.lock:
-            self._raise_backlog_locked(entry, backlog)
+            if backlog > entry.backlog:
+                self.set_backlog(entry, backlog)
 
     def set_backlog(self, entry: Entry, backlog: int) -> None:
         """Make *entry*'s accept queue *backlog* long; clients that wait in it stay there."""
@@ -388,6 +425,7 @@ class Registry:
         backlog: int,
         owns_file: bool = True,
         key: Key | None = None,
+        origin: InheritedSocket | None = None,
     ) -> Share:
         # Takes *pristine* over, also when it fails.
         try:
@@ -399,7 +437,9 @@ class Registry:
                     raise ValueError(f"a socket bound to {bound.sockaddr!r} can't be shared")
             if shared and key in self._by_key:
                 raise accept_errors.address_in_use(pristine.getsockname())
-            entry = Entry(self, pristine, key=key, shared=shared, owns_file=owns_file)
+            entry = Entry(
+                self, pristine, key=key, shared=shared, owns_file=owns_file, origin=origin
+            )
             entry.backlog = backlog
             share = entry.acquire_locked(native_ident())
             assert share is not None, "it was made here, and is not shared yet"
@@ -412,10 +452,6 @@ class Registry:
         if shared and key is not None:
             self._by_key[key] = entry
         return share
-
-    def _raise_backlog_locked(self, entry: Entry, backlog: int) -> None:
-        if backlog > entry.backlog:
-            self.set_backlog(entry, backlog)
 
     def keep_thread_locked(self, thread: int) -> None:
         """In a forked child: keep what belongs to *thread*, let go of the rest."""
@@ -433,8 +469,6 @@ class Registry:
         with self.lock:
             return iter([*self._entries])
 
-
-# -- Global state ---------------------------------------------------------------------------
 
 #: The process's registry.
 REGISTRY: Final = Registry()

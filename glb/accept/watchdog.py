@@ -27,7 +27,6 @@ from weakref import WeakKeyDictionary
 
 from ..hubs.threads import HubThread
 from ..model.accept_errors import listener_closed
-from ..net import sockets
 from ..originals import monotonic
 from .dispatcher import Dispatcher
 from .registry import Entry
@@ -168,7 +167,8 @@ class Watchdog(Dispatcher):
     def _is_to_watch(self) -> bool:
         if self.turns.leader is self:
             return super()._is_to_watch()
-        return not self.is_ticking and self.turns.is_anybody_ready
+        is_wanted = not self.is_ticking and not self._entry.is_left
+        return is_wanted and self.turns.is_anybody_ready
 
     def _on_readable(self) -> None:
         if self.turns.leader is self:
@@ -259,7 +259,7 @@ class Watchdog(Dispatcher):
         has_moved = self._count_moves() != self._seen_moves
         if has_moved or leader.is_paused or turns.next_locked() is None:
             self._missed = 0
-        elif turns.waiting or sockets.is_readable(self._entry.pristine):
+        elif turns.waiting or self._entry.has_clients():
             self._missed += 1
             if self._missed > 1:
                 self._missed = 0

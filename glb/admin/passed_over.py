@@ -1,4 +1,4 @@
-"""Turns that clones did not get, and why: because they were paused, full or on a stalled hub.
+"""Turns that clones did not get, and why: they were paused, full, busy or on a stalled hub.
 
 Nothing counts them as they pass: a connection costs no more. They are reckoned from what clones
 have accepted, at each look: while a clone is ready its count grows as that of the others does, so
@@ -8,16 +8,19 @@ for turns that go round, to one turn for each time that a clone was away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from ..model.states import State
 from ..model.stats import CloneStats
 
-__all__ = ["STALLED", "PassedOver"]
+__all__ = ["BUSY", "STALLED", "PassedOver"]
 
 #: Beside the states of `glb.model.states`: its hub doesn't turn.
 STALLED: Final = "stalled"
+
+#: Its accept loop does something else than to accept.
+BUSY: Final = "busy"
 
 #: States that a clone has alone. In the others its server gives no turns to any.
 _ALONE: Final = {State.PAUSED.value, State.FULL.value, State.BACKING_OFF.value}
@@ -41,8 +44,15 @@ class PassedOver:
         self._away: dict[int, _Away] = {}
         self._turns: list[dict[str, int]] = []
 
-    def look(self, clones: Sequence[CloneStats]) -> list[dict[str, int]]:
-        """Note what *clones*, all of the server's, are at; return their turns, since the first."""
+    def look(
+        self, clones: Sequence[CloneStats], stalled: Collection[int] = ()
+    ) -> list[dict[str, int]]:
+        """Note what *clones* are at; return their turns, since the first look.
+
+        Args:
+            clones: All of the server's.
+            stalled: The indexes of hubs that don't turn.
+        """
         accepted = [each.accepted for each in clones]
         if len(accepted) != len(self._accepted):  # it was resized, or this is the first look
             self._away.clear()
@@ -50,7 +60,7 @@ class PassedOver:
             self._turns += [{} for _ in range(len(clones) - len(self._turns))]
             self._accepted = accepted
         for index, clone in enumerate(clones):
-            why, away = _why_away(clone), self._away.get(index)
+            why, away = _why_away(clone, stalled), self._away.get(index)
             if away is not None and away.why != why:
                 self._add(self._turns[index], away, index, accepted)
                 del self._away[index]
@@ -70,8 +80,10 @@ class PassedOver:
             turns[away.why] = turns.get(away.why, 0) + more
 
 
-def _why_away(clone: CloneStats) -> str:
+def _why_away(clone: CloneStats, stalled: Collection[int]) -> str:
     """Return why *clone* has no turns, while others of its server may; ``""`` if it has."""
     if clone.state == State.ACCEPTING.value:
-        return "" if clone.ready else STALLED
+        if clone.ready:
+            return ""
+        return STALLED if clone.hub in stalled else BUSY
     return clone.state if clone.state in _ALONE else ""

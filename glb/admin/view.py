@@ -16,7 +16,7 @@ from ..serve.hub_worker import HubWorker
 from .passed_over import STALLED, PassedOver
 from .pulse import Pulse
 
-__all__ = ["ServerView", "view"]
+__all__ = ["ServerView", "stalled_hubs", "view"]
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,17 @@ def view(
         queue,
         clones,
         pulses,
-        passed_over.look(clones),
+        passed_over.look(clones, stalled_hubs(server)),
         timeouts=[worker.timeouts.copy() for worker in workers],
         pauses=pauses,
         taken_back=[_taken_back(turns, worker) for worker in workers],
         durations={} if durations is None else durations.total(),
     )
+
+
+def stalled_hubs(server: Any) -> set[int]:
+    """Return the indexes of *server*'s hubs that don't turn."""
+    return {each.index for each in server.glb_engine.workers if not each.is_ready}
 
 
 def _taken_back(turns: HandOver | None, worker: HubWorker) -> int:

@@ -7,7 +7,7 @@ from typing import Final
 from ..server import StreamServer
 from .passed_over import PassedOver
 from .pulse import LOOK_SECONDS, Pulse
-from .view import ServerView, view
+from .view import ServerView, stalled_hubs, view
 
 __all__ = ["Watched"]
 
@@ -39,7 +39,7 @@ class Watched:
             pulse.look()
         self._looks += 1
         if self._looks % _LOOKS_A_RECKONING == 0:
-            self._passed_over.look(self._server.clone_stats())
+            self._passed_over.look(self._server.clone_stats(), stalled_hubs(self._server))
 
     def pulses(self) -> list[Pulse]:
         """Return those of the hubs that it has now; none while it is stopped."""

@@ -7,6 +7,8 @@ Each module owns one noun::
     settings    where the values of its options come from
     page        what it serves without a target
     service     its servers, from their start to their end
+    binds       what --bind says, and the listeners that come of it
+    supervisor  what systemd and a pid file learn of the service
     access_log  what it writes of requests
     privileges  the user and group that it becomes
     console     what they see

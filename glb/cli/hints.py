@@ -46,6 +46,7 @@ class Hints:
     def __init__(self, program: str, say: Callable[[str], object] | None = None) -> None:
         self._program: Final = program
         self._say: Final = say or _to_stderr
+        self._has_said = False  # of addresses: once
         self._listening: list[str] = []
         self._timer: Any = None
         self._has_said_again = False
@@ -91,7 +92,7 @@ class Hints:
 
     def listened(self, sock: Any) -> None:
         """Note that *sock* listens, and look a moment later whether an address is shared."""
-        if sock.family not in {socket.AF_INET, socket.AF_INET6} or entries():
+        if self._has_said or sock.family not in {socket.AF_INET, socket.AF_INET6} or entries():
             return
         if is_excluded(Address(sock.family, sock.getsockname())):
             return
@@ -104,6 +105,7 @@ class Hints:
         self._end_timer()
         listening, self._listening = self._listening, []
         if listening and not entries():
+            self._has_said = True
             self._say(
                 f"glb: no address is shared, so there are no turns: the program listens on"
                 f" {' and '.join(listening)} without SO_REUSEPORT, and with no server of gevent's"

@@ -8,9 +8,16 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Account", "check_user", "gid_of"]
+from ..accept.listener import Listener
+
+__all__ = ["Account", "check_user", "gid_of", "umask_of"]
+
+MOST_UMASK: Final = 0o777
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,27 @@ class Account:
             return cls(found, gid, None)
         return cls(found.pw_uid, found.pw_gid if gid is None else gid, found.pw_name)
 
-    def become(self) -> None:
+    @property
+    def is_current(self) -> bool:
+        """Whether the process is that already: one is that a dropped process has started anew."""
+        return self.uid in (None, os.geteuid()) and self.gid == os.getegid()
+
+    def become(self, listeners: Iterable[Listener] = ()) -> None:
         """Be that from now on, in every thread. There is no way back.
+
+        The files of Unix sockets that *listeners* have bound become the group's.
 
         Raises:
             OSError: It may not be: EPERM, as a rule.
         """
+        for each in listeners:
+            # A socket without a name has no file, and an inherited one's is systemd's. The file
+            # stays root's: one that is left behind is removed at the next start, and another
+            # user's is not.
+            path = each.address
+            has_file = isinstance(path, str) and path[:1] not in {"", "\0"}
+            if has_file and each.entry.owns_file:
+                os.chown(path, -1, self.gid)
         # In this order: only root may change groups. Root's own go first.
         if self.name is None:
             os.setgroups([self.gid])
@@ -59,6 +81,17 @@ class Account:
         os.setgid(self.gid)
         if self.uid is not None:
             os.setuid(self.uid)
+
+
+def umask_of(text: str) -> int:
+    """Return the number that *text* has in octal.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not re.fullmatch("(0o)?[0-7]{1,4}", text) or int(text, 8) > MOST_UMASK:
+        raise ValueError(f"umask must be octal, 0 to 777, got {text!r}")
+    return int(text, 8)
 
 
 def check_user(name: str) -> None:

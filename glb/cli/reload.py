@@ -9,6 +9,7 @@ from gevent.event import Event
 
 from ..server import StreamServer
 from . import console
+from .supervisor import Supervisor
 from .target import Target, TargetError
 from .watcher import POLL_SECONDS, Watcher
 
@@ -23,10 +24,15 @@ class Reloads:
     """
 
     def __init__(
-        self, servers: Sequence[StreamServer], target: Target, is_watched: bool = False
+        self,
+        servers: Sequence[StreamServer],
+        target: Target,
+        is_watched: bool = False,
+        supervisor: Supervisor | None = None,
     ) -> None:
         self._servers = servers
         self._target = target
+        self._supervisor = supervisor or Supervisor()
         self._watcher = Watcher(target.files, self.ask, POLL_SECONDS)
         self._watcher.note()  # a change is one of what was just loaded
         self._is_watched = is_watched
@@ -53,7 +59,9 @@ class Reloads:
         while True:
             self._asked.wait()
             self._asked.clear()
+            self._supervisor.reloading(f"reloading {self._target.name}")
             self._reload()
+            self._supervisor.ready()
 
     def _reload(self) -> None:
         name = self._target.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -13,19 +12,22 @@ import click
 import gevent
 import gevent.monkey
 
-from ..model.address import Address, parse
+from ..accept.listener import Listener
 from ..model.forwarded import TrustedProxies
 from ..net.sockets import bound_address
 from ..server import StreamServer
+from ..upgrade import Upgrade
 from . import console
+from .binds import open_listeners
 from .http_limits import HTTP_LIMITS, http_limits, set_limits
 from .page import page
-from .privileges import Account, check_user, gid_of
+from .privileges import Account, check_user, gid_of, umask_of
 from .reload import Reloads
 from .service import Service
 from .settings import (
     ABOVE_ZERO,
     ADDRESS,
+    BIND,
     POSITIVE,
     SECONDS,
     Bind,
@@ -38,6 +40,7 @@ from .settings import (
     print_config_option,
     refused,
 )
+from .supervisor import PidFile, check_pid_file
 from .target import Target, TargetError
 
 if TYPE_CHECKING:
@@ -55,22 +58,7 @@ ONLY_WSGI: Final = (*HTTP_LIMITS, "access_log", "log_format", "forwarded_allow_i
 
 MOST_BACKLOG: Final = 2**31 - 1  # listen(2) takes an int
 
-MOST_UMASK: Final = 0o777
-
 FILE: Final = click.Path(exists=True, dir_okay=False, readable=True)
-
-
-def umask_of(text: str) -> int:
-    """Return the number that *text* has in octal.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if not re.fullmatch("(0o)?[0-7]{1,4}", text) or int(text, 8) > MOST_UMASK:
-        raise ValueError(f"umask must be octal, 0 to 777, got {text!r}")
-    return int(text, 8)
-
-
 UMASK: Final = Checked("umask", umask_of)
 NETWORKS: Final = Checked("networks", TrustedProxies)
 
@@ -83,13 +71,13 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     "--bind",
     cls=Bind,
     metavar="ADDRESS",
-    type=ADDRESS,
+    type=BIND,
     multiple=True,
     default=["127.0.0.1:8000"],
     show_default=True,
-    help="host:port, [v6 host]:port, :port, a port number, or unix:/path. Port 0 is any. May be"
-    " given again: each has clones of its own. Without it the variable PORT is a port of every"
-    " host.",
+    help="host:port, [v6 host]:port, :port, a port number, or unix:/path; fd://3 or fd://NAME is an"
+    " inherited socket. Port 0 is any. May be given again: each has clones of its own. Without it,"
+    " all inherited sockets; else the variable PORT is a port of every host.",
 )
 @option("--clones", type=POSITIVE, help="How many. [default: 4, or as many as there are hubs]")
 @option("--hubs", type=POSITIVE, default=1, show_default=True, help="On how many threads.")
@@ -206,6 +194,19 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     " Connection: close, and a load balancer finds out before clients are refused.",
 )
 @option(
+    "--upgrade-timeout",
+    type=ABOVE_ZERO,
+    default=60,
+    show_default=True,
+    help="Seconds that a new process may take to start, after SIGUSR2, until it takes over.",
+)
+@option(
+    "--pid-file",
+    metavar="FILE",
+    type=Checked("file", check_pid_file),
+    help="Have the process's id there, while it serves.",
+)
+@option(
     "--admin",
     metavar="ADDRESS",
     type=ADDRESS,
@@ -243,26 +244,31 @@ def serve(context: click.Context, /, print_config: bool, **params: Any) -> None:
     given = SimpleNamespace(**params)
     if given.umask is not None:
         os.umask(umask_of(given.umask))
+    with blaming("bind"):
+        upgrade = Upgrade(given.upgrade_timeout)
     account = _account(context, given)
     app = _load(context, given)
     with contextlib.ExitStack() as stack:
-        service, shown, log = _open(context, given, app, account, stack)
+        service, shown, log = _open(context, given, app, account, upgrade, stack)
         reloads = None
         if app.target is not None:
-            reloads = Reloads(service.servers, app.target, given.is_watched)
+            reloads = Reloads(service.servers, app.target, given.is_watched, service.supervisor)
         status = service.run(shown, reloads, log)
     context.exit(status)
 
 
 def _account(context: click.Context, given: SimpleNamespace) -> Account | None:
-    for name in ("user", "group"):
-        value = getattr(given, name)
-        if value is not None and os.geteuid() != 0:
-            raise refused(context, name, f"only root may become another {name}, got {value!r}")
     if given.user is None and given.group is None:
         return None
     with blaming("user"):
-        return Account.of(given.user, given.group)
+        account = Account.of(given.user, given.group)
+    if os.geteuid() == 0:
+        return account
+    if not account.is_current:
+        name = "group" if given.user is None else "user"
+        value = getattr(given, name)
+        raise refused(context, name, f"only root may become another {name}, got {value!r}")
+    return None
 
 
 class _App(NamedTuple):
@@ -310,6 +316,7 @@ def _open(
     given: SimpleNamespace,
     app: _App,
     account: Account | None,
+    upgrade: Upgrade,
     stack: contextlib.ExitStack,
 ) -> tuple[Service, contextlib.AbstractContextManager[None], AccessLog | None]:
     """Return the service, started, what shows it, and its access log; *stack* closes them."""
@@ -323,8 +330,12 @@ def _open(
     make = _wsgi_server if app.is_wsgi else _stream_server
     lines = log or console.STDERR
     with blaming("bind"):
-        servers = [make(parse(each), app.handle, given, tls, lines) for each in given.bind]
-    service = Service(servers, given.drain_timeout, given.drain_delay)
+        given.listeners = open_listeners(upgrade, given.bind, given.backlog)
+        for each in given.listeners:
+            stack.callback(each.close)
+        servers = [make(each, app.handle, given, tls, lines) for each in given.listeners]
+    pid_file = PidFile(given.pid_file)
+    service = Service(servers, given.drain_timeout, given.drain_delay, upgrade, pid_file)
     with blaming("bind"):
         service.bind()
     stack.callback(service.close)
@@ -332,10 +343,12 @@ def _open(
     if given.admin is not None:
         with blaming("admin"):
             # Before the servers: until those take clients, it says that they are not ready.
-            seen = stack.enter_context(_admin(servers, given.admin, given.stall_limit))
+            listener = stack.enter_context(contextlib.closing(upgrade.listen(given.admin)))
+            seen = stack.enter_context(_admin(servers, listener, given.stall_limit))
+        service.admin = seen
     if account is not None:
         with blaming("user" if given.user is not None else "group", "can't become that: "):
-            _become(account, servers)
+            account.become(given.listeners)
     with blaming("bind"):
         service.start()
     urls = {_url(each, app.is_wsgi, bool(tls)): each for each in servers}
@@ -344,6 +357,7 @@ def _open(
         title += ", monkey-patched"
     if seen is not None:
         title += f", seen on {seen.url}"
+    service.supervisor.status = title
     shown = console.shown(
         urls,
         title,
@@ -352,16 +366,6 @@ def _open(
         given.stall_limit if seen is None else None,
     )
     return service, shown, log
-
-
-def _become(account: Account, servers: Sequence[StreamServer]) -> None:
-    for each in servers:
-        address = each.address
-        # A socket without a name has no file. The file stays root's: one that is left behind is
-        # removed at the next start, and another user's is not.
-        if isinstance(address, str) and address[:1] not in {"", "\0"}:
-            os.chown(address, -1, account.gid)
-    account.become()
 
 
 def _places(given: SimpleNamespace, servers: Sequence[StreamServer]) -> str:
@@ -388,17 +392,17 @@ def _open_log(path: str) -> AccessLog:
 
 
 def _stream_server(
-    address: Address,
+    listener: Listener,
     handle: Callable[..., Any],
     given: SimpleNamespace,
     tls: dict[str, Any],
     _lines: object,
 ) -> StreamServer:
-    return StreamServer(address, handle, **_options(given, 0), **tls)
+    return StreamServer(listener, handle, **_options(given, 0), **tls)
 
 
 def _wsgi_server(
-    address: Address,
+    listener: Listener,
     handle: Callable[..., Any],
     given: SimpleNamespace,
     tls: dict[str, Any],
@@ -408,7 +412,7 @@ def _wsgi_server(
     from .access_log import handler_class  # noqa: PLC0415  # as above
 
     server = WSGIServer(
-        address,
+        listener,
         handle,
         log=lines,
         error_log=console.STDERR,
@@ -424,10 +428,9 @@ def _wsgi_server(
 def _options(given: SimpleNamespace, first_byte_seconds: float) -> dict[str, Any]:
     first_byte = given.first_byte_timeout
     return {
-        "backlog": given.backlog,
         "clones": given.clones,
         "hubs": given.hubs,
-        "max_connections": given.max_connections or _most_connections(len(given.bind)),
+        "max_connections": given.max_connections or _most_connections(len(given.listeners)),
         "max_connections_per_clone": given.max_connections_per_clone,
         "accept_rate": given.accept_rate,
         "handshake_timeout": given.handshake_timeout or None,
@@ -437,10 +440,10 @@ def _options(given: SimpleNamespace, first_byte_seconds: float) -> dict[str, Any
     }
 
 
-def _admin(servers: Sequence[StreamServer], where: str, stall_limit: float) -> Admin:
+def _admin(servers: Sequence[StreamServer], where: Listener, stall_limit: float) -> Admin:
     from ..admin import Admin  # noqa: PLC0415  # it imports gevent.pywsgi: see `_load`
 
-    return Admin(servers, parse(where), stall_limit=stall_limit)
+    return Admin(servers, where, stall_limit=stall_limit)
 
 
 def _url(server: StreamServer, is_wsgi: bool, is_tls: bool) -> str:

@@ -1,7 +1,8 @@
 """A service: the servers of one ``glb serve``, one for each address, from its start to its end.
 
 They share a process, a target and the signals: SIGINT and SIGTERM drain them all, and a second one
-ends them at once; SIGHUP reloads the target; SIGUSR1 reopens the access log.
+ends them at once; SIGHUP reloads the target; SIGUSR1 reopens the access log; SIGUSR2 has a new
+process take over, and drains them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from typing import TYPE_CHECKING, Final
 
 import gevent
 
+from ..accept.inherited import INHERITANCE
 from ..server import StreamServer
+from ..upgrade import Upgrade, UpgradeError
 from . import console
 from .reload import Reloads
+from .supervisor import PidFile, Supervisor
 
 if TYPE_CHECKING:
+    from ..admin import Admin
     from .access_log import AccessLog
 
 __all__ = ["Service"]
@@ -32,10 +37,16 @@ class Service:
         servers: One at least, not started yet.
         drain_timeout: How long handlers in flight have after the first signal, in seconds.
         drain_delay: How long they go on accepting before that, in seconds.
+        upgrade: What starts the next process.
     """
 
     def __init__(
-        self, servers: Sequence[StreamServer], drain_timeout: float, drain_delay: float
+        self,
+        servers: Sequence[StreamServer],
+        drain_timeout: float,
+        drain_delay: float,
+        upgrade: Upgrade,
+        pid_file: PidFile,
     ) -> None:
         self.servers: Final = servers
         self._drain_timeout: Final = drain_timeout
@@ -43,6 +54,12 @@ class Service:
         self._signals: list[int] = []
         self._reloads: Reloads | None = None
         self._log: AccessLog | None = None
+        self._upgrade: Final = upgrade
+        self._pid_file: Final = pid_file
+        self._is_replaced = False
+        self.supervisor: Final = Supervisor()
+        #: What answers beside the servers, if anything.
+        self.admin: Admin | None = None
 
     def bind(self) -> None:
         """Bind each address, and heed signals from then on; nothing is accepted yet.
@@ -60,6 +77,7 @@ class Service:
         if hasattr(signal, "SIGHUP"):
             gevent.signal_handler(signal.SIGHUP, self._on_hangup, _terminal())
             gevent.signal_handler(signal.SIGUSR1, self._reopen)
+            gevent.signal_handler(signal.SIGUSR2, self._replace)
 
     def start(self) -> None:
         """Accept from now on.
@@ -98,18 +116,43 @@ class Service:
             log: What SIGUSR1 reopens, if there is one.
         """
         self._reloads, self._log = reloads, log
-        with shown, reloads or contextlib.nullcontext():
+        with shown, reloads or contextlib.nullcontext(), self._supervised():
+            try:
+                self._begin()
+            except (UpgradeError, OSError) as error:
+                console.tell("%s", error)
+                self._each("drain", self._drain_timeout)
+                return 1
             ends = [gevent.spawn(self._serve, each) for each in self.servers]
             gevent.wait(ends, count=1)
-            if not self._signals:
+            if not self._signals and not self._is_replaced:
                 # Of what is left a supervisor would see nothing. It starts all anew at status 1.
                 self._each("drain", self._drain_timeout)
             for each in ends:
                 each.get()
-        return 0 if self._signals else 1
+        return 0 if self._signals or self._is_replaced else 1
+
+    @contextlib.contextmanager
+    def _supervised(self) -> Iterator[None]:
+        with self.supervisor.watching(self.servers):
+            try:
+                yield
+            finally:
+                self._pid_file.remove()
+
+    def _begin(self) -> None:
+        """Tell all that watch the process that it serves, the one that it replaces first."""
+        self._upgrade.ready()
+        for what in INHERITANCE.close_rest():
+            console.tell("%s is inherited, and no --bind names it: closed", what)
+        self._pid_file.write()
+        if not self._signals:
+            self.supervisor.ready()
 
     def _serve(self, server: StreamServer) -> None:
-        if not self._signals:  # it may be over already, and would begin again
+        if (
+            not self._signals and not self._is_replaced
+        ):  # it may be over already, and would begin again
             server.serve_forever()
 
     def _end(self, number: int) -> None:
@@ -117,6 +160,10 @@ class Service:
         if len(self._signals) > 1:
             self._each("stop", 0)  # a second one doesn't wait
             return
+        if self._is_replaced:
+            return  # it drains already, for as long as it may
+        self.supervisor.stopping("draining")
+        self._upgrade.stop()
         if self._drain_delay:
             seconds = self._drain_delay
             console.tell("not ready any more; new clients are served for %g s still", seconds)
@@ -139,8 +186,32 @@ class Service:
             os.kill(os.getpid(), signal.SIGHUP)
         elif self._reloads is None:
             console.tell("nothing to reload: there is no TARGET")
+            self.supervisor.reloading("nothing to reload")
+            self.supervisor.ready()
         else:
             self._reloads.ask()
+
+    def _replace(self) -> None:
+        refusal = self._upgrade.refusal
+        if refusal:
+            console.tell("no upgrade: %s", refusal)
+            return
+        console.tell("starting a new process, which is to take over")
+        self.supervisor.reloading("starting a new process")
+        try:
+            pid = self._upgrade.start()
+        except UpgradeError as error:
+            line = console.one_line(f"no upgrade: {error}; process {os.getpid()} serves on")
+            console.tell("%s", line)
+            if not self._signals:
+                self.supervisor.ready(line)
+            return
+        self._is_replaced = True
+        self.supervisor.replaced()
+        if self.admin is not None:
+            self.admin.stop()
+        console.tell("process %d serves now; process %d drains", pid, os.getpid())
+        self._each("drain", self._drain_timeout)
 
     def _reopen(self) -> None:
         log = self._log

@@ -23,6 +23,7 @@ import click
 from click.core import ParameterSource
 
 from ..model.address import parse
+from .binds import all_inherited, check_bind
 from .target import TargetError
 
 if sys.version_info >= (3, 11):
@@ -33,6 +34,7 @@ else:
 __all__ = [
     "ABOVE_ZERO",
     "ADDRESS",
+    "BIND",
     "NOT_NEGATIVE",
     "POSITIVE",
     "SECONDS",
@@ -51,9 +53,9 @@ __all__ = [
 
 PROJECT_FILE: Final = "pyproject.toml"
 
-#: Where a context keeps the file's name, and that an address comes from PORT.
+#: Where a context keeps the file's name, and where addresses come from that nothing else says.
 _FILE: Final = f"{__name__}.file"
-_PORT: Final = f"{__name__}.port"
+_ADDRESSES: Final = f"{__name__}.addresses"
 
 
 class _Sourced(click.Parameter):
@@ -93,18 +95,27 @@ class Argument(_Sourced, click.Argument):
 
 
 class Bind(Setting):
-    """The option of addresses: ``PORT`` is one of every host, if nothing else says more.
+    """The option of addresses: inherited sockets, or else ``PORT``, if nothing else says more.
 
-    Heroku, Cloud Run and others give a program its port so.
+    Heroku, Cloud Run and others give a program its port so. It is one of every host.
     """
 
     def consume_value(
         self, ctx: click.Context, opts: Mapping[str, Any]
     ) -> tuple[Any, ParameterSource]:
         value, source = super().consume_value(ctx, opts)
+        if source is not ParameterSource.DEFAULT:
+            return value, source
         port = os.environ.get("PORT")
-        if source is ParameterSource.DEFAULT and port:
-            ctx.meta[_PORT] = self.name
+        try:
+            found = all_inherited()
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+        if found:
+            ctx.meta[_ADDRESSES] = {self.name: "inherited sockets"}
+            return found, ParameterSource.ENVIRONMENT
+        if port:
+            ctx.meta[_ADDRESSES] = {self.name: "PORT"}
             return (f"0.0.0.0:{port}",), ParameterSource.ENVIRONMENT
         return value, source
 
@@ -149,6 +160,7 @@ NOT_NEGATIVE: Final = click.IntRange(min=0)
 SECONDS: Final = _Finite(min=0)
 ABOVE_ZERO: Final = _Finite(min=0, min_open=True)
 ADDRESS: Final = Checked("address", parse)
+BIND: Final = Checked("address", check_bind)
 
 
 # -- sources ----------------------------------------------------------------------------------
@@ -161,7 +173,7 @@ def source_of(context: click.Context, parameter: click.Parameter) -> str:
     if source is ParameterSource.COMMANDLINE:
         return "the command line"
     if source is ParameterSource.ENVIRONMENT:
-        return "PORT" if context.meta.get(_PORT) == parameter.name else str(parameter.envvar)
+        return str(context.meta.get(_ADDRESSES, {}).get(parameter.name, parameter.envvar))
     if source is ParameterSource.DEFAULT_MAP:
         return str(context.meta[_FILE])
     return "default"

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from ..originals import monotonic
 from .sockets import send_datagram
 
-__all__ = ["InheritedSocket", "Notifier", "take_sockets"]
+__all__ = ["InheritedSocket", "Notifier", "take_sockets", "why_none"]
 
 _FIRST: Final = 3
 _SYSTEMD: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES")
@@ -54,6 +54,16 @@ def take_sockets(environ: MutableMapping[str, str] = os.environ) -> list[Inherit
     count = _number("EINHORN_FD_COUNT", environ.pop("EINHORN_FD_COUNT", "0"))
     numbers = [(key, environ.pop(key, "")) for key in (f"EINHORN_FD_{i}" for i in range(count))]
     return _checked([("", _number(key, value)) for key, value in numbers])
+
+
+def why_none(environ: Mapping[str, str] = os.environ) -> str:
+    """Return why `take_sockets` is going to find none; ``""`` if it may find some."""
+    pid = environ.get("LISTEN_PID")
+    if pid is not None and pid != str(os.getpid()):
+        return f"LISTEN_PID is {pid}, and this process is {os.getpid()}"
+    if pid is None and "LISTEN_FDS" not in environ and "EINHORN_FD_COUNT" not in environ:
+        return "the process was started with none"
+    return ""
 
 
 def _number(name: str, value: str) -> int:

@@ -27,7 +27,7 @@ from ..hubs.threads import HubThread
 from ..model.limits import check_seconds
 from ..model.states import PAUSES, State
 from ..model.stats import DrainReport
-from ..net.sockets import is_loopback, is_readable
+from ..net.sockets import is_loopback
 from ..originals import monotonic
 from .admission import Admission
 from .clone_set import CloneSet
@@ -215,7 +215,7 @@ class Draining:
         while admission.turns is turns and admission.state in SERVES:
             if monotonic() >= min(until, plan.until):
                 return
-            is_empty = not (turns.waiting or admission.expected or is_readable(entry.pristine))
+            is_empty = not (turns.waiting or admission.expected or entry.has_clients())
             if is_empty and monotonic() >= shaken_by:
                 return
             if not plan.lingers:

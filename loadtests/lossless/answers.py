@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from loadtests.frame.sheet import NOTHING, Table, number
 
@@ -70,7 +70,8 @@ class Answer:
 class Scenario(Protocol):
     """One question, and how much of everything is done to answer it."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str: ...
 
     @property
     def steps(self) -> int:

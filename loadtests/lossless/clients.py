@@ -47,11 +47,12 @@ class Reply(NamedTuple):
     is_last: bool
 
 
-def _connect(port: int) -> Any:
-    sock = socket.socket()
+def _connect(port: int | str) -> Any:
+    """Connect to a port of this machine, or to the path of a Unix socket."""
+    sock = socket.socket(socket.AF_UNIX if isinstance(port, str) else socket.AF_INET)
     sock.settimeout(GIVE_UP_SECONDS)
     try:
-        sock.connect(("127.0.0.1", port))
+        sock.connect(port if isinstance(port, str) else ("127.0.0.1", port))
     except BaseException:
         sock.close()
         raise
@@ -108,7 +109,7 @@ def _read_reply(sock: Any) -> Reply:
 # -- one connection, one reply ------------------------------------------------------------------
 
 
-def _visit(port: int, *, is_http: bool) -> tuple[int, int]:
+def _visit(port: int | str, *, is_http: bool) -> tuple[int, int]:
     """Connect, ask, and return generation and clone of the reply."""
     sock = _connect(port)
     try:
@@ -137,7 +138,7 @@ class Arrivals:
         self._come_count = 0
         self._comes: Any = None
 
-    def start(self, port: int, rate: float, is_http: bool) -> None:
+    def start(self, port: int | str, rate: float, is_http: bool) -> None:
         """Have *rate* of them come a second, from now on."""
         self._visits, self._come_count = [], 0
         self._comes = gevent.spawn(self._come, port, rate, is_http)
@@ -157,7 +158,7 @@ class Arrivals:
         missing = self._come_count - len(self._visits)
         return self._visits + [(0, 0, "stuck", -1, -1)] * missing
 
-    def _come(self, port: int, rate: float, is_http: bool) -> None:
+    def _come(self, port: int | str, rate: float, is_http: bool) -> None:
         began = monotonic_ns()
         while True:
             due = began + int(self._come_count * 1e9 / rate)
@@ -167,7 +168,7 @@ class Arrivals:
             greenlet.rawlink(self._here.discard)
             self._come_count += 1
 
-    def _one(self, port: int, is_http: bool) -> None:
+    def _one(self, port: int | str, is_http: bool) -> None:
         fate, generation, clone = "good", -1, -1
         began = monotonic_ns()  # and not when it was due: it was held up by this process alone
         try:

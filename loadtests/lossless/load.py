@@ -94,7 +94,7 @@ class Load:
 
 
 @contextmanager
-def loaded(client: Client, port: int, rate: float, *, is_http: bool) -> Iterator[Load]:
+def loaded(client: Client, port: int | str, rate: float, *, is_http: bool) -> Iterator[Load]:
     """Have *client* put a load on *port* in the block; what became of it is there after it."""
     load = Load()
     client.ask("arrive", port=port, rate=rate, is_http=is_http)

@@ -411,14 +411,14 @@ def test_a_clone_collected_while_its_address_is_opened_again_does_no_harm(
     address = listener.address
     serve_one(listener)
     let_hub_turn()
-    registry: Any = sys.modules["glb.accept.registry"]
-    real = registry.Share
+    module: Any = sys.modules["glb.accept.registry"]
+    real = module.Share
 
     def collecting(*args: Any) -> Any:
         gc.collect()
         return real(*args)
 
-    monkeypatch.setattr(registry, "Share", collecting)
+    monkeypatch.setattr(module, "Share", collecting)
     circle: list[Any] = [listener]
     circle.append(circle)  # so that only a collection finds it
     gc.collect()

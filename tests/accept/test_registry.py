@@ -590,7 +590,7 @@ def test_an_error_while_raising_the_backlog_counts_the_share_out(
 
     share = open_share(registry, LOCAL, 5)
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "_raise_backlog_locked", fail)
+        patch.setattr(Registry, "raise_backlog", fail)
         with nothing_changes(registry), pytest.raises(OSError, match="no listen") as caught:
             open_share(registry, bound(share), 10)
     assert caught.value.errno == errno.EIO

@@ -40,10 +40,17 @@ def test_each_reason_has_its_own_count() -> None:
         (9, "full", False, {"stalled": 5, "full": 4}),
         (9, "accepting", True, {"stalled": 5, "full": 4}),
     ]:
-        assert seen.look([clone(0, accepted), clone(1, 0, state, ready)])[1] == found
+        assert seen.look([clone(0, accepted), clone(1, 0, state, ready)], {0})[1] == found
     seen.look([clone(0, 10), clone(1, 1)])
     found = seen.look([clone(0, 13), clone(1, 1, "full")])[1]
     assert found == {"stalled": 5, "full": 7}
+
+
+def test_a_clone_whose_hub_turns_is_busy_and_not_stalled() -> None:
+    """Its accept loop does something else, say."""
+    seen = PassedOver()
+    seen.look([clone(0, 0), clone(1, 0)])
+    assert seen.look([clone(0, 2), clone(1, 0, ready=False)]) == [{}, {"busy": 2}]
 
 
 def test_a_server_that_takes_nothing_passes_over_no_clone() -> None:

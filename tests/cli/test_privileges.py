@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from glb.cli.commands import main
-from glb.cli.privileges import Account
-from glb.cli.serve import umask_of
+from glb.cli.privileges import Account, umask_of
 
 from ..support.helpers import ask
 from .test_commands import serving
@@ -146,9 +145,22 @@ def test_only_root_may_become_another(
 ) -> None:
     """Said before anything is imported or bound."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getegid", lambda: 1000)
     with pytest.raises(SystemExit) as ended:
         main(["serve", "no_such_module", option, "0"])
     assert ended.value.code == 2
     kind = option[2:]
     reason = f"only root may become another {kind}, got '0'"
     assert capsys.readouterr() == ("", f"glb: {option} from the command line: {reason}\n")
+
+
+def test_a_process_that_is_that_already_may_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that has become another user starts the next one with the same arguments."""
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY.pw_uid)
+    monkeypatch.setattr(os, "getegid", lambda: NOBODY.pw_gid)
+    # Unpatched: it is this process.
+    with pytest.raises(SystemExit):
+        main(["serve", "no_such_module", "--user", "nobody", "--no-patch"])
+    assert "can't import 'no_such_module'" in capsys.readouterr().err

@@ -26,6 +26,8 @@ Run: TypeAlias = Callable[..., tuple[object, str, str]]
 WRONG: dict[str, tuple[str, str]] = {
     "config": ("no-such-file.toml", ""),
     "bind": ("nowhere", '[":8000", 8001]'),
+    "upgrade-timeout": ("0", '"60"'),
+    "pid-file": ("no/such/folder/pid", "1"),
     "clones": ("0", '"4"'),
     "hubs": ("none", "true"),
     "backlog": ("-1", "1.5"),

@@ -36,9 +36,10 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "server": _BELOW_SERVERS,
     "http": _BELOW_SERVERS,
     "pywsgi": _SERVERS - {"pywsgi"},
+    "upgrade": {*_BELOW_SERVERS, "server", "until_signal"},
     "monkey": _SERVERS,
     "admin": {*_SERVERS, "monkey"},
-    "cli": {*_SERVERS, "monkey", "admin"},
+    "cli": {*_SERVERS, "monkey", "admin", "upgrade"},
     "gunicorn": _SERVERS,
     "locust": {"model", "net.connection"},
     # What is public under a name of its own.
@@ -53,6 +54,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         "net",
         "serve",
         "until_signal",
+        "upgrade",
     },
     "until_signal": {"model", "serve"},
     "__main__": {"cli"},
@@ -67,6 +69,9 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
 AGAINST_THE_TABLE: Final = {
     ("model.clone", "server"),  # the type of a clone's `server`
 }
+
+#: What opens and duplicates sockets.
+_OPENING: Final = {"net.sockets", "net.unix_files", "net.passed"}
 
 HOME: Final = Path(glb.__file__).parent
 
@@ -218,12 +223,12 @@ def test_plain_data_knows_neither_gevent_nor_sockets(module: str) -> None:
 
 @pytest.mark.parametrize("module", BELOW_THE_DOORS)
 def test_one_package_opens_and_duplicates_sockets(module: str) -> None:
-    """Below the doors, calls that make a descriptor stand in two files of `glb.net`."""
+    """Below the doors, calls that make a descriptor stand in three files of `glb.net`."""
     called = {
         ast.unparse(node.func) for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)
     }
     opening = {"_socket.socket", "_socket.dup", "os.dup", "os.dup2", "_socket.socketpair"}
-    assert bool(called & opening) is (module in {"net.sockets", "net.unix_files"})
+    assert bool(called & opening) is (module in _OPENING)
 
 
 @pytest.mark.parametrize("module", [name for name in BELOW_THE_DOORS if name not in HTTP])
