@@ -16,6 +16,7 @@ line of JSON at a time. Each module owns one noun::
 
     __main__    the command
     report      tables, JSON
+    run         scenarios, from start to end
     scenarios   all of them, by name
     rolls, resize, takeover, drain, resets, silent, exhaustion, memory
                 one each

@@ -9,13 +9,9 @@ promises beside what was measured. Exit status 0 only if every promise was measu
 
 from __future__ import annotations
 
-import json
 import pathlib
-import sys
-import time
 
 import click
-from rich.console import Console
 
 from loadtests.frame.command import (
     MARKDOWN,
@@ -23,15 +19,10 @@ from loadtests.frame.command import (
     allow_descriptors,
     command_line,
     json_option,
-    show,
     wants_linux,
 )
-from loadtests.frame.figures import Results
-from loadtests.frame.process import Cpus
-from loadtests.frame.progress import Progress
 
-from .answers import Answer, Scenario
-from .report import Report
+from .run import conduct
 from .scenarios import SCENARIOS, all_scenarios
 
 
@@ -57,28 +48,7 @@ def main(
     measures = all_scenarios(hubs)
     chosen = [measures[name] for name in SCENARIOS if name in (names or SCENARIOS)]
     scenarios = [each.quick if quick else each.full for each in chosen]
-    console = Console(stderr=markdown)
-    report = _run(scenarios, console, command_line(context, "lossless"))
-    if file is not None:
-        file.write_text(json.dumps(report.as_json(), indent=2) + "\n")
-    show(report, console, markdown=markdown)
-    sys.exit(0 if report.all_kept() else 1)
-
-
-def _run(scenarios: list[Scenario], console: Console, command: str) -> Report:
-    results = Results()
-    answers: dict[str, Answer] = {}
-    seconds: dict[str, float] = {}
-    with Progress(console) as progress:
-        progress.expect(sum(scenario.steps for scenario in scenarios))
-        for scenario in scenarios:
-            began = time.monotonic()
-            try:
-                answers[scenario.name] = scenario.run(progress.tell)
-            except Exception as error:  # the others go on: a run takes minutes
-                results.fail(scenario.name, f"{type(error).__name__}: {error}")
-            seconds[scenario.name] = time.monotonic() - began
-    return Report(results, (), Cpus.available().describe(), command, answers, seconds)
+    conduct(scenarios, command_line(context, "lossless"), file, markdown=markdown)
 
 
 if __name__ == "__main__":
