@@ -154,6 +154,7 @@ class WSGIServer(Settings, _Both):
             application,
             backlog,
             spawn,
+            ssl_args,
             clones=clones,
             hubs=hubs,
             handler_factory=handler_factory,

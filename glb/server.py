@@ -173,6 +173,7 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
             handle,
             backlog,
             spawn,
+            ssl_args,
             clones=clones,
             hubs=hubs,
             handler_factory=handler_factory,

@@ -62,7 +62,10 @@ def serve_until_signal(
         raise ValueError("servers must be one server or more, got none")
     for each in servers:
         if not isinstance(each, BaseServer):
-            raise TypeError(f"servers must be servers, got {each!r}")
+            raise TypeError(
+                "servers must be glb's or gevent's, one an argument, and timeout a keyword,"
+                f" got {each!r}"
+            )
     if timeout is not None:
         check_seconds("timeout", timeout, may_be_zero=True)
     check_seconds("drain_delay", drain_delay, may_be_zero=True)

@@ -223,7 +223,8 @@ def test_a_kill_stops_the_servers() -> None:
     ("servers", "options", "error"),
     [
         ([], {}, "one server or more"),
-        (["x"], {}, "servers must be servers, got 'x'"),
+        (["x"], {}, "servers must be glb's or gevent's, one an argument, and timeout a keyword"),
+        (["x"], {}, ", got 'x'"),
         (None, {"timeout": -1}, "timeout must be 0 seconds or more, got -1"),
         (None, {"drain_delay": "5"}, "drain_delay must be a number of seconds, got '5'"),
     ],

@@ -1,7 +1,7 @@
 """Metrics: what servers count, in the form that Prometheus reads.
 
-Everything is read when it is asked for. What the names mean stands with each of them here; the
-text format is prometheus_client's.
+The values are read when Prometheus asks. The meaning of each name stands beside it; the text format
+is prometheus_client's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Metrics:
     """The metrics of some servers, and of their process.
 
     Args:
-        views: Returns what the servers are at.
+        views: Returns a view of each server.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -50,7 +50,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def describe(self) -> list[Metric]:
-        # Asked for when this is registered, in place of the values.
+        # The registry calls it at registration, in place of `collect`.
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -119,12 +119,12 @@ def _of_hubs(views: list[ServerView]) -> Iterator[Metric]:
     )
     taken_back = CounterMetricFamily(
         "glb_connections_taken_back",
-        "Connections that were given to another hub, as this one did not begin them.",
+        "Connections that another hub got, as this one had not begun them in time.",
         labels=_HUB,
     )
     timeouts = CounterMetricFamily(
         "glb_timeouts",
-        "How often time was up for a client, or for a request.",
+        "How often the time of a client, or of a request, was over.",
         labels=(*_HUB, "kind"),
     )
     for view in views:

@@ -1,8 +1,8 @@
 """The page of the administration: ``page.html``, and what a browser may do with it.
 
 It is one file, as it is served: nothing builds it, and nothing of it comes from another host. It
-asks for ``/clones`` once a second. Its script and its style are allowed by their hashes, and
-nothing else is: neither other scripts, nor other hosts, nor to be shown within another page.
+asks for ``/clones`` once a second. A browser runs its script and its style by their hashes. It runs
+no other script, connects to no other host, and shows the page in no frame of another.
 
 Source: Content Security Policy Level 3, *hash-source*.
 """

@@ -1,9 +1,9 @@
-"""Turns that clones did not get, and why: they were paused, full, busy or on a stalled hub.
+"""Turns that passed over a clone, and why: it was paused, full, busy, or on a stalled hub.
 
-Nothing counts them as they pass: a connection costs no more. They are reckoned from what clones
-have accepted, at each look: while a clone is ready its count grows as that of the others does, so
-what the busiest clone got since, and this one did not, is what has passed it over. That is exact
-for turns that go round, to one turn for each time that a clone was away.
+No connection pays for the count: it is computed at each look from how many connections each clone
+has accepted. While a clone is ready, its number grows as the others' do. So the turns that passed
+over an absent clone are those that the busiest clone has had since then, less its own. In round
+robin that is exact, to one turn for each absence.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PassedOver:
     def look(
         self, clones: Sequence[CloneStats], stalled: Collection[int] = ()
     ) -> list[dict[str, int]]:
-        """Note what *clones* are at; return their turns, since the first look.
+        """Note the states of *clones*; return the turns that passed over each since the start.
 
         Args:
             clones: All of the server's.

@@ -1,10 +1,10 @@
 """Pulses: whether a hub turns, and how long it takes to answer.
 
-Each hub of a server is asked to call a function, a few times a second, from the administration's
-thread. The time until it does so is its lag. A hub that doesn't for long is stalled: something on
-it runs and never lets go. Connections pay nothing for this.
+The administration's thread asks each hub of a server, a few times a second, to call a function. The
+time until the call is the hub's lag. A hub that has not called it for long is stalled: something on
+it runs, and lets nothing else run. Connections pay nothing for this.
 
-Source: gevent's monitor thread, which tells of a blocked hub in the same way; asyncio's
+Source: gevent's monitor thread, which reports a blocked hub in the same way; asyncio's
 ``slow_callback_duration``.
 """
 
@@ -36,8 +36,9 @@ class Pulse:
     Args:
         name: For the log.
         thread: The native ident of its thread.
-        send: Has something called in the hub, from any thread; ``False`` if the hub has ended.
-        stall_limit: After how many seconds without an answer it is stalled.
+        send: Called with a function, which the hub is to call; from any thread. Returns ``False``
+            if the hub has ended.
+        stall_limit: The hub is stalled after so many seconds without an answer.
         is_logged: Whether the log then has a line.
     """
 

@@ -1,4 +1,4 @@
-"""The administration's server: what is seen of a program's servers, over HTTP.
+"""The administration's server: it shows a program's servers over HTTP.
 
 Source: Kubernetes' probes (livez, readyz); Prometheus' exposition; HAProxy's and Envoy's admin
 listeners.
@@ -33,7 +33,7 @@ _READY: Final = {State.ACCEPTING, State.FULL}
 _TEXT: Final = "text/plain; charset=utf-8"
 _NO_METRICS: Final = "/metrics needs prometheus_client: pip install 'glb[metrics]'\n"
 
-# A probe is answered at once; what keeps a connection for longer is none.
+# A probe gets its answer at once. A client that keeps its connection for longer is no probe.
 _CLIENT_SECONDS: Final = 10.0
 _MOST_CONNECTIONS: Final = 100
 
@@ -41,11 +41,11 @@ _Reply = tuple[str, str, bytes]
 
 
 class Admin:
-    """Tells over HTTP how servers are; on a thread of its own, so also while all their hubs hang.
+    """Shows servers over HTTP. It has a thread of its own, and answers while all their hubs hang.
 
     - ``/``: the servers and their clones, live, for a browser.
-    - ``/livez``: 200, or 503 if every hub of the servers is stalled: to be restarted.
-    - ``/readyz``: 200 while each server is accepting or full, else 503: to get no new clients.
+    - ``/livez``: 200; 503 if every hub of the servers is stalled: restart the process.
+    - ``/readyz``: 200 while each server is accepting or full, else 503: send no new clients.
     - ``/clones``: servers, hubs and clones, as JSON.
     - ``/metrics``: for Prometheus; needs ``pip install 'glb[metrics]'``.
 
@@ -107,7 +107,7 @@ class Admin:
 
     @property
     def url(self) -> str:
-        """Where it answers; ``""`` before `start` and after `stop`."""
+        """The URL of the page; ``""`` before `start` and after `stop`."""
         if self._server is None:
             return ""
         bound = bound_address(self._server.socket)

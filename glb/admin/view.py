@@ -1,4 +1,4 @@
-"""What a server is at: read from any thread, while its hubs may be stuck."""
+"""Views: the state of a server at one moment, read from any thread, also while hubs are stuck."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ class ServerView:
 def view(
     server: Any, pulses: list[Pulse], passed_over: PassedOver, last_address: str
 ) -> ServerView:
-    """Return what *server* is at now.
+    """Return the view of *server* now.
 
     Args:
-        last_address: What it was bound to when it was last seen: a closed one has none.
+        last_address: Its address in the last view: a closed server has none.
     """
     address, queue = last_address, None
     sock = getattr(server, "socket", None)

@@ -20,8 +20,8 @@ class Watched:
     """A server, watched from one other thread.
 
     Args:
-        stall_limit: After how many seconds without an answer a hub is stalled.
-        is_logged: Whether the log tells of it.
+        stall_limit: A hub is stalled after so many seconds without an answer.
+        is_logged: Whether the log then has a line.
     """
 
     def __init__(self, server: StreamServer, stall_limit: float, *, is_logged: bool = True) -> None:
@@ -63,7 +63,7 @@ class Watched:
         return self._pulses
 
     def view(self) -> ServerView:
-        """Return what it is at."""
+        """Return its view now."""
         found = view(self._server, self._pulses, self._passed_over, self._address)
         self._address = found.address
         return found

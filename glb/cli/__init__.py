@@ -2,21 +2,21 @@
 
 Each module owns one noun::
 
-    commands    what people type
+    commands    ``glb``, ``glb demo`` and ``glb run``
     serve       ``glb serve``, and the server that it starts
-    settings    where the values of its options come from
-    page        what it serves without a target
+    settings    its options, each with its sources
+    page        its page without a target
     service     its servers, from their start to their end
-    binds       what --bind says, and the listeners that come of it
-    supervisor  what systemd and a pid file learn of the service
-    access_log  what it writes of requests
+    binds       its addresses, and their listeners
+    supervisor  its state for systemd, and its pid file
+    access_log  its line for each request
     privileges  the user and group that it becomes
-    console     what they see
+    console     the terminal
     clone_table, live  the table of clones, while they serve
     top, source  the same of another process
     demo        turns, counted
     program     a program that `glb run` starts
-    hints       what it says of one that gets nothing by it
+    hints       a line for a program that gets nothing by it
     target      an application that `glb serve` imports, and imports afresh
     fresh_import, watcher, reload    how it does, and when
 

@@ -116,6 +116,10 @@ def handler_class(form: str) -> type[WSGIHandler]:
         __slots__ = ()
         format_request = FORMATS[form]
 
+        def log_error(self, msg: str, *args: object) -> None:
+            # gevent's line begins with the socket's repr, which tells a reader nothing.
+            console.log.warning(msg, *args)
+
     # It overrides what is said of a request, and not how one is read.
     LoggedHandler._is_lean = True
     return LoggedHandler
@@ -183,7 +187,7 @@ FORMATS: Final[dict[str, Callable[[Any], str]]] = {
 def _client(handler: Any) -> tuple[str, int | None]:
     address = handler.client_address
     if isinstance(address, tuple):
-        return str(address[0]), int(address[1])
+        return str(address[0]), int(address[1]) or None  # no proxy tells the port
     return "", None  # a Unix socket's has no name
 
 

@@ -1,7 +1,8 @@
 """The table of clones, as a terminal shows it: of ``glb serve``, and of ``glb top``.
 
-It fits its screen, however many clones there are: in several columns, with less of each clone where
-there is no room for more. The busiest come first; what has no room is counted in the row of totals.
+It fits its screen, however many clones there are: several stand beside each other, with fewer
+columns where there is less room. The busiest come first. Clones without room are counted in the row
+of totals.
 """
 
 from __future__ import annotations

@@ -23,11 +23,29 @@ from .demo import run_gevent, run_glb
 from .hints import Hints
 from .program import Program, ProgramNotFoundError
 from .serve import serve
+from .settings import POSITIVE
 from .top import top
 
 __all__ = ["cli", "main"]
 
-POSITIVE: Final = click.IntRange(min=1)
+_PROCESSES: Final = "--hubs for blocking calls; for more processes, gunicorn -k glb.gunicorn.Worker"
+
+#: Options of gunicorn and uvicorn, by which people look for ours. What click finds alike, it says.
+_OF_OTHERS: Final = {
+    "-b": "--bind",
+    "-k": "nothing, as handlers run in greenlets",
+    "-w": _PROCESSES,
+    "--access-logfile": "--access-log",
+    "--graceful-timeout": "--drain-timeout",
+    "--host": "--bind HOST:PORT",
+    "--keep-alive": "--first-byte-timeout",
+    "--port": "--bind HOST:PORT",
+    "--threads": "--hubs",
+    "--timeout": "--request-timeout",
+    "--worker-class": "nothing, as handlers run in greenlets",
+    "--worker-connections": "--max-connections",
+    "--workers": _PROCESSES,
+}
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -35,6 +53,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         status = cli.main(args, prog_name="glb", standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and error.ctx and error.ctx.command is serve:
+            ours = _OF_OTHERS.get(error.option_name)
+            if ours is not None:
+                error = click.UsageError(f"No such option {error.option_name!r}: write {ours}")
         click.echo(f"glb: {console.one_line(error.format_message())}", err=True)
         status = 2
     except click.Abort:

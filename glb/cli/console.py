@@ -23,6 +23,7 @@ __all__ = [
     "STDERR",
     "count",
     "is_live",
+    "log",
     "make_console",
     "one_line",
     "outcomes",
@@ -85,7 +86,7 @@ def shown(
     level: str = "info",
     stall_limit: float | None = None,
 ) -> Iterator[None]:
-    """Tell of *servers* in the meantime: a live table on *console*, else a line at each end.
+    """Show *servers* while the context lasts: a live table on *console*, else a line at each end.
 
     Their keys are their addresses, for people. Lines below *level*, a name of logging's in any
     case, are left out. A hub that does not turn for *stall_limit* is logged; with ``None`` it

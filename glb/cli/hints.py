@@ -1,4 +1,4 @@
-"""What ``glb run`` says of a program that gets nothing by it: a line on stderr, once each.
+"""Hints: a line on stderr, once each, when ``glb run`` can't do anything for a program.
 
 * The program listens on addresses, and shares none: it sets no SO_REUSEPORT, and has no server of
   gevent's. So there are no turns to take.
@@ -108,7 +108,7 @@ class Hints:
             self._has_said = True
             self._say(
                 f"glb: no address is shared, so there are no turns: the program listens on"
-                f" {' and '.join(listening)} without SO_REUSEPORT, and with no server of gevent's"
+                f" {' and '.join(listening)} without SO_REUSEPORT, and has no gevent server"
             )
 
     def _end_timer(self) -> None:

@@ -1,4 +1,4 @@
-"""Reloads: the newest state of a target, rolled into its server."""
+"""Reloads: the newest version of a target, rolled into its server."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Reloads"]
 
 
 class Reloads:
-    """Rolls the newest state of *target* into *servers* whenever it is asked to.
+    """Rolls the newest version of *target* into *servers* at each `ask`.
 
-    One reload at a time: however often it is asked during one, there is one more after it.
-    As a context it is at work; with *is_watched* it asks itself when the source changes.
+    There is one reload at a time; any number of `ask`s during one makes one more after it. It works
+    within its context. With *is_watched* a change of the source asks as well.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Reloads:
             try:
                 handle = self._target.reload()
             finally:
-                # The files that came with it, before anybody is told, and repairs one.
+                # The new files, before the log has the error and an author repairs one.
                 self._watcher.note()
             # Without a wait, and without an end to any connection: an old handler may go on as long
             # as its client stays, and must not hold up the next reload.

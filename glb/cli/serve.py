@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import gevent.monkey
 
 from ..accept.listener import Listener
 from ..model.forwarded import TrustedProxies
+from ..model.limits import check_places
 from ..net.sockets import bound_address
 from ..server import StreamServer
 from ..upgrade import Upgrade
@@ -32,6 +34,7 @@ from .settings import (
     SECONDS,
     Bind,
     Checked,
+    Whole,
     argument,
     as_toml,
     blaming,
@@ -75,15 +78,24 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     multiple=True,
     default=["127.0.0.1:8000"],
     show_default=True,
-    help="host:port, [v6 host]:port, :port, a port number, or unix:/path; fd://3 or fd://NAME is an"
-    " inherited socket. Port 0 is any. May be given again: each has clones of its own. Without it,"
-    " all inherited sockets; else the variable PORT is a port of every host.",
+    help="host:port, [v6 host]:port, unix:/path, or :port or a port number, which are every"
+    " interface's; fd://3 or fd://NAME is an inherited socket. Port 0 is any. May be given again:"
+    " each has clones of its own. Without it, all inherited sockets; else the variable PORT is a"
+    " port of every interface.",
 )
-@option("--clones", type=POSITIVE, help="How many. [default: 4, or as many as there are hubs]")
-@option("--hubs", type=POSITIVE, default=1, show_default=True, help="On how many threads.")
+@option(
+    "--clones", type=POSITIVE, help="How many clones. [default: 4, or as many as there are hubs]"
+)
+@option(
+    "--hubs",
+    type=POSITIVE,
+    default=1,
+    show_default=True,
+    help="On how many threads, each with a hub.",
+)
 @option(
     "--backlog",
-    type=click.IntRange(0, MOST_BACKLOG),
+    type=Whole(0, MOST_BACKLOG),
     help="Length of the accept queue. [default: what the kernel allows]",
 )
 @option(
@@ -104,11 +116,15 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
 @option(
     "--max-connections",
     type=POSITIVE,
-    help="At once, of each address; further clients wait in the kernel. [default: three quarters of"
-    " the descriptors that the process may have, over all addresses]",
+    help="Connections at once, of each address; further clients wait in the accept queue. [default:"
+    " three quarters of the descriptors that the process may have, over all addresses]",
 )
-@option("--max-connections-per-clone", type=POSITIVE, help="A clone that is full is passed over.")
-@option("--accept-rate", type=ABOVE_ZERO, help="Connections a second.")
+@option(
+    "--max-connections-per-clone",
+    type=POSITIVE,
+    help="The same of each clone; a full one is passed over.",
+)
+@option("--accept-rate", type=ABOVE_ZERO, help="Connections a second, at most.")
 @option(
     "--handshake-timeout",
     type=SECONDS,
@@ -133,14 +149,14 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     "--proxy-allow-ips",
     metavar="NETWORKS",
     type=NETWORKS,
-    help="From where that header may come, between commas: addresses, 10.0.0.0/8, 'unix', or '*'."
-    " [default: 127.0.0.1,::1,unix]",
+    help="Balancers that may send that header, between commas: addresses, 10.0.0.0/8, 'unix', or"
+    " '*'. [default: 127.0.0.1,::1,unix]",
 )
 @option(
     "--forwarded-allow-ips",
     metavar="NETWORKS",
     type=NETWORKS,
-    help="Proxies whose X-Forwarded-For, -Proto and -Host, or Forwarded, hold, as above.",
+    help="Proxies whose X-Forwarded-For, -Proto and -Host, or Forwarded, are believed, as above.",
 )
 @option(
     "--access-log",
@@ -151,20 +167,20 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
 @option(
     "--log-format",
     type=click.Choice(["common", "combined", "json"]),
-    help="Of the access log's lines. [default: common]",
+    help="Format of the access log's lines. [default: common]",
 )
 @option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
     default="info",
     show_default=True,
-    help="Of glb's own lines on stderr: those below it are left out.",
+    help="Level of glb's own lines on stderr; those below it are left out.",
 )
 @option(
     "--umask",
     metavar="OCTAL",
     type=UMASK,
-    help="What files don't permit that are made: 007 lets a Unix socket's group connect.",
+    help="Permissions that new files don't have: 007 lets a Unix socket's group connect.",
 )
 @option(
     "--user",
@@ -210,8 +226,9 @@ NETWORKS: Final = Checked("networks", TrustedProxies)
     "--admin",
     metavar="ADDRESS",
     type=ADDRESS,
-    help="Tell there over HTTP how the server is: /livez, /readyz, /clones, and /metrics for"
-    " Prometheus, which needs 'glb[metrics]'. There is no password.",
+    help="Show there over HTTP how the server is: / for a browser, /livez, /readyz, /clones, and"
+    " /metrics for Prometheus, which needs 'glb[metrics]'. There is no password: name a host, as a"
+    " port alone is every interface's.",
 )
 @option(
     "--stall-limit",
@@ -242,6 +259,8 @@ def serve(context: click.Context, /, print_config: bool, **params: Any) -> None:
         click.echo(as_toml(context), nl=False)
         return
     given = SimpleNamespace(**params)
+    with blaming("clones"):
+        check_places(given.clones, given.hubs)
     if given.umask is not None:
         os.umask(umask_of(given.umask))
     with blaming("bind"):
@@ -356,7 +375,7 @@ def _open(
     if given.is_patched:
         title += ", monkey-patched"
     if seen is not None:
-        title += f", seen on {seen.url}"
+        title += f", admin on {seen.url}"
     service.supervisor.status = title
     shown = console.shown(
         urls,
@@ -408,14 +427,16 @@ def _wsgi_server(
     tls: dict[str, Any],
     lines: Any,
 ) -> StreamServer:
-    from ..pywsgi import WSGIServer  # noqa: PLC0415  # it imports ssl: see `_load`
+    from gevent.pywsgi import LoggingLogAdapter  # noqa: PLC0415  # it imports ssl: see `_load`
+
+    from ..pywsgi import WSGIServer  # noqa: PLC0415  # as above
     from .access_log import handler_class  # noqa: PLC0415  # as above
 
     server = WSGIServer(
         listener,
         handle,
         log=lines,
-        error_log=console.STDERR,
+        error_log=LoggingLogAdapter(console.log, logging.WARNING),
         handler_class=handler_class(given.log_format or "common"),
         forwarded_allow_ips=given.forwarded_allow_ips,
         **_options(given, FIRST_BYTE_SECONDS),

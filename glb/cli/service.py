@@ -62,7 +62,7 @@ class Service:
         self.admin: Admin | None = None
 
     def bind(self) -> None:
-        """Bind each address, and heed signals from then on; nothing is accepted yet.
+        """Bind each address, and handle signals from then on; nothing is accepted yet.
 
         Raises:
             OSError: One can't be bound. Then none is.
@@ -111,9 +111,9 @@ class Service:
         """Serve until a signal, and return 0; or until a server has closed itself, and return 1.
 
         Args:
-            shown: In it what happens is seen.
-            reloads: What SIGHUP asks, if there is a target.
-            log: What SIGUSR1 reopens, if there is one.
+            shown: The context of the table, or of the log's lines.
+            reloads: SIGHUP asks it, if there is a target.
+            log: SIGUSR1 reopens it, if there is one.
         """
         self._reloads, self._log = reloads, log
         with shown, reloads or contextlib.nullcontext(), self._supervised():
@@ -126,7 +126,7 @@ class Service:
             ends = [gevent.spawn(self._serve, each) for each in self.servers]
             gevent.wait(ends, count=1)
             if not self._signals and not self._is_replaced:
-                # Of what is left a supervisor would see nothing. It starts all anew at status 1.
+                # A supervisor would not notice that one address is gone. At status 1 it restarts.
                 self._each("drain", self._drain_timeout)
             for each in ends:
                 each.get()

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -41,6 +42,7 @@ __all__ = [
     "Bind",
     "Checked",
     "Setting",
+    "Whole",
     "argument",
     "as_toml",
     "blaming",
@@ -52,6 +54,9 @@ __all__ = [
 ]
 
 PROJECT_FILE: Final = "pyproject.toml"
+
+#: What holds without a value, as an option's help has it if that is no value either.
+_DEFAULT: Final = re.compile(r"\[default: (.*)\]$")
 
 #: Where a context keeps the file's name, and where addresses come from that nothing else says.
 _FILE: Final = f"{__name__}.file"
@@ -81,6 +86,8 @@ class Setting(_Sourced, click.Option):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.is_flag:
+            self.type = Flag()
         self._name(next(each for each in self.opts if each.startswith("--"))[2:])
         self.show_envvar = True
 
@@ -127,16 +134,46 @@ argument = functools.partial(click.argument, cls=Argument)
 # -- types ------------------------------------------------------------------------------------
 
 
-class _Finite(click.FloatRange):
-    """A number that a clock can count to: *nan* is in no range, and passes each check of one."""
+class Whole(click.IntRange):
+    """A whole number of *least* or more, and of *most* at most."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
+    def __init__(self, least: int, most: int | None = None) -> None:
+        super().__init__(least, most)
+        self._wanted = f"{least} or more" if most is None else f"{least} to {most}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        with contextlib.suppress(click.BadParameter):
+            return super().convert(value, param, ctx)
+        raise click.BadParameter(
+            f"must be a whole number, {self._wanted}, got {value!r}", ctx, param
+        )
+
+
+class Number(click.FloatRange):
+    """A number of 0 or more, or above 0 with *is_open*.
+
+    It is one that a clock can count to: *nan* passes the check of each range.
+    """
+
+    def __init__(self, *, is_open: bool = False) -> None:
+        super().__init__(min=0, min_open=is_open)
+        self._wanted = "above 0" if is_open else "0 or more"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        with contextlib.suppress(click.BadParameter):
+            number = super().convert(value, param, ctx)
+            if math.isfinite(number):
+                return number
+        raise click.BadParameter(f"must be a number, {self._wanted}, got {value!r}", ctx, param)
+
+
+class Flag(click.types.BoolParamType):
+    """Yes or no; the command line has options for both, so that a wrong one is a variable's."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        with contextlib.suppress(click.BadParameter):
+            return super().convert(value, param, ctx)
+        raise click.BadParameter(f"must be 1 or 0, got {value!r}", ctx, param)
 
 
 class Checked(click.types.StringParamType):
@@ -155,10 +192,10 @@ class Checked(click.types.StringParamType):
         return text
 
 
-POSITIVE: Final = click.IntRange(min=1)
-NOT_NEGATIVE: Final = click.IntRange(min=0)
-SECONDS: Final = _Finite(min=0)
-ABOVE_ZERO: Final = _Finite(min=0, min_open=True)
+POSITIVE: Final = Whole(1)
+NOT_NEGATIVE: Final = Whole(0)
+SECONDS: Final = Number()
+ABOVE_ZERO: Final = Number(is_open=True)
 ADDRESS: Final = Checked("address", parse)
 BIND: Final = Checked("address", check_bind)
 
@@ -216,8 +253,8 @@ def config_option() -> Callable[[Any], Any]:
         is_eager=True,
         expose_value=False,
         callback=_use_file,
-        help="Take what neither the command line nor a variable says from this TOML file, whose"
-        " keys are these options' names. [default: [tool.glb] of pyproject.toml]",
+        help="A TOML file of settings, whose keys are these options' names. The command line and"
+        " variables come before it. [default: [tool.glb] of pyproject.toml]",
     )
 
 
@@ -226,7 +263,7 @@ def print_config_option() -> Callable[[Any], Any]:
     return click.option(
         "--print-config",
         is_flag=True,
-        help="Print what holds, as TOML, and where each value comes from; serve nothing.",
+        help="Print the settings in force, as TOML, each with its source; serve nothing.",
     )
 
 
@@ -281,6 +318,8 @@ def _hint(key: str, settings: Mapping[str, _Sourced]) -> str:
     for name, setting in settings.items():
         if f"--{key}" in setting.secondary_opts:
             return f": write {name} = false"
+    if key == "tool":
+        return f": only {PROJECT_FILE} has [tool.glb], and here its keys stand alone"
     close = difflib.get_close_matches(key.replace("_", "-"), settings, n=1)
     return f": did you mean {close[0]!r}?" if close else ""
 
@@ -319,7 +358,11 @@ def as_toml(context: click.Context) -> str:
         is_set = value is not None and value != ()
         shown = _toml(value) if is_set else ""
         mark = "" if is_set else "# "
-        lines.append(f"{mark}{each.key} = {shown}  # {_toml(source_of(context, each))[1:-1]}\n")
+        source = _toml(source_of(context, each))[1:-1]
+        default = None if is_set else _DEFAULT.search(getattr(each, "help", None) or "")
+        if default is not None:
+            source += f": {default[1]}"
+        lines.append(f"{mark}{each.key} = {shown}  # {source}\n")
     return "".join(lines)
 
 

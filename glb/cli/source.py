@@ -1,6 +1,6 @@
 """Where ``glb top`` reads: the administration of another process, by its ``/clones``.
 
-What comes is another program's: it is checked, and no control character of it gets further.
+The answer is another program's, so it is checked, and its control characters are replaced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import console
 
 __all__ = ["Source", "UnreadableError"]
 
-# An administration answers from a thread of its own: one that takes longer is not there.
+# An administration answers from a thread of its own, within milliseconds.
 ANSWER_SECONDS: Final = 3.0
 
 # 10,000 clones are 3 MB.
@@ -44,7 +44,7 @@ class Source:
         self._address: Final[Address] = parse(where.removeprefix("http://").removesuffix("/"))
 
     def read(self) -> Sequence[Mapping[str, Any]]:
-        """Return what ``/clones`` tells of each server.
+        """Return what ``/clones`` has of each server.
 
         Raises:
             UnreadableError: There is no such answer.

@@ -1,24 +1,23 @@
-"""What ``glb serve`` serves: a callable of somebody's module, and the module's later states.
+"""Targets: the callable that ``glb serve`` serves, and its module as it is imported afresh.
 
 A `Target` imports its module, and imports it *afresh* when asked to: the project's modules get
 new module objects, so that what still runs in the old ones keeps their globals. A reload that
 fails leaves the modules as they were. A `glb.cli.watcher.Watcher` tells when their files have
 changed.
 
-The *project* is what lies below the current directory and isn't installed there, and the
-target's own package wherever it lies. Of the rest nothing is imported twice: libraries, compiled
-modules, what was there before the target, glb and gevent.
+The *project* is the modules below the current directory, without installed packages, and the
+target's own package wherever it is. The rest is imported once: libraries, compiled modules, modules
+that were imported before the target, glb and gevent.
 
-What can't be undone or done again from here: whatever the project's modules start, open or
-register elsewhere as they are imported. A library that keeps a program's functions by name goes on
-with the old ones (Django keeps its views so, and is refused); one that takes each name once refuses
-the new ones.
+A reload can't undo what the project's modules have started, opened or registered elsewhere. A
+library that keeps a program's functions by name goes on with the old ones (Django keeps its views
+so, and is refused). A library that takes each name once refuses the new ones.
 An import in the body of a function finds the newest module, also if the function is an old one.
 
-Imports happen in the calling greenlet, as the first one did: nobody is let in meanwhile by this
-hub. A module may patch, or make locks, which a thread aside would not do the same way.
+Imports happen in the calling greenlet, as the first one did. Its hub runs nothing else
+meanwhile, unless a module waits. A thread would not do: a module may patch, or make locks.
 
-Source: ``importlib.reload`` runs the new source in the *old* module's namespace, whence not it.
+Source: ``importlib.reload`` runs the new source in the *old* module's namespace, so it is not used.
 Its bytecode is matched by the source's second and size: see `glb.cli.fresh_import.SourceLoader`.
 """
 
@@ -51,7 +50,7 @@ DEFAULT_ATTRIBUTES: Final = ("application", "app")
 #: What Django's applications come from, and no library beside it needs.
 DJANGOS_SERVER: Final = "django.core.handlers.wsgi"
 
-#: What must not be there twice: who asks, and the hub's own.
+#: Modules that must not be there twice: this package's, and the hub's own.
 NEVER_AFRESH: Final = {"__main__", "__mp_main__", __name__.partition(".")[0], "gevent"}
 
 
@@ -139,7 +138,7 @@ class Target:
             TargetError: It can't: it is of a framework that keeps what it has imported.
         """
         if self._is_djangos:
-            raise TargetError("Django keeps the views that it has imported: start glb anew")
+            raise TargetError("Django keeps the views that it has imported: restart glb")
 
     def reload(self) -> Callable[..., Any]:
         """Import the project's modules afresh, from their sources, and return the new callable.
@@ -147,9 +146,9 @@ class Target:
         The old callable works on as before.
 
         Raises:
-            TargetError: Anything that `load` tells so, or the new one is of the other kind. All
-                of the project's modules are the old ones. Libraries that came meanwhile stay:
-                somebody else may have them by now, and some can't be loaded twice.
+            TargetError: For a reason of `load`'s, or the new one is of the other kind. All of
+                the project's modules are the old ones. Libraries that were imported meanwhile
+                stay: other modules may use them, and some can't be loaded twice.
             KeyboardInterrupt, GreenletExit: As they are. All modules are the old ones, too.
 
         *Switches* if the modules do so as they are imported. A greenlet that is killed here
@@ -171,8 +170,8 @@ class Target:
     def files(self) -> set[str]:
         """Return the files that a reload would read, as far as they are known.
 
-        Those that the last one looked for in vain, or failed with, are in it as well: there a
-        repair may come.
+        Files that the last reload failed with, or didn't find, are among them: an author may
+        repair or add them.
         """
         found = map(file_of, self._modules().values())
         return {file for file in found if file is not None} | self._finder.sought

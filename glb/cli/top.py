@@ -1,6 +1,6 @@
-"""``glb top``: the clones of servers that another process has, live, as its administration tells.
+"""``glb top``: the clones of another process's servers, live, as its administration has them.
 
-Once a second the numbers are shown as they come (see `glb.cli.source`).
+It reads and shows them once a second: see `glb.cli.source`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a handler does for a request as a whole: its time, its refusal, and its line in the log.
+"""Answers: the timeout of a request, its refusal, and its line in the access log.
 
-A request has its time from the end of its head to the end of its reply. When that is over,
-`RequestTimeout` is raised where the application waits. An application that computes, and never
-waits, can't be interrupted.
+The timeout runs from the end of a request's head to the end of its reply. Then the hub raises
+`RequestTimeout` in the application's greenlet, where it waits. An application that computes, and
+never waits, can't be interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ESCAPES: Final = {
 
 
 class Answerer(Replier):
-    """The part of a handler that sees to a request from its head to its line in the log."""
+    """The part of a handler that takes a request from its head to its line in the access log."""
 
     __slots__ = ()
 
@@ -42,7 +42,7 @@ class Answerer(Replier):
             deadlines.enter(self._task, seconds)
 
     def _respond(self) -> None:
-        """`handle_one_response`, within the request's time."""
+        """Call `handle_one_response`, within the request's timeout."""
         task = self._task
         if task is None:
             self.handle_one_response()
@@ -51,7 +51,7 @@ class Answerer(Replier):
         try:
             self.handle_one_response()
         except RequestTimeout as error:
-            # It was raised behind the reply, or a method of the program's own has let it through.
+            # It came after the reply, or a method of a program's handler class let it through.
             with contextlib.suppress(RequestTimeout):
                 self._time_is_up(error)
         finally:
@@ -67,12 +67,12 @@ class Answerer(Replier):
         status, reply = result
         self.status = self._orig_status = status
         self._may_have_more = True
-        # The last request on the connection has left the rest.
+        # These are still those of the last request on the connection.
         self.code = None
         self.headers_sent = False
         self.response_length = 0
         if self._head is None:
-            # It may be anything, and a `format_request` would not expect that.
+            # A client may send any bytes, and a `format_request` does not expect that.
             self.requestline = escaped(line[: self._limits_now.line].rstrip("\r\n"))
         with contextlib.suppress(OSError):
             self._sendall(reply)
@@ -97,7 +97,7 @@ class _Request(Task):
         return None if handler.server.is_long_lived(handler.socket) else settings.request_timeout
 
     def is_late(self) -> None:
-        # An application that catches the error, and goes on, gets it again as much later.
+        # An application that catches the error, and goes on, gets it again after another timeout.
         handler, greenlet = self._handler, self.greenlet
         seconds = handler._settings.request_timeout
         handler.server.glb_engine.count_timeout("request")

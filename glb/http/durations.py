@@ -1,6 +1,6 @@
-"""How long requests take: a histogram, as OpenTelemetry has it.
+"""Durations: a histogram of how long requests take, as OpenTelemetry defines it.
 
-Each thread counts in a table of its own, without a lock; a reader adds them up.
+Each thread counts in a table of its own, without a lock. A reader adds the tables up.
 
 Source: OpenTelemetry's semantic conventions for HTTP metrics, ``http.server.request.duration``.
 """
@@ -13,10 +13,10 @@ from ..originals import native_ident
 
 __all__ = ["BOUNDS", "Durations", "Table", "counts_of"]
 
-#: The upper ends of all buckets but the last, in seconds: those that the conventions advise.
+#: The upper ends of all buckets but the last, in seconds, as the conventions advise.
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
-# What clients may send as a method has no end, and each would be a series for ever.
+# A client may make up any method, and each would be a time series for ever.
 _METHODS: Final = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 )
@@ -27,13 +27,17 @@ Table = dict[int, dict[str, list[float]]]
 
 
 def counts_of(table: Table, method: str, code: int | None) -> list[float]:
-    """Return the counts of such requests, which are not in *table* by these names.
+    """Return the counts of requests with this method and status, and add them to *table*.
 
-    A connection that has left HTTP is as long as its websocket, and is counted nowhere.
+    Args:
+        table: One that has no counts by these names.
+        method: Counts as ``_OTHER`` if HTTP doesn't define it.
+        code: The status; negative if the reply was cut off. ``None`` or 101, for a connection that
+            has left HTTP, get counts that are in no table, as a websocket's time is no request's.
     """
     if code is None or code == 101:
         return _new_counts()
-    code = abs(code)  # negative if the reply was cut off
+    code = abs(code)
     method = method if method in _METHODS else _OTHER_METHOD
     return table.setdefault(code, {}).setdefault(method, _new_counts())
 

@@ -1,4 +1,4 @@
-"""Settings of HTTP: limits of requests, and how long a server waits for clients and programs."""
+"""Settings of HTTP: limits of requests, and timeouts of clients and applications."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RequestTimeout(BaseException):  # as gevent's Timeout
     catches it and replies, that is the reply.
 
     Attributes:
-        seconds: How long the request might have taken.
+        seconds: The timeout.
     """
 
-    #: Of the reply, if nothing was sent yet.
+    #: The status of the reply, if nothing was sent yet.
     status: Final = "503 Service Unavailable"
 
     def __init__(self, seconds: float) -> None:
@@ -33,8 +33,8 @@ class RequestTimeout(BaseException):  # as gevent's Timeout
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """Of that reply."""
-        # Sooner, there is as little reason to hope for more.
+        """The headers of that reply."""
+        # A client that came back sooner would probably wait as long for nothing.
         seconds = str(math.ceil(self.seconds))
         return [("Connection", "close"), ("Content-Length", "0"), ("Retry-After", seconds)]
 
@@ -52,18 +52,18 @@ class Settings:
         send_timeout: How long a client may take nothing of a reply, in seconds; ``None`` is for
             ever. After that the connection is closed.
         request_timeout: How long a request may take, in seconds, from the end of its head to the
-            end of its reply; ``None`` is for ever. After that, or up to a second later,
-            `RequestTimeout` is raised where the application waits. The reply is a 503, or, if a
-            part of another one was sent, the connection is closed; the log has the greenlet's
-            stack. A connection that was upgraded has no such end. A connection that begins while
-            it is ``None`` has none, either.
+            end of its reply; ``None`` is for ever. After that, up to half as much later and no
+            more than 2 seconds, `RequestTimeout` is raised where the application waits. The reply
+            is a 503, or, if a part of another one was sent, the connection is closed; the log has
+            the greenlet's stack. A connection that was upgraded has no timeout, nor has one that
+            began while this was ``None``.
         request_histogram: Whether to count how long requests take, for `glb.admin`. Read when the
             server starts.
         durations: What was counted.
         forwarded_allow_ips: Addresses and networks of proxies whose X-Forwarded-For, -Proto and
             -Host, or Forwarded, hold; ``"unix"`` is any Unix socket, ``"*"`` every address. The
-            environ, `client_address` and the log then show the client, and what may be forged is
-            left out. ``None`` leaves the fields as they come. Taken when the server starts.
+            environ, `client_address` and the log then show the client, without the hops that may
+            be forged. ``None`` leaves the fields as they come. Read when the server starts.
         trusted_proxies: The same, as it was when the server started.
     """
 
@@ -80,7 +80,7 @@ class Settings:
     trusted_proxies: TrustedProxies | None = None
 
     def _check_settings(self) -> None:
-        """Refuse what a program has set wrongly.
+        """Check the attributes, which a program may have set.
 
         Raises:
             TypeError, ValueError: A setting has the wrong type or value.

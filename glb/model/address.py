@@ -111,6 +111,8 @@ def _parse_tuple(value: tuple[object, ...]) -> Address:
 def _parse_text(text: str) -> Address:
     if text.startswith("unix:"):
         return Address(AF_UNIX, _unix_path(text))
+    if "://" in text:
+        raise ValueError(f"address must have no scheme, got {text!r}")
     if ":" not in text:
         return Address(AF_INET6, ("", _port_text(text, text)))
     host, _, port = text.rpartition(":")
@@ -148,7 +150,10 @@ def _port_text(text: str, value: object) -> int:
     try:
         number = int(text)
     except ValueError as error:
-        raise ValueError(f"port must be a number, got {text!r} in {value!r}") from error
+        what = f"port must be a number, got {text!r} in {value!r}"
+        if text == value:
+            what = f"address must be host:port, :port, a port number or unix:/path, got {value!r}"
+        raise ValueError(what) from error
     return _port(number, value)
 
 

@@ -10,6 +10,7 @@ Source: RFC 7239; the forwarded_allow_ips of gunicorn and uvicorn; nginx's real_
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -56,6 +57,17 @@ class Forwarded:
     fields: Mapping[str, str]
 
 
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        hint = ""
+        with contextlib.suppress(ValueError):
+            hint = f": did you mean {ip_network(text, strict=False)}?"
+        what = "an address, a network as 10.0.0.0/8, 'unix' or '*'"
+        raise ValueError(f"a proxy must be {what}, got {text!r}{hint}") from None
+
+
 class TrustedProxies:
     """The addresses of proxies whose word counts.
 
@@ -80,10 +92,7 @@ class TrustedProxies:
             elif text == "unix":
                 self._has_unix = True
             else:
-                try:
-                    self._networks.append(ip_network(text))
-                except ValueError as error:
-                    raise ValueError(f"no address and no network: {each!r} ({error})") from None
+                self._networks.append(_network(text))
 
     def trusts(self, host: str) -> bool:
         """Whether *host*, an address in text, is a proxy's; ``""`` is a Unix socket's."""

@@ -7,8 +7,9 @@ server, which a subclass or a program may set; limits are read again when the se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from ..model.forwarded import TrustedProxies
 from ..model.limits import check_count, check_rate, check_seconds
@@ -19,6 +20,39 @@ from .hooks import Handler
 from .proxied import check_version
 
 __all__ = ["Options"]
+
+#: What `gevent.ssl.wrap_socket` takes beside the socket.
+_OF_TLS: Final = frozenset(
+    {
+        "keyfile",
+        "certfile",
+        "cert_reqs",
+        "ssl_version",
+        "ca_certs",
+        "ciphers",
+        "server_side",
+        "suppress_ragged_eofs",
+        "do_handshake_on_connect",
+    }
+)
+
+
+def _check_names(server: object, ssl_args: Mapping[str, object]) -> None:
+    """Refuse arguments that *server* doesn't have.
+
+    Gevent takes each for one of TLS, so a misspelt one would make each handshake fail. A context
+    has a `wrap_socket` of its own, which takes what it takes.
+    """
+    unknown = [] if "ssl_context" in ssl_args else [*ssl_args.keys() - _OF_TLS]
+    if not unknown:
+        return
+    import difflib  # noqa: PLC0415  # nothing else needs it
+
+    name = min(unknown)
+    known = inspect.signature(type(server)).parameters
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f": did you mean {close[0]!r}?" if close else ""
+    raise TypeError(f"{type(server).__name__} has no argument {name!r}{hint}")
 
 
 class Options:
@@ -60,6 +94,7 @@ class Options:
         handle: object,
         backlog: object,
         spawn: object,
+        ssl_args: Mapping[str, object],
         *,
         clones: int | None,
         hubs: int | None,
@@ -67,6 +102,7 @@ class Options:
         policy: Policy | str | None,
         **options: Any,
     ) -> None:
+        _check_names(self, ssl_args)
         if handle is not None and not callable(handle):
             raise TypeError(f"handle must be callable, got {handle!r}")
         if backlog is not None:

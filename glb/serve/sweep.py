@@ -1,8 +1,7 @@
-"""Sweeps: one timer of a hub looks for everything of its kind whose time is up.
+"""Sweeps: one timer of a hub finds all its connections, or requests, whose time is over.
 
-A timer for each would cost a connection, or a request, more than all the rest of a timeout. So
-thousands share one, which runs only while there is something to look for. What is late is found a
-little later: see `MAX_LOOK_SECONDS`.
+A timer for each of them would cost more than all the rest of a timeout. So thousands share one,
+which runs only while there are any. It finds them a little late: see `MAX_LOOK_SECONDS`.
 
 Source: nginx and HAProxy, which have one timer a process and a tree of deadlines.
 """
@@ -17,12 +16,14 @@ __all__ = ["NEVER", "Deadlines", "Sweep", "Task"]
 
 NEVER: Final = float("inf")
 
-# How much later than its time what is late may be found: a quarter of it, and not longer than that.
+# A sweep looks four times within a timeout, and at least once in so many seconds. A task gets its
+# deadline at the first look after its begin, and is found at the first look after its deadline: so
+# up to two looks late, which is half of the timeout, or 2 s.
 MAX_LOOK_SECONDS: Final = 1.0
 
 
 class Sweep:
-    """Something that looks, now and then, for what is late on one hub. Only its thread may use it.
+    """A timer that looks for what is late on one hub. Only the hub's thread may use it.
 
     Args:
         hub: This thread's.
@@ -51,20 +52,20 @@ class Sweep:
             timer.close()
 
     def look_over(self) -> None:
-        """Take up what an exception has left undone, in a callback: see `glb.hubs.guard`."""
+        """Start the timer again if an exception in the hub has stopped it: see `glb.hubs.guard`."""
         if self._timer is not None and not self._timer.active:
             self._timer.start(self._look, self._timeout)
 
 
 class Task:
-    """What one greenlet does again and again, within a time for each: to be derived from.
+    """Work that one greenlet repeats, each time within a timeout. A base class.
 
     Args:
-        greenlet: Which does it.
+        greenlet: The one that works.
 
     Attributes:
-        until: ``None`` once it has begun, as no clock is asked then: the next look finds it, and
-            sets its deadline. `NEVER` when it is done.
+        until: The deadline. The greenlet sets ``None`` when it begins, which reads no clock: the
+            next look sets the deadline. It sets `NEVER` when it has ended.
     """
 
     __slots__ = ("greenlet", "until")
@@ -74,20 +75,20 @@ class Task:
         self.until: float | None = NEVER
 
     def seconds(self) -> float | None:
-        """Return how long it may take; ``None`` is for ever."""
+        """Return the timeout, in seconds; ``None`` is for ever."""
         raise NotImplementedError
 
     def is_late(self) -> None:
-        """Its time is up, in the hub. Called each time that as long has passed, if it goes on."""
+        """End it. Called in the hub when its time is over, and again after each further timeout."""
         raise NotImplementedError
 
 
 class Deadlines(Sweep):
-    """The tasks of greenlets of one hub, and until when they may take.
+    """The tasks of one hub, each with its deadline.
 
-    Nothing is late before its time, and what is late is found two looks later at most. A task keeps
-    its greenlet: one that an exception leaves here is never used again for another connection (see
-    `glb.hubs.handler_greenlets`), which would have its deadline.
+    No task is late before its deadline. A late one is found two looks after it at most. A task has
+    a reference to its greenlet. So a greenlet whose task an exception has left here is never used
+    again for another connection (see `glb.hubs.handler_greenlets`), which would get its deadline.
     """
 
     def __init__(self, hub: Any) -> None:
@@ -98,13 +99,13 @@ class Deadlines(Sweep):
         return len(self._tasks)
 
     def enter(self, task: Task, seconds: float) -> None:
-        """Look after *task*, often enough for *seconds*, until `leave`."""
+        """Watch *task* until `leave`. The first one's *seconds* set how often the hub looks."""
         self._tasks[task] = None
         if self._timer is None:
             self._start(seconds)
 
     def leave(self, task: Task) -> None:
-        """It is not done again. Twice is harmless."""
+        """Watch *task* no more. Twice is harmless."""
         task.until = NEVER
         self._tasks.pop(task, None)
 
@@ -115,7 +116,7 @@ class Deadlines(Sweep):
         now = monotonic()
         for task in [*self._tasks]:
             if task.greenlet.dead:
-                self.leave(task)  # an exception struck before it could say that it is done
+                self.leave(task)  # an exception has ended the greenlet before its own `leave`
                 continue
             until = task.until
             if until is not None and until > now:

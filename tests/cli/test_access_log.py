@@ -77,7 +77,7 @@ class Lines:
         return self.text.splitlines()
 
 
-def logged(form: str, *requests: bytes, application: Any = None) -> list[str]:
+def logged(form: str, *requests: bytes, application: Any = None, **more: Any) -> list[str]:
     """Return the lines that requests make, each on a connection of its own."""
     if application is None:
         found: dict[str, Any] = {}
@@ -86,6 +86,7 @@ def logged(form: str, *requests: bytes, application: Any = None) -> list[str]:
     log = Lines()
     made = handler_class(form)
     options: dict[str, Any] = {"log": log, "error_log": None, "handler_class": made}
+    options.update(more)
     with WSGIServer(("127.0.0.1", 0), application, clones=2, **options) as server:
         server.start()
         for request in requests:
@@ -154,6 +155,14 @@ def test_json_has_opentelemetrys_names() -> None:
     }
     assert second["glb.clone"] == 1
     assert {"url.query", "user_agent.original", "http.request.header.referer"}.isdisjoint(second)
+
+
+def test_a_proxys_client_has_no_port() -> None:
+    """A proxy tells its client's address, and no port: JSON has no field for it."""
+    request = get("/", fields="X-Forwarded-For: 1.2.3.4\r\n")
+    (line,) = map(json.loads, logged("json", request, forwarded_allow_ips="*"))
+    assert line["client.address"] == "1.2.3.4"
+    assert "client.port" not in line
 
 
 @pytest.mark.parametrize(
@@ -242,6 +251,17 @@ def log_of(handler_class_: Any, *parts: bytes, ends: bool = True, **options: Any
         client.close()
         assert comes_true(lambda: server.active == 0)
     return log.lines
+
+
+def test_why_a_request_is_refused_is_in_glbs_log(caplog: pytest.LogCaptureFixture) -> None:
+    """One line, which begins with what happened, and not with a socket's address in memory."""
+    log_of(handler_class("json"), b"GET  /%s HTTP/1.1\r\nHost: x\r\n\r\n")
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("glb", "WARNING")
+    line = (
+        r"Invalid request \(from \('127\.0\.0\.1', \d+\)\): no request line: 'GET  /%s HTTP/1\.1'"
+    )
+    assert re.fullmatch(line, record.getMessage())
 
 
 @pytest.mark.parametrize(("sent", "line", "status"), REFUSED)

@@ -397,7 +397,7 @@ def test_all_addresses_are_reloaded_and_seen(folder: pathlib.Path) -> None:
     write_version(folder, "old")
     options = ("--admin", "127.0.0.1:0")
     with serving_two("versions:handle", *options, cwd=folder) as served:
-        found = re.search(r", seen on http://127\.0\.0\.1:(\d+)$", served.line)
+        found = re.search(r", admin on http://127\.0\.0\.1:(\d+)$", served.line)
         assert found is not None, served.line
         ready = http_get(("127.0.0.1", int(found[1])), "/readyz")
         assert sorted(ready.splitlines()) == [
@@ -648,7 +648,7 @@ def test_it_is_seen_from_outside(hubs: str, folder: pathlib.Path) -> None:
     """Ready while it serves; not any more from the moment on in which it drains."""
     options = ("--hubs", hubs, "--admin", "127.0.0.1:0")
     with serving("program:hold", *options, cwd=folder) as served:
-        found = re.search(r", seen on http://127\.0\.0\.1:(\d+)$", served.line)
+        found = re.search(r", admin on http://127\.0\.0\.1:(\d+)$", served.line)
         assert found is not None, served.line
         admin = ("127.0.0.1", int(found[1]))
         assert http_get(admin, "/readyz").endswith(b": accepting\n")
@@ -1108,15 +1108,22 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
     ("args", "reason"),
     [
         (("--bind", "127.0.0.1:70000"), "port must be 0 to 65535, got '127.0.0.1:70000'"),
-        (("--bind", "nowhere"), "port must be a number, got 'nowhere'"),
+        (("--bind", "nowhere"), "address must be host:port, :port, a port number"),
         (("--bind", "no.such.host.invalid:0"), "can't bind ('no.such.host.invalid', 0): "),
         (("--bind", "unix:/no/such/folder/s"), "can't bind '/no/such/folder/s': "),
-        (("--clones", "0"), "--clones from the command line: 0 is not in the range"),
-        (("--clones", "many"), "--clones from the command line: 'many' is not a valid integer"),
-        (("--backlog", "-1"), "--backlog from the command line: -1 is not in the range"),
+        (("--clones", "0"), "--clones from the command line: must be a whole number, 1 or more"),
+        (
+            ("--clones", "many"),
+            "--clones from the command line: must be a whole number, 1 or more, got 'many'",
+        ),
+        (("--backlog", "-1"), "--backlog from the command line: must be a whole number, 0 to"),
         (
             ("--max-connections", "0"),
-            "--max-connections from the command line: 0 is not in the range",
+            "--max-connections from the command line: must be a whole number, 1 or more",
+        ),
+        (
+            ("--clones", "2", "--hubs", "3"),
+            "--clones from the command line: clones must be 3 or more, one for each hub, got 2",
         ),
         (("--certfile", "garbage.pem"), "--certfile and --keyfile go together"),
         (("--keyfile", "garbage.pem"), "--certfile and --keyfile go together"),
@@ -1124,7 +1131,7 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
         (("--certfile", "garbage.pem", "--keyfile", "garbage.pem"), "can't load the certificate"),
         (
             ("--admin", "nowhere"),
-            "--admin from the command line: port must be a number, got 'nowhere'",
+            "--admin from the command line: address must be host:port",
         ),
         (("--admin", "unix:/no/such/folder/s"), "can't bind '/no/such/folder/s': "),
         (("--stream",), "--stream needs a TARGET"),
@@ -1154,8 +1161,11 @@ def test_wrong_input_to_serve_is_one_line(
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (("demo", "--clones", "0"), "'--clones': 0 is not in the range"),
-        (("demo", "--connections", "-1"), "'--connections': -1 is not in the range"),
+        (("demo", "--clones", "0"), "'--clones': must be a whole number, 1 or more, got '0'"),
+        (
+            ("demo", "--connections", "-1"),
+            "'--connections': must be a whole number, 1 or more, got '-1'",
+        ),
         (("demo", "extra"), "extra"),
         (("dance",), "No such command 'dance'"),
         (("--dance",), "--dance"),

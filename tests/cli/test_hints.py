@@ -57,7 +57,7 @@ def test_a_program_that_shares_no_address_is_told(watching: Hints, said: list[st
     where = " and ".join(f"127.0.0.1:{each}" for each in ports(first))
     assert first == (
         f"glb: no address is shared, so there are no turns: the program listens on {where}"
-        " without SO_REUSEPORT, and with no server of gevent's"
+        " without SO_REUSEPORT, and has no gevent server"
     )
     assert len(ports(first)) == 2
 

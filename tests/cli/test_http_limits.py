@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+import glb
 from glb.cli.http_limits import HTTP_LIMITS, set_limits
-from glb.cli.serve import ONLY_WSGI, serve
+from glb.cli.serve import ONLY_WSGI, _wsgi_server, serve
 from glb.http.head import Limits
 from glb.http.settings import Settings
 from glb.pywsgi import WSGIServer
@@ -77,6 +78,18 @@ def test_0_is_no_limit() -> None:
     assert found == [None] * 4
 
 
+def test_what_a_server_says_of_clients_is_in_glbs_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A TLS handshake that fails, say."""
+    given = SimpleNamespace(**serve.make_context("serve", []).params)
+    with glb.bind(("127.0.0.1", 0)) as listener:
+        given.listeners = [listener]
+        server = _wsgi_server(listener, lambda *_: [], given, {}, None)
+        assert isinstance(server, WSGIServer)
+        server.error_log.write("no luck\n")
+    (record,) = caplog.records
+    assert (record.name, record.levelname, record.getMessage()) == ("glb", "WARNING", "no luck")
+
+
 def test_a_stream_has_none_of_them() -> None:
     """Each is refused with one: see the next test for how."""
     assert {*HTTP_LIMITS} <= {*ONLY_WSGI}
@@ -100,7 +113,7 @@ def test_a_program_that_sleeps_is_ended(hubs: str, folder: pathlib.Path) -> None
         *("--hubs", hubs, "--clones", "2", "--admin", "127.0.0.1:0"),
     )
     with serving("program", *options, cwd=folder) as served:
-        found = re.search(r", seen on http://127\.0\.0\.1:(\d+)", served.line)
+        found = re.search(r", admin on http://127\.0\.0\.1:(\d+)", served.line)
         assert found is not None, served.line
         for _ in range(2):
             reply = ask_raw(served.address, GET.replace(b" / ", b" /slow ") % b"")
@@ -117,6 +130,7 @@ def test_a_program_that_sleeps_is_ended(hubs: str, folder: pathlib.Path) -> None
         assert sum(map(float, kinds)) == 2
         status, err = served.end()
     assert status == 0
+    assert err.count("\nglb: Invalid request (from ('127.0.0.1', ") == 1
     assert err.count("glb: 'GET /slow HTTP/1.1' from ('127.0.0.1', ") == 2
     assert err.count("in application\n") == 2
     assert err.count('"GET /slow HTTP/1.1" 503 -\n') == 2

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import pytest
 
-from glb.cli.commands import main
+from glb.cli.commands import _OF_OTHERS, main
 from glb.cli.serve import serve
 from glb.cli.settings import Setting
 
@@ -103,7 +103,7 @@ def printed(run: Run, *args: str) -> tuple[dict[str, object], dict[str, str]]:
     sources = {}
     for line in out.splitlines():
         setting, _, source = line.rpartition("  # ")
-        sources[setting.removeprefix("# ").partition(" ")[0]] = source
+        sources[setting.removeprefix("# ").partition(" ")[0]] = source.partition(": ")[0]
     return tomllib.loads(out), sources
 
 
@@ -195,6 +195,40 @@ def test_printed_settings_are_a_file_that_makes_them(
     assert again["wsgi"] is False
 
 
+def test_printed_settings_tell_what_holds_without_a_value(run: Run) -> None:
+    """As the help has it."""
+    lines = _print(run).splitlines()
+    assert "# max-body =   # default: 1 GiB" in lines
+    assert "# clones =   # default: 4, or as many as there are hubs" in lines
+    assert "# certfile =   # default" in lines
+
+
+def test_wrong_numbers_and_flags_say_what_is_wanted(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In words, not in those of a library."""
+    for option, value, wanted in [
+        ("--backlog", "-1", "a whole number, 0 to 2147483647"),
+        ("--max-body", "1GiB", "a whole number, 0 or more"),
+        ("--request-timeout", "30s", "a number, 0 or more"),
+        ("--drain-delay", "nan", "a number, 0 or more"),
+        ("--stall-limit", "0", "a number, above 0"),
+    ]:
+        found = run(option, value)
+        assert_one_line(found, f"{option} from the command line: must be {wanted}, got {value!r}")
+    monkeypatch.setenv("GLB_RELOAD", "2")
+    assert_one_line(run(), "--reload from GLB_RELOAD: must be 1 or 0, got '2'")
+
+
+def test_other_servers_options_have_ours_beside_them(run: Run) -> None:
+    """Each is none of ours, and what is named in its place is."""
+    names = {name for option in serve.params for name in option.opts}
+    for other, ours in _OF_OTHERS.items():
+        assert other not in names
+        assert_one_line(run(other, "1"), f"No such option {other!r}: write {ours}")
+        assert ours.split()[0] in names | {"nothing,"}
+
+
 def _print(run: Run, *args: str) -> str:
     return run(*args, "--print-config")[1]
 
@@ -264,9 +298,9 @@ def test_wrong_key_names_its_file(run: Run, key: str, folder: pathlib.Path) -> N
         (b"stream = true", "unknown key 'stream' in glb.toml: write wsgi = false"),
         (b"zzz = 4", "unknown key 'zzz' in glb.toml\n"),
         (b"config = 'other.toml'", "unknown key 'config' in glb.toml\n"),
-        (b"[tool.glb]\nclones = 1", "unknown key 'tool' in glb.toml\n"),
+        (b"[tool.glb]\nclones = 1", "unknown key 'tool' in glb.toml: only pyproject.toml has"),
         (b"bind = []", "--bind from glb.toml: must not be empty, got []"),
-        (b"bind = [':1', 'nowhere']", "--bind from glb.toml: port must be a number, got 'nowhere'"),
+        (b"bind = [':1', 'nowhere']", "--bind from glb.toml: address must be host:port"),
         (b"bind = 1", "--bind from glb.toml: must be a string, or a list of them, got 1"),
         (b"target = 1", "TARGET from glb.toml: must be a string, got 1"),
     ],

@@ -113,7 +113,7 @@ def free_ports(*names: str) -> dict[str, str]:
 
 
 def test_the_walk_of_the_page_loses_nothing(tmp_path: Path) -> None:
-    """New code by SIGHUP, and a new process on the second port: each reply is a 200."""
+    """New code by SIGHUP, a new process on the second port, and one on the first again, soon."""
     walk = Walk(tmp_path, free_ports("8000", "8001", "8080", "9000", "9001"))
     replies: Counter[str] = Counter()
     is_over = threading.Event()
@@ -140,10 +140,16 @@ def test_the_walk_of_the_page_loses_nothing(tmp_path: Path) -> None:
         first.send_signal(signal.SIGHUP)
         wait_for(lambda: replies["200 version two"] > 0)
         walk.write_version("three")
-        stack.enter_context(walk.started([*python, *walk.commands[1]]))
+        second = stack.enter_context(walk.started([*python, *walk.commands[1]]))
         wait_for(lambda: ask(walk.port("9001"), "/readyz").startswith("200"))
         first.terminate()
         assert first.wait(30) == 0
         wait_for(lambda: replies["200 version three"] > 0)
+        walk.write_version("four")
+        stack.enter_context(walk.started([*python, *walk.commands[0]]))
+        wait_for(lambda: ask(walk.port("9000"), "/readyz").startswith("200"))
+        second.terminate()
+        assert second.wait(30) == 0
+        wait_for(lambda: replies["200 version four"] > 0)
         is_over.set()
-    assert {*replies} == {f"200 version {each}" for each in ("one", "two", "three")}
+    assert {*replies} == {f"200 version {each}" for each in ("one", "two", "three", "four")}

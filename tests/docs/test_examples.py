@@ -178,5 +178,5 @@ def test_each_example_is_shown_and_run() -> None:
     tests = Path(__file__).read_text(encoding="utf-8")
     for each in sorted(EXAMPLES.glob("*.py")):
         assert f"```{{literalinclude}} ../examples/{each.name}\n" in page
-        assert f"| `{each.name}` |" in page
+        assert f"| [`{each.name}`](../examples/{each.name}) |" in page
         assert each.stem in tests

@@ -66,9 +66,15 @@ def test_all_and_unix_sockets_may_be_trusted() -> None:
 )
 def test_what_is_no_network_is_refused(wrong: str) -> None:
     """With the value in the error."""
-    with pytest.raises(ValueError, match="no address and no network") as caught:
+    with pytest.raises(ValueError, match="a proxy must be an address, a network") as caught:
         TrustedProxies(["127.0.0.1", wrong])
-    assert repr(wrong) in str(caught.value)
+    assert f"got {wrong!r}" in str(caught.value)
+
+
+def test_a_network_with_a_hosts_bits_has_a_hint() -> None:
+    """With the network that was meant."""
+    with pytest.raises(ValueError, match=r"got '10\.0\.0\.1/8': did you mean 10\.0\.0\.0/8\?"):
+        TrustedProxies("10.0.0.1/8")
 
 
 @pytest.mark.parametrize(

@@ -1133,7 +1133,7 @@ def test_a_queue_that_cannot_grow_leaves_the_later_one_as_it_was(
     with bound(first.getsockname()) as sock:
         state = State(first, sock)
         with monkeypatch.context() as patch:
-            patch.setattr(REGISTRY, "_raise_backlog_locked", fail(errno.ENOBUFS))
+            patch.setattr(REGISTRY, "raise_backlog", fail(errno.ENOBUFS))
             with pytest.raises(OSError, match="buffer") as caught:
                 sock.listen()
         assert errno_of(caught.value) == "ENOBUFS"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import errno
 import gc
+import inspect
 import logging
 import os
 import socket as native_socket
@@ -14,6 +15,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -28,6 +30,7 @@ from gevent.pool import Group, Pool
 import glb
 from glb.accept.registry import entries
 from glb.net import sockets
+from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
 from ..conftest import open_descriptors
@@ -258,6 +261,42 @@ def test_a_wrong_argument_is_named_and_leaves_nothing(
             StreamServer(listener, **arguments)
         assert repr(value) in str(raised.value) or "reply_ok" in str(raised.value)
         assert listener.fileno() >= 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "hint"),
+    [
+        (StreamServer, "clone", ": did you mean 'clones'?"),
+        (WSGIServer, "max_bodies", ": did you mean 'max_body'?"),
+        (StreamServer, "zzz", ""),
+    ],
+)
+def test_an_argument_that_there_isnt_is_named(
+    kind: type[StreamServer], name: str, hint: str
+) -> None:
+    """It is not taken for one of TLS; a listener that was to be handed in is the caller's."""
+    wrong: dict[str, Any] = {name: 4}
+    with glb.bind(LOCAL) as listener:
+        with pytest.raises(TypeError) as raised:
+            kind(listener, reply_ok, **wrong)
+        assert str(raised.value) == f"{kind.__name__} has no argument {name!r}{hint}"
+        assert listener.fileno() >= 0
+
+
+def test_arguments_of_tls_are_gevents() -> None:
+    """Each that gevent's `wrap_socket` has is taken; a context takes what it takes."""
+    server = StreamServer(LOCAL, reply_ok, certfile="c", keyfile="k", ciphers=None)
+    assert server.ssl_args == {
+        "certfile": "c",
+        "keyfile": "k",
+        "ciphers": None,
+        "server_side": True,
+    }
+    names = [*inspect.signature(gevent.ssl.wrap_socket).parameters][1:]
+    assert StreamServer(LOCAL, reply_ok, **dict.fromkeys(names)).ssl_args.keys() == {*names}
+    context = SimpleNamespace(wrap_socket=reply_ok)
+    server = StreamServer(LOCAL, reply_ok, ssl_context=context, own=1)
+    assert server.ssl_args == {"own": 1, "server_side": True}
 
 
 @pytest.mark.parametrize("listener", [("127.0.0.1", 70000), "nonsense", None, b"x:1", [1, 2], 3.5])
