@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
@@ -34,7 +32,7 @@ from gevent.os import tp_read
 import glb
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
-from loadtests.frame.process import Cpus, pinned
+from loadtests.frame.process import Cpus, Process, ProcessError
 
 LINE = b"hello\n"
 CLONES = 4
@@ -42,6 +40,9 @@ CLONES = 4
 # EchoUser, of the connections/s of a bare loop; FastHttpUser, of its requests/s without us.
 ECHO_PROMISE = 0.6
 HTTP_PROMISE = 0.8
+
+#: A child has started, or a round is over, long before.
+ANSWER_SECONDS = 120
 
 # Until users are spawned and the server's recycled greenlets are warm.
 WARM_UP_SECONDS = 0.2
@@ -93,35 +94,18 @@ def serve(kind: str) -> None:
         server.stop()
 
 
-@contextmanager
-def child(*args: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a child of this program, which ends when its stdin does."""
+def child(*args: str) -> Process:
+    """Return a child of this program, which ends when its stdin does."""
     cpus = Cpus.available()
-    with pinned(cpus.server if args[0] == "serve" else cpus.client):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "loadtests.client_cost", *args],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    assert process.stdin is not None
+    command = [sys.executable, "-m", "loadtests.client_cost", *args]
+    return Process(command, cpus.server if args[0] == "serve" else cpus.client, stderr=None)
+
+
+def line(process: Process) -> str:
     try:
-        yield process
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    told = process.stdout.readline().strip()
-    if not told:
-        raise click.ClickException("a child ended too early")
-    return told
+        return process.line(ANSWER_SECONDS)
+    except ProcessError as error:
+        raise click.ClickException(str(error)) from error
 
 
 # -- the clients -------------------------------------------------------------------------------
@@ -317,10 +301,8 @@ def compare_http(rounds: int, seconds: float, users: int) -> None:
             child("load", "glb", port, str(users)) as ours,
         ):
 
-            def rate_of(process: subprocess.Popen[str]) -> Rate:
-                assert process.stdin is not None
-                process.stdin.write(f"{seconds}\n")
-                process.stdin.flush()
+            def rate_of(process: Process) -> Rate:
+                process.tell(str(seconds))
                 return Rate(*map(float, line(process).split()))
 
             compare(

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 
 import gevent
 from gevent import socket
+
+from loadtests.frame.process import Process
+
+ANSWER_SECONDS = 10.0
 
 SERVER = """
 import json, os, resource, sys, time
@@ -64,19 +67,10 @@ for server in servers:
 
 
 def run(kind: str, seconds: float, clients: int) -> dict[str, float]:
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER, kind, str(seconds)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
-        server.stdin.write("go\n")
-        server.stdin.flush()
-        assert server.stdout.readline() == "taken\n"
+    with Process([sys.executable, "-c", SERVER, kind, str(seconds)]) as server:
+        port = int(server.line(ANSWER_SECONDS))
+        server.tell("go")
+        assert server.line(ANSWER_SECONDS) == "taken"
 
         def client() -> bool:
             with socket.create_connection(("127.0.0.1", port)) as sock:
@@ -85,10 +79,10 @@ def run(kind: str, seconds: float, clients: int) -> dict[str, float]:
 
         greenlets = [gevent.spawn(client) for _ in range(clients)]
         gevent.joinall(greenlets)
-        core = json.loads(server.stdout.readline())["core"]
-        _, log = server.communicate("", timeout=10)
+        core = json.loads(server.line(seconds + ANSWER_SECONDS))["core"]
+        server.status(ANSWER_SECONDS)
         return {
-            "lines": log.count("\n"),
+            "lines": len(server.complaints()),
             "core": core,
             "served": sum(greenlet.value is True for greenlet in greenlets),
         }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import resource
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from typing import Final
 
 import gevent
 import hypothesis
@@ -15,8 +19,52 @@ import pytest
 import glb
 from glb.accept.registry import REGISTRY
 
+from .support.examples import try_fewer
+
 #: They import locust, which patches the process: test_locust.py runs each in one of its own.
 collect_ignore_glob = ["locust/*_checks.py"]
+
+#: After as many seconds in one test, the stack of every thread is printed.
+STUCK_SECONDS: Final = 120
+#: How often that is put off. pytest's own `faulthandler_timeout` does it for each test, and waits
+#: for a thread of C to end each time: 6 ms on a busy machine, a fifth of a run.
+PUT_OFF_SECONDS: Final = 30
+
+
+class Stuck:
+    """Prints the stacks of a run in which no test has begun for long, also if it holds the GIL."""
+
+    def __init__(self) -> None:
+        # pytest captures what goes to the descriptor 2, but while it is configured.
+        self._file: Final = os.fdopen(os.dup(sys.__stderr__.fileno() if sys.__stderr__ else 2), "w")
+        self._put_off = 0.0
+
+    def put_off(self) -> None:
+        now = time.monotonic()
+        if now - self._put_off > PUT_OFF_SECONDS:
+            self._put_off = now
+            faulthandler.dump_traceback_later(STUCK_SECONDS + PUT_OFF_SECONDS, file=self._file)
+
+    def close(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self._file.close()
+
+
+STUCK: Final = pytest.StashKey[Stuck]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STUCK] = Stuck()
+    if "not (thorough" in config.option.markexpr:
+        try_fewer()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[STUCK].put_off()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[STUCK].close()
 
 
 def open_descriptors() -> dict[int, str]:

@@ -166,7 +166,7 @@ def checked(status: Any, headers: Any) -> ReplyHead:
 
 def _learn_status(status: Any) -> tuple[int, bytes]:
     if not isinstance(status, str):
-        raise UnicodeError("The status string must be a native string")
+        raise UnicodeError("The status string must be a native string", status)
     if "\r" in status or "\n" in status:
         raise ValueError("carriage return or newline in status", status)
     if not _STATUS.fullmatch(status):

@@ -7,6 +7,7 @@ Each module owns one noun::
     plot        the same as a picture
     promises    what glb promises, and whether it was kept
     measure     the run: rounds, and what is measured apart from them
+    plan        its numbers
     contenders  the servers
     crowd       connections that stay open, and idle
     serve       what runs *in* a server process; the programs are in `servers`

@@ -1,20 +1,26 @@
-"""What is measured of a contender. Plain data."""
+"""What is measured of a contender, beside the figures of the frame. Plain data."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from loadtests.frame.figures import Figure
+from loadtests.frame.figures import (
+    CLIENT_BUSY,
+    CPU,
+    ERRORS,
+    EXACT,
+    FAIRNESS,
+    OPEN_P99,
+    RATE,
+    SERVER_BUSY,
+    Figure,
+)
 
-RATE: Final = Figure("rate", "connections/s", "/s")
-CPU: Final = Figure("cpu", "CPU a connection", "us", 1)
+__all__ = ["CLIENT_BUSY", "CPU", "ERRORS", "EXACT", "FAIRNESS", "OPEN_P99", "RATE", "SERVER_BUSY"]
+
 P50: Final = Figure("p50", "p50", "us")
 P99: Final = Figure("p99", "p99", "us")
 P999: Final = Figure("p999", "p99.9", "us")
-OPEN_P99: Final = Figure("open_p99", "p99 in the open loop", "us")
-SERVER_BUSY: Final = Figure("server_busy", "server's CPU", "%")
-CLIENT_BUSY: Final = Figure("client_busy", "client's CPU", "%")
-ERRORS: Final = Figure("errors", "errors")
 KEEP_P50: Final = Figure("keep_p50", "kept alive, p50 of 1 connection", "us")
 KEEP_RATE: Final = Figure("keep_rate", "kept alive, requests/s", "/s")
 KEEP_CPU: Final = Figure("keep_cpu", "kept alive, CPU a request", "us", 1)
@@ -28,5 +34,3 @@ CROWD: Final = Figure("crowd", "CPU a request, with idle connections by without"
 CALLS: Final = Figure("calls", "system calls", "", 1)
 CLONE_KIB: Final = Figure("clone_kib", "memory a clone", "KiB", 1)
 IDLE_KIB: Final = Figure("idle_kib", "memory an idle connection", "KiB", 1)
-FAIRNESS: Final = Figure("fairness", "fairness", "", 3)
-EXACT: Final = Figure("exact", "exact order")

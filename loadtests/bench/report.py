@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final
@@ -10,11 +9,11 @@ from typing import Any, ClassVar, Final
 from loadtests.frame.figures import Figure
 from loadtests.frame.process import Contender
 from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import NOTHING, Sheet, Table
+from loadtests.frame.sheet import Cell, Sheet, Table
 
 from . import figures
 from .contenders import BASE, BASE_HTTP, FLOOR, RUST_HTTP
-from .measure import OPEN_RATE, Plan
+from .plan import OPEN_RATE, Plan
 from .promises import PROMISES
 
 #: Over this much of its CPU, in percent, a process is taken to be at its limit.
@@ -28,6 +27,7 @@ class Report(Sheet):
     plan: Plan
     absent: Sequence[Contender]
 
+    plotter: ClassVar[str] = "loadtests.bench.plot:plot"
     packages: ClassVar[Sequence[str]] = (
         "gevent",
         "greenlet",
@@ -58,150 +58,89 @@ class Report(Sheet):
         return [*tables, self.promised()]
 
     def _cost(self, contenders: Sequence[Contender]) -> Table:
-        head: tuple[str, ...] = (
-            "accept, reply, close",
-            "connections/s",
-            "x gevent",
-            "CPU us",
-            "x gevent",
-        )
-        head += ("x C", "system calls", "server's CPU", "client's CPU", "")
-        return Table(
+        return self.table(
             "What a connection costs the server",
-            head,
-            self.rows(
-                contenders,
-                lambda name: (
-                    self.median(name, figures.RATE),
-                    self.ratio(name, BASE, figures.RATE),
-                    self.median(name, figures.CPU),
-                    self.ratio(name, BASE, figures.CPU),
-                    self.ratio(name, FLOOR, figures.CPU),
-                    self.median(name, figures.CALLS),
-                    self.median(name, figures.SERVER_BUSY, " %"),
-                    self.median(name, figures.CLIENT_BUSY, " %"),
-                    self._note(name),
-                ),
-                len(head),
-            ),
+            "accept, reply, close",
+            contenders,
+            ("connections/s", self.median(figures.RATE)),
+            ("x gevent", self.beside(BASE, figures.RATE)),
+            ("CPU us", self.median(figures.CPU)),
+            ("x gevent", self.beside(BASE, figures.CPU)),
+            ("x C", self.beside(FLOOR, figures.CPU)),
+            ("system calls", self.median(figures.CALLS)),
+            ("server's CPU", self.median(figures.SERVER_BUSY, " %")),
+            ("client's CPU", self.median(figures.CLIENT_BUSY, " %")),
+            ("", self._note),
         )
 
     def _latency(self, contenders: Sequence[Contender]) -> Table:
-        head: tuple[str, ...] = ("accept, reply, close", "p50 us", "p99 us", "p99.9 us")
-        head += (f"p99 us at {OPEN_RATE:,}/s", "x gevent")
-        return Table(
+        return self.table(
             f"How long a client waits: {self.plan.concurrency} at a time, and on a schedule",
-            head,
-            self.rows(
-                contenders,
-                lambda name: (
-                    self.median(name, figures.P50),
-                    self.median(name, figures.P99),
-                    self.median(name, figures.P999),
-                    self.median(name, figures.OPEN_P99),
-                    self.ratio(name, BASE, figures.OPEN_P99),
-                ),
-                len(head),
-            ),
+            "accept, reply, close",
+            contenders,
+            ("p50 us", self.median(figures.P50)),
+            ("p99 us", self.median(figures.P99)),
+            ("p99.9 us", self.median(figures.P999)),
+            (f"p99 us at {OPEN_RATE:,}/s", self.median(figures.OPEN_P99)),
+            ("x gevent", self.beside(BASE, figures.OPEN_P99)),
         )
 
     def _clones(self, contenders: Sequence[Contender]) -> Table:
-        head: tuple[str, ...] = (
-            "clones",
-            "exact order",
-            "fairness (Jain)",
-            "KiB a clone",
-            "KiB an idle connection",
-        )
-        several = [one for one in contenders if one.places > 1 or one.is_idle_measured]
-        return Table(
+        return self.table(
             "Who serves, and what it takes to be there",
-            head,
-            self.rows(
-                several,
-                lambda name: (
-                    {None: NOTHING, 0.0: "no", 1.0: "yes"}[
-                        self.results.median(name, figures.EXACT)
-                    ],
-                    self.median(name, figures.FAIRNESS),
-                    self.median(name, figures.CLONE_KIB),
-                    self.median(name, figures.IDLE_KIB),
-                ),
-                len(head),
-            ),
+            "clones",
+            [one for one in contenders if one.places > 1 or one.is_idle_measured],
+            ("exact order", self.is_exact),
+            ("fairness (Jain)", self.median(figures.FAIRNESS)),
+            ("KiB a clone", self.median(figures.CLONE_KIB)),
+            ("KiB an idle connection", self.median(figures.IDLE_KIB)),
         )
 
     def _http(self, contenders: Sequence[Contender]) -> Table:
-        head: tuple[str, ...] = ("HTTP", "connections/s", "CPU us", "x gevent", "x granian")
-        head += ("10 headers: CPU us", "x gevent", "x granian", "system calls", "")
-        return Table(
+        return self.table(
             "HTTP, a connection a request",
-            head,
-            self.rows(
-                contenders,
-                lambda name: (
-                    self.median(name, figures.RATE),
-                    self.median(name, figures.CPU),
-                    self.ratio(name, BASE_HTTP, figures.CPU),
-                    self.ratio(name, RUST_HTTP, figures.CPU),
-                    self.median(name, figures.BROWSER_CPU),
-                    self.ratio(name, BASE_HTTP, figures.BROWSER_CPU),
-                    self.ratio(name, RUST_HTTP, figures.BROWSER_CPU),
-                    self.median(name, figures.CALLS),
-                    self._note(name),
-                ),
-                len(head),
-            ),
+            "HTTP",
+            contenders,
+            ("connections/s", self.median(figures.RATE)),
+            *self._beside_both("CPU us", figures.CPU),
+            *self._beside_both("10 headers: CPU us", figures.BROWSER_CPU),
+            ("system calls", self.median(figures.CALLS)),
+            ("", self._note),
         )
 
     def _kept(self, contenders: Sequence[Contender]) -> Table:
-        head: tuple[str, ...] = ("HTTP kept alive", "p50 us", "requests/s", "CPU us")
-        head += ("x gevent", "x granian", "10 headers: CPU us", "x gevent", "x granian")
-        return Table(
+        return self.table(
             f"HTTP, kept alive: 1 connection for p50, {self.plan.keep_concurrency} for the rest",
-            head,
-            self.rows(
-                [one for one in contenders if one.is_kept],
-                lambda name: (
-                    self.median(name, figures.KEEP_P50),
-                    self.median(name, figures.KEEP_RATE),
-                    self.median(name, figures.KEEP_CPU),
-                    self.ratio(name, BASE_HTTP, figures.KEEP_CPU),
-                    self.ratio(name, RUST_HTTP, figures.KEEP_CPU),
-                    self.median(name, figures.KEEP_BROWSER_CPU),
-                    self.ratio(name, BASE_HTTP, figures.KEEP_BROWSER_CPU),
-                    self.ratio(name, RUST_HTTP, figures.KEEP_BROWSER_CPU),
-                ),
-                len(head),
-            ),
+            "HTTP kept alive",
+            [one for one in contenders if one.is_kept],
+            ("p50 us", self.median(figures.KEEP_P50)),
+            ("requests/s", self.median(figures.KEEP_RATE)),
+            *self._beside_both("CPU us", figures.KEEP_CPU),
+            *self._beside_both("10 headers: CPU us", figures.KEEP_BROWSER_CPU),
+        )
+
+    def _beside_both(self, head: str, figure: Figure) -> tuple[tuple[str, Cell], ...]:
+        return (
+            (head, self.median(figure)),
+            ("x gevent", self.beside(BASE_HTTP, figure)),
+            ("x granian", self.beside(RUST_HTTP, figure)),
         )
 
     def _idle(self, contenders: Sequence[Contender]) -> Table:
-        head: tuple[str, ...] = ("HTTP, idle connections", "KiB each", "x gevent")
-        head += ("CPU us a request without", f"with {self.plan.crowd:,}", "x without")
-        return Table(
+        return self.table(
             "What idle kept-alive connections cost",
-            head,
-            self.rows(
-                [one for one in contenders if one.is_idle_measured],
-                lambda name: (
-                    self.median(name, figures.IDLE_KIB),
-                    self.ratio(name, BASE_HTTP, figures.IDLE_KIB),
-                    self.median(name, figures.ALONE_CPU),
-                    self.median(name, figures.CROWD_CPU),
-                    self.median(name, figures.CROWD),
-                ),
-                len(head),
-            ),
+            "HTTP, idle connections",
+            [one for one in contenders if one.is_idle_measured],
+            ("KiB each", self.median(figures.IDLE_KIB)),
+            ("x gevent", self.beside(BASE_HTTP, figures.IDLE_KIB)),
+            ("CPU us a request without", self.median(figures.ALONE_CPU)),
+            (f"with {self.plan.crowd:,}", self.median(figures.CROWD_CPU)),
+            ("x without", self.median(figures.CROWD)),
         )
 
     def _note(self, name: str) -> str:
-        words = []
-        if self.is_client_bound(name):
-            words.append("client-bound")
-        if errors := sum(self.results.of(name, figures.ERRORS)):
-            words.append(f"{errors:,.0f} errors")
-        return ", ".join(words)
+        bound = "client-bound" if self.is_client_bound(name) else ""
+        return ", ".join(filter(None, (bound, self.errors(name))))
 
     def is_client_bound(self, name: str) -> bool:
         """Return True if the client was at its limit and the server not: the rate is a floor."""
@@ -244,8 +183,3 @@ class Report(Sheet):
             "beside_gevent": ratio(name, BASE, figure),
             "beside_c": ratio(name, FLOOR, figure),
         }
-
-    def plot(self, file: pathlib.Path) -> None:
-        from .plot import plot  # noqa: PLC0415  # matplotlib may not be installed
-
-        plot(self.results, self.contenders, self.heading(), file)

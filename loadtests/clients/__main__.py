@@ -15,17 +15,16 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
 import click
+
+from loadtests.frame.process import Process
 
 from .programs import CLIENTS, HOW_OFTEN_IS_CHANCE, version
 from .serve import APPLICATIONS
@@ -61,29 +60,21 @@ class Seen(NamedTuple):
 
 def look(server: tuple[str, str], applications: list[str], clients: list[str], count: int) -> Seen:
     """Let all *clients* ask all *applications*, and return what was seen."""
-    command = [*SERVER, *server, *applications]
-    root = Path(__file__).parents[2]
-    pipe = subprocess.PIPE
     seen = Seen({}, {}, "")
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=said)
-        try:
-            assert process.stdout is not None, "it is a pipe"
-            ports = json.loads(process.stdout.readline())
-            for (name, port), client in product(zip(applications, ports, strict=True), clients):
-                url = f"http://127.0.0.1:{port}/{client}/"
-                seen.clients[f"{client} to {name}"] = _ask(client, url, count)
-            printed, _ = process.communicate(timeout=END_SECONDS)  # its standard input ends
-        finally:
-            process.kill()
-            process.wait()
+    with Process([*SERVER, *server, *applications]) as process:
+        ports = json.loads(process.line(END_SECONDS))
+        for (name, port), client in product(zip(applications, ports, strict=True), clients):
+            url = f"http://127.0.0.1:{port}/{client}/"
+            seen.clients[f"{client} to {name}"] = _ask(client, url, count)
+        process.close_input()
+        printed = process.line(END_SECONDS)
         for (name, calls), client in product(json.loads(printed).items(), clients):
             times = Counter(call for its_client, _, call in calls if its_client == client)
             ports = {port for its_client, port, _ in calls if its_client == client}
             told = sorted(times) if client in HOW_OFTEN_IS_CHANCE else times
             seen.applications[f"{client} to {name}"] = told, len(ports)
-        said.seek(0)
-        return seen._replace(said=said.read())
+        process.status(END_SECONDS)
+        return seen._replace(said=process.said())
 
 
 def faults_of(seen: Seen, gevents: Seen) -> Iterator[str]:

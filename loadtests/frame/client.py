@@ -156,18 +156,20 @@ def _reply(http: bool, request: str, body: str | None = REPLY.decode()) -> list[
     return ["-e", "HTTP/1.1 200", *whole, "-q", request]
 
 
-def ask_in_turn(port: int, count: int) -> list[int]:
+def ask_in_turn(port: int, count: int, request: str = "") -> list[int]:
     """Connect *count* times, one after the other; return the clone that answered each.
 
-    In Python: the answering clone does not depend on the speed.
+    In Python: the answering clone does not depend on the speed. It is the last word of the reply
+    to *request*.
     """
     answers = []
     for _ in range(count):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            sock.sendall(request.encode())
             reply = b""
-            while piece := sock.recv(64):
+            while piece := sock.recv(4096):
                 reply += piece
-        answers.append(int(reply))
+        answers.append(int(reply.split()[-1]))
     return answers
 
 

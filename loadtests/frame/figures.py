@@ -1,11 +1,13 @@
-"""What was measured of each contender, by round, and its ratios to others. Plain data."""
+"""What was measured of each contender, by round, and its ratios to others. Plain data.
+
+With it the figures that more than one experiment has.
+"""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-
-__all__ = ["Figure", "Results", "fairness"]
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,16 @@ class Figure:
     title: str
     unit: str = ""
     digits: int = 0
+
+
+RATE: Final = Figure("rate", "connections/s", "/s")
+CPU: Final = Figure("cpu", "CPU a connection", "us", 1)
+OPEN_P99: Final = Figure("open_p99", "p99 in the open loop", "us")
+SERVER_BUSY: Final = Figure("server_busy", "server's CPU", "%")
+CLIENT_BUSY: Final = Figure("client_busy", "client's CPU", "%")
+ERRORS: Final = Figure("errors", "errors")
+FAIRNESS: Final = Figure("fairness", "fairness", "", 3)
+EXACT: Final = Figure("exact", "exact order")
 
 
 @dataclass
@@ -45,11 +57,21 @@ class Results:
         samples = self.of(contender, figure)
         return statistics.median(samples) if samples else None
 
-    def ratio(self, contender: str, beside: str, figure: Figure) -> float | None:
-        """Return the median over the rounds of *contender*'s figure by *beside*'s."""
+    def ratios(self, contender: str, beside: str, figure: Figure) -> list[float]:
+        """Return *contender*'s figure by *beside*'s, of each round."""
         pairs = zip(self.of(contender, figure), self.of(beside, figure), strict=False)
-        ratios = [one / other for one, other in pairs if other]
+        return [one / other for one, other in pairs if other]
+
+    def ratio(self, contender: str, beside: str, figure: Figure) -> float | None:
+        """Return the median of these over the rounds."""
+        ratios = self.ratios(contender, beside, figure)
         return statistics.median(ratios) if ratios else None
+
+    def note_order(self, contender: str, answers: list[int], places: int) -> None:
+        """Add whether *answers*, the place that gave each, are exactly in turn; and how fair."""
+        is_exact = answers == [index % places for index in range(len(answers))]
+        self.add(contender, EXACT, float(is_exact))
+        self.add(contender, FAIRNESS, fairness([answers.count(each) for each in range(places)]))
 
 
 def fairness(counts: list[int]) -> float:

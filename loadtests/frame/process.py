@@ -1,4 +1,4 @@
-"""A contender, the CPUs it runs on, and a server process of one."""
+"""A contender, the CPUs it runs on, and processes: any, and a server of one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,38 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import psutil
 
 from loadtests.bench.servers.job import BACKLOG, REPLY, Job
 
-__all__ = ["START_MAX_SECONDS", "Contender", "Cpus", "Server", "pinned"]
+if TYPE_CHECKING:
+    from typing_extensions import Self  # Python 3.10 has it nowhere else
+
+__all__ = [
+    "ROOT",
+    "START_MAX_SECONDS",
+    "Contender",
+    "Cpus",
+    "Process",
+    "ProcessError",
+    "Server",
+    "pinned",
+]
+
+#: Of the checkout, from which `loadtests` is imported.
+ROOT: Final = pathlib.Path(__file__).parents[2]
 
 #: How long a server may take until it listens, in seconds.
 START_MAX_SECONDS: Final = 20
+
+
+class ProcessError(RuntimeError):
+    """A process has ended, or doesn't do what it should."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +77,11 @@ class Cpus:
     client: frozenset[int]
 
     @classmethod
-    def available(cls) -> Cpus:
+    def available(cls, *, is_shared: bool = False) -> Cpus:
+        """Return those of this process; both sides have them all, if it *is_shared*."""
         every = sorted(os.sched_getaffinity(0))
+        if is_shared:
+            return cls(frozenset(every), frozenset(every))
         # The last for the servers: the first is where interrupts tend to go.
         return cls(frozenset(every[-1:]), frozenset(every[:-1] or every))
 
@@ -79,44 +101,142 @@ def pinned(cpus: frozenset[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-class Server:
-    """A server process of *contender*, which listens on *port*. Use it in a ``with``."""
+class Process:
+    """*command* in a process of its own, on *cpus*, and what it says. Use it in a ``with``.
+
+    It is to end with its standard input, and does so at the latest when it is left. What it writes
+    to standard error is kept, unless *options*, which are of `subprocess.Popen`, say otherwise.
+    """
+
+    #: So long it has to end by itself, before it is killed.
+    end_seconds: ClassVar[float] = 10.0
+
+    def __init__(
+        self, command: Sequence[str], cpus: frozenset[int] | None = None, **options: Any
+    ) -> None:
+        self._complaints: Final = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the process
+        self._seen = b""
+        with pinned(frozenset(os.sched_getaffinity(0)) if cpus is None else cpus):
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            pipes["stderr"] = self._complaints
+            self._process: Final[subprocess.Popen[bytes]] = subprocess.Popen(
+                command, cwd=ROOT, **{**pipes, **options}
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.end()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def tell(self, line: str) -> None:
+        """Write *line* to its standard input. One that has ended ignores it."""
+        assert self._process.stdin is not None, "it is a pipe"
+        try:
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def line(self, within: float) -> str:
+        """Return the next line of its standard output.
+
+        Raises:
+            ProcessError: There is none *within* so many seconds.
+        """
+        assert self._process.stdout is not None, "it is a pipe"
+        number, deadline = self._process.stdout.fileno(), time.monotonic() + within
+        while b"\n" not in self._seen:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([number], [], [], left)
+            piece = os.read(number, 1 << 20) if ready else b""
+            if not piece:
+                what = "has ended" if ready else f"says nothing for {within:g} s"
+                raise ProcessError(f"process {self.pid} {what}: {self.last_words()}")
+            self._seen += piece
+        line, _, self._seen = self._seen.partition(b"\n")
+        return line.decode()
+
+    def said(self) -> str:
+        """Return what it wrote to its standard error until now."""
+        self._complaints.seek(0)
+        return self._complaints.read().decode(errors="replace")
+
+    def complaints(self) -> list[str]:
+        """Return the lines of that."""
+        return self.said().splitlines()
+
+    def last_words(self) -> str:
+        return (self.said().strip().splitlines() or ["it said nothing"])[-1]
+
+    def status(self, within: float) -> int:
+        """Close its standard input, and return with what it ends.
+
+        Raises:
+            ProcessError: It doesn't *within* so many seconds.
+        """
+        self.close_input()
+        try:
+            return self._process.wait(within)
+        except subprocess.TimeoutExpired as error:
+            raise ProcessError(f"process {self.pid} doesn't end within {within:g} s") from error
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        """End it, by the end of its input, or by force. Twice is once."""
+        if self._complaints.closed:
+            return
+        assert self._process.stdout is not None, "it is a pipe"
+        self.close_input()
+        self._stop()
+        try:
+            self._process.wait(self.end_seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._complaints.close()
+
+    def close_input(self) -> None:
+        """Have its standard input end."""
+        assert self._process.stdin is not None, "it is a pipe"
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended already, with an order unread
+
+    def _stop(self) -> None:
+        """Do what ends it, if the end of its input doesn't."""
+
+
+class Server(Process):
+    """A server process of *contender*, which listens on *port*."""
 
     def __init__(
         self, contender: Contender, c_server: pathlib.Path, cpus: Cpus, job: Job = Job.REPLY
     ) -> None:
         self.contender = contender
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the process
         if contender.program is None:
             command = [str(c_server), str(BACKLOG), REPLY.decode()]
         else:
             command = [sys.executable, "-m", "loadtests.bench.serve"]
             command += [contender.program, job.value, str(contender.number), *contender.options]
-        with pinned(cpus.server):
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=self._complaints,
-                text=True,
-            )
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], START_MAX_SECONDS)
-        line = self._process.stdout.readline() if ready else ""
-        if not line.strip().isdigit():
-            self._process.kill()
-            self._process.wait()
-            self._process.stdout.close()
+        super().__init__(command, cpus.server)
+        try:
+            self.port = int(self.line(START_MAX_SECONDS))
+        except (ProcessError, ValueError) as error:
             words = self.last_words()
-            self._complaints.close()
-            raise RuntimeError(f"did not start: {words}")
-        self.port = int(line)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.stop()
+            self.end()
+            raise RuntimeError(f"did not start: {words}") from error
 
     def pids(self) -> list[int]:
         """Return the ids of the process and its workers."""
@@ -133,19 +253,7 @@ class Server:
         """Return the memory that would be free without it (USS)."""
         return sum(psutil.Process(pid).memory_full_info().uss for pid in self.pids()) / 1024
 
-    def last_words(self) -> str:
-        """Return the last line that it wrote to its standard error, if any."""
-        self._complaints.seek(0)
-        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-    def stop(self) -> None:
-        """End the process and its workers. Twice is once."""
-        if self._process.returncode is not None:
-            return
-        for pid in reversed(self.pids()):  # workers first: they have no parent afterwards
-            psutil.Process(pid).kill()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._complaints.close()
+    def _stop(self) -> None:
+        if self.is_running():
+            for pid in reversed(self.pids()):  # workers first: they have no parent afterwards
+                psutil.Process(pid).kill()

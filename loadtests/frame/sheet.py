@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -17,11 +18,14 @@ import rich.box
 import rich.table
 from rich.console import Console
 
-from .figures import Figure, Results
+from .figures import ERRORS, EXACT, Figure, Results
 from .process import Contender
 from .promise import Promise
 
 NOTHING: Final = "-"
+
+#: What a column says of a contender, by its name.
+Cell = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class Sheet:
     #: The packages whose versions are shown.
     packages: ClassVar[Sequence[str]] = ("gevent", "greenlet")
 
+    #: Draws a sheet into a file, where matplotlib is installed: "module:function".
+    plotter: ClassVar[str] = ""
+
     # -- what subclasses say --------------------------------------------------------------------
 
     def heading(self) -> str:
@@ -81,6 +88,7 @@ class Sheet:
         raise NotImplementedError
 
     def plan_as_json(self) -> dict[str, Any]:
+        """Return how much of everything there was."""
         raise NotImplementedError
 
     def ratios_as_json(self, contender: Contender, figure: Figure) -> dict[str, float | None]:
@@ -90,10 +98,6 @@ class Sheet:
     def contender_as_json(self, contender: Contender) -> dict[str, Any]:
         """Return what there is to say of *contender* beside its figures."""
         return {"title": contender.title, "failed": self.results.failed.get(contender.name)}
-
-    def plot(self, file: pathlib.Path) -> None:
-        """Draw into *file*; matplotlib is installed."""
-        raise NotImplementedError
 
     def remark(self, promise: Promise) -> str:
         """Return what is to be said of *promise* beside the verdict, if anything."""
@@ -137,29 +141,46 @@ class Sheet:
         """Return True if every promise was measured and kept."""
         return all(promise.is_kept(self.results) for promise in self.promises())
 
-    def rows(
+    def table(
         self,
+        title: str,
+        first: str,
         contenders: Iterable[Contender],
-        cells: Callable[[str], tuple[str, ...]],
-        width: int,
-    ) -> list[tuple[str, ...]]:
-        """Return a row for each of *contenders*: *width* cells, of which *cells* makes the rest."""
+        *columns: tuple[str, Cell],
+    ) -> Table:
+        """Return a row for each of *contenders*, with *columns*: what stands above, and a cell."""
         rows = []
         for contender in contenders:
             if gap := self.gap(contender):
-                row = (contender.title, gap, *[NOTHING] * (width - 2))
+                cells = [gap, *[NOTHING] * (len(columns) - 1)]
             else:
-                row = (contender.title, *cells(contender.name))
-            rows.append(row)
-        return rows
+                cells = [cell(contender.name) for _, cell in columns]
+            rows.append((contender.title, *cells))
+        return Table(title, (first, *(head for head, _ in columns)), rows)
 
-    def median(self, name: str, figure: Figure, unit: str = "") -> str:
-        value = self.results.median(name, figure)
-        return NOTHING if value is None else f"{value:,.{figure.digits}f}{unit}"
+    def median(self, figure: Figure, unit: str = "") -> Cell:
+        return lambda name: _written(self.results.median(name, figure), figure, unit)
 
-    def ratio(self, name: str, beside: str, figure: Figure) -> str:
-        value = self.results.ratio(name, beside, figure)
-        return NOTHING if value is None else number(value)
+    def worst(self, figure: Figure) -> Cell:
+        return lambda name: _written(max(self.results.of(name, figure), default=None), figure)
+
+    def beside(self, base: str, figure: Figure) -> Cell:
+        """The ratio to *base*'s."""
+
+        def cell(name: str) -> str:
+            value = self.results.ratio(name, base, figure)
+            return NOTHING if value is None else number(value)
+
+        return cell
+
+    def is_exact(self, name: str) -> str:
+        """Tell whether the order was exact in every round."""
+        samples = self.results.of(name, EXACT)
+        return ("yes" if min(samples) == 1 else "no") if samples else NOTHING
+
+    def errors(self, name: str) -> str:
+        count = sum(self.results.of(name, ERRORS))
+        return f"{count:,.0f} errors" if count else ""
 
     # -- forms --------------------------------------------------------------------------------
 
@@ -216,15 +237,20 @@ class Sheet:
         }
 
     def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
-        """Write JSON, Markdown and, if matplotlib is installed, the plot; return the files."""
+        """Write JSON, Markdown and the plot, if there may be one; return the files."""
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / "results.json", folder / "results.md"]
         files[0].write_text(json.dumps(self.as_json(), indent=2) + "\n")
         files[1].write_text(self.markdown())
-        if importlib.util.find_spec("matplotlib") is not None:
+        if self.plotter and importlib.util.find_spec("matplotlib") is not None:
             files.append(folder / "results.png")
-            self.plot(files[-1])
+            module, function = self.plotter.split(":")
+            getattr(importlib.import_module(module), function)(self, files[-1])
         return files
+
+
+def _written(value: float | None, figure: Figure, unit: str = "") -> str:
+    return NOTHING if value is None else f"{value:,.{figure.digits}f}{unit}"
 
 
 def number(value: float) -> str:

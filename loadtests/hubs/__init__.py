@@ -16,6 +16,7 @@ The server programs are those of `loadtests.bench`; the client and the forms of 
     plot        the same as a picture
     promises    what glb promises, and whether it was kept
     measure     the run: rounds of each question
+    plan        its numbers
     contenders  the server processes
     stall       a hub that was blocked, and the connections that waited
     figures     what is measured of a contender

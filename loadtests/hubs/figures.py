@@ -1,31 +1,21 @@
-"""What is measured of a contender, beside the figures of `loadtests.bench`."""
+"""What is measured of a contender, beside the figures of the frame."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from loadtests.bench.figures import CLIENT_BUSY, CPU, ERRORS, EXACT, OPEN_P99, RATE, SERVER_BUSY
-from loadtests.frame.figures import Figure
+from loadtests.frame.figures import (
+    CLIENT_BUSY,
+    CPU,
+    ERRORS,
+    EXACT,
+    OPEN_P99,
+    RATE,
+    SERVER_BUSY,
+    Figure,
+)
 
-__all__ = [
-    "CLIENT_BUSY",
-    "CPU",
-    "ERRORS",
-    "EXACT",
-    "LONGEST_WAIT",
-    "LOST",
-    "OPEN_CPU",
-    "OPEN_P50",
-    "OPEN_P99",
-    "RATE",
-    "SERVER_BUSY",
-    "SHARE_AFTER",
-    "SPREAD",
-    "SPREAD_AFTER",
-    "TURNS_AFTER",
-    "WAITED_FOR_IT",
-    "spread",
-]
+__all__ = ["CLIENT_BUSY", "CPU", "ERRORS", "EXACT", "OPEN_P99", "RATE", "SERVER_BUSY", "spread"]
 
 SPREAD: Final = Figure("spread", "most less fewest connections of a clone")
 LONGEST_WAIT: Final = Figure("longest_wait", "longest wait while a hub is blocked", "ms", 1)

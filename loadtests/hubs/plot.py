@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import pathlib
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import matplotlib as mpl
-from matplotlib.figure import Figure as Picture
-
 from loadtests.bench.servers.blocking import BLOCK_MICROSECONDS
 from loadtests.frame.figures import Results
-from loadtests.frame.plot import GLB, bars
+from loadtests.frame.plot import GLB, bars, draw, medians_and_spread
 
 from . import figures
 from .contenders import Contender, Question
-from .measure import BLOCK_RATE, OPEN_RATE, STALL_RATE
+from .plan import BLOCK_RATE, OPEN_RATE, STALL_RATE
+from .report import Report
 from .stall import Timeline
 
 #: The servers whose waits are drawn, and how: those without long waits on top.
@@ -28,27 +25,21 @@ WAITS: Final = (
 )
 
 
-def plot(
-    results: Results,
-    contenders: Sequence[Contender],
-    timelines: Mapping[str, Sequence[Timeline]],
-    heading: str,
-    file: pathlib.Path,
-) -> None:
+def plot(report: Report, file: pathlib.Path) -> None:
     """Draw lines and bars of the medians, with lines from the least round to the greatest."""
-    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    results, contenders = report.results, report.contenders
     priced = [one for one in contenders if one.question is Question.PRICE]
-    picture = Picture(figsize=(14, 9), layout="constrained")
-    axes = picture.subplots(2, 2, height_ratios=(1.4, 1))
     blocking = [one for one in contenders if one.question is Question.BLOCK]
-    _rates(axes[0][0], results, blocking)
     titles = {one.name: one.title for one in contenders}
-    _waits(axes[0][1], titles, timelines)
-    bars(axes[1][0], results, priced, figures.CPU, "server's CPU a connection, us")
-    title = f"p99 at {OPEN_RATE:,} connections/s, us"
-    bars(axes[1][1], results, priced, figures.OPEN_P99, title, log=True)
-    picture.supxlabel("\n".join(textwrap.wrap(heading, 150)), fontsize=8, color="0.3")
-    picture.savefig(file, dpi=110)
+
+    def fill(axes: Any) -> None:
+        _rates(axes[0][0], results, blocking)
+        _waits(axes[0][1], titles, report.timelines)
+        bars(axes[1][0], results, priced, figures.CPU, "server's CPU a connection, us")
+        title = f"p99 at {OPEN_RATE:,} connections/s, us"
+        bars(axes[1][1], results, priced, figures.OPEN_P99, title, log=True)
+
+    draw(file, report.heading(), (14, 9), (2, 2), (1.4, 1), fill)
 
 
 def _rates(axes: Any, results: Results, contenders: Sequence[Contender]) -> None:
@@ -91,12 +82,7 @@ def _line(
     colour: str,
     label: str,
 ) -> None:
-    samples = [results.of(one.name, figures.RATE) for one in contenders]
-    medians = [statistics.median(some) for some in samples]
-    spread = (
-        [median - min(some) for median, some in zip(medians, samples, strict=True)],
-        [max(some) - median for median, some in zip(medians, samples, strict=True)],
-    )
+    medians, spread = medians_and_spread(results, contenders, figures.RATE)
     axes.errorbar(
         [one.hubs for one in contenders],
         medians,

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-from loadtests.frame import promise
-from loadtests.frame.figures import Figure, Results
+from loadtests.frame.figures import Figure
+from loadtests.frame.promise import Promise
 
 from . import figures
-
-
-@dataclass(frozen=True)
-class Promise(promise.Promise):
-    """One that may have to hold in every round: then the worst counts, not the median."""
-
-    is_always: bool = False
-
-    def measured(self, results: Results) -> float | None:
-        samples = results.of(self.contender, self.figure)
-        if not self.is_always or not samples:
-            return super().measured(results)
-        return min(samples) if self.is_floor else max(samples)
 
 
 def _always(

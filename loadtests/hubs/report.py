@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from loadtests.bench.servers.blocking import BLOCK_MICROSECONDS
 from loadtests.frame import process
 from loadtests.frame.figures import Figure
 from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import NOTHING, Sheet, Table
+from loadtests.frame.sheet import Sheet, Table
 
 from . import figures
 from .contenders import Contender, Question
-from .measure import OPEN_RATE, ORDERED_CONNECTIONS, STALL_RATE, Plan
+from .plan import OPEN_RATE, ORDERED_CONNECTIONS, STALL_RATE, Plan
 from .promises import PROMISES
 from .stall import Timeline
 
@@ -35,6 +34,8 @@ class Report(Sheet):
     plan: Plan
     timelines: Mapping[str, Sequence[Timeline]]
 
+    plotter: ClassVar[str] = "loadtests.hubs.plot:plot"
+
     def heading(self) -> str:
         plan = self.plan
         return (
@@ -51,113 +52,73 @@ class Report(Sheet):
         return [*(table for table in tables if table.rows), self.promised()]
 
     def _order(self) -> Table:
-        head = ("order", "exact", f"{self.plan.concurrency} at a time: differ by", "")
-        return Table(
+        return self.table(
             f"Is the order exact? {ORDERED_CONNECTIONS} connections one after another, and "
             f"{self.plan.concurrency} at a time; the worst round",
-            head,
-            self.rows(
-                self._of(Question.ORDER),
-                lambda name: (
-                    "yes" if min(self.results.of(name, figures.EXACT)) == 1 else "no",
-                    self._worst(name, figures.SPREAD),
-                    self._note(name),
-                ),
-                len(head),
-            ),
+            "order",
+            self._of(Question.ORDER),
+            ("exact", self.is_exact),
+            (f"{self.plan.concurrency} at a time: differ by", self.worst(figures.SPREAD)),
+            ("", self.errors),
         )
 
     def _stall(self) -> Table:
-        head: tuple[str, ...] = ("a hub is blocked for 1 s", "longest wait ms", "worst round")
-        head += ("lost", "waited for it", "its turns after", "x fair share", "differ by")
-        return Table(
+        return self.table(
             f"Who waits for a blocked hub? {STALL_RATE} connections/s; its turns when it is back, "
             "and by how much all clones' differ when it is trusted again",
-            head,
-            self.rows(
-                self._of(Question.STALL),
-                lambda name: (
-                    self.median(name, figures.LONGEST_WAIT),
-                    self._worst(name, figures.LONGEST_WAIT),
-                    self._worst(name, figures.LOST),
-                    self.median(name, figures.WAITED_FOR_IT),
-                    self.median(name, figures.TURNS_AFTER),
-                    self.median(name, figures.SHARE_AFTER),
-                    self._worst(name, figures.SPREAD_AFTER),
-                ),
-                len(head),
-            ),
+            "a hub is blocked for 1 s",
+            self._of(Question.STALL),
+            ("longest wait ms", self.median(figures.LONGEST_WAIT)),
+            ("worst round", self.worst(figures.LONGEST_WAIT)),
+            ("lost", self.worst(figures.LOST)),
+            ("waited for it", self.median(figures.WAITED_FOR_IT)),
+            ("its turns after", self.median(figures.TURNS_AFTER)),
+            ("x fair share", self.median(figures.SHARE_AFTER)),
+            ("differ by", self.worst(figures.SPREAD_AFTER)),
         )
 
     def _block(self) -> Table:
-        head = ("every handler blocks", "connections/s", "x 1 hub", "server's CPU", "")
-        return Table(
+        return self.table(
             f"How many connections a second, if every handler blocks its hub for "
             f"{BLOCK_MICROSECONDS / 1000:g} ms?",
-            head,
-            self.rows(
-                self._of(Question.BLOCK),
-                lambda name: (
-                    self.median(name, figures.RATE),
-                    self.ratio(name, BASES[Question.BLOCK], figures.RATE),
-                    self.median(name, figures.SERVER_BUSY, " %"),
-                    self._note(name),
-                ),
-                len(head),
-            ),
+            "every handler blocks",
+            self._of(Question.BLOCK),
+            ("connections/s", self.median(figures.RATE)),
+            ("x 1 hub", self.beside(BASES[Question.BLOCK], figures.RATE)),
+            ("server's CPU", self.median(figures.SERVER_BUSY, " %")),
+            ("", self.errors),
         )
 
     def _price(self) -> Table:
         base = BASES[Question.PRICE]
-        head: tuple[str, ...] = ("accept, reply, close", "CPU us", "x 1 hub", "connections/s")
-        head += ("x 1 hub", "server's CPU", "client's CPU", "")
-        return Table(
+        return self.table(
             "What does a connection cost the server?",
-            head,
-            self.rows(
-                self._of(Question.PRICE),
-                lambda name: (
-                    self.median(name, figures.CPU),
-                    self.ratio(name, base, figures.CPU),
-                    self.median(name, figures.RATE),
-                    self.ratio(name, base, figures.RATE),
-                    self.median(name, figures.SERVER_BUSY, " %"),
-                    self.median(name, figures.CLIENT_BUSY, " %"),
-                    self._note(name),
-                ),
-                len(head),
-            ),
+            "accept, reply, close",
+            self._of(Question.PRICE),
+            ("CPU us", self.median(figures.CPU)),
+            ("x 1 hub", self.beside(base, figures.CPU)),
+            ("connections/s", self.median(figures.RATE)),
+            ("x 1 hub", self.beside(base, figures.RATE)),
+            ("server's CPU", self.median(figures.SERVER_BUSY, " %")),
+            ("client's CPU", self.median(figures.CLIENT_BUSY, " %")),
+            ("", self.errors),
         )
 
     def _schedule(self) -> Table:
         base = BASES[Question.PRICE]
-        head = ("on a schedule", "p50 us", "p99 us", "x 1 hub", "CPU us", "x 1 hub")
-        return Table(
+        return self.table(
             f"How long does a client wait, at {OPEN_RATE:,} connections/s?",
-            head,
-            self.rows(
-                [one for one in self._of(Question.PRICE) if one.has_schedule],
-                lambda name: (
-                    self.median(name, figures.OPEN_P50),
-                    self.median(name, figures.OPEN_P99),
-                    self.ratio(name, base, figures.OPEN_P99),
-                    self.median(name, figures.OPEN_CPU),
-                    self.ratio(name, base, figures.OPEN_CPU),
-                ),
-                len(head),
-            ),
+            "on a schedule",
+            [one for one in self._of(Question.PRICE) if one.has_schedule],
+            ("p50 us", self.median(figures.OPEN_P50)),
+            ("p99 us", self.median(figures.OPEN_P99)),
+            ("x 1 hub", self.beside(base, figures.OPEN_P99)),
+            ("CPU us", self.median(figures.OPEN_CPU)),
+            ("x 1 hub", self.beside(base, figures.OPEN_CPU)),
         )
 
     def _of(self, question: Question) -> list[Contender]:
         return [one for one in self.contenders if one.question is question]
-
-    def _worst(self, name: str, figure: Figure) -> str:
-        samples = self.results.of(name, figure)
-        return f"{max(samples):,.{figure.digits}f}" if samples else NOTHING
-
-    def _note(self, name: str) -> str:
-        errors = sum(self.results.of(name, figures.ERRORS))
-        return f"{errors:,.0f} errors" if errors else ""
 
     # -- what a sheet asks --------------------------------------------------------------------
 
@@ -186,8 +147,3 @@ class Report(Sheet):
         if base is None:
             return {}
         return {"beside_1_hub": self.results.ratio(contender.name, base, figure)}
-
-    def plot(self, file: pathlib.Path) -> None:
-        from .plot import plot  # noqa: PLC0415  # matplotlib may not be installed
-
-        plot(self.results, self.contenders, self.timelines, self.heading(), file)

@@ -11,13 +11,13 @@ was used again, or what keeps nothing is not used again and the log doesn't say 
 from __future__ import annotations
 
 import platform
-import random
 import sys
 
 import click
 from gevent import get_hub
 
 from glb.hubs.greenlet_pool import PROOF
+from loadtests.frame.command import seed_option, wants_linux
 
 from .trial import Found, Trial
 
@@ -30,12 +30,9 @@ SHOWN = 10
     "--connections", type=click.IntRange(1, 1_000_000), default=100_000, show_default=True
 )
 @click.option("--hubs", type=click.IntRange(1, 16), default=1, show_default=True)
-@click.option("--seed", type=int, help="Of all that is chosen. Printed if not given.")
-def main(connections: int, hubs: int, seed: int | None) -> None:
-    if not sys.platform.startswith("linux"):
-        raise click.ClickException(f"needs Linux (epoll), this is {sys.platform}")
-    if seed is None:
-        seed = random.SystemRandom().randrange(10_000)
+@seed_option()
+def main(connections: int, hubs: int, seed: int) -> None:
+    wants_linux("epoll")
     loop = type(get_hub().loop).__module__.removeprefix("gevent.")
     mode = ", development mode" if sys.flags.dev_mode else ""
     print(f"Python {platform.python_version()}, {loop}{mode}; {hubs} hubs, seed {seed}", flush=True)

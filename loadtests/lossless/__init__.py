@@ -16,9 +16,11 @@ line of JSON at a time. Each module owns one noun::
 
     __main__    the command
     report      tables, JSON
+    run         scenarios, from start to end
     scenarios   all of them, by name
     rolls, resize, takeover, drain, resets, silent, exhaustion, memory
                 one each
+    kinds       what those have in common that ask the same of each kind of server
     load        a load in the meantime, and what became of it
     answers     what was asked, promised and measured
     process     a process that does what it is asked for, seen from outside

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from .answers import Answer, Promise, Tell
-from .process import Client, Server
+from .answers import Promise
+from .kinds import Found, OfEachKind, Pair
+from .process import Server
 from .words import KINDS
 
 QUESTION: Final = "What is left of clients that reset their connections?"
@@ -24,68 +25,54 @@ PART: Final = 5_000
 
 
 @dataclass(frozen=True)
-class Resets:
+class Resets(OfEachKind):
     """*resets* of them among *good* ones, half of each with either server."""
 
     name: ClassVar[str] = "resets"
 
     resets: int = 50_000
     good: int = 5_000
-    clones: int = 4
-    hubs: int = 1
     #: How long a handler works; a client that resets during it waits as long.
     handler_seconds: float = 0.002
 
-    @property
-    def steps(self) -> int:
-        return len(KINDS)
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "seconds": self.handler_seconds}
 
-    def run(self, tell: Tell) -> Answer:
-        promises: list[Promise] = []
-        notes: list[tuple[str, str]] = []
-        resets, good = self.resets // len(KINDS), self.good // len(KINDS)
-        with Server() as server, Client() as client:
-            for kind, title in KINDS.items():
-                tell(f"{self.name}: {title}")
-                port = server.ask(
-                    "open",
-                    kind=kind,
-                    clones=self.clones,
-                    hubs=self.hubs,
-                    seconds=self.handler_seconds,
-                )
-                self._reset(client, port, kind, WARM_UP, WARM_UP)
-                before, earlier = _settled(server, 0), server.tracebacks()
-                began = time.monotonic()
-                fates = self._reset(client, port, kind, resets, good)
-                seconds = time.monotonic() - began
-                left = _settled(server, before) - before
-                promises += [
-                    Promise(f"{title}: good ones not served", good - fates["good"]),
-                    Promise(f"{title}: descriptors left", left),
-                    Promise(f"{title}: tracebacks", server.tracebacks() - earlier),
-                ]
-                accepted = sum(server.ask("accepted"))
-                notes.append((f"{title}: accepted, of all", f"{accepted:,}"))
-                notes.append((f"{title}: seconds", f"{seconds:.1f}"))
-                others = {fate: count for fate, count in fates.items() if fate != "good"}
-                if others:
-                    notes.append((f"{title}: fates", str(others)))
-                server.ask("close")
-        question = f"{QUESTION} {self.resets:,}, among {self.good:,} good ones"
-        return Answer(question, promises, notes)
+    def question(self) -> str:
+        return f"{QUESTION} {self.resets:,}, among {self.good:,} good ones"
 
-    def _reset(self, client: Client, port: int, kind: str, resets: int, good: int) -> Counter[str]:
+    def ask(self, pair: Pair, title: str, found: Found) -> None:
+        server = pair.server
+        good = self.good // len(KINDS)
+        self._reset(pair, WARM_UP, WARM_UP)
+        before, earlier = _settled(server, 0), server.tracebacks()
+        began = time.monotonic()
+        fates = self._reset(pair, self.resets // len(KINDS), good)
+        seconds = time.monotonic() - began
+        left = _settled(server, before) - before
+        found.promises += [
+            Promise(f"{title}: good ones not served", good - fates["good"]),
+            Promise(f"{title}: descriptors left", left),
+            Promise(f"{title}: tracebacks", server.tracebacks() - earlier),
+        ]
+        accepted = sum(server.ask("accepted"))
+        found.notes.append((f"{title}: accepted, of all", f"{accepted:,}"))
+        found.notes.append((f"{title}: seconds", f"{seconds:.1f}"))
+        others = {fate: count for fate, count in fates.items() if fate != "good"}
+        if others:
+            found.notes.append((f"{title}: fates", str(others)))
+
+    def _reset(self, pair: Pair, resets: int, good: int) -> Counter[str]:
         fates: Counter[str] = Counter()
         parts = -(-resets // PART)
         for part in range(parts):
             fates += Counter(
-                client.ask(
+                pair.client.ask(
                     "reset",
-                    port=port,
+                    port=pair.port,
                     resets=_share(resets, part, parts),
                     good=_share(good, part, parts),
-                    is_http=kind == "http",
+                    is_http=pair.is_http,
                     seconds=self.handler_seconds / 2,
                 )
             )

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from .answers import Answer, Promise, Tell
-from .load import Load, loaded, spread
-from .process import Client, Server
-from .words import KINDS
-
-QUESTION = "Is a connection lost while clones come and go?"
+from .answers import Promise
+from .kinds import Found, Loaded, Pair
+from .load import spread
 
 
 @dataclass(frozen=True)
-class Resize:
+class Resize(Loaded):
     """*times* from *few* clones to *many* and back, under *rate* connections/s."""
 
     name: ClassVar[str] = "resize"
@@ -23,51 +20,35 @@ class Resize:
     times: int = 20
     few: int = 1
     many: int = 16
-    hubs: int = 1
-    rate: float = 500
-    #: How long a handler is at work.
-    handler_seconds: float = 0.02
     pause_seconds: float = 0.25
 
-    @property
-    def steps(self) -> int:
-        return len(KINDS)
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "clones": max(self.few, self.hubs)}
 
-    def run(self, tell: Tell) -> Answer:
-        promises: list[Promise] = []
-        notes: list[tuple[str, str]] = []
+    def question(self) -> str:
         few = max(self.few, self.hubs)
-        with Server() as server, Client() as client:
-            for kind, title in KINDS.items():
-                tell(f"{self.name}: {title}")
-                load, spreads, seconds = self._resize(server, client, kind, few)
-                promises += load.promises(title)
-                promises.append(
-                    Promise(f"{title}: turns of {self.many} clones differ by", max(spreads), 1)
-                )
-                notes += load.notes(title)
-                notes.append((f"{title}: the longest resize, ms", f"{max(seconds) * 1e3:.0f}"))
-        question = f"{QUESTION} {few} -> {self.many} -> {few}, {self.times} times, {self.rate:g}/s"
-        return Answer(question, promises, notes)
-
-    def _resize(
-        self, server: Server, client: Client, kind: str, few: int
-    ) -> tuple[Load, list[int], list[float]]:
-        port = server.ask(
-            "open", kind=kind, clones=few, hubs=self.hubs, seconds=self.handler_seconds
+        return (
+            f"Is a connection lost while clones come and go? {few} -> {self.many} -> {few}, "
+            f"{self.times} times, {self.rate:g}/s"
         )
+
+    def ask(self, pair: Pair, title: str, found: Found) -> None:
         spreads, seconds = [], []
-        with loaded(client, port, self.rate, is_http=kind == "http") as load:
+
+        def resize(clones: int) -> Any:
+            began = time.monotonic()
+            counts = pair.server.ask("resize", clones=clones)
+            seconds.append(time.monotonic() - began)
+            time.sleep(self.pause_seconds)
+            return counts
+
+        with self.loaded(pair, title, found):
             for _ in range(self.times):
-                began = time.monotonic()
-                _, then = server.ask("resize", clones=self.many)
-                seconds.append(time.monotonic() - began)
-                time.sleep(self.pause_seconds)
-                began = time.monotonic()
+                _, then = resize(self.many)
                 # What each was given from when there were many of them until there are few.
-                before, _ = server.ask("resize", clones=few)
-                seconds.append(time.monotonic() - began)
+                before, _ = resize(max(self.few, self.hubs))
                 spreads.append(spread(then, before))
-                time.sleep(self.pause_seconds)
-        server.ask("close")
-        return load, spreads, seconds
+        found.promises.append(
+            Promise(f"{title}: turns of {self.many} clones differ by", max(spreads), 1)
+        )
+        found.notes.append((f"{title}: the longest resize, ms", f"{max(seconds) * 1e3:.0f}"))

@@ -153,9 +153,6 @@ class Serve(Process):
     def __init__(self, options: list[str]) -> None:
         super().__init__([sys.executable, "-c", GLB, "serve", *options], Cpus.available().server)
 
-    def __enter__(self) -> Serve:
-        return self
-
     def port(self) -> int:
         """Return the port that it serves, when it does.
 
@@ -168,8 +165,7 @@ class Serve(Process):
                 if found := re.search(r"serving .* on http://127\.0\.0\.1:(\d+) ", line):
                     return int(found[1])
             time.sleep(0.02)
-        words = self.complaints()[-1:] or ["it said nothing"]
-        raise RuntimeError(f"did not start: {words[0]}")
+        raise RuntimeError(f"did not start: {self.last_words()}")
 
     def wait_for_descriptors(self, count: int) -> None:
         """Wait until it has so many.

@@ -9,6 +9,7 @@ the forms of the report those of `loadtests.frame`. Each module owns one noun::
     report      tables
     promises    what glb promises, and whether it was kept
     measure     the run: rounds, and turns in each
+    plan        its numbers
     contenders  a program under a patch
     figures     what is measured of a contender
 """

@@ -1,22 +1,15 @@
-"""What is measured of a contender, beside the figures of `loadtests.bench`."""
+"""What is measured of a contender, beside the figures of the frame."""
 
 from __future__ import annotations
 
 import statistics
 from typing import Final
 
-from loadtests.bench.figures import CPU, ERRORS, EXACT, FAIRNESS
-from loadtests.frame.figures import Figure, Results, fairness
+from loadtests.frame.figures import CPU, ERRORS, EXACT, FAIRNESS, Figure, fairness
 
-__all__ = ["CPU", "ERRORS", "EXACT", "FAIRNESS", "IN_ORDER", "fairness", "quartiles", "ratios"]
+__all__ = ["CPU", "ERRORS", "EXACT", "FAIRNESS", "IN_ORDER", "fairness", "quartiles"]
 
 IN_ORDER: Final = Figure("in_order", "connections that were the next one's", "%", 1)
-
-
-def ratios(results: Results, contender: str, beside: str, figure: Figure) -> list[float]:
-    """Return *contender*'s *figure* by *beside*'s, of each round."""
-    pairs = zip(results.of(contender, figure), results.of(beside, figure), strict=False)
-    return [one / other for one, other in pairs if other]
 
 
 def quartiles(samples: list[float]) -> tuple[float, float]:

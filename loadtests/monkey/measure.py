@@ -10,131 +10,100 @@ process had the machine doesn't count; and a ratio is that of two sides in one r
 from __future__ import annotations
 
 import itertools
-import pathlib
-import random
+import os
 import socket
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import replace
+from typing import ClassVar, Final
 
 from loadtests.bench.servers.job import Job
 from loadtests.frame import process
-from loadtests.frame.client import GIVE_UP_SECONDS, REQUEST_AND_CLOSE, Client
-from loadtests.frame.figures import Results
+from loadtests.frame.client import GIVE_UP_SECONDS, REQUEST_AND_CLOSE, ask_in_turn
 from loadtests.frame.process import Cpus, Server
+from loadtests.frame.rounds import Rounds, Tools
 
 from . import figures
 from .contenders import Contender, Group
-
-#: Until a server is done with what comes after the last reply, in seconds. A third of what
-#: `loadtests.bench` waits: turns are many here, and of each the end weighs as much.
-SETTLE_SECONDS: Final = 0.01
-
-#: Connections at a time. So few that the kernel's queues stay short; so many that a server finds
-#: several ready when it wakes, as with a load.
-CONCURRENCY: Final = 16
+from .plan import CONCURRENCY, ORDERED_CONNECTIONS, Plan
+from .report import Report
 
 #: Connections before the first turn: what is imported and specialised late is by then.
 WARM_UP: Final = 300
-
-ORDERED_CONNECTIONS: Final = 200
 
 #: What `clients` talk to. It has no patch, and runs where the client does.
 ECHO: Final = process.Contender("echo", "who sends back what comes", "patched:echo")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything: the options of the command."""
+class Run(Rounds[Contender]):
+    """One run of *plan*."""
 
-    rounds: int = 9
-    #: Of each contender in a round, in all its turns.
-    connections: int = 4000
-    #: Of each contender in a round.
-    turns: int = 20
-    seed: int = 0
+    #: A third of what is usual: turns are many here, and of each the end weighs as much.
+    settle_seconds: ClassVar[float] = 0.01
 
-
-class Run:
-    """One run of *plan*. *tell* is called with what is done, before each step."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        groups: Sequence[Group],
-        programs: tuple[pathlib.Path, pathlib.Path],
-        cpus: Cpus,
-        tell: Callable[[str], None],
-    ) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, groups: Sequence[Group], tools: Tools) -> None:
+        super().__init__([one for group in groups for one in group], plan.seed, tools)
+        self._plan = replace(plan, turns=min(plan.turns, plan.connections))
         self._groups = groups
-        self._cpus = cpus
-        self._client = Client(programs[0], cpus)
-        self._c_server = programs[1]
-        self._tell = tell
-        self._shuffle = random.Random(plan.seed).sample
         self._echo_port = 0
-        self.results = Results()
+        # Of all servers: the order of names in dictionaries is worth a percent, by chance.
+        os.environ["PYTHONHASHSEED"] = "0"
 
     @property
     def steps(self) -> int:
-        """How often *tell* will be called."""
         return self._plan.rounds * len(self._groups)
 
-    def go(self) -> Results:
-        """Do everything, and return what was measured."""
-        beside_the_client = Cpus(self._cpus.client, self._cpus.client)
-        with Server(ECHO, self._c_server, beside_the_client) as echo:
+    def go(self) -> None:
+        beside_the_client = Cpus(self.cpus.client, self.cpus.client)
+        with self.start(ECHO, cpus=beside_the_client) as echo:
             self._echo_port = echo.port
             for number in range(1, self._plan.rounds + 1):
-                for group in self._shuffle(self._groups, len(self._groups)):
-                    self._tell(f"round {number}: {group[0].of.title}")
+                for group in self.shuffled(self._groups):
+                    self.tell(f"round {number}: {group[0].of.title}")
                     self._round(group)
-        return self.results
+
+    def report(self, command: str) -> Report:
+        return Report(self.results, self.contenders, self.cpus.describe(), command, self._plan)
 
     def _round(self, group: Group) -> None:
         with ExitStack() as stack:
             servers: dict[Contender, Server] = {}
             prices: dict[Contender, list[float]] = {one: [] for one in group}
             errors = dict.fromkeys(group, 0)
-            for one in self._shuffle(group, len(group)):
-                self._attempt(one, lambda one: self._begin(one, servers, stack))
+            for one in self.shuffled(group):
+                self.attempt(one, lambda one: self._begin(one, servers, stack))
             size = self._plan.connections // self._plan.turns
 
             def turn(one: Contender) -> None:
                 server = servers[one]
                 before = server.cpu_seconds()
                 failed = self._load(one, server, size)
-                time.sleep(SETTLE_SECONDS)
+                time.sleep(self.settle_seconds)
                 cpu = server.cpu_seconds() - before
                 prices[one].append(cpu / max(size - failed, 1) * 1e6)
                 errors[one] += failed
 
             for _ in range(self._plan.turns):
-                for one in self._shuffle(group, len(group)):
-                    self._attempt(one, turn)
+                for one in self.shuffled(group):
+                    self.attempt(one, turn)
         for one in group:
             if one.name not in self.results.failed:
                 self.results.add(one.name, figures.CPU, statistics.median(prices[one]))
                 self.results.add(one.name, figures.ERRORS, errors[one])
                 if one.places:
-                    self._attempt(one, self._note_order)
+                    self.attempt(one, self._note_order)
 
     def _begin(self, one: Contender, servers: dict[Contender, Server], stack: ExitStack) -> None:
-        server = servers[one] = stack.enter_context(self._start(one, Job.REPLY))
+        server = servers[one] = stack.enter_context(self.start(one))
         if self._load(one, server, WARM_UP) > WARM_UP / 2:
             raise RuntimeError(f"doesn't answer: {server.last_words()}")
-
-    def _start(self, contender: Contender, job: Job) -> Server:
-        return Server(contender, self._c_server, self._cpus, job)
 
     def _load(self, contender: Contender, server: Server, count: int) -> int:
         """Return how many of *count* connections went wrong."""
         if not contender.of.is_client:
-            load = self._client.close(server.port, count, CONCURRENCY, http=contender.is_http)
+            load = self.client.close(server.port, count, CONCURRENCY, http=contender.is_http)
             return load.errors
         with socket.create_connection(("127.0.0.1", server.port), GIVE_UP_SECONDS) as orders:
             orders.sendall(b"%d %d" % (self._echo_port, count))
@@ -142,34 +111,9 @@ class Run:
 
     def _note_order(self, contender: Contender) -> None:
         places = contender.places
-        with self._start(contender, Job.ORDER) as server:
+        with self.start(contender, Job.ORDER) as server:
             request = REQUEST_AND_CLOSE if contender.is_http else ""
-            answers = ask(server.port, ORDERED_CONNECTIONS, request)
+            answers = ask_in_turn(server.port, ORDERED_CONNECTIONS, request)
         steps = [(after - before) % places for before, after in itertools.pairwise(answers)]
-        counts = [answers.count(place) for place in range(places)]
-        add = self.results.add
-        add(contender.name, figures.EXACT, float(answers[0] == 0 and set(steps) == {1}))
-        add(contender.name, figures.IN_ORDER, steps.count(1) / len(steps) * 100)
-        add(contender.name, figures.FAIRNESS, figures.fairness(counts))
-
-    def _attempt(self, contender: Contender, step: Callable[[Contender], None]) -> None:
-        # One contender that breaks is a line in the table, not the end of the run.
-        if contender.name in self.results.failed:
-            return
-        try:
-            step(contender)
-        except Exception as error:
-            self.results.fail(contender.name, f"{type(error).__name__}: {error}")
-
-
-def ask(port: int, count: int, request: str) -> list[int]:
-    """Connect *count* times, one after the other; return the copy that answered each."""
-    answers = []
-    for _ in range(count):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-            sock.sendall(request.encode())
-            reply = b""
-            while piece := sock.recv(4096):
-                reply += piece
-        answers.append(int(reply.split()[-1]))
-    return answers
+        self.results.note_order(contender.name, answers, places)
+        self.results.add(contender.name, figures.IN_ORDER, steps.count(1) / len(steps) * 100)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,11 +9,11 @@ from typing import Any
 from loadtests.frame import process
 from loadtests.frame.figures import Figure
 from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import NOTHING, Sheet, Table
+from loadtests.frame.sheet import NOTHING, Cell, Sheet, Table
 
 from . import figures
 from .contenders import AGAIN, BASE, COPIES, Contender, contender
-from .measure import CONCURRENCY, ORDERED_CONNECTIONS, Plan
+from .plan import CONCURRENCY, ORDERED_CONNECTIONS, Plan
 from .promises import PROMISES
 
 
@@ -42,46 +40,37 @@ class Report(Sheet):
         return [*(one for one in (self._price(), self._order()) if one.rows), self.promised()]
 
     def _price(self) -> Table:
-        head = ("one listener: under whose patch", "CPU us", "x gevent's", "half of rounds", "")
-        return Table(
+        return self.table(
             "What does the patch cost a program that has no use for it?",
-            head,
-            self.rows(
-                [one for one in self.contenders if not one.places],
-                lambda name: (
-                    self.median(name, figures.CPU),
-                    *self._beside(name),
-                    self._note(name),
-                ),
-                len(head),
-            ),
+            "one listener: under whose patch",
+            [one for one in self.contenders if not one.places],
+            *self._costs(),
         )
 
     def _order(self) -> Table:
-        head: tuple[str, ...] = (f"{COPIES} copies: under whose patch", "exact", "in order")
-        head += ("Jain's fairness", "CPU us", "x gevent's", "half of rounds", "")
-        return Table(
+        return self.table(
             f"What does it give {COPIES} listeners with SO_REUSEPORT? Order and fairness of "
             f"{ORDERED_CONNECTIONS} connections, one after another",
-            head,
-            self.rows(
-                [one for one in self.contenders if one.places],
-                lambda name: (
-                    "yes" if min(self.results.of(name, figures.EXACT), default=0) == 1 else "no",
-                    self.median(name, figures.IN_ORDER, " %"),
-                    self.median(name, figures.FAIRNESS),
-                    self.median(name, figures.CPU),
-                    *self._beside(name),
-                    self._note(name),
-                ),
-                len(head),
-            ),
+            f"{COPIES} copies: under whose patch",
+            [one for one in self.contenders if one.places],
+            ("exact", self.is_exact),
+            ("in order", self.median(figures.IN_ORDER, " %")),
+            ("Jain's fairness", self.median(figures.FAIRNESS)),
+            *self._costs(),
+        )
+
+    def _costs(self) -> tuple[tuple[str, Cell], ...]:
+        return (
+            ("CPU us", self.median(figures.CPU)),
+            ("x gevent's", lambda name: self._beside(name)[0]),
+            ("half of rounds", lambda name: self._beside(name)[1]),
+            ("", self.errors),
         )
 
     def _beside(self, name: str) -> tuple[str, str]:
         """Return the median of the ratios to gevent's patch, and what half of them lie between."""
         base = self._base(name)
-        ratios = figures.ratios(self.results, name, base, figures.CPU)
+        ratios = self.results.ratios(name, base, figures.CPU)
         if name == base or not ratios:
             return NOTHING, NOTHING
         median = self.results.ratio(name, base, figures.CPU)
@@ -91,10 +80,6 @@ class Report(Sheet):
     def _base(self, name: str) -> str:
         one = next(one for one in self.contenders if one.name == name)
         return contender(one.of, BASE, one.number).name
-
-    def _note(self, name: str) -> str:
-        errors = sum(self.results.of(name, figures.ERRORS))
-        return f"{errors:,.0f} errors" if errors else ""
 
     # -- what a sheet asks --------------------------------------------------------------------
 
@@ -120,11 +105,3 @@ class Report(Sheet):
     ) -> dict[str, float | None]:
         base = self._base(contender.name)
         return {"beside_gevents_patch": self.results.ratio(contender.name, base, figure)}
-
-    def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
-        """Write JSON and Markdown; these few numbers need no plot."""
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / "results.json", folder / "results.md"]
-        files[0].write_text(json.dumps(self.as_json(), indent=2) + "\n")
-        files[1].write_text(self.markdown())
-        return files

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -26,6 +25,9 @@ from typing import Any
 
 import click
 import gevent
+
+from loadtests.frame.command import seed_option, wants_linux
+from loadtests.frame.process import Process
 
 from .checks import SMUGGLED, compare
 from .clients import Clients, Tally
@@ -52,7 +54,7 @@ END_SECONDS = 60.0
 )
 @click.option("--clients", type=click.IntRange(1, 100), default=8, show_default=True)
 @click.option("--hubs", type=click.IntRange(1, 8), default=1, show_default=True)
-@click.option("--seed", type=int, help="Of all that is chosen. Printed if not given.")
+@seed_option()
 @click.option("--server", type=click.Choice(["glb", "gevent"]), default="glb", show_default=True)
 @click.option(
     "--handler",
@@ -80,15 +82,14 @@ def main(
     requests: int,
     clients: int,
     hubs: int,
-    seed: int | None,
+    seed: int,
     server: str,
     handler: str,
     names: tuple[str, ...],
     kinds: tuple[str, ...],
     counts: bool,
 ) -> None:
-    if not sys.platform.startswith("linux"):
-        raise click.ClickException(f"needs Linux (all of 127.0.0.0/8), this is {sys.platform}")
+    wants_linux("all of 127.0.0.0/8")
     versions = {name: version(name) for name in names or PROXIES}
     missing = sorted({PROXIES[name] for name, found in versions.items() if found is None})
     for program in missing:
@@ -96,8 +97,6 @@ def main(
     there = [name for name, found in versions.items() if found is not None]
     if not there:
         raise click.ClickException("no proxy is installed: apt-get install haproxy nginx")
-    if seed is None:
-        seed = random.SystemRandom().randrange(10_000)
     loop = os.environ.get("GEVENT_LOOP", "gevent's default loop")
     print(
         f"Python {platform.python_version()}, {loop}, {server}, {handler} handler; "
@@ -140,32 +139,17 @@ def run(names: list[str], plan: tuple[str, str, str], load: Load, counts: bool) 
     tally = Tally()
     began = monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        calls_file, said_file = Path(folder, "calls"), Path(folder, "said")
-        with open(said_file, "wb") as said:
-            process = subprocess.Popen(
-                [*SERVER, *plan, str(calls_file)],
-                cwd=Path(__file__).parents[2],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                text=True,
-            )
-        try:
-            assert process.stdout is not None, "it is a pipe"
-            port = int(process.stdout.readline())
+        calls_file = Path(folder, "calls")
+        with Process([*SERVER, *plan, str(calls_file)]) as process:
+            port = int(process.line(END_SECONDS))
             relays = _send(names, port, load, tally, Path(folder))
-            process.communicate(timeout=END_SECONDS)  # its standard input ends
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        if process.returncode:
-            tally.faults.append(f"the server has ended with status {process.returncode}")
+            if status := process.status(END_SECONDS):
+                tally.faults.append(f"the server has ended with status {status}")
+            words = process.said()
         calls = defaultdict(list)
         for text in calls_file.read_text().splitlines():
             call = json.loads(text)
             calls[call["line"]].append(call)
-        words = said_file.read_text(errors="replace")
     _compare(relays, calls, tally)
     _look_at_words(words, tally)
     if counts:

@@ -13,13 +13,13 @@ Exit status 0 only if no invariant was violated, and no proper request lost.
 from __future__ import annotations
 
 import pathlib
-import random
 import sys
 
 import click
 from rich.console import Console
 
 from glb.model.policy import Policy
+from loadtests.frame.command import command_line, json_option, seed_option, wants_linux
 
 from .plan import Kind, Plan
 from .run import run
@@ -57,36 +57,28 @@ DEFAULTS = Plan()
     default=DEFAULTS.policy,
     show_default=True,
 )
-@click.option("--seed", type=int, help="Of all that is chosen. Printed if not given.")
-@click.option(
-    "--json",
-    "file",
-    type=click.Path(dir_okay=False, path_type=pathlib.Path),
-    help="File for all that was found.",
-)
+@seed_option()
+@json_option("File for all that was found.")
+@click.pass_context
 def main(
+    context: click.Context,
     seconds: float,
     clones: int,
     hubs: int,
     kind: str,
     rate: float,
     policy: str,
-    seed: int | None,
+    seed: int,
     file: pathlib.Path | None,
 ) -> None:
-    if not sys.platform.startswith("linux"):
-        raise click.ClickException(f"needs Linux (/proc), this is {sys.platform}")
+    wants_linux("/proc")
     if clones < hubs:
         raise click.BadParameter(f"{hubs} hubs need as many clones, got {clones}")
-    if seed is None:
-        seed = random.SystemRandom().randrange(10_000)
     kinds = tuple(each.value for each in Kind) if kind == "both" else (kind,)
     plan = Plan(seconds, rate, clones, hubs, kinds, seed, policy)
-    command = f"python -m loadtests.soak --seconds {seconds:g} --clones {clones} --hubs {hubs}"
-    command += f" --kind {kind} --rate {rate:g} --policy {policy} --seed {seed}"
     console = Console()
     console.print(f"seed {seed}")
-    report = run(plan, command)
+    report = run(plan, command_line(context, "soak"))
     report.print(console)
     if file is not None:
         file.write_text(report.to_json() + "\n")

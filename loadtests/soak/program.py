@@ -1,23 +1,21 @@
-"""The server's process, as the command sees it: starts it, tells it, and reads its errors."""
+"""The server's process, as the command sees it: what it answers, and its errors."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import select
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+
+from loadtests.frame.process import Process, ProcessError
 
 from .plan import Plan
 
-__all__ = ["Program", "ProgramError", "unexpected_errors"]
+__all__ = ["ANSWER_SECONDS", "Program", "unexpected_errors"]
 
 #: The server's process in a run.
 SERVER: Final = (sys.executable, "-W", "always::ResourceWarning", "-m", "loadtests.soak.server")
@@ -33,87 +31,32 @@ _BAD: Final = re.compile(
 )
 
 
-class ProgramError(Exception):
-    """The process has not answered."""
-
-
-class Program:
-    """A server's process. Leave it to end it; nothing of it is left then.
+class Program(Process):
+    """A server's process.
 
     Args:
-        folder: Where its errors are written.
         command: What runs it, beside its plan.
     """
 
-    def __init__(self, plan: Plan, folder: Path, command: Sequence[str] = SERVER) -> None:
-        self._errors: Final = folder / "stderr.txt"
-        self._seen = b""
-        with self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [*command, plan.to_json()],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=Path(__file__).parents[2],
-            )
+    end_seconds: ClassVar[float] = 0.0  # it is over, or it is stuck
 
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    @property
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def tell(self, word: str) -> None:
-        """Send it the next command. One that has ended ignores it."""
-        assert self._process.stdin is not None, "it is a pipe"
-        try:
-            os.write(self._process.stdin.fileno(), f"{word}\n".encode())
-        except BrokenPipeError:
-            pass
+    def __init__(self, plan: Plan, command: Sequence[str] = SERVER) -> None:
+        super().__init__([*command, plan.to_json()])
 
     def answer(self) -> Any:
         """Return what it prints next.
 
         Raises:
-            ProgramError: It has ended, or was silent for too long. Then its errors have the stacks
+            ProcessError: It has ended, or was silent for too long. Then its errors have the stacks
                 of its threads.
         """
-        assert self._process.stdout is not None, "it is a pipe"
-        number = self._process.stdout.fileno()
-        until = time.monotonic() + ANSWER_SECONDS
-        while b"\n" not in self._seen:
-            ready, _, _ = select.select([number], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
-                self._process.send_signal(signal.SIGUSR1)
-                time.sleep(0.5)
-                raise ProgramError(f"the server says nothing for {ANSWER_SECONDS:g} s")
-            data = os.read(number, 65536)
-            if not data:
-                status = self._process.wait()
-                raise ProgramError(f"the server has ended with status {status}")
-            self._seen += data
-        line, _, self._seen = self._seen.partition(b"\n")
-        return json.loads(line)
-
-    def status(self) -> int:
-        """Return with what it has ended."""
         try:
-            return self._process.wait(ANSWER_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise ProgramError("the server does not end") from error
-
-    def errors(self) -> str:
-        """Return what it has written to standard error."""
-        return self._errors.read_text(errors="replace")
+            return json.loads(self.line(ANSWER_SECONDS))
+        except ProcessError:
+            if self.is_running():
+                self.signal(signal.SIGUSR1)
+                time.sleep(0.5)
+            raise
 
 
 def unexpected_errors(text: str, crashed: Iterable[int]) -> Counter[str]:

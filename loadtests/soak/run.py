@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from glb.model.policy import Policy
+from loadtests.frame.process import ProcessError
 
 from .load import Load
 from .plan import Kind, Plan
-from .program import SERVER, Program, ProgramError, unexpected_errors
+from .program import ANSWER_SECONDS, SERVER, Program, unexpected_errors
 from .report import Report
 
 __all__ = ["run"]
@@ -29,26 +28,24 @@ def run(plan: Plan, command: str = "", server: Sequence[str] = SERVER) -> Report
     """
     found: dict[str, Any] = {}
     failures = []
-    with tempfile.TemporaryDirectory() as folder:
-        with Program(plan, Path(folder), server) as program:
-            load = Load(plan, {})
-            try:
-                ports = program.answer()
-                load = Load(plan, {Kind(name): port for name, port in ports.items()})
-                load.run(lambda: program.has_ended)
-                program.tell("rest")
+    with Program(plan, server) as program:
+        load = Load(plan, {})
+        try:
+            ports = program.answer()
+            load = Load(plan, {Kind(name): port for name, port in ports.items()})
+            load.run(lambda: not program.is_running())
+            program.tell("rest")
+            answer = program.answer()
+            if answer == "at rest":
+                failures += _ask_in_turn(plan, load)
+                program.tell("end")
                 answer = program.answer()
-                if answer == "at rest":
-                    failures += _ask_in_turn(plan, load)
-                    program.tell("end")
-                    answer = program.answer()
-                found = answer
-                status = program.status()
-                if status:
-                    failures.append(f"the server has ended with status {status}")
-            except ProgramError as error:
-                failures.append(str(error))
-        errors = program.errors()
+            found = answer
+            if status := program.status(ANSWER_SECONDS):
+                failures.append(f"the server has ended with status {status}")
+        except ProcessError as error:
+            failures.append(str(error))
+        errors = program.said()
     unexpected = unexpected_errors(errors, found.get("crashed", ()))
     return Report(plan, command, load.outcome, found, unexpected, failures, errors)
 

@@ -13,18 +13,15 @@ from __future__ import annotations
 import json
 import os
 import platform
-import random
-import select
-import subprocess
 import sys
-import tempfile
-import threading
 from collections import Counter
-from pathlib import Path
 from time import monotonic
-from typing import IO, Any
+from typing import Any
 
 import click
+
+from loadtests.frame.command import seed_option, wants_linux
+from loadtests.frame.process import Process, ProcessError
 
 from .clients import Clients
 from .server import LAST_SIGNAL
@@ -49,25 +46,20 @@ WARM_UP_SECONDS = 0.5
 END_SECONDS = 60.0
 
 #: What is found of a server that says nothing.
-NOTHING = '{"faults": [], "lines": []}'
+NOTHING: dict[str, Any] = {"faults": [], "lines": []}
 
 
 @click.command(help=__doc__)
 @click.option("--signals", type=click.IntRange(1, 100_000), default=500, show_default=True)
 @click.option("--hubs", type=click.IntRange(1, 8), default=1, show_default=True)
-@click.option("--seed", type=int, help="Of all that is chosen. Printed if not given.")
+@seed_option()
 @click.option("--server", type=click.Choice([*DEAF]), default="glb", show_default=True)
 @click.option(
     "--anywhere", is_flag=True, help="Strike gevent's loop as well where it is Python: on libuv."
 )
 @click.option("--lines", is_flag=True, help="Print each line that was struck.")
-def main(
-    signals: int, hubs: int, seed: int | None, server: str, anywhere: bool, lines: bool
-) -> None:
-    if not sys.platform.startswith("linux"):
-        raise click.ClickException(f"needs Linux (epoll, /proc), this is {sys.platform}")
-    if seed is None:
-        seed = random.SystemRandom().randrange(10_000)
+def main(signals: int, hubs: int, seed: int, server: str, anywhere: bool, lines: bool) -> None:
+    wants_linux("epoll, /proc")
     loop = os.environ.get("GEVENT_LOOP", "gevent's default loop")
     print(
         f"Python {platform.python_version()}, {loop}, {server}; {hubs} hubs, seed {seed}",
@@ -84,74 +76,61 @@ def main(
 def run(signals: int, seed: int, plan: tuple[str, str, str], lines: bool) -> list[str]:
     """Print what was seen, and return the faults. *plan* is for the server's process."""
     told, tells = os.pipe()
-    with tempfile.TemporaryFile("w+") as errors, open(told, "rb"), open(tells, "wb"):
-        process = subprocess.Popen(
-            [*SERVER, *plan, str(tells)],
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            pass_fds=[tells],
-            text=True,
-        )
+    with (
+        open(told, "rb"),
+        open(tells, "wb"),
+        Process([*SERVER, *plan, str(tells)], pass_fds=[tells]) as process,
+    ):
+        clients, found = _strike(process, told, signals, seed, DEAF[plan[0]])
         try:
-            clients, found = _strike(process, told, signals, seed, DEAF[plan[0]])
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-        errors.seek(0)
-        said = errors.read()
+            status = process.status(END_SECONDS)
+        except ProcessError as error:
+            clients.faults.append(str(error))
+            status = 0
+        said = process.said()
     _tell(clients, found)
     if lines:
         for number, line in enumerate(found["lines"], 1):
             print(f"struck {number}: {line}")
-    if process.returncode:
-        clients.faults.append(f"the server has ended with status {process.returncode}")
+    if status:
+        clients.faults.append(f"the server has ended with status {status}")
     return [*clients.faults, *found["faults"], *_strange(said)]
 
 
 def _strike(
-    process: subprocess.Popen[str], told: int, signals: int, seed: int, deaf: int
+    process: Process, told: int, signals: int, seed: int, deaf: int
 ) -> tuple[Clients, dict[str, Any]]:
     # What the clients have seen, and what the server has found in the end.
-    asks, answers = process.stdin, process.stdout
-    assert asks is not None and answers is not None, "they are pipes"
-    ports = {Kind(kind): port for kind, port in json.loads(answers.readline()).items()}
+    ports = {Kind(kind): port for kind, port in json.loads(process.line(END_SECONDS)).items()}
     clients = Clients(ports, process.pid, told, seed)
     clients.warm_up(WARM_UP_SECONDS)
-    _say(asks, "strike")
-    answers.readline()
+    process.tell("strike")
+    process.line(END_SECONDS)
     try:
         clients.strike(signals, deaf)
         clients.leave()
-        return clients, json.loads(_end(process))
-    except (ConnectionRefusedError, BrokenPipeError):
+        return clients, _end(process)
+    except (ConnectionRefusedError, ProcessError):
         clients.faults.append(f"it doesn't listen after {clients.signals} signals")
-    return clients, json.loads(NOTHING)
+    return clients, NOTHING
 
 
-def _end(process: subprocess.Popen[str]) -> str:
+def _end(process: Process) -> dict[str, Any]:
     # A signal that strikes anything but the main greenlet is lost.
-    answers = process.stdout
-    assert answers is not None, "it is a pipe"
     until = monotonic() + END_SECONDS
-    while not select.select([answers], [], [], 0.2)[0] and monotonic() < until:
-        process.send_signal(LAST_SIGNAL)
-    if answers.readline() != "over\n":
-        raise BrokenPipeError
-    # Read before it is waited for: it is more than a pipe holds.
-    watchdog = threading.Timer(END_SECONDS, process.kill)
-    watchdog.start()
-    said = answers.readline()
-    process.wait()
-    watchdog.cancel()
-    return said or NOTHING
-
-
-def _say(asks: IO[str], word: str) -> None:
-    asks.write(f"{word}\n")
-    asks.flush()
+    while True:
+        try:
+            process.line(0.2)  # it is over
+            break
+        except ProcessError:
+            if monotonic() > until or not process.is_running():
+                raise
+            process.signal(LAST_SIGNAL)
+    try:
+        found: dict[str, Any] = json.loads(process.line(END_SECONDS))
+    except ProcessError:
+        return NOTHING
+    return found
 
 
 def _strange(errors: str) -> list[str]:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import pathlib
-import subprocess
 import sys
 import threading
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-import gevent
+from loadtests.frame.process import Process
 
 __all__ = ["Target"]
-
-ROOT: Final = pathlib.Path(__file__).parents[2]
 
 #: How long an answer may take, in seconds: a roll waits for the handlers that are at work.
 ANSWER_SECONDS: Final = 30.0
 
-#: So long the server has to end by itself, before it is killed, in seconds.
-END_SECONDS: Final = 5.0
 
-
-class Target:
+class Target(Process):
     """A process of `loadtests.target`, which serves from now on until `end`.
 
     It ends with this process too, however this one ends: its standard input is ours to hold.
@@ -32,14 +25,12 @@ class Target:
         options: Of its command line.
     """
 
+    end_seconds: ClassVar[float] = 5.0
+
     def __init__(self, **options: object) -> None:
         given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        self._process: Final = subprocess.Popen(
-            [sys.executable, "-m", __package__, *given],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-        )
+        # What it complains of is for the terminal.
+        super().__init__([sys.executable, "-m", __package__, *given], stderr=None)
         self._lock: Final = threading.Lock()
         try:
             host, port = self._answer()["address"]
@@ -47,10 +38,6 @@ class Target:
             self.end()
             raise
         self.address: Final[tuple[str, int]] = (host, port)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def stats(self) -> list[dict[str, Any]]:
         """Return what each clone has done, by `name`: at least `accepted`."""
@@ -66,37 +53,11 @@ class Target:
 
     def _ask(self, do: str) -> Any:
         with self._lock:
-            assert self._process.stdin is not None
-            try:
-                self._process.stdin.write(json.dumps({"do": do}).encode() + b"\n")
-                self._process.stdin.flush()
-            except BrokenPipeError as error:
-                raise RuntimeError(f"the server, process {self.pid}, has ended") from error
+            self.tell(json.dumps({"do": do}))
             answer = self._answer()
         if isinstance(answer, dict) and "error" in answer:
             raise RuntimeError(answer["error"])
         return answer
 
     def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        late = RuntimeError(f"the server, process {self.pid}, doesn't answer")
-        with gevent.Timeout(ANSWER_SECONDS, late):
-            line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the server, process {self.pid}, has ended")
-        return json.loads(line)
-
-    def end(self) -> None:
-        """End it, by the end of its input, or by force. Twice is once."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:
-            pass  # it has ended already, with an order unread
-        try:
-            self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        return json.loads(self.line(ANSWER_SECONDS))

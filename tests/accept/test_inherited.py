@@ -134,6 +134,7 @@ def test_the_file_of_a_unix_socket_stays(tmp_path: Path, monkeypatch: pytest.Mon
         ({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, f"LISTEN_PID is 1, and this process is {ME}"),
         ({"LISTEN_PID": ME, "LISTEN_FDS": "0"}, ""),
     ],
+    ids=["unset", "of another process", "none"],
 )
 def test_why_there_are_none_is_known(environ: dict[str, str], reason: str) -> None:
     """For an error's text."""

@@ -48,6 +48,7 @@ from glb.net import sockets
 
 from ..conftest import open_descriptors
 from ..net.test_sockets import backlog_of, descriptor_limit
+from ..support.examples import examples
 from ..support.helpers import close_all, connect, is_refused, wait_until
 
 LOCAL = ("127.0.0.1", 0)
@@ -1614,6 +1615,10 @@ def test_any_program_counts_as_the_model_does(
     run_state_machine_as_test(
         RegistryMachine,
         settings=settings(
-            deadline=None, database=None, print_blob=True, max_examples=60, stateful_step_count=30
+            deadline=None,
+            database=None,
+            print_blob=True,
+            max_examples=examples(60),
+            stateful_step_count=30,
         ),
     )

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 
 from glb.accept.ring import Ring, Team
 
+from ..support.examples import examples
 from ..support.helpers import turns
 
 
@@ -283,7 +284,7 @@ def test_who_stands_in_line_has_no_use_for_a_place() -> None:
 
 @pytest.mark.parametrize("teams", [1, 3])
 @given(back=st.permutations(range(12)), asks=st.booleans())
-@settings(deadline=None, database=None, max_examples=60)
+@settings(deadline=None, database=None, max_examples=examples(60))
 def test_many_come_back_in_any_order_to_their_places(
     teams: int, back: list[int], asks: bool
 ) -> None:
@@ -577,7 +578,11 @@ def test_turns_are_those_of_a_plain_list(machine: type[RingMachine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            deadline=None, database=None, print_blob=True, max_examples=150, stateful_step_count=40
+            deadline=None,
+            database=None,
+            print_blob=True,
+            max_examples=examples(150),
+            stateful_step_count=40,
         ),
     )
 

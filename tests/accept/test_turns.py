@@ -26,6 +26,8 @@ from glb.accept.turns import PATIENCE_SECONDS
 from glb.model.accept_errors import Episode
 from glb.model.policy import Policy
 
+from ..support.examples import examples
+
 
 class FakeMember:
     """A clone that counts what is on its way to it."""
@@ -930,6 +932,10 @@ def test_turns_are_those_of_a_plain_record() -> None:
     run_state_machine_as_test(
         TurnsMachine,
         settings=settings(
-            deadline=None, database=None, print_blob=True, max_examples=100, stateful_step_count=40
+            deadline=None,
+            database=None,
+            print_blob=True,
+            max_examples=examples(100),
+            stateful_step_count=40,
         ),
     )

@@ -122,8 +122,11 @@ def test_a_connection_is_closed_though_a_local_has_its_file(
 
 @pytest.mark.parametrize("spawn", EACH_SPAWN)
 @pytest.mark.parametrize("ending", ["raises", "is killed"])
-def test_an_http_connection_is_closed_though_a_local_has_its_file(ending: str, spawn: Any) -> None:
+def test_an_http_connection_is_closed_though_a_local_has_its_file(
+    ending: str, spawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same for an application that holds what it reads its request from."""
+    monkeypatch.setattr("glb.serve.drain_worker.KILL_SECONDS", 0.05)
     arrived = 0
     may_go = Event()
 

@@ -19,6 +19,7 @@ from glb.http.body import OVERHEAD_MAX_BYTES, READ_BYTES, Body, BodyError, Clien
 from glb.http.stream import RawStream
 
 from ..support import http_grammar
+from ..support.examples import examples
 
 BEHIND = b"GET /next HTTP/1.1\r\n\r\n"
 
@@ -747,7 +748,7 @@ def reads_as_a_file(body: Body, data: bytes, reads: list[tuple[str, int | None]]
 
 
 @given(both=encoded(), reads=READS, places=PLACES, behind=st.sampled_from([b"", b"\r\n", BEHIND]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_chunks_are_read_as_a_file_is(
     both: tuple[bytes, bytes], reads: list[tuple[str, int | None]], places: list[int], behind: bytes
 ) -> None:
@@ -760,7 +761,7 @@ def test_chunks_are_read_as_a_file_is(
 
 
 @given(data=st.text("ab\n", max_size=40).map(str.encode), reads=READS, places=PLACES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_length_is_read_as_a_file_is(
     data: bytes, reads: list[tuple[str, int | None]], places: list[int]
 ) -> None:
@@ -794,7 +795,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @pytest.mark.thorough
 @given(text=mutated(), places=PLACES, size=st.sampled_from([None, 1, 7]))
 @example(text=b"00000000000000001\r\na\r\n0\r\n\r\n", places=[], size=None)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_mutated_chunks_are_what_the_grammar_says(
     text: bytes, places: list[int], size: int | None
 ) -> None:

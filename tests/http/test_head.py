@@ -25,6 +25,7 @@ from glb.http.head import (
 from glb.pywsgi import WSGIHandler, WSGIServer
 
 from ..support import http_grammar
+from ..support.examples import examples
 from ..support.helpers import ask
 
 LIMITS = Limits()
@@ -1162,7 +1163,7 @@ def is_read_as_the_grammar_says(data: bytes, needs_host: bool) -> None:
 @given(data=heads(), needs_host=st.booleans())
 @example(data=b"GET / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n", needs_host=False)
 @example(data=b"CONNECT /x HTTP/1.1\r\nHost: a\r\n", needs_host=True)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 def test_heads_are_read_as_the_grammar_says(data: bytes, needs_host: bool) -> None:
     """Accepted, refused, and understood."""
     if data.endswith(b"\r\n"):  # as `parse` asks for
@@ -1171,7 +1172,7 @@ def test_heads_are_read_as_the_grammar_says(data: bytes, needs_host: bool) -> No
 
 @pytest.mark.thorough
 @given(data=mutated(), needs_host=st.booleans())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 def test_mutated_heads_are_read_as_the_grammar_says(data: bytes, needs_host: bool) -> None:
     """Of a good head there is one bad byte, or some, or none."""
     if data.endswith(b"\r\n"):
@@ -1191,7 +1192,7 @@ def test_mutated_heads_are_read_as_the_grammar_says(data: bytes, needs_host: boo
     needs_host=(True, True),
     is_fresh=True,
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 def test_fields_that_come_again_are_read_alike(
     first: bytes, second: bytes, needs_host: tuple[bool, bool], is_fresh: bool
 ) -> None:
@@ -1237,7 +1238,7 @@ def test_other_limits_are_minded_where_fields_come_again() -> None:
 
 @pytest.mark.thorough
 @given(data=st.one_of(heads(), mutated()), places=st.lists(st.integers(0, 200), max_size=8))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_pieces_make_the_same_head(data: bytes, places: list[int]) -> None:
     """Or the same refusal."""
     data += b"\r\n" + b"behind\r\n\r\n"

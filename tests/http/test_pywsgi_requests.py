@@ -34,6 +34,7 @@ from glb.http.head import BadRequest, Limits, find_end, parse
 from glb.http.replies import SMALL_BODY_BYTES
 from glb.pywsgi import WSGIHandler, WSGIServer
 
+from ..support.examples import examples
 from ..support.helpers import connect, receive_all
 
 ANY = ("127.0.0.1", 0)
@@ -222,7 +223,7 @@ _blocks = st.one_of(
 
 
 @pytest.mark.thorough
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(_blocks)
 @example(b"A: 1\r\nB: 2\r\nA: 3\r\n\r\n")
 def test_whatever_is_read_is_read_as_by_gevent(block: bytes) -> None:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from glb.http import reply as module
 from glb.http.reply import ReplyHead, checked, date
 
+from ..support.examples import examples
+
 CONTROLS = [*range(0x20), 0x7F]
 
 # -- statuses -----------------------------------------------------------------------------------
@@ -80,9 +82,10 @@ def test_another_status_is_refused(status: str) -> None:
     "status", [None, 200, b"200 OK", bytearray(b"200 OK"), ["200 OK"], ("200", "OK")]
 )
 def test_a_status_of_another_type_is_refused(status: Any) -> None:
-    """PEP 3333: a native string."""
-    with pytest.raises(UnicodeError, match="native string"):
+    """PEP 3333: a native string; the error says what there was."""
+    with pytest.raises(UnicodeError, match="native string") as found:
         ReplyHead(status, [])
+    assert found.value.args[1:] == (status,)
 
 
 # -- fields -------------------------------------------------------------------------------------
@@ -291,7 +294,7 @@ def test_heads_that_come_again_are_few_and_short_and_no_secret(
     name=st.text(st.characters(max_codepoint=0x110), max_size=5),
     value=st.text(st.characters(max_codepoint=0x110), max_size=9),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_nothing_adds_a_line(status: str, name: str, value: str) -> None:
     """What isn't refused makes two lines that can be read back."""
     try:

@@ -24,6 +24,7 @@ from glb.http.body import BodyError
 from glb.http.stream import SEND_FILE_BYTES, FileWrapper, RawStream, send_file
 from glb.pywsgi import WSGIHandler, WSGIServer
 
+from ..support.examples import examples
 from ..support.helpers import ask, receive_all
 from .test_environ import needs_certificates, tls_pair
 
@@ -131,7 +132,7 @@ class Pieces:
     buffer=st.sampled_from([1, 4, 16, 8192]),
     reads=st.lists(st.integers(0, 20), max_size=6),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_no_byte_is_lost(
     size: int, rest: int, places: list[int], buffer: int, reads: list[int]
 ) -> None:

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import click
 import pytest
 
 from loadtests.bench import figures
+from loadtests.bench.__main__ import choose
 from loadtests.bench.contenders import CONTENDERS
 from loadtests.bench.crowd import Crowd
-from loadtests.bench.measure import Plan
+from loadtests.bench.plan import Plan
 from loadtests.bench.promises import PROMISES
 from loadtests.bench.report import Report
 from loadtests.frame import client
@@ -128,6 +130,16 @@ def test_a_browsers_request_has_ten_headers(request_: str) -> None:
     assert end == ""
     assert len(set(names)) == len(names) == 10
     assert "Upgrade-Insecure-Requests" in names
+
+
+def test_contenders_are_chosen_by_name_or_by_what_it_begins_with() -> None:
+    """Glb is each number of its clones, wsgi all servers of HTTP; c is no beginning of clones."""
+    assert [one.name for one in choose("c,gevent")] == ["c", "gevent"]
+    assert {one.name.partition("-")[0] for one in choose("glb")} == {"glb"}
+    assert choose("wsgi") == [one for one in CONTENDERS if one.is_http]
+    assert choose(None) == [*CONTENDERS]
+    with pytest.raises(click.BadParameter, match="no contender 'gl'; there are c, gevent, "):
+        choose("gl")
 
 
 def test_idle_connections_have_to_be_there_at_the_end() -> None:

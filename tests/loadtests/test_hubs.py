@@ -7,9 +7,10 @@ from typing import Final
 
 from loadtests.frame.client import Answer
 from loadtests.frame.figures import Results
+from loadtests.frame.promise import Promise
 from loadtests.hubs import figures
 from loadtests.hubs.contenders import CONTENDERS
-from loadtests.hubs.promises import PROMISES, Promise
+from loadtests.hubs.promises import PROMISES
 from loadtests.hubs.stall import Stall, Timeline
 
 MS: Final = 1_000_000

@@ -14,7 +14,7 @@ import pytest
 from loadtests.frame.figures import Results
 from loadtests.monkey import figures
 from loadtests.monkey.contenders import COPIES, GROUPS, PROGRAMS, SIDES
-from loadtests.monkey.measure import Plan
+from loadtests.monkey.plan import Plan
 from loadtests.monkey.promises import PROMISES
 from loadtests.monkey.report import Report
 
@@ -48,7 +48,7 @@ def test_ratios_are_of_one_round() -> None:
     for other, one in ((100, 101), (200, 202), (150, 159)):
         results.add("one", figures.CPU, one)
         results.add("other", figures.CPU, other)
-    ratios = figures.ratios(results, "one", "other", figures.CPU)
+    ratios = results.ratios("one", "other", figures.CPU)
     assert ratios == [1.01, 1.01, 1.06]
     assert figures.quartiles(ratios) == pytest.approx((1.01, 1.035))
     assert figures.quartiles([1.5]) == (1.5, 1.5)

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from glb.model.address import AF_INET, AF_INET6, AF_UNIX, MAX_PORT, Address, key_of, parse, unmap
 
-hypothetically = settings(deadline=None, database=None, print_blob=True, max_examples=300)
+from ..support.examples import examples
+
+hypothetically = settings(deadline=None, database=None, print_blob=True, max_examples=examples(300))
 
 
 @pytest.mark.parametrize(

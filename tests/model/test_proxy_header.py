@@ -15,6 +15,8 @@ from proxyprotocol.v2 import ProxyProtocolV2
 
 from glb.model.proxy_header import HeaderError, HeaderReader, ProxyHeader, Version, _crc32c
 
+from ..support.examples import examples
+
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 ENDS_4 = struct.pack("!4s4sHH", bytes([1, 2, 3, 4]), bytes([5, 6, 7, 8]), 9, 65535)
 
@@ -272,7 +274,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 @given(data=sent())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_what_a_balancer_sends_is_read(data: bytes) -> None:
     """All of it, and no byte more."""
     assert read(data + b"behind")[1] == b"behind"
@@ -280,7 +282,7 @@ def test_what_a_balancer_sends_is_read(data: bytes) -> None:
 
 @pytest.mark.thorough
 @given(data=mutated())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 def test_what_is_read_is_what_another_reader_reads(data: bytes) -> None:
     """PyPI's `proxy-protocol` accepts more; what both accept, both understand alike."""
     try:

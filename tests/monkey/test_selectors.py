@@ -24,6 +24,7 @@ import glb
 from glb.accept.registry import REGISTRY
 
 from ..support.adopting import ANY, accept_now, bound, errno_of, opened, queued, sockets_patched
+from ..support.examples import examples
 from ..support.helpers import ask, close_all, connect, let_hub_turn, turns, wait_until
 
 READ = native_selectors.EVENT_READ
@@ -522,7 +523,7 @@ STEPS: st.SearchStrategy[list[Any]] = st.lists(
 
 @pytest.mark.parametrize("way", LOOPS)
 @given(steps=STEPS)
-@settings(max_examples=60, deadline=None, database=None, print_blob=True)
+@settings(max_examples=examples(60), deadline=None, database=None, print_blob=True)
 def test_turns_of_one_loop_are_exact_in_any_program(way: str, steps: list[Any]) -> None:
     """However it polls and accepts, the clients' clones are 0, 1, 2, 3, 0, ...; none is lost."""
     loop = Loop(way, clones_of_a_program())
@@ -552,7 +553,7 @@ LOOPED = st.lists(
 
 
 @given(looped=LOOPED, clients=st.integers(1, 12))
-@settings(max_examples=60, deadline=None, database=None, print_blob=True)
+@settings(max_examples=examples(60), deadline=None, database=None, print_blob=True)
 def test_several_loops_lose_nothing(looped: list[Any], clients: int) -> None:
     """Whichever clones each polls, and however: every client is served by one, and once."""
     clones = clones_of_a_program()

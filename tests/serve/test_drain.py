@@ -176,8 +176,12 @@ def test_a_request_that_has_come_before_the_close_is_served() -> None:
     client.close()
 
 
-def test_who_has_just_connected_has_time_for_a_first_request() -> None:
+def test_who_has_just_connected_has_time_for_a_first_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A new client has no reason to think that it might be closed."""
+    looks = Looks(monkeypatch)
+    monkeypatch.setattr("glb.serve.drain_worker.FIRST_REQUEST_SECONDS", 1000.0)
     application = Application()
     application.may_reply.set()
     server = WSGIServer(LOCAL, application, clones=2, log=None)
@@ -185,12 +189,14 @@ def test_who_has_just_connected_has_time_for_a_first_request() -> None:
     speaks, silent = connect(server.address), connect(server.address)
     wait_until(lambda: server.active == 2)
     draining = begin_drain(server)
-    gevent.sleep(0.1)  # at least one look
+    looks.wait()
     assert b"Connection: close\r\n" in request(speaks)
+    wait_until(lambda: server.active == 1)
+    looks.wait()
+    assert server.active == 1
+    monkeypatch.setattr("glb.serve.drain_worker.FIRST_REQUEST_SECONDS", 0.0)
     assert silent.recv(10) == b""
-    report = draining.get()
-    assert counts(report) == (1, 1, 0)
-    assert report.seconds >= 1
+    assert counts(draining.get()) == (1, 1, 0)
     close_all([speaks, silent])
 
 
@@ -336,12 +342,12 @@ def test_spread_closes_long_lived_connections_one_after_another(hubs: int) -> No
         ends.append(gevent.get_hub().loop.now() - began)
 
     watchers = [gevent.spawn(watch, client) for client in clients]
-    report = server.drain(10, spread=0.8)
+    report = server.drain(10, spread=0.4)
     gevent.joinall(watchers, raise_error=True)
     assert counts(report) == (0, 8, 0)
     for place, end in enumerate(sorted(ends)):
-        assert end >= 0.1 * place - 0.01
-    assert report.seconds >= 0.6
+        assert end >= 0.05 * place - 0.01
+    assert report.seconds >= 0.3
     close_all(clients)
 
 
@@ -1045,8 +1051,11 @@ def test_a_clone_that_joins_a_drain_that_accepts_nothing_accepts() -> None:
     close_all([client, sock, listener, other])
 
 
-def test_a_hub_that_is_blocked_is_told_of_and_left(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hub_that_is_blocked_is_told_of_and_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As by stop: the deadline holds, though a thread can't be killed."""
+    monkeypatch.setattr("glb.serve.drain.KILL_SECONDS", 0.05)
     may_end = threading.Event()
     blocked = threading.Event()
 
@@ -1128,8 +1137,9 @@ def test_drains_of_two_threads_are_one() -> None:
     client.close()
 
 
-def test_who_resists_a_kill_is_counted_once() -> None:
+def test_who_resists_a_kill_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One finishes, one is killed, one goes on for a while: the report has each of them once."""
+    monkeypatch.setattr("glb.serve.drain_worker.KILL_SECONDS", 0.05)
     let_go = Event()
 
     def handle(sock: Any, _peer: Any) -> None:
@@ -1208,14 +1218,20 @@ def test_a_hook_that_fails_ends_the_drain_for_all() -> None:
     assert counts(server.drain(10)) == (0, 0, 0)
 
 
-def test_a_client_that_never_shakes_hands_has_a_second() -> None:
+def test_a_client_that_never_shakes_hands_has_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """TLS or not: without a deadline it would hold the drain for ever."""
+    looks = Looks(monkeypatch)
+    monkeypatch.setattr("glb.serve.drain_worker.FIRST_REQUEST_SECONDS", 1000.0)
     here = Path(gevent.tests.__file__).parent
     serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(here / "server.crt", here / "server.key")
     server = WSGIServer(LOCAL, Application(), clones=1, log=None, ssl_context=serving)
     client = start_with_client(server)
-    assert counts(server.drain()) == (0, 1, 0)
+    draining = begin_drain(server)
+    looks.wait()
+    assert server.active == 1
+    monkeypatch.setattr("glb.serve.drain_worker.FIRST_REQUEST_SECONDS", 0.0)
+    assert counts(draining.get()) == (0, 1, 0)
     assert b"HTTP" not in receive_all(client)  # an alert, if anything
     client.close()
 

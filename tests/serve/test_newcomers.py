@@ -189,6 +189,7 @@ def test_who_joins_lets_newcomers_in(join: str) -> None:
         assert lets_in(listener.address)
 
 
+@pytest.mark.thorough  # the kernel takes a second
 def test_who_knocked_before_somebody_joined_is_served() -> None:
     """Its kernel tries again, a second after the first time."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:

@@ -1152,8 +1152,9 @@ def test_a_server_that_was_never_started_stops() -> None:
 
 
 @pytest.mark.parametrize("clone", [0, 1])
-def test_a_handler_may_stop_its_server(clone: int) -> None:
+def test_a_handler_may_stop_its_server(clone: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From any hub: all other handlers are killed at the end of the timeout, on every hub."""
+    monkeypatch.setattr("glb.serve.drain_worker.KILL_SECONDS", 0.05)
     killed: list[int] = []
     begun: list[int] = []
 

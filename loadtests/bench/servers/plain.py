@@ -4,46 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any
 
 from gevent import socket
 from gevent.server import StreamServer
 
-from .blocking import BLOCK_MICROSECONDS, ORDERS_COME_FROM, obey, usleep
-from .job import BACKLOG, REPLY, Job, announce
-
-Handler = Callable[[Any, Any], None]
+from .handlers import Handler, handler
+from .job import BACKLOG, Job, announce
 
 
 def _handler(job: Job, index: int) -> Handler:
-    def reply(sock: Any, _peer: Any) -> None:
-        sock.sendall(REPLY)
-
-    def tell(sock: Any, _peer: Any) -> None:
-        sock.sendall(b"%d\n" % index)
-
-    def wait(sock: Any, _peer: Any) -> None:
-        sock.sendall(REPLY)
-        sock.recv(1)
-
-    def block(sock: Any, _peer: Any) -> None:
-        usleep(BLOCK_MICROSECONDS)
-        sock.sendall(REPLY)
-
-    def tell_or_obey(sock: Any, peer: Any) -> None:
-        if peer[0] == ORDERS_COME_FROM:
-            obey(sock, index)
-        else:
-            tell(sock, peer)
-
-    return {
-        Job.REPLY: reply,
-        Job.ORDER: tell,
-        Job.IDLE: wait,
-        Job.BLOCK: block,
-        Job.STALL: tell_or_obey,
-    }[job]
+    return handler(job, lambda: index)
 
 
 def _listen(port: int, *, reuse_port: bool = False) -> socket.socket:
