@@ -16,6 +16,7 @@ import os
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ class Hints:
         self._program: Final = program
         self._say: Final = say or _to_stderr
         self._has_said = False  # of addresses: once
-        self._listening: list[str] = []
+        self._listening: list[tuple[str, weakref.ref[Any]]] = []
         self._timer: Any = None
         self._has_said_again = False
         self._undo: list[tuple[Any, str, Any]] = []
@@ -68,13 +69,13 @@ class Hints:
         self._put(subprocess.Popen, "__init__", starts)
         for name in ("execv", "execve"):
             self._put(os, name, self._executing(getattr(os, name)))
-        atexit.register(self._look)
+        atexit.register(self._look_at_exit)
 
     def stop(self) -> None:
         """Watch no more."""
         while self._undo:
             setattr(*self._undo.pop())
-        atexit.unregister(self._look)
+        atexit.unregister(self._look_at_exit)
         self._end_timer()
 
     def _put(self, where: Any, name: str, value: Any) -> None:
@@ -96,14 +97,23 @@ class Hints:
             return
         if is_excluded(Address(sock.family, sock.getsockname())):
             return
-        self._listening.append(str(bound_address(sock)))
+        self._listening.append((str(bound_address(sock)), weakref.ref(sock)))
         if len(self._listening) == 1:
             self._timer = gevent.get_hub().loop.timer(SHARE_SECONDS, ref=False)
             self._timer.start(self._look)
 
+    def _look_at_exit(self) -> None:
+        # What is closed by now may have been shared: a program that is done has closed it all.
+        self._listening = [
+            (where, ref)
+            for where, ref in self._listening
+            if (sock := ref()) is not None and sock.fileno() >= 0
+        ]
+        self._look()
+
     def _look(self) -> None:
         self._end_timer()
-        listening, self._listening = self._listening, []
+        listening, self._listening = [where for where, _ in self._listening], []
         if listening and not entries():
             self._has_said = True
             self._say(

@@ -153,6 +153,16 @@ def test_a_thread_that_listened_may_have_ended(watching: Hints, said: list[str])
     assert len(said) == 1
 
 
+def test_what_was_closed_before_the_exit_is_not_told_of(watching: Hints, said: list[str]) -> None:
+    """It may have been shared: nothing is known of it any more."""
+    listening().close()
+    open_still = listening()
+    watching._look_at_exit()
+    assert len(said) == 1
+    assert ports(said[0]) == [str(open_still.getsockname()[1])]
+    open_still.close()
+
+
 def test_subprocesses_and_exec_are_seen(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way by which a reloader starts its program; afterwards all is as it was."""
     done: list[str] = []
