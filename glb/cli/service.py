@@ -138,7 +138,9 @@ class Service:
             try:
                 yield
             finally:
-                self._pid_file.remove()
+                # The process that takes over writes its own, at this moment perhaps.
+                if not self._is_replaced:
+                    self._pid_file.remove()
 
     def _begin(self) -> None:
         """Tell all that watch the process that it serves, the one that it replaces first."""
