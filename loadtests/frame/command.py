@@ -50,7 +50,7 @@ QUICK: Final[Option] = click.option(
     "--quick", is_flag=True, help="Small numbers, to try it: no figures to quote."
 )
 MARKDOWN: Final[Option] = click.option(
-    "--markdown", is_flag=True, help="Print Markdown, for the README."
+    "--markdown", is_flag=True, help="Print Markdown, for docs/measured.md."
 )
 
 
