@@ -894,7 +894,7 @@ def test_a_full_pool_leaves_connections_in_the_kernel() -> None:
         let_hub_turn()
         assert sum(clone.accepted for clone in server.clone_stats()) == 3
         assert [clone.ready for clone in server.clone_stats()] == [False, False]
-        assert loop_iterations(0.05) <= 3
+        assert loop_iterations(0.05) < 30  # one that spins has thousands
         holder.release()
         assert [receive_all(client) for client in clients] == [b"done"] * 8
         assert [clone.accepted for clone in server.clone_stats()] == [4, 4]
@@ -914,7 +914,7 @@ def test_one_pool_bounds_two_servers() -> None:
         holder.wait_for(2)
         let_hub_turn()
         assert len(pool) == 2
-        assert loop_iterations(0.05) <= 3
+        assert loop_iterations(0.05) < 30  # one that spins has thousands
         holder.release()
         assert [receive_all(client) for client in clients] == [b"done"] * 8
         close_all(clients)
