@@ -381,7 +381,8 @@ class Dispatcher:
         return _TAKEN
 
     def _go_on_later(self) -> None:
-        self._next_turn = self.hub.loop.run_callback(self._give_turns)
+        if self._next_turn is None:  # once a batch, whatever turns come after this one
+            self._next_turn = self.hub.loop.run_callback(self._give_turns)
 
     def _accept_failed(self, member: Member, error: BaseException) -> Turn:
         self._wake_others()
