@@ -134,5 +134,5 @@ def _keys() -> Iterator[Callable[[float], bytes]]:
 
 
 def _without_keys(seconds: float) -> bytes:
-    time.sleep(seconds)
+    time.sleep(seconds)  # until the next look: there is no key to wait for
     return b""

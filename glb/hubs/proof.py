@@ -40,7 +40,7 @@ __all__ = ["WARM_UP", "Proof", "Trial", "count"]
 
 log: Final = logging.getLogger("glb")
 
-HAS_COUNTS: Final = hasattr(sys, "getrefcount")
+_HAS_COUNTS: Final = hasattr(sys, "getrefcount")
 _count_references: Final[Callable[[object], int]] = getattr(sys, "getrefcount", lambda _: 0)
 
 # So many trials of each kind. CPython replaces a call by a specialized one at its second to
@@ -105,7 +105,7 @@ class Proof:
 
         It takes about a millisecond, once a process.
         """
-        if not HAS_COUNTS:
+        if not _HAS_COUNTS:
             self.is_given, self.reason = False, "this Python has no reference counts"
             self._log(log.info, "handlers run in fresh greenlets, as %s", self.reason)
             return

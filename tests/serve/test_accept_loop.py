@@ -883,6 +883,20 @@ def test_many_loops_on_four_hubs_come_and_go() -> None:
     assert open_descriptors().keys() <= before.keys()
 
 
+def run_python(program: str, *, warnings: str) -> str:
+    """Run *program* in a process of its own, which is to end well; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", warnings, "-c", program],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
 FORK = """
 import gevent, glb, os
 from gevent import socket
@@ -920,15 +934,7 @@ for hubs in (1, 2):
 @pytest.mark.process
 def test_a_forked_child_goes_on_with_the_loops_of_the_hub_that_forked() -> None:
     """In exact turn; those of other hubs are gone there, and the parent's end is its own."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    run_python(FORK, warnings="ignore::DeprecationWarning")
 
 
 # -- arguments, and the docs ---------------------------------------------------------------------
@@ -983,16 +989,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
 def test_the_docs_examples_do_what_they_say() -> None:
     """State of a clone's own; and the default loop, as it is there."""
     first, second = BLOCKS
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", first],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [
+    printed = run_python(first, warnings="error")
+    assert printed.splitlines() == [
         f"visitor {count} of clone {clone}" for count in (1, 2) for clone in (0, 1)
     ]
     found: dict[str, Any] = {}
