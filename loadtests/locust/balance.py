@@ -7,13 +7,9 @@ They do with glb, on one hub or many, and the exit status is 0; four racing serv
 give nearly all of them to one, and it is 1.
 """
 
-import pathlib
-import sys
-
-sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
+from scenario import Scenario, Want
 
 from glb.locust import EchoUser
-from loadtests.target.scenario import Scenario, Want
 
 scenario = Scenario(
     # While all clones are ready turns are exact, so at any time two clones have had as many, or

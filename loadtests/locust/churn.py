@@ -8,38 +8,29 @@ server that has seen no more connections than there were. A client that resets h
 well, so the server's counts go round exactly, and the clients' don't.
 """
 
-import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
-
 from locust import task
+from scenario import Scenario, Want
 
 from glb.locust import EchoUser, TcpUser
-from loadtests.target.scenario import Scenario, Want
 
 #: What the report calls a connection that is going to be reset.
 RESET = "connect, to reset"
 
 
-def resets(environment: Any) -> int:
-    return int(environment.stats.get(RESET, "TCP").num_requests)
-
-
 def answer(environment: Any) -> Iterator[str]:
     stats = environment.stats
-    entries = [stats.get(name, "TCP") for name in ("connect", RESET)]
-    connections = sum(each.num_requests for each in entries)
-    rate = sum(each.total_rps for each in entries)
+    kept, reset = (stats.get(name, "TCP") for name in ("connect", RESET))
     yield (
-        f"{connections} connections, {rate:.0f} a second, {resets(environment)} of them reset: "
+        f"{kept.num_requests + reset.num_requests} connections, "
+        f"{kept.total_rps + reset.total_rps:.0f} a second, {reset.num_requests} of them reset: "
         f"{stats.total.num_failures} failures; promised: 0"
     )
 
 
-scenario = Scenario(Want("stream"), gates={"max_fail_ratio": 0}, given_up=resets, answer=answer)
+scenario = Scenario(Want("stream"), gates={"max_fail_ratio": 0}, given_up=RESET, answer=answer)
 
 
 class Client(EchoUser):

@@ -5,18 +5,15 @@
 Requests on connections that are kept are keepalive.py's.
 """
 
-import pathlib
 import sys
 
 if __name__ == "http":  # locust's name for this file, which would hide the standard library's
     sys.modules["http"] = sys.modules["http.client"].http
 
-sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
-
 from locust import FastHttpUser, task
+from scenario import Scenario, Want
 
 from glb.locust import PatientUser
-from loadtests.target.scenario import Scenario, Want
 
 scenario = Scenario(Want("http"))
 

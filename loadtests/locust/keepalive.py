@@ -6,15 +6,10 @@ Half of the clients speak TCP and half HTTP, each with a server of its own, or a
 (``tcp://`` or ``http://``). A connection has one turn, however many requests it makes.
 """
 
-import pathlib
-import sys
-
-sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
-
 from locust import FastHttpUser, task
+from scenario import Scenario, Want
 
 from glb.locust import EchoUser, PatientUser
-from loadtests.target.scenario import Scenario, Want
 
 scenario = Scenario(
     Want("stream", name="tcp"), Want("http", name="http"), gates={"max_fail_ratio": 0}

@@ -5,17 +5,12 @@
 Ten users for a quarter of the time, then -u of them for half of it, and ten again.
 """
 
-import pathlib
-import sys
-
-sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
-
 from typing import Any
 
-from locust import LoadTestShape, events
+from locust import LoadTestShape
+from scenario import Scenario, Want
 
 from glb.locust import EchoUser
-from loadtests.target.scenario import Scenario, Want
 
 FEW_USERS = 10
 MANY_USERS = 200
@@ -23,14 +18,6 @@ USERS_A_SECOND = 100  # locust warns of more
 RUN_SECONDS = 20
 
 scenario = Scenario(Want("stream"), gates={"max_fail_ratio": 0})
-
-
-@events.init.add_listener
-def set_defaults(environment: Any, **_: Any) -> None:
-    options = environment.parsed_options
-    options.num_users = options.num_users or MANY_USERS
-    options.spawn_rate = options.spawn_rate or USERS_A_SECOND
-    options.run_time = options.run_time or RUN_SECONDS
 
 
 class Spike(LoadTestShape):
@@ -41,11 +28,10 @@ class Spike(LoadTestShape):
     def tick(self) -> tuple[int, float] | None:
         assert self.runner is not None
         options: Any = self.runner.environment.parsed_options
-        part = self.get_run_time() / options.run_time
-        if part >= 1:
-            return None
-        users = options.num_users if 1 / 4 <= part < 3 / 4 else min(FEW_USERS, options.num_users)
-        return users, options.spawn_rate
+        most = options.num_users or MANY_USERS
+        part = self.get_run_time() / (options.run_time or RUN_SECONDS)
+        users = most if 1 / 4 <= part < 3 / 4 else min(FEW_USERS, most)
+        return (users, options.spawn_rate or USERS_A_SECOND) if part < 1 else None
 
 
 class Client(EchoUser):

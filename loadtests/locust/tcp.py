@@ -5,13 +5,9 @@
 Any server that answers a line with a line will do.
 """
 
-import pathlib
-import sys
-
-sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
+from scenario import Scenario, Want
 
 from glb.locust import EchoUser
-from loadtests.target.scenario import Scenario, Want
 
 scenario = Scenario(Want("stream"))
 

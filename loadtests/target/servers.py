@@ -1,17 +1,19 @@
 """The servers that are loaded: glb's, gevent's own, and gevent's racing for one socket.
 
-Each reply tells its clone as ``<clone>/<clones>``, or ``<name>.<clone>`` if the server has a name:
-a stream's before the line that it echoes, an HTTP reply's in the header ``X-Glb-Clone``. Nothing
-here is monkey-patched, so `time.sleep` blocks the hub.
+A worker of this module serves a `Want`, and counts what its clones accept. Each reply names its
+clone, as ``<clone>/<clones>``, or ``<name>.<clone>`` if the server has a name: a stream's before
+the line that it echoes, an HTTP reply's in the header ``X-Glb-Clone``. Nothing there is
+monkey-patched, so `time.sleep` blocks the hub.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+import signal
 import time
-import urllib.parse
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,17 +24,12 @@ from gevent import socket
 import glb.pywsgi
 import glb.server
 
-__all__ = ["PROTOCOLS", "SERVERS", "Plan", "Served", "serve"]
-
 Handler = Callable[..., Any]
 
 ANY_PORT: Final = ("127.0.0.1", 0)
 
-#: A request may not hold up the server for longer, in milliseconds: longer than any patience,
-#: and short enough that the server still ends in time.
-MAX_BLOCK_MS: Final = 1000
-
-PIECE_BYTES: Final = 1 << 16
+#: A roll waits for handlers that are at work, and theirs is short here.
+ROLL_MAX_SECONDS: Final = 10
 
 
 def echo(label: bytes) -> Callable[[Any, object], None]:
@@ -41,7 +38,7 @@ def echo(label: bytes) -> Callable[[Any, object], None]:
     def handle(sock: Any, _peer: object) -> None:
         rest = b""
         try:
-            while data := sock.recv(PIECE_BYTES):
+            while data := sock.recv(1 << 16):
                 *lines, rest = (rest + data).split(b"\n")
                 if lines:
                     sock.sendall(b"".join(b"%b %b\n" % (label, line) for line in lines))
@@ -53,158 +50,129 @@ def echo(label: bytes) -> Callable[[Any, object], None]:
 
 def page(label: bytes) -> Callable[[Mapping[str, Any], Handler], Iterable[bytes]]:
     """Return a WSGI application; ``/block?ms=50`` blocks its hub for so long first."""
-    header = ("X-Glb-Clone", label.decode())
 
     def application(environ: Mapping[str, Any], start_response: Handler) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/block":
-            asked = dict(urllib.parse.parse_qsl(environ["QUERY_STRING"]))
-            time.sleep(min(MAX_BLOCK_MS, max(0.0, float(asked.get("ms", 50)))) / 1000)
+            time.sleep(int(environ["QUERY_STRING"].removeprefix("ms=")) / 1000)
         body = b"%b\n" % label
-        start_response("200 OK", [header, ("Content-Length", str(len(body)))])
+        headers = [("X-Glb-Clone", label.decode()), ("Content-Length", str(len(body)))]
+        start_response("200 OK", headers)
         return [body]
 
     return application
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a server is to be.
+class Want:
+    """A server that is to be.
 
     Attributes:
-        protocol: One of `PROTOCOLS`.
-        name: What its clones' names begin with, if there is something to tell them from.
-        clones: How many.
+        protocol: ``"stream"`` or ``"http"``.
+        name: What its clones' names begin with, where there are several servers: ``glb.0``. The
+            users that load it have it as their ``target``.
+        server: One of `SERVERS`; ``None`` for glb's.
+        clones: How many clones or racing servers.
         hubs, patience: As `glb.server.StreamServer` has them.
+        roll_seconds: All clones get new handlers, one after another, each so many seconds.
     """
 
-    protocol: str
-    name: str | None
-    clones: int
-    hubs: int
-    patience: float | None
+    protocol: str = "stream"
+    name: str = ""
+    server: str | None = None
+    clones: int = 4
+    hubs: int = 1
+    patience: float | None = None
+    roll_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.roll_seconds is not None and self.server not in {None, "glb"}:
+            raise ValueError(f"gevent's own servers can't be rolled, got server {self.server!r}")
 
     def name_of(self, clone: int) -> str:
-        return str(clone) if self.name is None else f"{self.name}.{clone}"
+        return f"{self.name}.{clone}" if self.name else str(clone)
 
     def handler(self, clone: int) -> Handler:
         """Return the handler, or the application, of *clone*."""
         name = self.name_of(clone)
-        label = f"{name}/{self.clones}" if self.name is None else name
-        return HANDLERS[self.protocol](label.encode())
+        label = name if self.name else f"{name}/{self.clones}"
+        return {"stream": echo, "http": page}[self.protocol](label.encode())
 
 
-class Served(ABC):
-    """A server that runs."""
-
-    @property
-    @abstractmethod
-    def address(self) -> tuple[str, int]: ...
-
-    @abstractmethod
-    def stats(self) -> list[dict[str, Any]]:
-        """Return what each clone has done: ``name`` and ``accepted`` at least."""
-
-    @abstractmethod
-    def roll(self) -> None:
-        """Give each clone a new handler, one after another."""
-
-
-class Balanced(Served):
+class Balanced:
     """A server of glb's."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan: Final = plan
-        options: dict[str, Any] = {
-            "clones": plan.clones,
-            "hubs": plan.hubs,
-            "patience": plan.patience,
-            "handler_factory": plan.handler,
-        }
-        if plan.protocol == "http":
-            self._server: glb.server.StreamServer = glb.pywsgi.WSGIServer(
-                ANY_PORT, log=None, **options
-            )
-        else:
-            self._server = glb.server.StreamServer(ANY_PORT, **options)
+    def __init__(self, want: Want) -> None:
+        self._want: Final = want
+        server: type[glb.server.StreamServer] = glb.server.StreamServer
+        options: dict[str, Any] = {"hubs": want.hubs, "patience": want.patience}
+        if want.protocol == "http":
+            server, options["log"] = glb.pywsgi.WSGIServer, None
+        self._server: Final = server(
+            ANY_PORT, clones=want.clones, handler_factory=want.handler, **options
+        )
         self._server.start()
+        self.address: Final[Any] = self._server.address
+        self._rolls = 0
+        if want.roll_seconds is not None:
+            # A server that can't be rolled ends, so that its clients fail.
+            gevent.spawn(self._roll, want.roll_seconds).link_exception(lambda _: os._exit(1))
 
-    @property
-    def address(self) -> tuple[str, int]:
-        host, port = self._server.address[:2]
-        return host, port
+    def counts(self) -> dict[str, Any]:
+        """Return how often all were rolled, and what each clone has accepted, by its name."""
+        stats = self._server.clone_stats()
+        accepted = {self._want.name_of(each.index): each.accepted for each in stats}
+        return {"accepted": accepted, "rolls": self._rolls}
 
-    def stats(self) -> list[dict[str, Any]]:
-        return [
-            {"name": self._plan.name_of(each.index), **each._asdict()}
-            for each in self._server.clone_stats()
-        ]
-
-    def roll(self) -> None:
-        self._server.roll(handler_factory=self._plan.handler)
+    def _roll(self, every: float) -> None:
+        while True:
+            gevent.sleep(every)
+            with gevent.Timeout(ROLL_MAX_SECONDS):
+                self._server.roll(handler_factory=self._want.handler)
+            self._rolls += 1
 
 
-class Racing(Served):
+class Racing:
     """Servers of gevent's own, on descriptors of one socket. One of them alone is plain gevent."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan: Final = plan
-        self._accepted: Final = [0] * plan.clones
+    def __init__(self, want: Want) -> None:
+        names = [want.name_of(clone) for clone in range(want.clones)]
+        self._accepted: Final = dict.fromkeys(names, 0)
         with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(ANY_PORT)
             listener.listen(socket.SOMAXCONN)
-            self._address: Final[tuple[str, int]] = listener.getsockname()
-            self._servers: Final = [
-                self._start(listener.dup(), index) for index in range(plan.clones)
-            ]
+            self.address: Final = listener.getsockname()
+            for clone, name in enumerate(names):
+                handler, sock = want.handler(clone), listener.dup()
+                server: Any = gevent.server.StreamServer(sock, handler)
+                if want.protocol == "http":
+                    server = gevent.pywsgi.WSGIServer(sock, handler, log=None)
+                server.do_handle = functools.partial(self._count, name, server.do_handle)
+                server.start()
 
-    def _start(self, listener: Any, index: int) -> gevent.server.StreamServer:
-        handler = self._plan.handler(index)
-        if self._plan.protocol == "http":
-            server = gevent.pywsgi.WSGIServer(listener, handler, log=None)
-        else:
-            server = gevent.server.StreamServer(listener, handler)
-        handle = server.do_handle
+    def counts(self) -> dict[str, Any]:
+        return {"accepted": self._accepted, "rolls": 0}
 
-        def count(*connection: Any) -> None:
-            self._accepted[index] += 1
-            handle(*connection)
-
-        server.do_handle = count
-        server.start()
-        return server
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return self._address
-
-    def stats(self) -> list[dict[str, Any]]:
-        return [
-            {"name": self._plan.name_of(index), "accepted": accepted}
-            for index, accepted in enumerate(self._accepted)
-        ]
-
-    def roll(self) -> None:
-        raise NotImplementedError("gevent's own servers can't be rolled")
+    def _count(self, name: str, handle: Handler, *connection: Any) -> None:
+        self._accepted[name] += 1
+        handle(*connection)
 
 
-def alone(plan: Plan) -> Racing:
-    return Racing(dataclasses.replace(plan, clones=1))
-
-
-HANDLERS: Final[Mapping[str, Callable[[bytes], Handler]]] = {"stream": echo, "http": page}
-
-PROTOCOLS: Final[Sequence[str]] = [*HANDLERS]
-
-MAKERS: Final[Mapping[str, Callable[[Plan], Served]]] = {
+SERVERS: Final[Mapping[str, Callable[[Want], Balanced | Racing]]] = {
     "glb": Balanced,
-    "gevent": alone,
+    "gevent": lambda want: Racing(dataclasses.replace(want, clones=1)),
     "racing": Racing,
 }
 
-SERVERS: Final[Sequence[str]] = [*MAKERS]
+
+def serve(**options: Any) -> str:
+    """Start the server of a `Want`, and return its URL."""
+    # Ctrl-C in a terminal is locust's, which still asks for the counts then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    want = Want(**options)
+    server = SERVERS[want.server or "glb"](want)
+    COMMANDS["counts"] = server.counts
+    host, port = server.address
+    return f"{'http' if want.protocol == 'http' else 'tcp'}://{host}:{port}"
 
 
-def serve(server: str, plan: Plan) -> Served:
-    """Return a server that has started, one of `SERVERS`."""
-    return MAKERS[server](plan)
+COMMANDS: Final[dict[str, Callable[..., Any]]] = {"serve": serve}
