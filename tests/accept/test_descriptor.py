@@ -146,7 +146,7 @@ def test_two_descriptors_may_have_their_waiters_in_common(share: Share) -> None:
     assert (waiters.is_cancelled, waiters.holder) == (True, None)
 
 
-def test_who_had_the_number_first_has_it_again(clone: Descriptor) -> None:
+def test_a_number_leads_back_to_the_older_object_when_the_newer_detaches(clone: Descriptor) -> None:
     """Two objects on one number: the newer is found, and after it the older."""
     number, share = clone.fileno(), REGISTRY.acquire(clone.entry)
     newer = Descriptor.on(number, share, clone, gevent.get_hub())

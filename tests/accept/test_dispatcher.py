@@ -258,7 +258,7 @@ def test_clones_of_bind_and_of_dup_share_one_ring() -> None:
     assert handle.order == turns(4, 40)
 
 
-def test_the_line_is_ordered_by_who_began_to_wait_first() -> None:
+def test_clones_stand_in_line_in_the_order_in_which_they_began_to_wait() -> None:
     """The order of opening means nothing, the order of waiting everything."""
     handle = Inline()
     with clones(5) as listeners:
@@ -370,7 +370,7 @@ def test_a_handler_may_close_the_last_clone_in_the_middle_of_a_turn() -> None:
     assert refused == [True]
 
 
-def test_a_greenlet_that_dies_with_its_connection_stops_nobody() -> None:
+def test_a_greenlet_that_dies_with_its_connection_stops_no_other_clone() -> None:
     """An error in an inline handler is its greenlet's alone."""
     handle = Inline()
     with clones(3) as listeners:
@@ -441,7 +441,7 @@ def test_a_long_accept_queue_leaves_the_hub_time_for_others() -> None:
 # -- clones that close ------------------------------------------------------------------------
 
 
-def test_a_closed_clone_loses_nobody_in_the_accept_queue() -> None:
+def test_a_closed_clone_loses_no_client_in_the_accept_queue() -> None:
     """20 clients wait, one of three clones is closed: 20 of 20 are served."""
     handle = Inline()
     with clones(3) as listeners:
@@ -507,7 +507,7 @@ def test_a_descriptor_detached_by_another_thread_costs_nothing() -> None:
     assert spent[0] < 0.1
 
 
-def test_nobody_ready_means_nothing_watched() -> None:
+def test_without_a_ready_clone_nothing_is_watched() -> None:
     """While no clone is ready, connections wait in the kernel and cost nothing."""
     release = Event()
     with clones(2) as listeners:
@@ -544,7 +544,7 @@ def in_own_hub(work: Callable[[], object]) -> None:
     in_thread(run)
 
 
-def test_listeners_that_nobody_accepts_on_keep_no_hub_alive() -> None:
+def test_listeners_without_an_accept_keep_no_hub_alive() -> None:
     """As with gevent's own: an open socket alone is no reason to wait."""
 
     def work() -> None:
@@ -627,7 +627,7 @@ def test_a_peer_that_left_is_passed_over_silently(
 
 
 @pytest.mark.parametrize("code", [errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EIO, 9999])
-def test_a_broken_accept_is_raised_in_whose_turn_it_was(
+def test_a_broken_accept_is_raised_in_the_greenlet_that_had_the_turn(
     code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One greenlet gets the error, as it is; the connection goes to the next clone."""
@@ -736,7 +736,7 @@ def test_a_refused_accept_is_reported_once_to_pollers_and_loses_nothing(
 
 @pytest.mark.parametrize("hubs", [1, 2])
 @pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPROTO], ids=errno.errorcode.get)
-def test_peers_that_leave_for_ever_are_paused_for_and_told_once(
+def test_endless_aborted_connections_cause_pauses_and_one_line(
     code: int, hubs: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The kernel gives nothing else: no core is burnt, and it ends by itself."""
@@ -797,7 +797,7 @@ def test_a_queue_of_peers_that_left_is_no_reason_to_pause(
 
 
 @pytest.mark.parametrize("code", OUT_OF_ROOM, ids=errno.errorcode.get)
-def test_out_of_room_pauses_once_says_so_once_and_loses_nobody(
+def test_out_of_room_pauses_once_logs_once_and_loses_no_client(
     code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line an episode for the whole entry, and turns go on where they stopped."""
@@ -845,7 +845,7 @@ def test_a_log_that_switches_greenlets_stops_no_clone(monkeypatch: pytest.Monkey
         log.removeHandler(handler)
 
 
-def test_a_second_episode_is_told_again(
+def test_a_second_episode_is_logged_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An episode ends when nothing has failed for a while, whoever was served meanwhile."""
@@ -1031,7 +1031,9 @@ def test_a_thread_that_ends_without_a_word_gives_the_spare_one_back() -> None:
     assert not has_spare()
 
 
-def test_a_handler_that_leaks_descriptors_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_the_descriptors_that_a_handler_leaks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """What it left open has a name and a number in the one line of the episode."""
     leaked: list[int] = []
 

@@ -339,7 +339,7 @@ def test_the_last_close_frees_the_address_at_once(listener: Listener, other: Lis
     assert error_of(greenlet).errno == errno.EBADF
 
 
-def test_the_last_close_frees_the_address_although_somebody_watches_the_descriptor() -> None:
+def test_the_last_close_frees_the_address_while_a_greenlet_watches_the_descriptor() -> None:
     """Another greenlet selects on it: the address must not wait for the loop to turn.
 
     gevent puts the descriptor's own close off until then.

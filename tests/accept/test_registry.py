@@ -286,7 +286,7 @@ def test_a_wildcard_is_not_joined_by_what_it_covers(registry: Registry) -> None:
         registry.release(share)
 
 
-def test_a_direct_entry_is_nobody_elses(registry: Registry) -> None:
+def test_a_direct_entry_is_joined_by_no_other_bind(registry: Registry) -> None:
     """Neither a shared nor a direct bind of its address joins it."""
     share = registry.open(parse(LOCAL), None, shared=False)
     for shared in (True, False):
@@ -353,7 +353,7 @@ def test_entries_come_oldest_first() -> None:
     assert glb.registry.entries() == []
 
 
-def test_entries_tell_who_waits_and_what_was_accepted() -> None:
+def test_entries_count_ready_clones_and_accepted_connections() -> None:
     """Ready clones are those in the ring; the accepted stay counted when a clone goes."""
     first = bind_load_balanced(LOCAL)
     second = bind_load_balanced(first.address)
@@ -529,7 +529,7 @@ def test_an_unknown_host_leaves_all_as_it_was() -> None:
         bind(address)
 
 
-def test_an_address_of_nobody_here_leaves_all_as_it_was() -> None:
+def test_an_address_of_another_machine_leaves_all_as_it_was() -> None:
     """EADDRNOTAVAIL: 192.0.2.0/24 is for documentation alone."""
     with nothing_changes(), pytest.raises(OSError, match=r"192\.0\.2\.1") as caught:
         bind(("192.0.2.1", 0), reuse_port=True)
@@ -1174,7 +1174,7 @@ class Child:
         os.close(writer)
         self._reader = reader
 
-    def told(self) -> str:
+    def answer(self) -> str:
         gevent.os.make_nonblocking(self._reader)
         parts = []
         try:
@@ -1213,7 +1213,7 @@ def test_a_child_keeps_the_clones_of_the_thread_that_forked() -> None:
         with connect(first.address) as client:
             child = Child(serve)
             assert client.recv(100) == b"from the child"
-        assert child.told() == str([EntryStats(first.address, 2, 0, 1, shared=True)])
+        assert child.answer() == str([EntryStats(first.address, 2, 0, 1, shared=True)])
         assert glb.registry.entries() == [EntryStats(first.address, 2, 0, 0, shared=True)]
         accept_from(first)
 
@@ -1241,7 +1241,7 @@ def test_a_child_closes_all_clones_of_other_threads_when_one_was_closed_by_its_n
         other.join(THREAD_SECONDS)
         return [each._sock.fileno() for each in opened], other.is_alive(), glb.registry.entries()
 
-    assert Child(look).told() == str(([-1, -1, -1], False, []))
+    assert Child(look).answer() == str(([-1, -1, -1], False, []))
     for listener in opened[1:]:
         listener.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -1256,16 +1256,16 @@ def test_what_a_child_closes_stays_open_in_the_parent() -> None:
             listener.close()
             return glb.registry.entries()
 
-        assert Child(close).told() == "[]"
+        assert Child(close).answer() == "[]"
         assert [entry.clones for entry in glb.registry.entries()] == [1]
         accept_from(listener)
     assert is_refused(listener.address)
 
 
-def test_a_unix_path_is_removed_by_who_bound_it_and_not_by_a_child(unix: str) -> None:
+def test_a_unix_path_is_removed_by_the_process_that_bound_it_and_by_no_child(unix: str) -> None:
     """A worker that ends must not take the address from the others."""
     with closing(bind_load_balanced(unix)) as listener:
-        assert Child(listener.close).told() == "None"
+        assert Child(listener.close).answer() == "None"
         assert not is_refused("app.sock")
         accept_from(listener)
     assert not os.path.exists("app.sock")
@@ -1278,7 +1278,7 @@ def test_a_unix_path_that_a_child_bound_is_removed_by_the_child(unix: str) -> No
         bind_load_balanced(unix).close()
         return os.path.exists("app.sock")
 
-    assert Child(bind_and_free).told() == "False"
+    assert Child(bind_and_free).answer() == "False"
 
 
 def test_a_child_can_use_the_registry_from_any_thread() -> None:
@@ -1291,8 +1291,8 @@ def test_a_child_can_use_the_registry_from_any_thread() -> None:
         assert not thread.is_alive()
         return glb.registry.entries()
 
-    assert Child(use).told() == "[]"
-    assert Child(use).told() == "[]"
+    assert Child(use).answer() == "[]"
+    assert Child(use).answer() == "[]"
     assert in_thread(glb.registry.entries) == []
 
 
@@ -1341,7 +1341,7 @@ def test_clones_of_other_threads_are_closed_in_a_child() -> None:
                 ours.accept()[0].close()
             return str(glb.registry.entries())
 
-        told = Child(look).told()
+        told = Child(look).answer()
         assert [entry.clones for entry in glb.registry.entries()] == [2, 1]
         assert other.finish() == b"from the thread"
         assert told == str([EntryStats(ours.address, 1, 0, 1, shared=True)])
@@ -1350,7 +1350,7 @@ def test_clones_of_other_threads_are_closed_in_a_child() -> None:
 def test_a_unix_path_of_another_thread_stays_when_a_child_lets_go_of_it(unix: str) -> None:
     """The entry goes in the child; the file is the parent's."""
     other = Serving(unix)
-    assert Child(glb.registry.entries).told() == "[]"
+    assert Child(glb.registry.entries).answer() == "[]"
     assert other.finish() == b"from the thread"
     assert not os.path.exists("app.sock")
 
@@ -1368,7 +1368,7 @@ def test_a_clone_that_was_closed_by_a_fork_is_an_ordinary_closed_one() -> None:
             return errno.errorcode[error.errno or 0]
         return "no error"
 
-    told = Child(use).told()
+    told = Child(use).answer()
     assert other.finish() == b"from the thread"
     assert told == "EBADF"
 
@@ -1387,7 +1387,7 @@ def test_a_fork_inside_the_lock_leaves_it_as_it_was() -> None:
     with REGISTRY.lock:
         child = Child(use)
     assert in_thread(glb.registry.entries) == []
-    assert child.told() == "[]"
+    assert child.answer() == "[]"
 
 
 # -- a model ----------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def order(ring: Ring[Any]) -> list[Any]:
 # -- one team -------------------------------------------------------------------------------
 
 
-def test_an_empty_ring_has_nobody() -> None:
+def test_an_empty_ring_gives_no_turn() -> None:
     """No clone is ready, so no turn is given."""
     ring: Ring[str] = Ring()
     assert ring.first() is None
@@ -78,7 +78,7 @@ def test_joining_twice_keeps_the_place() -> None:
     assert len(ring) == 2
 
 
-def test_who_left_is_passed_over_and_comes_back_last() -> None:
+def test_a_member_that_left_is_passed_over_and_comes_back_last() -> None:
     """A clone that was not ready waits behind all who are."""
     ring, team = ring_of("a", "b", "c")
     ring.leave(team, "a")
@@ -103,7 +103,7 @@ def test_rotation_works_from_any_place() -> None:
     assert order(ring) == ["a", "c", "b"]
 
 
-def test_rotating_who_is_not_there_does_not_add_it() -> None:
+def test_rotating_a_member_that_left_does_not_add_it() -> None:
     """A clone that left during its turn stays away."""
     ring, team = ring_of("a")
     ring.rotate(team, "b")
@@ -133,7 +133,7 @@ def test_an_unadmitted_team_is_passed_over_as_one() -> None:
     assert len(ring) == 1
 
 
-def test_a_team_comes_back_behind_all_who_wait_in_the_order_it_kept() -> None:
+def test_a_team_comes_back_behind_all_that_wait_in_the_order_it_kept() -> None:
     """Its clones keep their order among themselves, and have waited since now."""
     ring, team = ring_of("a1", "a2", "a3")
     take_turn(ring, team)
@@ -164,7 +164,7 @@ def test_unseating_twice_is_once() -> None:
     assert ring.first() == "a1"
 
 
-def test_who_joins_an_unadmitted_team_has_no_turn_until_it_is_admitted() -> None:
+def test_a_member_of_an_unadmitted_team_has_no_turn_until_it_is_admitted() -> None:
     """Clones of a server that has not started wait with it, in the order in which they came."""
     ring: Ring[str] = Ring()
     team: Team[str] = Team(admitted=False)
@@ -175,7 +175,7 @@ def test_who_joins_an_unadmitted_team_has_no_turn_until_it_is_admitted() -> None
     assert (ring.first(), order(ring), len(ring)) == ("a1", ["a1", "a2"], 2)
 
 
-def test_who_leaves_an_unadmitted_team_does_not_come_back_with_it() -> None:
+def test_a_member_that_leaves_a_suspended_team_does_not_come_back_with_it() -> None:
     """A clone that was paused while its server was full stays paused."""
     ring, team = ring_of("a1", "a2")
     ring.suspend(team)
@@ -222,7 +222,7 @@ def test_leaving_returns_the_place() -> None:
 
 
 @pytest.mark.parametrize("behind", ["nobody", "a newcomer"])
-def test_who_left_without_a_turn_gets_its_place_back(behind: str) -> None:
+def test_a_member_that_left_without_a_turn_gets_its_place_back(behind: str) -> None:
     """Before all who came later, and behind all who waited longer."""
     ring, team = ring_of("a", "b", "c")
     place = ring.leave(team, "b")
@@ -235,7 +235,7 @@ def test_who_left_without_a_turn_gets_its_place_back(behind: str) -> None:
     assert order(ring) == [*expected[1:], "a"]
 
 
-def test_who_was_passed_over_comes_back_last() -> None:
+def test_a_member_that_was_passed_over_comes_back_last() -> None:
     """Somebody behind it had a turn meanwhile: its place is gone, as without one."""
     ring, team = ring_of("a", "b", "c")
     place = ring.leave(team, "a")
@@ -273,7 +273,7 @@ def test_a_team_that_was_admitted_again_passes_over_as_any() -> None:
     assert order(ring) == ["a2", "a1", "b1"]
 
 
-def test_who_stands_in_line_has_no_use_for_a_place() -> None:
+def test_a_member_in_line_has_no_use_for_a_place() -> None:
     """It neither gains nor loses by joining with one."""
     ring, team = ring_of("a", "b", "c")
     place = ring.leave(team, "a")

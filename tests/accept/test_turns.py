@@ -226,7 +226,7 @@ def test_what_is_anothers_lies_in_its_inbox_and_its_giver_wakes_it() -> None:
     assert (first.handed_to, second.handed_to) == ({second: None}, {})
 
 
-def test_what_has_no_clone_waits_and_wakes_who_is_on_duty() -> None:
+def test_a_connection_without_a_clone_waits_and_wakes_the_leader() -> None:
     """It isn't lost: the leader is woken, and takes the oldest first."""
     turns, first, second = two_hubs()
     turns.suspend([(each, each.team) for each in (first, second)])
@@ -383,7 +383,7 @@ def test_a_hub_that_is_quick_often_enough_is_trusted_again() -> None:
         assert second.stalled_at is None
 
 
-def test_restoring_who_has_turns_changes_nothing() -> None:
+def test_restoring_a_hub_that_has_turns_changes_nothing() -> None:
     """A hub that was never withdrawn keeps its place in the line."""
     turns, first, second = two_hubs(1)
     with turns.lock:
@@ -410,7 +410,7 @@ def test_what_lies_in_the_inbox_of_a_hub_that_goes_is_the_others() -> None:
     assert [give(turns, number, second) for number in (1, 2)] == ["b.0", "b.0"]
 
 
-def test_removing_who_is_not_there_is_harmless() -> None:
+def test_removing_a_dispatcher_twice_is_harmless() -> None:
     """A dispatcher closes once, however often it is told."""
     turns, first, _ = two_hubs(1)
     with turns.lock:
@@ -454,7 +454,7 @@ def test_a_hub_that_lives_keeps_what_it_has_taken_up() -> None:
     assert (numbers(turns.waiting), numbers(second.jobs), turns.accepted) == ([], [7], 5)
 
 
-def test_the_last_hub_that_goes_leaves_nobody_on_duty() -> None:
+def test_the_last_hub_that_goes_leaves_no_leader() -> None:
     """And the next that comes has the lead."""
     turns, first, second = two_hubs(1)
     with turns.lock:
@@ -511,7 +511,7 @@ def test_the_watchdog_relieves_a_hub_whose_last_server_goes() -> None:
 
 
 @pytest.mark.parametrize("reason", ["withdrawn", "on probation", "no server", "the watchdog"])
-def test_who_is_not_fit_gets_no_duty(reason: str) -> None:
+def test_a_hub_that_is_not_fit_does_not_take_the_lead(reason: str) -> None:
     """Only a hub that turns, is trusted, and turns also when nobody waits for a connection."""
     turns, first, second = two_hubs(1)
     assert turns.find_fit_locked() is first
@@ -533,7 +533,7 @@ def test_when_the_hub_on_duty_goes_the_watchdog_has_the_duty() -> None:
     assert numbers(second.inbox) == [0, 1]
 
 
-def test_a_pause_anywhere_means_nobody_is_ready() -> None:
+def test_a_pause_anywhere_means_no_clone_is_ready() -> None:
     """There is one kernel, and it was out of room a moment ago."""
     turns, _, second = two_hubs(2)
     assert (turns.is_paused, turns.ready) == (False, 4)
@@ -906,7 +906,7 @@ class TurnsMachine(RuleBasedStateMachine):
         assert self.turns.accepted == len(self.served) + sum(len(hub.jobs) for hub in self.hubs)
 
     @invariant()
-    def who_is_expected_lies_in_an_inbox(self) -> None:
+    def expected_connections_are_in_an_inbox(self) -> None:
         for hub in self.hubs:
             for member in hub.members:
                 assert member.expected == sum(each.member is member for each in hub.inbox)
@@ -922,7 +922,7 @@ class TurnsMachine(RuleBasedStateMachine):
         assert self.turns.next_locked() is self.expected_next()
 
     @invariant()
-    def somebody_is_on_duty(self) -> None:
+    def the_leader_is_present(self) -> None:
         assert self.turns.leader in self.present
 
 

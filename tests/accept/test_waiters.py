@@ -132,7 +132,7 @@ def poll(clone: Any, timeout: float | None = None) -> bool:
     ],
     ids=["wait", "poll", "each in turn", "two and two"],
 )
-def test_who_waits_and_who_polls_take_exact_turns(
+def test_waiting_and_polling_clones_take_exact_turns(
     ways: list[Serve], clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
     """Whichever way a clone's connections are wanted, the order is 0, 1, 2, 3, 0, ..."""
@@ -196,7 +196,7 @@ def test_waiting_polling_and_asking_are_exact_among_each_other(
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
 @pytest.mark.parametrize("way", [accept_now, lambda clone: poll(clone, 0) and accept_now(clone)])
-def test_who_asks_takes_exact_turns(
+def test_programs_that_poll_without_waiting_take_exact_turns(
     way: Callable[[Any], bool], order: list[int], programs: list[Any]
 ) -> None:
     """In whatever order they ask: first come is first served, once for each connection."""
@@ -209,7 +209,7 @@ def test_who_asks_takes_exact_turns(
     assert REGISTRY.entries()[0].accepted == 9
 
 
-def test_a_connection_lies_ready_for_who_asks(programs: list[Any]) -> None:
+def test_a_connection_stays_pending_for_the_clone_that_has_the_turn(programs: list[Any]) -> None:
     """A poll meanwhile leaves it pending for the clone whose turn it is, and gets none."""
     assert [accept_now(clone) for clone in programs[:2]] == [False] * 2
     with queued(programs[0]):
@@ -257,7 +257,7 @@ def test_a_question_that_finds_a_connection_is_a_turn(clones: list[Listener]) ->
     assert order == [2, 3, 0, 1, 2]
 
 
-def test_who_is_polled_with_time_is_ready_only_then(programs: list[Any]) -> None:
+def test_a_clone_polled_with_time_is_ready_only_during_the_poll(programs: list[Any]) -> None:
     """An accept that would block, as after each poll, isn't a wish for the next connection."""
     first, second = programs[:2]
     assert not poll(first, 0.001)
@@ -270,7 +270,7 @@ def test_who_is_polled_with_time_is_ready_only_then(programs: list[Any]) -> None
 
 
 @pytest.mark.parametrize("way", [wait_and_serve, poll_and_serve])
-def test_who_asks_goes_behind_who_waits(
+def test_a_poll_without_waiting_goes_behind_a_waiting_clone(
     way: Serve, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
     """A connection on its way to who waits, or polls, is not for who asks at that moment."""
@@ -295,7 +295,7 @@ def test_greenlets_that_wait_on_one_clone_share_its_turns(
     assert [ask(clones[0].address) for _ in range(3)] == [b"first", b"other", b"second"]
 
 
-def test_a_clone_is_told_of_one_connection_at_a_time(
+def test_a_poller_gets_one_connection_at_a_time(
     clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
     """Who has been told, and hasn't accepted yet, is passed over until it has."""
@@ -392,7 +392,7 @@ def test_places_are_kept_by_many_loops_with_time_limits(
 
 
 @pytest.mark.parametrize("way", [Listener.accept, poll])
-def test_who_is_killed_leaves_its_place(
+def test_a_killed_accept_or_poll_leaves_its_place(
     way: Callable[[Listener], object],
     clones: list[Listener],
     running: list[gevent.Greenlet[..., Any]],
@@ -424,7 +424,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         (30.0, readiness.POLLING_MAX_SECONDS),
     ],
 )
-def test_who_asks_is_waited_for_by_how_often_it_asks(
+def test_a_polling_program_is_waited_for_by_its_polling_interval(
     interval: float, expected: float, clock: list[float], programs: list[Any]
 ) -> None:
     """So many of its own intervals, neither too short for a busy one nor too long for a client."""
@@ -434,7 +434,9 @@ def test_who_asks_is_waited_for_by_how_often_it_asks(
     assert readiness_of(programs[0])._patience_seconds == pytest.approx(expected)
 
 
-def test_who_stops_asking_is_passed_over(clock: list[float], programs: list[Any]) -> None:
+def test_a_program_that_stops_polling_is_passed_over(
+    clock: list[float], programs: list[Any]
+) -> None:
     """Its connection is there until then, and the next ones' afterwards; it is out of line."""
     first, second = programs[:2]
     for _ in range(2):
@@ -454,7 +456,9 @@ def test_who_stops_asking_is_passed_over(clock: list[float], programs: list[Any]
         assert [accept_now(first), accept_now(second)] == [False, True]
 
 
-def test_who_asks_on_keeps_its_connection(clock: list[float], programs: list[Any]) -> None:
+def test_a_program_that_goes_on_polling_keeps_its_connection(
+    clock: list[float], programs: list[Any]
+) -> None:
     """It is told by each poll without time, however long it goes on."""
     first, second = programs[:2]
     assert [poll(clone, 0) for clone in (first, second)] == [False] * 2
@@ -468,7 +472,7 @@ def test_who_asks_on_keeps_its_connection(clock: list[float], programs: list[Any
 
 
 @pytest.mark.parametrize("leave", [socket.socket.close, lambda sock: sock.shutdown(socket.SHUT_RD)])
-def test_who_closes_is_not_waited_for_among_who_asks(
+def test_a_closed_clone_among_polling_ones_is_not_waited_for(
     leave: Callable[[Any], None], programs: list[Any]
 ) -> None:
     """The next who asks gets the connection at once."""
@@ -498,7 +502,7 @@ LEAVES = {
 @pytest.mark.parametrize("leave", LEAVES.values(), ids=LEAVES)
 @pytest.mark.parametrize("way", ["wait", "poll", "ask"])
 def test_a_pending_connection_goes_to_the_next_clone(way: str, leave: Any) -> None:
-    """Told of, and not accepted: no client is lost with the clone, and none counted twice."""
+    """Reports of, and not accepted: no client is lost with the clone, and none counted twice."""
     first = glb.bind_load_balanced(ANY)
     other = glb.bind_load_balanced(first.address)
     listeners = [first]
@@ -537,7 +541,7 @@ def test_the_last_clone_takes_its_pending_connection_with_it() -> None:
 
 
 @pytest.mark.parametrize("is_told", [True, False])
-def test_a_connection_stays_with_who_was_told_and_not_with_who_was_killed(
+def test_a_connection_stays_with_a_poll_that_returned_and_not_with_a_killed_one(
     is_told: bool, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
     """A poll that returned has told of it. One that ended otherwise has not."""
@@ -560,7 +564,7 @@ def test_a_connection_stays_with_who_was_told_and_not_with_who_was_killed(
 # -- shared waiters -----------------------------------------------------------------------------
 
 
-def test_who_waits_by_a_copy_is_told_of_its_end_alone(
+def test_an_accept_on_a_copy_ends_with_that_copy_alone(
     programs: list[Any], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
     """Others that have waiters in common with it wait on, and share its turns until the last."""
@@ -600,7 +604,7 @@ def test_copies_have_one_turn_one_pending_connection_and_one_event(
 # -- readiness events ------------------------------------------------------------------------
 
 
-def told_by(
+def watched(
     event: ReadinessEvent, *args: object, pass_events: bool = False
 ) -> tuple[ReadinessWatcher, list[Any]]:
     """Return a watcher that watches *event*, and what it has told."""
@@ -613,7 +617,7 @@ def told_by(
 def test_an_event_is_seen_once_a_start() -> None:
     """Ringing twice is once; who looks again while it rings is told again, in the hub's turn."""
     event = ReadinessEvent(REGISTRY.lock)
-    watcher, told = told_by(event, "a", 1)
+    watcher, told = watched(event, "a", 1)
     let_hub_turn()
     assert told == []
     for _ in range(2):
@@ -634,7 +638,7 @@ def test_an_event_that_is_set_already_is_seen() -> None:
     """By everybody who begins to look; with what a loop's watcher would pass."""
     event = ReadinessEvent(REGISTRY.lock)
     event.change(is_set=True)
-    found = [told_by(event, 5, pass_events=True)[1], told_by(event)[1]]
+    found = [watched(event, 5, pass_events=True)[1], watched(event)[1]]
     let_hub_turn()
     assert found == [[(1, 5)], [()]]  # 1 is the loop's READ
 
@@ -642,7 +646,7 @@ def test_an_event_that_is_set_already_is_seen() -> None:
 def test_an_event_that_is_cleared_again_is_not_seen() -> None:
     """Somebody has fetched what there was before the hub turned; the next ring is heard."""
     event = ReadinessEvent(REGISTRY.lock)
-    _, told = told_by(event)
+    _, told = watched(event)
     event.change(is_set=True)
     event.change(is_set=False)
     let_hub_turn()
@@ -654,12 +658,12 @@ def test_an_event_that_is_cleared_again_is_not_seen() -> None:
 
 @pytest.mark.parametrize("end", [ReadinessWatcher.stop, ReadinessWatcher.close])
 @pytest.mark.parametrize("is_late", [False, True])
-def test_who_looks_away_hears_nothing(
+def test_a_stopped_watcher_is_not_called(
     end: Callable[[ReadinessWatcher], None], is_late: bool
 ) -> None:
     """Also if it rang a moment before; twice is harmless, and others hear it."""
     event = ReadinessEvent(REGISTRY.lock)
-    (watcher, told), (_, others) = told_by(event), told_by(event)
+    (watcher, told), (_, others) = watched(event), watched(event)
     if not is_late:
         end(watcher)
     event.change(is_set=True)
@@ -672,7 +676,7 @@ def test_who_looks_away_hears_nothing(
 def test_the_end_of_an_event_is_seen_once() -> None:
     """To all who look, rung or not; who looks on at a closed clone isn't told for ever."""
     event = ReadinessEvent(REGISTRY.lock)
-    watcher, told = told_by(event)
+    watcher, told = watched(event)
     event.end()
     event.change(is_set=False)
     assert event.is_over
@@ -689,7 +693,7 @@ def test_an_event_costs_no_descriptor() -> None:
     hub = gevent.get_hub()
     before = (open_descriptors(), hub.loop.activecnt)
     event = ReadinessEvent(REGISTRY.lock)
-    found = [told_by(event) for _ in range(10)]
+    found = [watched(event) for _ in range(10)]
     assert open_descriptors() == before[0]
     event.change(is_set=True)
     let_hub_turn()
@@ -720,7 +724,7 @@ def test_an_event_is_seen_in_the_hub_of_its_watcher() -> None:
 # -- errors -----------------------------------------------------------------------------------
 
 
-def test_an_error_of_accept_is_told_to_who_polls(
+def test_an_error_of_accept_reaches_the_poller(
     clones: list[Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is woken, and its accept raises what the kernel said; the other clones go on."""
@@ -747,7 +751,7 @@ def test_an_error_of_accept_is_told_to_who_polls(
         conn.close()
 
 
-def test_out_of_descriptors_a_poller_is_told_later(
+def test_out_of_descriptors_a_poller_wakes_later(
     clones: list[Listener], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The client stays in the accept queue until there is room, and nobody else is told."""
@@ -820,7 +824,7 @@ def test_a_poller_in_another_thread_takes_turns_with_this_one(
     assert order == [b"0", b"1"] * 3
 
 
-def test_a_poller_in_another_thread_is_told_when_the_clone_closes() -> None:
+def test_a_poller_in_another_thread_wakes_when_the_clone_closes() -> None:
     """It wakes, whoever closes, and accepts nothing any more."""
     clone = glb.bind_load_balanced(ANY)
     told: list[Any] = []
@@ -843,13 +847,13 @@ def test_a_poller_in_another_thread_is_told_when_the_clone_closes() -> None:
     assert told == [True, errno.EBADF]
 
 
-def test_who_closes_wakes_no_hub_that_is_destroyed_meanwhile() -> None:
+def test_a_close_wakes_no_hub_that_is_destroyed_meanwhile() -> None:
     """Libuv would crash. The poller's hub goes as it is told, while the clone closes still."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(200):
-            test_a_poller_in_another_thread_is_told_when_the_clone_closes()
+            test_a_poller_in_another_thread_wakes_when_the_clone_closes()
     finally:
         sys.setswitchinterval(interval)
 
@@ -872,7 +876,7 @@ def test_a_forked_child_has_no_pending_connection_and_an_event_of_its_own() -> N
             assert not poll(clone, 0)
             clone.close()
 
-        assert Child(child).told() == "None"
+        assert Child(child).answer() == "None"
         assert poll(clone, 0)
         conn, peer = clone.accept()
         with conn:

@@ -466,7 +466,7 @@ def test_of_two_stalled_hubs_the_one_that_comes_back_serves_alone() -> None:
         close_all(clients)
 
 
-def test_a_closed_server_lets_nobody_wait_for_a_stalled_hub() -> None:
+def test_a_closed_server_lets_no_client_wait_for_a_stalled_hub() -> None:
     """What was on its way there is closed: the client hears of it at once."""
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
@@ -556,7 +556,7 @@ def test_each_way_to_run_handlers_survives_a_stalled_hub(
 
 
 @pytest.mark.parametrize("kind", [OwnRead, OwnHandle])
-def test_who_starts_handlers_in_a_way_of_its_own_gets_one_at_a_time(
+def test_a_server_that_starts_handlers_by_itself_gets_one_connection_at_a_time(
     kind: type[StreamServer],
 ) -> None:
     """So that all others of a batch are in the inbox still when one blocks."""
@@ -757,7 +757,7 @@ def test_a_tick_that_makes_up_for_a_late_one_is_passed_over() -> None:
         assert ticks_that_count(watchdog, late) == [1.6]
 
 
-def test_late_ticks_judge_nobody_until_they_count() -> None:
+def test_late_ticks_withdraw_no_hub_until_they_count() -> None:
     """A hub in a process that was stopped for so long has let nothing lie."""
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
@@ -868,7 +868,7 @@ def test_a_hub_that_goes_on_no_more_loses_all_at_once(kind: type[StreamServer]) 
         assert turns_of(server).taken_back == 3 * SLOW_TICKS - 2
 
 
-def test_what_nobody_else_could_take_lies_where_it_is() -> None:
+def test_a_connection_that_no_other_hub_can_take_stays_in_its_inbox() -> None:
     """Its hub may be back first; it is withdrawn, and as soon as another is ready, that has it."""
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
@@ -1213,7 +1213,7 @@ def test_what_is_on_its_way_to_a_waiter_that_is_gone_is_the_next_ones(
         assert gone.served == [1]
 
 
-def test_what_nobody_waits_for_any_more_waits_itself() -> None:
+def test_a_connection_whose_accept_was_killed_waits_for_the_next_accept() -> None:
     """It is the next accept's, in any thread, also of one that doesn't wait."""
     for is_waiting in (True, False):
         with threads(1) as (first, (only,)):

@@ -364,7 +364,7 @@ def test_it_answers_while_every_hub_is_stuck(hubs: int, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("hubs", [2, 4])
-def test_one_stuck_hub_is_told_and_no_reason_to_restart(
+def test_one_stuck_hub_is_shown_and_no_reason_to_restart(
     hubs: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A handler never returns: its hub and place are in /livez, /clones and the log, in time."""

@@ -258,7 +258,7 @@ def test_stream_target_is_served_in_turn(folder: pathlib.Path) -> None:
         assert [ask(served.address) for _ in range(4)] == [b"0", b"1", b"0", b"1"]
 
 
-def test_page_tells_who_answers(folder: pathlib.Path) -> None:
+def test_page_names_the_clone_that_answers(folder: pathlib.Path) -> None:
     """Without a target each request shows the next clone, also to a browser that keeps alive."""
     with serving("--clones", "1", cwd=folder) as served:
         assert served.line.endswith(" with 1 clone\n")
@@ -274,7 +274,7 @@ def test_module_alone_means_its_application(folder: pathlib.Path) -> None:
         assert http_get(served.address) == b"0 http"
 
 
-def test_ambiguous_target_is_what_it_is_told_to_be(folder: pathlib.Path) -> None:
+def test_ambiguous_target_is_what_the_option_says(folder: pathlib.Path) -> None:
     """``--wsgi`` says what the arguments don't."""
     with serving("program:ambiguous", "--wsgi", cwd=folder) as served:
         assert http_get(served.address) == b"wsgi after all"
@@ -420,7 +420,7 @@ def test_an_address_that_cant_be_bound_leaves_the_others_free(folder: pathlib.Pa
     assert not (folder / "s").exists()
 
 
-def test_table_tells_the_addresses(folder: pathlib.Path) -> None:
+def test_table_shows_the_addresses(folder: pathlib.Path) -> None:
     """A table for each."""
     args = ("serve", "program:handle", "--bind", "127.0.0.1:0", "--bind", "unix:s", "--clones", "1")
     with in_terminal(*args, cwd=folder) as (process, read):
@@ -890,7 +890,7 @@ def test_what_cant_be_reloaded_is_refused_at_the_start(folder: pathlib.Path) -> 
         assert http_get(served.address) == b"a view"
 
 
-def test_hangup_without_a_target_is_told_and_ends_nothing(folder: pathlib.Path) -> None:
+def test_hangup_without_a_target_is_logged_and_ends_nothing(folder: pathlib.Path) -> None:
     """There is nothing to reload, and an operator's mistake is not the end of a server."""
     with serving("--clones", "1", cwd=folder) as served:
         assert served.hang_up("reload") == "glb: nothing to reload: there is no TARGET\n"
@@ -959,7 +959,7 @@ def test_reloads_come_one_after_another(told: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", [gevent.GreenletExit, KeyboardInterrupt, SystemExit])
-def test_reload_that_its_module_ends_is_told_and_not_the_last(
+def test_reload_that_its_module_ends_is_logged_and_not_the_last(
     kind: type[BaseException], told: list[str]
 ) -> None:
     """What would end a greenlet, or the program, is an import that failed."""
@@ -988,7 +988,7 @@ def test_the_end_of_the_server_ends_a_reload_in_its_middle(told: list[str]) -> N
     assert told == []
 
 
-def test_reload_that_fails_is_told_and_not_the_last(told: list[str]) -> None:
+def test_reload_that_fails_is_logged_and_not_the_last(told: list[str]) -> None:
     """Whatever comes of one, the next may be asked for."""
     both = Reloaded()
     both.answers = [TargetError("bad\nsource"), "unlucky", "lucky"]
@@ -1050,7 +1050,7 @@ def test_table_of_clones_is_live_in_a_terminal(folder: pathlib.Path) -> None:
     assert "Traceback" not in shown
 
 
-def test_reload_is_told_above_the_table(folder: pathlib.Path) -> None:
+def test_reload_is_logged_above_the_table(folder: pathlib.Path) -> None:
     """A line of its own, with the live table below it again."""
     write_version(folder, "old")
     with in_terminal("serve", "versions:handle", "--bind", ":0", cwd=folder) as (process, read):

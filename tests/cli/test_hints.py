@@ -46,7 +46,7 @@ def listening() -> socket.socket:
     return made
 
 
-def test_a_program_that_shares_no_address_is_told(watching: Hints, said: list[str]) -> None:
+def test_a_program_that_shares_no_address_gets_a_hint(watching: Hints, said: list[str]) -> None:
     """Once, with all that it listens on."""
     made = [listening() for _ in range(2)]
     wait_until(lambda: bool(said))
@@ -67,7 +67,7 @@ def ports(line: str) -> list[str]:
     return [each.rpartition(":")[2] for each in line.split() if each.startswith("127.0.0.1:")]
 
 
-def test_a_program_that_shares_one_is_not_told(watching: Hints, said: list[str]) -> None:
+def test_a_program_that_shares_an_address_gets_no_hint(watching: Hints, said: list[str]) -> None:
     """Whatever else it listens on, before or after."""
     with listening():
         assert watching._timer is not None
@@ -78,7 +78,7 @@ def test_a_program_that_shares_one_is_not_told(watching: Hints, said: list[str])
         server.stop()
 
 
-def test_what_is_excluded_is_not_told_of(
+def test_an_excluded_address_gets_no_hint(
     watching: Hints, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That was asked for; nor are Unix sockets, which no program opens twice."""
@@ -99,7 +99,7 @@ def test_what_is_excluded_is_not_told_of(
         [sys.executable.encode(), b"app.py"],
     ],
 )
-def test_a_program_that_starts_itself_again_is_told(
+def test_a_program_that_starts_itself_again_gets_a_hint(
     command: list[str], watching: Hints, said: list[str]
 ) -> None:
     """By a subprocess, or in its own place; once."""
@@ -112,7 +112,7 @@ def test_a_program_that_starts_itself_again_is_told(
 
 
 @pytest.mark.parametrize("command", [["-m", "glb"], ["/usr/local/bin/glb"]])
-def test_a_reloader_that_starts_glb_again_is_told_apart(
+def test_a_reloader_that_starts_glb_again_gets_a_hint_of_its_own(
     command: list[str], watching: Hints, said: list[str]
 ) -> None:
     """As Flask's does: there are turns in the process that it starts."""
@@ -133,7 +133,7 @@ def test_a_reloader_that_starts_glb_again_is_told_apart(
         None,
     ],
 )
-def test_other_processes_are_not_told_of(command: object, watching: Hints, said: list[str]) -> None:
+def test_other_processes_get_no_hint(command: object, watching: Hints, said: list[str]) -> None:
     """Whatever they are."""
     watching.started(command)
     assert said == []
@@ -153,7 +153,7 @@ def test_a_thread_that_listened_may_have_ended(watching: Hints, said: list[str])
     assert len(said) == 1
 
 
-def test_what_was_closed_before_the_exit_is_not_told_of(watching: Hints, said: list[str]) -> None:
+def test_a_socket_closed_before_the_exit_gets_no_hint(watching: Hints, said: list[str]) -> None:
     """It may have been shared: nothing is known of it any more."""
     listening().close()
     open_still = listening()

@@ -223,7 +223,7 @@ def test_threads_that_outlive_the_main_one_find_main(tmp_path: pathlib.Path) -> 
     assert ran == [(0, "5 5 ['program.py', 'x']\n", "")]
 
 
-def test_a_module_whose_package_fails_tells_its_own_error(tmp_path: pathlib.Path) -> None:
+def test_a_module_whose_package_fails_shows_its_own_error(tmp_path: pathlib.Path) -> None:
     """What it misses when it is imported isn't that there is no such module."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "__init__.py").write_text("import no_such_thing\n")
@@ -268,7 +268,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("process")
-def test_what_a_program_raises_is_told_once(
+def test_an_error_of_a_program_reaches_the_hook_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the hook that is there then, with a traceback from the program on; and passed on."""
@@ -293,7 +293,7 @@ def test_what_a_program_raises_is_told_once(
 
 
 @pytest.mark.usefixtures("process")
-def test_another_error_is_told_as_it_is(
+def test_another_error_reaches_the_hook_as_it_is(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes first may not be the program's: the hook gets it whole, and is back."""

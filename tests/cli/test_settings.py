@@ -195,7 +195,7 @@ def test_printed_settings_are_a_file_that_makes_them(
     assert again["wsgi"] is False
 
 
-def test_printed_settings_tell_what_holds_without_a_value(run: Run) -> None:
+def test_printed_settings_show_what_holds_without_a_value(run: Run) -> None:
     """As the help has it."""
     lines = _print(run).splitlines()
     assert "# max-body =   # default: 1 GiB" in lines

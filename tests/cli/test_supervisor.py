@@ -158,7 +158,7 @@ def test_the_watchdog_is_fed_while_all_hubs_turn(
     server.stop()
 
 
-def test_one_that_was_replaced_tells_nothing(systemd: Systemd) -> None:
+def test_a_process_that_was_replaced_sends_nothing(systemd: Systemd) -> None:
     """Its words would be taken for those of the service."""
     supervisor = Supervisor(Notifier({"NOTIFY_SOCKET": systemd.place}))
     supervisor.status = "well"

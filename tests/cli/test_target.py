@@ -77,7 +77,7 @@ def test_load_gives_the_callable_and_its_kind(folder: Path) -> None:
     assert target.files() == {str(folder / "app.py")}
 
 
-def test_what_it_is_told_to_be_is_not_looked_at(folder: Path) -> None:
+def test_a_target_of_a_given_kind_is_not_looked_at(folder: Path) -> None:
     """A callable of no known kind is fine if the kind is given, then and ever after."""
     write(folder / "app.py", "def handle(*args): pass")
     with pytest.raises(TargetError, match="can't tell what 'app:handle' is by its arguments"):
@@ -239,7 +239,7 @@ class Application:
         (lambda first, second, *rest, third=3, **more: (first, second, rest, third, more), False),
     ],
 )
-def test_kind_of_target_is_told_by_its_arguments(
+def test_kind_of_target_shows_in_its_arguments(
     handle: Callable[..., object], is_wsgi: bool
 ) -> None:
     """Names and annotations of the two arguments tell WSGI from a stream."""
@@ -263,7 +263,7 @@ async def coroutine(reader: object, writer: object) -> None:
         (coroutine, "'target' is a coroutine function"),
     ],
 )
-def test_arguments_that_tell_nothing_say_what_to_write(
+def test_ambiguous_arguments_raise_with_what_to_write(
     handle: Callable[..., object], reason: str
 ) -> None:
     """A guess would serve one protocol as another."""
@@ -271,7 +271,7 @@ def test_arguments_that_tell_nothing_say_what_to_write(
         is_wsgi_by_arguments(handle, "target")
 
 
-def test_builtins_tell_nothing() -> None:
+def test_builtins_are_of_no_known_kind() -> None:
     """What has no signature is of no known kind."""
     with pytest.raises(TargetError, match="give --wsgi or --stream"):
         is_wsgi_by_arguments(dict, "target")
@@ -555,7 +555,7 @@ def test_library_that_a_failed_reload_brought_stays(folder: Path) -> None:
     assert sys.modules["fresh_library"] is library
 
 
-def test_files_of_a_failed_reload_are_told(folder: Path) -> None:
+def test_files_of_a_failed_reload_are_among_its_files(folder: Path) -> None:
     """So that a repair is seen: of a new module that is broken, or isn't there yet."""
     write(folder / "broken.py", "fail(")
     write_app(folder, 1)
@@ -594,7 +594,7 @@ class Watched:
         return self.calls
 
 
-def test_change_is_told_once_it_is_quiet(folder: Path) -> None:
+def test_change_is_reported_once_it_is_quiet(folder: Path) -> None:
     """A save of several files, over several looks, is one change."""
     watched = Watched(folder)
     assert watched.poll() == 0
@@ -689,7 +689,7 @@ application = Handler()
     loaded("plain:handle").check_reload()
 
 
-def test_a_timeout_in_an_import_is_told_as_any_failure(folder: Path) -> None:
+def test_a_timeout_in_an_import_is_reported_as_any_failure(folder: Path) -> None:
     """It is no Exception, but a database that doesn't answer is no reason to end."""
     write_app(folder, 1)
     target = loaded()

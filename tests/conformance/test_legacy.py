@@ -85,7 +85,7 @@ def ask_https(port: int, what: str) -> bytes:
         return page_of(client, what)[1]
 
 
-def ask_told(port: int, what: str) -> bytes:
+def ask_header(port: int, what: str) -> bytes:
     """Return the copy from the header that ``tell_clone.py`` adds, and the page."""
     with connect(("127.0.0.1", port)) as client:
         head, body = page_of(client, what)
@@ -151,12 +151,12 @@ COPIED = [
 """They open four copies on one port."""
 
 SOCKETIO = Program(
-    "flask_socketio_gevent", ask_told, needs=("flask_socketio", "websocket"), one_server=True
+    "flask_socketio_gevent", ask_header, needs=("flask_socketio", "websocket"), one_server=True
 )
 CLONED = [
     Program("gevent_stream", ask_line, one_server=True),
-    Program("gevent_pywsgi", ask_told, log=GEVENT_LOG, one_server=True),
-    Program("bottle_gevent", ask_told, needs=("bottle",), one_server=True),
+    Program("gevent_pywsgi", ask_header, log=GEVENT_LOG, one_server=True),
+    Program("bottle_gevent", ask_header, needs=("bottle",), one_server=True),
     SOCKETIO,
 ]
 """They open one server of gevent's, which gets four clones."""

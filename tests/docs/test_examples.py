@@ -91,7 +91,7 @@ def test_django_takes_turns() -> None:
     assert replies == [b"served by clone %d\n" % clone for clone in range(4)]
 
 
-def test_the_chat_tells_all_what_one_says() -> None:
+def test_the_chat_sends_all_what_one_says() -> None:
     """Over websockets, each on a clone of its own."""
     pytest.importorskip("flask_socketio")
     websocket: Any = pytest.importorskip("websocket")

@@ -77,7 +77,7 @@ class Planned(Exception):  # noqa: N818  # it is no error, it was planned
     """What a handler raises when it is asked to."""
 
 
-class Told:
+class Reports:
     """What gevent's hubs report, what is printed besides, and what glb logs.
 
     The errors themselves are not kept: they would keep sockets.
@@ -112,9 +112,9 @@ def _nameless(text: str) -> str:
 
 
 @contextmanager
-def listening_in() -> Iterator[Told]:
+def listening_in() -> Iterator[Reports]:
     """Have what is told in any thread."""
-    told = Told()
+    told = Reports()
 
     def report(_hub: object, context: object, kind: Any, error: object, _tb: object) -> None:
         told.reported.append((kind, _nameless(str(error))))
@@ -481,7 +481,7 @@ def plays(good: Any, bad: Any) -> st.SearchStrategy[Play]:
 class Stage:
     """A server, and what is known of it."""
 
-    def __init__(self, server: Any, told: Told, *, is_http: bool, is_bounded: bool) -> None:
+    def __init__(self, server: Any, told: Reports, *, is_http: bool, is_bounded: bool) -> None:
         self.server = server
         self.told = told
         self.is_http = is_http
@@ -655,7 +655,7 @@ class ByHooks(WSGIHandler):
 class Pair:
     """Two servers, asked the same."""
 
-    def __init__(self, told: Told, kinds: list[Any]) -> None:
+    def __init__(self, told: Reports, kinds: list[Any]) -> None:
         self.told = told
         self.logs: list[io.StringIO] = [io.StringIO(), io.StringIO()]
         self.pools = [Pool(), Pool()]
@@ -685,7 +685,7 @@ class Pair:
         finally:
             client.close()
 
-    def told_by(self, which: int, parts: list[bytes], turns: list[bool]) -> tuple[Any, ...]:
+    def outcome_of(self, which: int, parts: list[bytes], turns: list[bool]) -> tuple[Any, ...]:
         """Return the reply, what was logged, and what was reported and printed."""
         server, log = self.servers[which], self.logs[which]
         self.told.clear()
@@ -761,7 +761,7 @@ def test_sound_requests_are_answered_as_by_gevent() -> None:
                     re.sub(r" \d+$", "", log, flags=re.MULTILINE),
                     *more,
                 )
-                for reply, log, *more in (pair.told_by(which, parts, turns) for which in (0, 1))
+                for reply, log, *more in (pair.outcome_of(which, parts, turns) for which in (0, 1))
             )
             assert ours == expected
 
@@ -793,7 +793,7 @@ def test_both_loops_answer_malformed_requests_alike() -> None:
                     _REFUSED_IN_LOG.sub("refused", log),
                     *more,
                 )
-                for reply, log, *more in (pair.told_by(which, parts, turns) for which in (0, 1))
+                for reply, log, *more in (pair.outcome_of(which, parts, turns) for which in (0, 1))
             )
             assert lean == hooks
             told.check(expected=HTTP_ERRORS)

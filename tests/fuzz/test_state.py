@@ -653,7 +653,7 @@ def hands() -> Iterator[Hands]:
 
 
 @pytest.mark.parametrize("machine", [LineMachine, AskedLineMachine])
-def test_the_next_is_who_has_waited_longest_whichever_thread_asks(
+def test_the_next_is_the_longest_waiting_whichever_thread_asks(
     machine: type[LineMachine], hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each step the line is the model's; with a policy it is the one that this says."""

@@ -65,7 +65,7 @@ def tls_pair(verify: ssl.VerifyMode, *, has_certificate: bool) -> Iterator[tuple
 
 @needs_certificates
 @pytest.mark.parametrize("verify", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED])
-def test_a_clients_certificate_is_told(verify: ssl.VerifyMode) -> None:
+def test_a_clients_certificate_is_in_the_environ(verify: ssl.VerifyMode) -> None:
     """By the names of mod_ssl, and as it was sent."""
     with tls_pair(verify, has_certificate=True) as (server, client):
         found = tls_variables(server)

@@ -107,7 +107,7 @@ def test_the_environ_and_the_log_show_the_client(serve: Callable[..., Served]) -
 
 
 @pytest.mark.parametrize("networks", [[], ["10.0.0.0/8"], "unix"])
-def test_fields_of_who_is_no_proxy_are_left_out(
+def test_fields_from_a_peer_that_is_no_proxy_are_left_out(
     networks: Any, serve: Callable[..., Served]
 ) -> None:
     """The client is the peer."""

@@ -79,7 +79,7 @@ class Served:
         assert len(self.heads) == 1, self.reply
         return self.reply.partition(b"\r\n\r\n")[2]
 
-    def told(self) -> object:
+    def outcome(self) -> object:
         return self.reply, self.calls, self.lines, self.errors
 
 
@@ -141,7 +141,7 @@ def alike(application: Application, data: bytes, *args: Any, **settings: Any) ->
         serve(handler_class, application, data, *args, **settings)
         for handler_class in LOOPS.values()
     )
-    assert lean.told() == hooks.told()
+    assert lean.outcome() == hooks.outcome()
     return lean
 
 
@@ -188,7 +188,7 @@ def request(*lines: bytes, body: bytes = b"") -> bytes:
 WEBSOCKET: Final = (b"Connection: Upgrade", b"Upgrade: websocket")
 
 
-def tells_its_input(environ: dict[str, Any], start_response: Any) -> Any:
+def replies_its_input(environ: dict[str, Any], start_response: Any) -> Any:
     stream = environ["wsgi.input"]
     is_raw = hasattr(stream, "raw")
     assert environ["wsgi.input_terminated"] is not is_raw
@@ -220,7 +220,7 @@ def test_only_an_upgrade_has_the_raw_stream(lines: list[bytes], is_raw: bool) ->
         body = b"hello"
     elif b"Transfer-Encoding: chunked" in lines:
         body = b"5\r\nhello\r\n0\r\n\r\n"
-    served = alike(tells_its_input, request(*lines, body=body) + SECOND)
+    served = alike(replies_its_input, request(*lines, body=body) + SECOND)
     content = b"raw" if is_raw else b"<hello>" if body else b"<>"
     if not lines[0].startswith(b"HEAD"):
         assert (b"\r\n\r\n" + content in served.reply) is True
@@ -329,7 +329,7 @@ def test_gevent_websockets_handler_makes_its_own_reply() -> None:
         b"raw:frame"
     )
     assert (served.lines, served.errors) == ([], [])
-    assert serve(Handler, ok, GET + SECOND).told() == alike(ok, GET + SECOND).told()
+    assert serve(Handler, ok, GET + SECOND).outcome() == alike(ok, GET + SECOND).outcome()
 
 
 # -- limits -------------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_a_server_may_ask_for_a_host() -> None:
     ids=["short", "the longest", "chunked"],
 )
 @pytest.mark.parametrize("reads_some", [0, 3])
-def test_a_body_that_nobody_reads_is_read_away(sent: bytes, reads_some: int) -> None:
+def test_an_unread_body_is_read_away(sent: bytes, reads_some: int) -> None:
     """The next request is what follows it."""
 
     def application(environ: dict[str, Any], start_response: Any) -> Any:
@@ -421,7 +421,7 @@ def test_a_body_that_nobody_reads_is_read_away(sent: bytes, reads_some: int) -> 
     assert served.calls == [("POST", "/"), ("GET", "/second")]
 
 
-def test_a_long_body_that_nobody_reads_ends_the_connection() -> None:
+def test_a_long_unread_body_ends_the_connection() -> None:
     """The reply says so. More than 64 KiB cost both sides more than a connection."""
     sent = request(b"POST / HTTP/1.1", b"Content-Length: 65537", body=b"x" * 65537)
     served = alike(ok, sent + SECOND)
@@ -801,7 +801,7 @@ def test_a_body_that_is_one_string_is_a_500(body: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [["body"], lambda: iter(["body"])])
-def test_text_is_sent_whole_and_told_once(body: Any) -> None:
+def test_text_is_sent_whole_and_logged_once(body: Any) -> None:
     """And it is the last reply on its connection, and says so."""
     served = alike(replies(headers=[("Content-Length", "4")], body=body), GET + SECOND)
     assert (served.body, CLOSE in served.reply) == (b"body", True)
@@ -1375,7 +1375,7 @@ def test_a_hook_that_changes_nothing_changes_nothing(name: str) -> None:
     handler_class = type("Handler", (WSGIHandler,), {name: hook})
     for data in MANY.values():
         ours = serve(handler_class, reads_or_fails, data)
-        assert ours.told() == serve(WSGIHandler, reads_or_fails, data).told()
+        assert ours.outcome() == serve(WSGIHandler, reads_or_fails, data).outcome()
     assert called
 
 
@@ -1423,7 +1423,7 @@ def test_a_hook_reads_from_rfile_as_with_gevent() -> None:
             return line.decode("latin-1")
 
     assert serve(Handler, ok, b"<policy-file-request/>\0").reply == b"policy"
-    assert serve(Handler, ok, GET).told() == alike(ok, GET).told()
+    assert serve(Handler, ok, GET).outcome() == alike(ok, GET).outcome()
 
 
 POST: Final = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
@@ -1494,7 +1494,7 @@ def test_a_handler_on_a_file_of_its_own_is_not_lean() -> None:
             handler.handle()
 
     served = serve(WSGIHandler, reads, GET + SECOND, server_class=Server)
-    assert served.told() == alike(reads, GET + SECOND).told()
+    assert served.outcome() == alike(reads, GET + SECOND).outcome()
 
 
 @pytest.mark.parametrize(
@@ -1569,7 +1569,7 @@ def test_whatever_comes_both_loops_reply_the_same_and_in_step() -> None:
         def run(data: bytes, places: list[int]) -> None:
             for which in (0, 1):
                 methods.clear()
-                reply, log, *_ = pair.told_by(which, cut(data, places), [])
+                reply, log, *_ = pair.outcome_of(which, cut(data, places), [])
                 try:
                     rest = parse_replies(reply, methods)
                 except AssertionError:

@@ -66,7 +66,7 @@ def read_in_pieces(pieces: Iterable[bytes], limits: Limits = LIMITS) -> Result |
     return None
 
 
-def told(result: Result | None) -> object:
+def attributes_of(result: Result | None) -> object:
     """Return all attributes of a head, or the status of a refusal."""
     if not isinstance(result, Head):
         return result and result[0]
@@ -158,8 +158,8 @@ def test_the_first_fault_is_the_request_lines() -> None:
         assert isinstance(result, tuple)
         assert result[0] == "505 HTTP Version Not Supported"
     for line in ("G\x00T / HTTP/2.0", "GET /\x7f HTTP/2.0", "GET / HTTP/2.0\x00"):
-        assert told(read_in_pieces([get(first=line)])) == "400 Bad Request"
-        assert told(read_in_pieces(one_by_one(get(first=line)))) == "400 Bad Request"
+        assert attributes_of(read_in_pieces([get(first=line)])) == "400 Bad Request"
+        assert attributes_of(read_in_pieces(one_by_one(get(first=line)))) == "400 Bad Request"
 
 
 @pytest.mark.parametrize("method", ["GET", "get", "M-SEARCH", "!#$%&'*+-.^_`|~09azAZ", "CONNECTED"])
@@ -314,7 +314,11 @@ def test_half_a_line_end_is_refused(data: bytes) -> None:
     """Wherever it is, and however the pairs that it makes are counted."""
     result = read_in_pieces([data])
     assert isinstance(result, tuple), result
-    assert told(read_in_pieces(one_by_one(data))) == told(result) == "400 Bad Request"
+    assert (
+        attributes_of(read_in_pieces(one_by_one(data)))
+        == attributes_of(result)
+        == "400 Bad Request"
+    )
 
 
 @pytest.mark.parametrize(
@@ -762,11 +766,11 @@ def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
 @pytest.mark.parametrize("data", [GOOD, *BAD])
 def test_a_head_in_two_pieces_is_the_same(data: bytes) -> None:
     """Wherever it is cut."""
-    whole = told(read_in_pieces([data]))
+    whole = attributes_of(read_in_pieces([data]))
     assert whole is not None
     for place in range(len(data) + 1):
-        assert told(read_in_pieces(cut(data, [place]))) == whole
-    assert told(read_in_pieces(one_by_one(data))) == whole
+        assert attributes_of(read_in_pieces(cut(data, [place]))) == whole
+    assert attributes_of(read_in_pieces(one_by_one(data))) == whole
 
 
 @pytest.mark.parametrize("data", BAD)
@@ -1204,7 +1208,7 @@ def test_fields_that_come_again_are_read_alike(
 
     def read_after(data: bytes, last: Head | None) -> object:
         try:
-            return told(parse(data, LIMITS, needs_host=needs_host[1], last=last))
+            return attributes_of(parse(data, LIMITS, needs_host=needs_host[1], last=last))
         except BadRequest as error:
             return (error.status, str(error))
 
@@ -1219,12 +1223,12 @@ def test_fields_that_come_again_are_read_alike(
         last = parse(first, LIMITS, needs_host=needs_host[0])
     except BadRequest:
         return
-    before = told(last)
+    before = attributes_of(last)
     if is_fresh:
         module._heads.clear()
     assert read_after(again, last) == expected
     assert read_after(again, None) == expected
-    assert told(last) == before
+    assert attributes_of(last) == before
 
 
 def test_other_limits_are_minded_where_fields_come_again() -> None:
@@ -1244,4 +1248,4 @@ def test_pieces_make_the_same_head(data: bytes, places: list[int]) -> None:
     data += b"\r\n" + b"behind\r\n\r\n"
     whole = read_in_pieces([data])
     pieces = read_in_pieces(cut(data, [min(place, len(data)) for place in places]))
-    assert told(pieces) == told(whole)
+    assert attributes_of(pieces) == attributes_of(whole)

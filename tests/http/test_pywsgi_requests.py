@@ -59,7 +59,7 @@ def read_as_glb(block: bytes) -> Any:
     return WSGIHandler.MessageClass(object.__new__(WSGIHandler), io.BytesIO(as_fields(head)), 0)
 
 
-def told(message: Any) -> object:
+def fields_of(message: Any) -> object:
     """Return the fields that were read."""
     return (
         type(message),
@@ -80,7 +80,7 @@ def is_refused_or_as_gevents(block: bytes) -> bool:
         return True
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(http.client, "_MAXHEADERS", 101)  # it counts the empty line as well
-        assert told(message) == told(headers_factory(io.BytesIO(block), 0))
+        assert fields_of(message) == fields_of(headers_factory(io.BytesIO(block), 0))
     return False
 
 
@@ -259,7 +259,7 @@ class Served:
         self.error_log = io.StringIO()
         self.errors: list[tuple[Any, str]] = []
 
-    def told(self) -> tuple[Any, ...]:
+    def outcome(self) -> tuple[Any, ...]:
         """Return all but how often was sent."""
         lines = [re.sub(r" \[[^]]*\]", "", line) for line in self.log.getvalue().splitlines()]
         return (
@@ -340,7 +340,7 @@ def is_as_gevents(application: Application, request: bytes, **arguments: Any) ->
     expected = serve(gevent.pywsgi.WSGIServer, application, request, **arguments)
     for kind in (by_hooks(), WSGIServer):
         ours = serve(kind, application, request, **arguments)
-        assert without_close(ours).told() == without_close(expected).told()
+        assert without_close(ours).outcome() == without_close(expected).outcome()
     return ours
 
 
@@ -683,7 +683,7 @@ def test_what_cannot_be_sent_is_a_500_as_by_gevent(application: Application) -> 
     """The same error is reported, in words that have the value."""
     expected = serve(gevent.pywsgi.WSGIServer, application, PIPELINED)
     ours = serve(WSGIServer, application, PIPELINED)
-    assert without_close(ours).told()[:3] == without_close(expected).told()[:3]
+    assert without_close(ours).outcome()[:3] == without_close(expected).outcome()[:3]
     assert ours.reply.count(b"HTTP/1.1 500 ") == 1
     assert [kind for kind, _ in ours.errors] == [kind for kind, _ in expected.errors]
 
@@ -705,7 +705,7 @@ def test_an_application_that_never_starts_a_reply_gets_a_500() -> None:
 
 @pytest.mark.parametrize("request_", [GET_1_0, GET], ids=["HTTP/1.0", "HTTP/1.1"])
 @pytest.mark.parametrize("application", [returns_text, generates_text, writes_text])
-def test_a_body_of_text_is_sent_and_told(application: Application, request_: bytes) -> None:
+def test_a_body_of_text_is_sent_and_logged(application: Application, request_: bytes) -> None:
     """A whole reply, which is the connection's last, and one line in the log. gevent cuts it."""
     served = serve(WSGIServer, application, request_)
     assert served.reply.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -715,7 +715,7 @@ def test_a_body_of_text_is_sent_and_told(application: Application, request_: byt
     assert served.error_log.getvalue().count("\n") == 1
 
 
-def test_text_that_comes_later_is_sent_and_told() -> None:
+def test_text_that_comes_later_is_sent_and_logged() -> None:
     """As text that comes at first."""
     served = serve(WSGIServer, generates_text_later, PIPELINED)
     assert served.reply.endswith(b"\r\n\r\n3\r\none\r\n4\r\ntext\r\n0\r\n\r\n")
@@ -760,7 +760,7 @@ def test_an_error_page_leaves_in_one_send() -> None:
     assert served.reply.startswith(b"HTTP/1.1 500 ")
 
 
-def tells_what_it_sees(environ: dict[str, Any], start_response: Any) -> Any:
+def replies_what_it_sees(environ: dict[str, Any], start_response: Any) -> Any:
     body = environ["wsgi.input"].read()
     start_response("200 OK", [])
     seen = {name: environ[name] for name in environ if name.startswith(("HTTP_", "CONTENT_"))}
@@ -789,7 +789,7 @@ def send_and_half_close(client: Any) -> bytes:
 )
 def test_odd_but_sound_requests_are_read_as_by_gevent(request_: bytes) -> None:
     """What the application sees of the fields is in the reply."""
-    is_as_gevents(tells_what_it_sees, request_, talk=send_and_half_close)
+    is_as_gevents(replies_what_it_sees, request_, talk=send_and_half_close)
 
 
 @pytest.mark.parametrize("is_lean", [True, False])
@@ -823,7 +823,7 @@ def test_what_gevent_reads_in_its_own_way_is_refused(
 ) -> None:
     """One reply, which says that it is the last, one line in the logs, and no report."""
     kind = WSGIServer if is_lean else by_hooks()
-    served = serve(kind, tells_what_it_sees, request_ + GET, talk=send_and_half_close)
+    served = serve(kind, replies_what_it_sees, request_ + GET, talk=send_and_half_close)
     head, _, body = served.reply.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %b\r\n" % status)
     assert b"\r\nConnection: close" in head
@@ -844,7 +844,7 @@ def test_what_gevent_reads_in_its_own_way_is_refused(
 def test_a_client_that_leaves_within_a_body_is_no_error(request_: bytes, is_lean: bool) -> None:
     """It gets no reply, and the error log is quiet. gevent reports an error of the program."""
     kind = WSGIServer if is_lean else by_hooks()
-    served = serve(kind, tells_what_it_sees, request_, talk=send_and_half_close)
+    served = serve(kind, replies_what_it_sees, request_, talk=send_and_half_close)
     assert (served.reply, served.error_log.getvalue(), served.errors) == (b"", "", [])
 
 
@@ -904,7 +904,7 @@ def test_a_send_that_fails_for_another_reason_is_one_line(
 # -- talking in the middle ----------------------------------------------------------------------
 
 
-def test_a_client_that_waits_is_told_to_continue() -> None:
+def test_a_client_that_waits_gets_100_continue() -> None:
     """Expect: 100-continue, before the reply and only if the body is read."""
     request = (
         b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
@@ -952,7 +952,7 @@ def test_an_upgraded_connection_is_the_applications() -> None:
             handler_class = type("Handler", (Environ, kind.handler_class), {})
 
         served = serve(Server, application, request)
-        results.append(served.told())
+        results.append(served.outcome())
     assert results[0] == results[1]
     assert results[1][0].endswith(b"\r\n\r\nraw:framewritten")
 
@@ -1002,7 +1002,7 @@ def test_tls_has_the_same_replies() -> None:
 
 
 @pytest.mark.parametrize("kind", [gevent.pywsgi.WSGIServer, WSGIServer], ids=["gevent", "ours"])
-def test_a_line_is_made_for_who_reads_it(kind: Any) -> None:
+def test_a_line_is_made_for_any_log(kind: Any) -> None:
     """A log of any kind; and a subclass that makes its own, whatever the log."""
     made: list[str] = []
 
@@ -1031,7 +1031,7 @@ def test_a_line_is_made_for_who_reads_it(kind: Any) -> None:
     assert log.getvalue() == "mine\n"
 
 
-def test_no_line_is_made_for_a_log_that_nobody_reads() -> None:
+def test_no_line_is_made_without_a_log() -> None:
     """log=None is gevent's way to have none."""
     made: list[float] = []
 

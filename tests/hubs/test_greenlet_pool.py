@@ -59,7 +59,7 @@ Pair = Callable[[StreamServer], socket.socket]
 
 
 @pytest.fixture(autouse=True)
-def tracer_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def tracer_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Handler greenlets look through the tracer's references, if there is one."""
     if BY_TRACER:
         count = weakref.getweakrefcount
@@ -417,7 +417,7 @@ def test_links_run_once_with_the_dead_greenlet(
     """Each kind of link, of its own handler alone, with the value or the error."""
     called: list[tuple[str, Any]] = []
 
-    def told(kind: str) -> Callable[[Any], None]:
+    def noting(kind: str) -> Callable[[Any], None]:
         def link(greenlet: Any) -> None:
             assert greenlet.dead and greenlet.ready()
             called.append((kind, greenlet.value if not raises else greenlet.exception.args[0]))
@@ -425,10 +425,10 @@ def test_links_run_once_with_the_dead_greenlet(
         return link
 
     def handle(sock: Any, peer: Any) -> Any:
-        here().link(told("link"))
-        here().rawlink(told("rawlink"))
-        here().link_value(told("value"))
-        here().link_exception(told("exception"))
+        here().link(noting("link"))
+        here().rawlink(noting("rawlink"))
+        here().link_value(noting("value"))
+        here().link_exception(noting("exception"))
         if waits:
             wait_for_answer(sock)
         if raises:
@@ -450,7 +450,7 @@ def test_links_run_once_with_the_dead_greenlet(
 
 @pytest.mark.parametrize("spawn", EACH_SPAWN)
 @pytest.mark.parametrize("waits", [False, True], ids=["never waits", "waits"])
-def test_who_joins_a_handler_wakes_when_it_ends(waits: bool, spawn: Any) -> None:
+def test_a_join_of_a_handler_wakes_when_it_ends(waits: bool, spawn: Any) -> None:
     """`join`, `get`, `joinall` and `iwait` get the greenlet and its value."""
     waiting: list[Any] = []
 
@@ -546,7 +546,7 @@ def test_minimal_idents_and_names_are_given_back(spawn: Any) -> None:
 
 @pytest.mark.parametrize("spawn", EACH_SPAWN)
 @pytest.mark.parametrize("waits", [False, True], ids=["never waits", "waits"])
-def test_a_timeout_that_was_never_closed_hits_nobody(
+def test_a_timeout_that_was_never_closed_hits_no_other_handler(
     waits: bool, spawn: Any, kept: list[gevent.Timeout], reported: list[Any]
 ) -> None:
     """The next handler is there when it fires, and does not notice."""
@@ -939,7 +939,7 @@ def test_a_system_error_reaches_the_main_greenlet(
         ]
 
 
-def test_who_catches_a_system_error_may_stop_the_server(
+def test_a_program_that_catches_a_system_error_may_stop_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While the hub is in the midst of starting handlers; those that wait to start are served."""
@@ -1074,7 +1074,7 @@ def spawn_callback(callback: Callable[[Any], object]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("spawn", EACH_SPAWN)
-def test_who_asked_to_see_new_greenlets_sees_them(spawn: Any) -> None:
+def test_a_spawn_callback_sees_new_greenlets(spawn: Any) -> None:
     """`Greenlet.add_spawn_callback` is called before the handler runs, with its greenlet."""
     seen: list[weakref.ref[Any]] = []
 
@@ -1090,7 +1090,9 @@ def test_who_asked_to_see_new_greenlets_sees_them(spawn: Any) -> None:
 
 @pytest.mark.parametrize("spawn", ["default", 20, gevent.spawn])
 @pytest.mark.parametrize("waits", [False, True], ids=["never waits", "waits"])
-def test_who_keeps_each_new_greenlet_has_one_for_each_handler(waits: bool, spawn: Any) -> None:
+def test_a_spawn_callback_that_keeps_greenlets_has_one_for_each_handler(
+    waits: bool, spawn: Any
+) -> None:
     """A reference that was there before the handler began is one as well."""
     kept: list[Any] = []
     ran: list[Any] = []
@@ -1438,7 +1440,7 @@ def test_a_connection_that_waits_for_its_greenlet_counts(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("spawn", [3, pytest.param(Pool, id="gevent's")])
-def test_join_waits_for_who_waits_for_a_greenlet(spawn: Any, pair: Pair) -> None:
+def test_join_waits_for_connections_that_wait_for_a_greenlet(spawn: Any, pair: Pair) -> None:
     """A handler that ends while another is about to start leaves no empty pool."""
     proceed = Event()
     order: list[str] = []
@@ -1530,7 +1532,7 @@ def test_killing_one_handler_of_a_pool() -> None:
         close_all(clients)
 
 
-def test_stop_kills_who_is_not_done_in_time(reported: list[Any]) -> None:
+def test_stop_kills_handlers_that_are_not_done_in_time(reported: list[Any]) -> None:
     """Handlers that run after the timeout are killed, and their connections closed."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, spawn=5, clones=1)

@@ -25,7 +25,7 @@ from loadtests.isolation.traces import BY_TRACER
 
 from .test_greenlet_pool import (
     COUNTING,
-    tracer_is_nobody,  # noqa: F401  # a fixture
+    tracer_is_not_counted,  # noqa: F401  # a fixture
 )
 
 #: What a program may have in it that sees each greenlet, each frame or each object.

@@ -259,7 +259,7 @@ def test_a_hub_that_ends_before_it_begins_gives_no_answer() -> None:
     assert (answer(None), ran) == (None, [])
 
 
-def test_who_is_killed_while_waiting_leaves_nothing(thread: HubThread) -> None:
+def test_a_wait_that_is_killed_leaves_nothing(thread: HubThread) -> None:
     """The answer goes nowhere, and the watcher is gone: see the fixture of all tests."""
     go_on = threading.Event()
     answer = ask(thread.send, keep_waiting(go_on))

@@ -154,7 +154,7 @@ def test_what_was_sent_before_the_end_is_called() -> None:
     assert called == ["behind"]
 
 
-def test_who_has_ended_takes_nothing() -> None:
+def test_a_thread_that_has_ended_takes_nothing() -> None:
     """`send` says so, and `call` raises with the name in the text."""
     thread = HubThread("glb test").start()
     end(thread)
@@ -163,7 +163,7 @@ def test_who_has_ended_takes_nothing() -> None:
         thread.call(raise_lookup_error)
 
 
-def test_who_was_not_started_takes_nothing() -> None:
+def test_a_thread_that_was_not_started_takes_nothing() -> None:
     """There is no hub yet."""
     thread = HubThread("glb test")
     assert thread.send(raise_lookup_error) is False
@@ -241,7 +241,7 @@ def test_a_wait_that_is_over_before_the_thread_says_so() -> None:
     end(thread)
 
 
-def test_a_wait_tells_the_truth_each_time() -> None:
+def test_a_wait_returns_the_truth_each_time() -> None:
     """Whoever is told of the end never hears that the thread has not ended."""
     for _ in range(50):
         thread = HubThread("glb truth").start()
@@ -309,12 +309,12 @@ def test_what_ends_a_program_is_passed_on_and_the_thread_goes_on() -> None:
     def leave() -> None:
         raise SystemExit(3)
 
-    def has_told(count: int) -> bool:
+    def has_passed_on(count: int) -> bool:
         return len(told) == count
 
     for count in (1, 2):
         thread.send(lambda: gevent.spawn(leave))
-        wait_until(partial(has_told, count))
+        wait_until(partial(has_passed_on, count))
     assert thread.call(lambda: 7) == 7
     end(thread)
     assert told == [(SystemExit, thread.ident)] * 2

@@ -45,7 +45,7 @@ def test_turns_and_replies_are_counted_by_clone() -> None:
     assert (figures.turns, figures.replies) == (5, 6)
 
 
-def test_a_clone_that_served_nobody_counts() -> None:
+def test_a_clone_without_a_turn_counts() -> None:
     """Of four, one has everything: that is a quarter, and not perfect."""
     figures = measured(*["2/4"] * 40).figures()
     assert figures.jain == 0.25
@@ -81,7 +81,7 @@ def test_a_name_is_only_words_to_a_terminal_and_a_spreadsheet() -> None:
     assert "\r\n'=cmd," in report.to_csv(measured("=cmd").figures())
 
 
-def test_a_server_that_tells_something_new_each_time_fills_no_memory() -> None:
+def test_a_server_with_a_new_name_each_time_fills_no_memory() -> None:
     """So many, and the rest is one; the sum is complete."""
     measure = measured(*(f"request {n}" for n in range(MOST_CLONES + 50)), "0/999999")
     assert len(turns(measure)) == MOST_CLONES + 1
@@ -212,7 +212,7 @@ def test_nothing_measured_misses_every_gate(flag: str) -> None:
         ("--max-p99 fast", "must be a number, 0 or more, got 'fast'"),
     ],
 )
-def test_a_gate_that_makes_no_sense_is_told(
+def test_a_gate_that_makes_no_sense_is_refused(
     args: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the value in it, before anything runs."""
@@ -224,7 +224,7 @@ def test_a_gate_that_makes_no_sense_is_told(
 # -- reports ---------------------------------------------------------------------------------------
 
 
-def test_reports_tell_the_same() -> None:
+def test_reports_have_the_same() -> None:
     """CSV, JSON, table and page have the turns of every clone."""
     measure = measured("0/3", "0/3", "2/3")
     measure.sample(1.0)
@@ -251,7 +251,7 @@ def test_a_clones_words_are_only_words_on_a_page() -> None:
     assert "<script" not in report.html_section(measured("<script>").figures(), [])
 
 
-def test_nobody_told_is_told() -> None:
+def test_a_run_without_clones_says_so() -> None:
     """There are requests without a known clone."""
     assert report.facts(Measure().figures()).startswith("no reply told which clone gave it; ")
 

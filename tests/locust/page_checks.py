@@ -232,7 +232,7 @@ def test_the_tab_shows_each_clone_live_and_to_the_last_turn(page: Page) -> None:
     assert page.errors() == []
 
 
-def test_it_tells_what_csv_and_json_tell(page: Page) -> None:
+def test_it_shows_what_csv_and_json_have(page: Page) -> None:
     """The link that the page has for it leads to the same numbers."""
     page.open("?tab=reports")
     links = page.wait(lambda: page.find("main a[href$='balance/csv']"))

@@ -368,7 +368,7 @@ def test_a_connection_is_one_turn() -> None:
     assert log.clones == [(b"1\n", True), (b"1\n", False)] * 2
 
 
-def test_a_check_tells_what_is_wrong() -> None:
+def test_a_check_says_what_is_wrong() -> None:
     """The reply is a failure with its words, and still counts for its clone."""
     with serving(echo) as served:
         ours, log = client(host=served.url, clone_of=lambda *_: 3)
@@ -502,7 +502,7 @@ def test_a_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [address[0] for _, address in target.resolve()] == ["127.0.0.1", "127.0.0.9"]
 
 
-def test_a_name_that_nobody_knows_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each connect: it is looked up again, and may be known by then."""
 
     def look_up(*_: Any) -> list[Any]:
@@ -882,7 +882,7 @@ def test_a_connection_is_a_tasks() -> None:
     assert log.names == ["connect", "request"] * 3
 
 
-def test_who_wants_to_may_have_the_close_reported() -> None:
+def test_the_close_may_be_reported() -> None:
     """As a request like the others."""
     with serving(echo) as served:
         log = counted(TcpUser, ask, 2, host=served.url, report_close=True)
@@ -1180,7 +1180,7 @@ def test_a_host_that_is_wrong_stops_the_run() -> None:
 # -- echo --------------------------------------------------------------------------------------
 
 
-def test_an_echo_tells_its_clone() -> None:
+def test_an_echo_has_its_clone() -> None:
     """What stands before the message and a space; two requests a connection are reported."""
     with serving(tell, clones=4) as served:
         user, log = made(described(EchoUser, host=served.url, tasks=[]))
@@ -1202,7 +1202,7 @@ def test_a_kept_echo_has_one_turn() -> None:
     assert log.clones == [(b"0/4", True), (b"0/4", False), (b"0/4", False)]
 
 
-def test_a_pure_echo_tells_none() -> None:
+def test_a_pure_echo_has_no_clone() -> None:
     """It is right all the same."""
     with serving(echo) as served:
         user, log = made(described(EchoUser, host=served.url, tasks=[], message=b"3/4 hi there"))
@@ -1320,7 +1320,7 @@ def test_a_websocket_over_tls(trusting: ssl.SSLContext) -> None:
     assert log.failures == []
 
 
-def test_a_handshake_tells_the_clone() -> None:
+def test_a_handshake_has_the_clone() -> None:
     """That is the connection's turn; what comes after it are replies."""
     with serving(tell_frames, clones=4) as served:
         user, log = made(described(WebSocketUser, host=ws(served), clone_of=lambda _, reply: reply))
@@ -1531,7 +1531,7 @@ def test_hosts_of_websockets() -> None:
     assert [each.kind for each in targets] == ["WS", "WSS", "WS"]
 
 
-def test_websockets_are_imported_by_who_uses_them() -> None:
+def test_websockets_are_imported_when_they_are_used() -> None:
     """Not all have the package."""
     code = (
         "import sys, glb.locust; print('websocket' in sys.modules); "

@@ -151,7 +151,7 @@ def test_the_chart_is_xml_whatever_clones_are_called(told: list[tuple[str, int]]
 # -- pages -----------------------------------------------------------------------------------------
 
 
-class Nobody(User):
+class AnyUser(User):
     pass
 
 
@@ -162,7 +162,7 @@ class Pages:
         self.made: list[Environment] = []
 
     def environment(self, *, path: str | None = None, login: bool = False) -> Environment:
-        environment = Environment(user_classes=[Nobody])
+        environment = Environment(user_classes=[AnyUser])
         self.made.append(environment)
         environment.create_local_runner()
         WebUI(environment, "127.0.0.1", 0, web_base_path=path, web_login=login, delayed_start=True)
@@ -200,7 +200,7 @@ def measure() -> Measure:
 
 
 @pytest.mark.parametrize("path", [None, "", "/load", "/load/"])
-def test_the_pages_tell_the_figures(pages: Pages, measure: Measure, path: str | None) -> None:
+def test_the_pages_have_the_figures(pages: Pages, measure: Measure, path: str | None) -> None:
     """CSV, JSON, chart and what the tab shows; below the path that locust's are below."""
     _, client = pages.extended(measure, path=path)
     top = (path or "").rstrip("/")
@@ -297,7 +297,7 @@ def test_the_verdict_is_provisional_while_reports_are_out(pages: Pages, measure:
     assert report.verdict(Figures(())) == NO_TURNS
 
 
-def test_others_who_extend_the_page_stay(pages: Pages, measure: Measure) -> None:
+def test_other_extensions_of_the_page_stay(pages: Pages, measure: Measure) -> None:
     """Tabs that were there before, rows of others, and being called twice."""
     environment = pages.environment()
     ui = environment.web_ui
@@ -332,7 +332,7 @@ def test_the_report_has_the_section(pages: Pages, measure: Measure, theme: str) 
         assert ("Content-Disposition" in told.headers) == query.endswith("download=1")
 
 
-def test_nothing_is_told_without_the_login_that_locust_asks_for(
+def test_nothing_is_shown_without_the_login_that_locust_asks_for(
     pages: Pages, measure: Measure
 ) -> None:
     """Each page sends an unknown user to the login, without a figure; then it shows them."""

@@ -181,7 +181,7 @@ def test_it_does_not_overflow() -> None:
     assert bucket.pause(1e6) == 1 / 20
 
 
-def test_who_takes_more_than_there_is_waits_the_longer() -> None:
+def test_taking_more_than_there_is_makes_the_pause_longer() -> None:
     """What was taken beyond is a debt, to the last token."""
     bucket = Bucket(20, now=0.0)
     for _ in range(12):
@@ -263,7 +263,7 @@ def test_no_window_has_more_than_its_share(
 
 
 @given(rate=FLOAT_RATES, start=st.floats(0, 1e6), taken=st.integers(0, 50))
-def test_who_waits_as_long_as_it_says_has_one(rate: float, start: float, taken: int) -> None:
+def test_after_its_pause_there_is_a_token(rate: float, start: float, taken: int) -> None:
     """After the pause there is a token, give or take one more of the shortest."""
     bucket = Bucket(rate, start)
     for _ in range(taken):

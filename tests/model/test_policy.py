@@ -64,7 +64,7 @@ def test_of_equals_the_first_is_taken() -> None:
 
 @settings(deadline=None, database=None, print_blob=True)
 @given(st.lists(st.integers(0, 5), min_size=1))
-def test_nobody_has_less_to_do_than_the_chosen(loads: list[int]) -> None:
+def test_no_clone_has_less_to_do_than_the_chosen(loads: list[int]) -> None:
     """The chosen is the first of those with the lowest load."""
     clones = [Clone(load) for load in loads]
     assert least_loaded(clones) is clones[loads.index(min(loads))]

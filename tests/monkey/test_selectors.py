@@ -133,7 +133,7 @@ def reply(clone: Any, text: bytes) -> None:
 
 
 @pytest.mark.parametrize("names", [lambda each: each, lambda each: each.fileno()])
-def test_only_whose_turn_it_is_is_told(
+def test_only_the_clone_whose_turn_it_is_wakes(
     names: Callable[[Any], Any], way: Way, clones: list[Any]
 ) -> None:
     """One connection wakes one poller, with what it gave: an object or a number."""
@@ -174,7 +174,7 @@ def test_loops_that_poll_and_accept_take_exact_turns(way: Way, clones: list[Any]
     end(greenlets)
 
 
-def test_one_poller_of_all_clones_is_told_of_each_in_turn(way: Way, clones: list[Any]) -> None:
+def test_one_poller_of_all_clones_gets_each_in_turn(way: Way, clones: list[Any]) -> None:
     """A single loop over several sockets of one address has exact turns as well."""
     order: list[int] = []
 
@@ -204,7 +204,7 @@ def test_two_ways_of_polling_share_the_turns(clones: list[Any]) -> None:
     end(greenlets)
 
 
-def test_what_is_told_once_is_told_until_it_is_accepted(way: Way, clones: list[Any]) -> None:
+def test_a_readable_clone_stays_readable_until_it_accepts(way: Way, clones: list[Any]) -> None:
     """As a kernel socket that stays readable: with time and without."""
     with connect(clones[0].getsockname()):
         for timeout in (None, 10, 0):
@@ -216,7 +216,7 @@ def test_what_is_told_once_is_told_until_it_is_accepted(way: Way, clones: list[A
 # -- time -------------------------------------------------------------------------------------
 
 
-def test_a_poll_whose_time_is_over_tells_nothing(way: Way, clones: list[Any]) -> None:
+def test_a_poll_whose_time_is_over_returns_nothing(way: Way, clones: list[Any]) -> None:
     """And the clone is not ready any more."""
     assert way(clones, 0.001) == []
     let_hub_turn()
@@ -251,7 +251,7 @@ def test_polls_without_time_take_turns(
     assert order == turns(COPIES, 6)
 
 
-def test_a_poll_without_time_is_not_told_what_others_wait_for(way: Way, clones: list[Any]) -> None:
+def test_a_poll_without_time_does_not_get_what_others_wait_for(way: Way, clones: list[Any]) -> None:
     """It stands in line behind those that wait already."""
     greenlet = start(reply, clones[0], b"0")
     client = queued(clones[0])
@@ -390,7 +390,7 @@ def test_a_loop_that_accepts_until_there_is_nothing_more_takes_one_each(
 
 
 @pytest.mark.parametrize("timeout", [0, 0.001, None])
-def test_a_clone_beside_a_ready_descriptor_is_told_of_at_once(
+def test_a_clone_beside_a_ready_descriptor_is_found_at_once(
     loop: Loop, timeout: float | None
 ) -> None:
     """By the first poll after the client has come, as gevent's tells; and never for nothing."""
@@ -483,7 +483,7 @@ def test_a_loop_that_is_away_is_passed_over(loop: Loop) -> None:
     close_all([*clients, other])
 
 
-def test_a_selector_does_not_tell_later_of_what_was_accepted_meanwhile(clones: list[Any]) -> None:
+def test_a_selector_does_not_report_later_what_was_accepted_meanwhile(clones: list[Any]) -> None:
     """An event that was set between two polls is not seen any more."""
     clone = clones[0]
     with polling(clone) as selector:
@@ -589,7 +589,7 @@ def test_several_loops_lose_nothing(looped: list[Any], clients: int) -> None:
 # -- the end ----------------------------------------------------------------------------------
 
 
-def test_a_clone_that_closes_wakes_who_polls_it(way: Way, clones: list[Any]) -> None:
+def test_a_clone_that_closes_wakes_its_pollers(way: Way, clones: list[Any]) -> None:
     """What it accepts then tells: EBADF. The others poll on."""
     greenlet, other = start(way, [clones[0]]), start(way, [clones[1]])
     clones[0].close()
@@ -603,7 +603,7 @@ def test_a_clone_that_closes_wakes_who_polls_it(way: Way, clones: list[Any]) -> 
     del other
 
 
-def test_a_clone_that_is_shut_down_wakes_who_polls_it(way: Way, clones: list[Any]) -> None:
+def test_a_clone_that_is_shut_down_wakes_its_pollers(way: Way, clones: list[Any]) -> None:
     """EINVAL, as the kernel's accept says, and it stays readable; the others go on."""
     greenlet = start(way, [clones[0]])
     clones[0].shutdown(socket.SHUT_RDWR)
@@ -663,7 +663,7 @@ def test_a_clone_is_not_ready_while_it_is_polled_for_writing(clones: list[Any]) 
         end(greenlets)
 
 
-def test_a_clone_polled_for_both_tells_of_reading_alone(clones: list[Any]) -> None:
+def test_a_clone_polled_for_both_is_ready_for_reading_alone(clones: list[Any]) -> None:
     """As the kernel's."""
     clone = clones[0]
     poll = select.poll()
@@ -702,7 +702,9 @@ def test_any_iterable_can_be_selected(clones: list[Any]) -> None:
         assert accept_now(clones[0])
 
 
-def test_what_is_polled_twice_is_told_twice_each_time_as_it_was_given(clones: list[Any]) -> None:
+def test_a_clone_polled_twice_is_returned_twice_each_time_as_it_was_given(
+    clones: list[Any],
+) -> None:
     """An object and its number, in one list; ready already, since libuv wakes with one alone."""
     polled = [clones[0], clones[0].fileno(), clones[0]]
     with connect(clones[0].getsockname()):
@@ -812,7 +814,7 @@ def test_gevents_server_on_no_clone_is_as_ever() -> None:
 # -- selectors that are kept ------------------------------------------------------------------
 
 
-def test_a_selector_that_is_kept_tells_of_each_turn(clones: list[Any]) -> None:
+def test_a_selector_that_is_kept_reports_each_turn(clones: list[Any]) -> None:
     """One select after the other, as `socketserver.serve_forever` does, with a time limit."""
 
     def serve(index: int) -> None:
@@ -844,7 +846,7 @@ def test_a_selector_may_change_what_it_looks_at(clones: list[Any]) -> None:
         selector.unregister(clones[0])
 
 
-def test_two_selectors_on_one_clone_are_both_told() -> None:
+def test_two_selectors_on_one_clone_both_wake() -> None:
     """They share its turn; one of them accepts, and the other waits on."""
     with opened() as clone, polling(clone) as first, polling(clone) as second:
         greenlets = [gevent.spawn(each.select, 5) for each in (first, second)]
@@ -856,7 +858,7 @@ def test_two_selectors_on_one_clone_are_both_told() -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_socket_that_was_registered_before_it_listens_is_told_of_turns(is_first: bool) -> None:
+def test_a_socket_that_was_registered_before_it_listens_gets_turns(is_first: bool) -> None:
     """Its descriptor has come to lead to another kernel socket meanwhile."""
     with opened() as other:
         sock = bound(ANY if is_first else other.getsockname())
@@ -871,7 +873,7 @@ def test_a_socket_that_was_registered_before_it_listens_is_told_of_turns(is_firs
             selector.unregister(sock)
 
 
-def test_a_selector_that_outlives_its_clone_tells_of_its_end() -> None:
+def test_a_selector_that_outlives_its_clone_reports_its_end() -> None:
     """Closed while registered: the select returns, and nothing of it is left."""
     sock = opened()
     with polling(sock) as selector:

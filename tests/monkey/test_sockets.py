@@ -425,7 +425,9 @@ def test_what_is_connected_does_not_listen(first: socket.socket) -> None:
 # -- bind without listen ----------------------------------------------------------------------
 
 
-def test_who_binds_a_shared_address_and_connects_is_no_clone(first: socket.socket) -> None:
+def test_a_socket_that_binds_a_shared_address_and_connects_is_no_clone(
+    first: socket.socket,
+) -> None:
     """An outgoing connection from a port that is shared is the kernel's own."""
     with opened() as target, bound(first.getsockname()) as client:
         client.connect(target.getsockname())
@@ -438,7 +440,7 @@ def test_who_binds_a_shared_address_and_connects_is_no_clone(first: socket.socke
         assert clones() == [1, 1]
 
 
-def test_who_binds_and_closes_leaves_nothing(first: socket.socket) -> None:
+def test_a_socket_that_binds_and_closes_leaves_nothing(first: socket.socket) -> None:
     """Bound alone, it is in no entry and takes no turn."""
     with bound(first.getsockname()) as sock:
         assert (is_clone(sock), clones()) == (False, [1])
@@ -715,7 +717,7 @@ def test_a_way_to_shut_down_that_cannot_be_is_refused(
     assert orders([first], 2) == [0, 0]
 
 
-def test_who_waits_is_told_of_a_shutdown(first: socket.socket) -> None:
+def test_a_shutdown_ends_a_waiting_accept(first: socket.socket) -> None:
     """EINVAL in accept, and what others wait for is theirs."""
     with opened(first.getsockname()) as other:
         greenlet, survivor = gevent.spawn(first.accept), gevent.spawn(reply, other, b"other")
@@ -806,7 +808,7 @@ def test_the_only_one_detached_opens_its_address_again(first: socket.socket) -> 
             assert orders([again, other], 4) == turns(2, 4)
 
 
-def test_who_listens_beside_a_detached_number_joins_its_socket(first: socket.socket) -> None:
+def test_a_listen_beside_a_detached_number_joins_its_socket(first: socket.socket) -> None:
     """A program that keeps a number and opens the address again has one kernel socket."""
     address = first.getsockname()
     number = first.detach()
@@ -835,7 +837,7 @@ def test_a_detached_number_that_was_closed_is_forgotten(first: socket.socket) ->
 
 def test_a_detached_number_keeps_what_it_was_given(first: socket.socket) -> None:
     """Without other clones, the next object on that number gets the connection of its turn."""
-    with polling_told(first) as client:
+    with pending_client(first) as client:
         number = first.detach()
         with socket.socket(fileno=number) as again:
             conn, peer = again.accept()
@@ -849,7 +851,7 @@ def test_what_was_given_to_a_number_that_is_detached_is_the_next_ones(
     """That number may never be used again."""
     with (
         opened(first.getsockname()) as other,
-        polling_told(first) as client,
+        pending_client(first) as client,
         socket.socket(fileno=first.detach()),
     ):
         conn, peer = other.accept()
@@ -859,7 +861,7 @@ def test_what_was_given_to_a_number_that_is_detached_is_the_next_ones(
 
 def test_what_was_given_to_a_number_that_is_closed_ends(first: socket.socket) -> None:
     """As what a kernel's socket has in its queue when it closes; no descriptor is left."""
-    with polling_told(first) as client:
+    with pending_client(first) as client:
         number = first.detach()
         os.close(number)
         with native_socket.socket() as plain, opened():
@@ -870,7 +872,7 @@ def test_what_was_given_to_a_number_that_is_closed_ends(first: socket.socket) ->
 
 
 @contextlib.contextmanager
-def polling_told(clone: Any) -> Iterator[native_socket.socket]:
+def pending_client(clone: Any) -> Iterator[native_socket.socket]:
     """Yield a client whose connection lies ready for *clone*, and isn't accepted."""
     select.select([clone], [], [], 0)
     with queued(clone) as client:
@@ -914,9 +916,9 @@ def test_a_copy_lives_on_when_the_first_is_closed(first: socket.socket) -> None:
         assert orders([copy, other], 4) == turns(2, 4)
 
 
-def test_what_a_copy_was_told_of_another_accepts(first: socket.socket) -> None:
+def test_a_connection_that_one_copy_polled_another_accepts(first: socket.socket) -> None:
     """One pending connection, for the first of them that accepts."""
-    with first.dup() as copy, opened(first.getsockname()) as other, polling_told(first):
+    with first.dup() as copy, opened(first.getsockname()) as other, pending_client(first):
         assert select.select([copy], [], [], 0)[0] == [copy]
         first.close()
         assert [accept_now(each) for each in (other, copy, copy)] == [False, True, False]
@@ -1241,7 +1243,7 @@ def test_the_default_timeout_is_the_connections_too(first: socket.socket) -> Non
         socket.setdefaulttimeout(None)
 
 
-def test_close_ends_who_waits_in_accept(first: socket.socket) -> None:
+def test_close_ends_a_waiting_accept(first: socket.socket) -> None:
     """EBADF there, and the others go on."""
     with opened(first.getsockname()) as other:
         greenlet, survivor = gevent.spawn(first.accept), gevent.spawn(reply, other, b"other")
@@ -1281,7 +1283,7 @@ def test_our_server_on_a_programs_clone_has_one_clone(first: socket.socket) -> N
     assert clones() == []
 
 
-def test_our_server_may_be_told_of_more_clones(first: socket.socket) -> None:
+def test_our_server_may_have_more_clones(first: socket.socket) -> None:
     """An explicit number of clones holds."""
     server = glb.server.StreamServer(first, Recorder(), clones=3)
     server.start()

@@ -256,7 +256,7 @@ def test_the_arguments_are_gevents(args: tuple[Any, ...]) -> None:
     is_the_same_for_both(use)
 
 
-def test_a_descriptor_tells_what_it_is() -> None:
+def test_a_descriptor_gives_family_type_and_protocol() -> None:
     """Family, type and protocol need not be said."""
 
     def use(kind: Any) -> object:
@@ -509,7 +509,7 @@ def test_a_peer_that_resets_is_a_reset_then_a_broken_pipe(make: Any) -> None:
 
 
 @pytest.mark.parametrize("does", ["read", "write"])
-def test_a_peer_that_resets_ends_who_waits(tcp: tuple[Any, Any], does: str) -> None:
+def test_a_peer_that_resets_ends_waiting_calls(tcp: tuple[Any, Any], does: str) -> None:
     """In recv() and in sendall()."""
     end, peer = tcp
     waiter = spawn_reader(end) if does == "read" else spawn_writer(end)
@@ -770,7 +770,7 @@ def test_detach_leaves_the_descriptor_alone(pair: tuple[Any, Any], has_waited: b
     os.close(descriptor)
 
 
-def test_detach_ends_who_waits(pair: tuple[Any, Any]) -> None:
+def test_detach_ends_waiting_calls(pair: tuple[Any, Any]) -> None:
     """With EBADF; the descriptor lives on."""
     end, peer = pair
     reader, writer = spawn_reader(end), spawn_writer(end)
@@ -836,7 +836,7 @@ def test_what_is_closed_answers_as_gevents(
     is_the_same_for_both(use)
 
 
-def test_what_is_closed_still_tells_what_it_was(pair: tuple[Any, Any]) -> None:
+def test_a_closed_connection_keeps_its_family_type_and_protocol(pair: tuple[Any, Any]) -> None:
     """Family, type and protocol; its number is gone."""
     end, _ = pair
     end.close()
@@ -888,7 +888,7 @@ def test_closing_what_was_closed_by_its_number_is_an_error_once(has_waited: bool
 
 
 @pytest.mark.parametrize("waits", ["read", "write", "both"])
-def test_closing_ends_who_waits(waits: str) -> None:
+def test_closing_ends_waiting_calls(waits: str) -> None:
     """Reader and writer see EBADF; the descriptor is closed when they have."""
 
     def use(kind: Any) -> object:
@@ -908,7 +908,7 @@ def test_closing_ends_who_waits(waits: str) -> None:
     assert {error[:2] for error in errors} == {(cancel_wait_ex, errno.EBADF)}
 
 
-def test_closing_ends_who_waits_with_a_timeout(pair: tuple[Any, Any]) -> None:
+def test_closing_ends_a_call_that_waits_with_a_timeout(pair: tuple[Any, Any]) -> None:
     """EBADF, not the timeout."""
     end, _ = pair
     end.settimeout(60)
@@ -917,7 +917,7 @@ def test_closing_ends_who_waits_with_a_timeout(pair: tuple[Any, Any]) -> None:
     assert reader.get()[1] == errno.EBADF
 
 
-def test_closing_waits_for_a_watcher_of_somebody_else() -> None:
+def test_closing_waits_for_another_watcher_of_its_number() -> None:
     """A watcher of its number is woken, and the descriptor is closed after that."""
 
     def use(kind: Any) -> object:
@@ -1062,7 +1062,7 @@ def test_select_and_poll_take_it(pair: tuple[Any, Any]) -> None:
     poll.unregister(end)
 
 
-def test_closing_ends_who_selects() -> None:
+def test_closing_ends_a_select() -> None:
     """As gevent's does."""
 
     def use(kind: Any) -> object:

@@ -45,7 +45,7 @@ def test_handlers_are_suspected_of_what_came_since_the_start(
     assert Census(opened, 1024, connections, before).is_suspect is is_suspect
 
 
-def test_a_look_tells_kinds_apart(tmp_path: Path) -> None:
+def test_a_look_counts_each_kind(tmp_path: Path) -> None:
     """Sockets, pipes and files, each by what it is; all of them are counted."""
     before, kinds_before = look(1024)
     path = tmp_path / "leaked"
@@ -74,7 +74,7 @@ def test_a_look_at_many_is_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({*looked}) == glb.net.fd_leaks.MOST_LOOKED_AT
 
 
-def test_without_proc_a_look_tells_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_a_look_finds_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kind of a file is known everywhere."""
     opened, kinds = look(1024)
     monkeypatch.setattr("os.readlink", refuse)
@@ -101,7 +101,7 @@ def refuse(*_args: object) -> str:
         ({"/" + "x" * 200: 2}, 0, f"...{'x' * 80} (2)"),
     ],
 )  # fmt: skip
-def test_kinds_are_told_most_frequent_first(
+def test_kinds_are_named_most_frequent_first(
     kinds: dict[str, int], connections: int, words: str
 ) -> None:
     """Without the connections, on one line, and as anything that a log can write."""
@@ -135,7 +135,7 @@ def test_connections_are_no_leak() -> None:
     )
 
 
-def test_nobody_is_suspected_where_nobody_counts_connections() -> None:
+def test_nothing_is_suspected_where_connections_are_not_counted() -> None:
     """For an accept loop of the program's own the log has what is open, and no more."""
     with scarcity(taken=100):
         words = describe(EMFILE, lambda: None, 10)
@@ -144,7 +144,7 @@ def test_nobody_is_suspected_where_nobody_counts_connections() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no /proc/sys")
-def test_of_the_systems_files_the_system_is_told() -> None:
+def test_enfile_is_described_by_the_systems_files() -> None:
     """ENFILE is no fault of this process; the one spare descriptor suffices to find out."""
     error = OSError(errno.ENFILE, "Too many open files in system")
     with scarcity(free=1):
@@ -155,7 +155,7 @@ def test_of_the_systems_files_the_system_is_told() -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOMEM, "?"), OSError("?"), MemoryError()])
-def test_of_other_errors_nothing_is_told(error: BaseException) -> None:
+def test_other_errors_have_no_description(error: BaseException) -> None:
     assert describe(error, lambda: 3, 10) == ""
 
 

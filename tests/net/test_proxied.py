@@ -54,7 +54,7 @@ def test_it_may_come_one_byte_at_a_time(header: bytes, pair: tuple[Any, Any]) ->
 
 
 @pytest.mark.parametrize("data", [b"", LINE[:-1], BINARY[:-1], BINARY[:5]])
-def test_who_leaves_before_is_refused(data: bytes, pair: tuple[Any, Any]) -> None:
+def test_a_client_that_leaves_before_the_end_is_refused(data: bytes, pair: tuple[Any, Any]) -> None:
     """A port scan, say."""
     pair[1].sendall(data)
     pair[1].shutdown(socket.SHUT_WR)

@@ -1104,7 +1104,7 @@ def test_standing_in_for_a_closed_socket_is_ebadf(plain: Any) -> None:
     assert open_descriptors() == before
 
 
-def test_an_open_file_is_told_from_all_others(plain: Any) -> None:
+def test_an_open_file_is_distinct_from_all_others(plain: Any) -> None:
     """The same by each of its numbers, another for each socket, none when closed."""
     one, other = plain(), plain()
     copy = os.dup(one.fileno())
@@ -1113,7 +1113,7 @@ def test_an_open_file_is_told_from_all_others(plain: Any) -> None:
     assert (sockets.file_of(copy), sockets.file_of(-1)) == (None, None)
 
 
-def test_the_address_behind_a_number_is_told_of_tcp_sockets(plain: Any, path: str) -> None:
+def test_the_address_behind_a_number_is_found_for_tcp_sockets(plain: Any, path: str) -> None:
     """``None`` of what is closed, no socket, or of another family; the number stays open."""
     sock, unix = plain(), plain(AF_UNIX)
     sock.bind(LOCAL.sockaddr)

@@ -652,7 +652,7 @@ def limits(server: StreamServer) -> tuple[object, ...]:
     )
 
 
-def test_there_are_no_limits_without_being_told() -> None:
+def test_there_are_no_limits_by_default() -> None:
     """As gevent's server has none."""
     server = StreamServer(LOCAL, lambda *_: None)
     assert limits(server) == (None,) * 5

@@ -176,7 +176,7 @@ def test_a_request_that_has_come_before_the_close_is_served() -> None:
     client.close()
 
 
-def test_who_has_just_connected_has_time_for_a_first_request(
+def test_a_client_that_has_just_connected_has_time_for_a_first_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A new client has no reason to think that it might be closed."""
@@ -388,7 +388,7 @@ def test_spread_closes_upgraded_connections_of_http() -> None:
 
 
 @on_one_and_two_hubs
-def test_who_was_let_in_by_the_kernel_is_served_first(hubs: int) -> None:
+def test_a_drain_serves_the_accept_queue_first(hubs: int) -> None:
     """The last server of an address empties the accept queue before it leaves."""
     server = StreamServer(
         LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=2, hubs=hubs, patience=NEVER
@@ -416,7 +416,7 @@ def test_without_linger_the_address_is_free_at_once() -> None:
     client.close()
 
 
-def test_linger_is_bounded_where_nobody_accepts() -> None:
+def test_linger_is_bounded_where_no_clone_accepts() -> None:
     """All paused by their owner: the queue is not emptied, and the drain ends all the same."""
     server = StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=1)
     server.start()
@@ -426,7 +426,7 @@ def test_linger_is_bounded_where_nobody_accepts() -> None:
     client.close()
 
 
-def test_a_unix_socket_lets_nobody_in_while_its_queue_is_emptied(tmp_path: Any) -> None:
+def test_a_unix_socket_lets_no_client_in_while_its_queue_is_emptied(tmp_path: Any) -> None:
     """All who were let in are served, and the path is free."""
     path = str(tmp_path / "socket")
     server = StreamServer(f"unix:{path}", lambda sock, _: sock.sendall(b"ok"), clones=2)
@@ -501,7 +501,7 @@ def begin_lingering(server: StreamServer, timeout: float | None = None) -> Any:
 
 @full_in_each_way
 @pytest.mark.parametrize("kind", ["stream", "http", "tls"])
-def test_a_full_server_closes_what_is_idle_and_serves_who_waits(way: str, kind: str) -> None:
+def test_a_full_server_closes_idle_connections_and_serves_the_queue(way: str, kind: str) -> None:
     """Room comes at once, the whole queue is served, and the server drains from the beginning."""
     hubs, make_arguments = WAYS_TO_BE_FULL[way]
     states: list[State] = []
@@ -594,7 +594,7 @@ def test_a_full_server_that_drains_is_not_ready(way: str) -> None:
 
 @on_one_and_two_hubs
 @pytest.mark.parametrize("kind", ["stream", "http"])
-def test_who_is_accepted_late_has_a_second_from_then_on(
+def test_a_client_that_is_accepted_late_has_a_second_from_then_on(
     hubs: int, kind: str, clock: SkippingClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the drain has waited for room by then; and no longer than that."""
@@ -642,7 +642,7 @@ def test_who_is_accepted_late_has_a_second_from_then_on(
     close_all([*busy, late, silent])
 
 
-def test_who_had_connected_before_has_a_second_from_the_drain_on(
+def test_a_client_that_connected_before_has_a_second_from_the_drain_on(
     clock: SkippingClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A browser that has connected in advance is closed then, however long ago that was."""
@@ -862,7 +862,7 @@ def test_a_drained_server_starts_again(hubs: int) -> None:
         assert server.drain(10).killed == 0
 
 
-def test_stop_drains_if_told() -> None:
+def test_stop_drains_if_asked() -> None:
     """With gevent's stop_timeout, and the drain's report."""
     application = Application()
     with WSGIServer(LOCAL, application, clones=1, log=None) as server:
@@ -1051,7 +1051,7 @@ def test_a_clone_that_joins_a_drain_that_accepts_nothing_accepts() -> None:
     close_all([client, sock, listener, other])
 
 
-def test_a_hub_that_is_blocked_is_told_of_and_left(
+def test_a_hub_that_is_blocked_is_logged_and_left(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by stop: the deadline holds, though a thread can't be killed."""
@@ -1137,7 +1137,7 @@ def test_drains_of_two_threads_are_one() -> None:
     client.close()
 
 
-def test_who_resists_a_kill_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_handler_that_resists_its_kill_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One finishes, one is killed, one goes on for a while: the report has each of them once."""
     monkeypatch.setattr("glb.serve.drain_worker.KILL_SECONDS", 0.05)
     let_go = Event()
@@ -1403,7 +1403,7 @@ def test_a_start_on_a_hub_of_its_own_is_refused() -> None:
 
 
 @on_one_and_two_hubs
-def test_a_close_in_the_middle_kills_nobody(hubs: int) -> None:
+def test_a_close_in_the_middle_kills_no_handler(hubs: int) -> None:
     """On any hub: as close() promises, handlers finish."""
     slow = threading.Event()
 

@@ -142,7 +142,9 @@ WHATS: Final = [["i"], ["r"], ["b"], ["w"], ["c"], ["r", "b", "w", "c", "i"]]
         ("interrupted", -signal.SIGINT, "KeyboardInterrupt"),
     ],
 )
-def test_a_process_ends_as_it_is_told(how: str, status: int, last_words: str) -> None:
+def test_a_process_ends_with_its_own_status_and_last_words(
+    how: str, status: int, last_words: str
+) -> None:
     """Whatever its hubs are at: no crash, no hang, no word but what ended it."""
     jobs = [WHATS[count % len(WHATS)] for count in range(max(ROUNDS, len(WHATS)))]
     wrong = []

@@ -360,7 +360,7 @@ def test_the_oldest_is_let_go_first(clock: Clock) -> None:
     close_all([*ends, *(theirs for _, theirs in pairs)])
 
 
-def test_who_has_said_something_is_not_let_go(pair: tuple[Any, Any], clock: Clock) -> None:
+def test_a_connection_with_unread_data_is_not_closed(pair: tuple[Any, Any], clock: Clock) -> None:
     """What is there counts, although nobody has read it."""
     end, client = pair
     waiting = IdleConnections(get_hub(), SHORT)
@@ -383,7 +383,7 @@ def test_who_has_said_something_is_not_let_go(pair: tuple[Any, Any], clock: Cloc
     waiting.close()
 
 
-def test_without_a_timeout_nobody_is_let_go(pair: tuple[Any, Any], clock: Clock) -> None:
+def test_without_a_timeout_no_connection_is_closed(pair: tuple[Any, Any], clock: Clock) -> None:
     """There is no timer even."""
     waiting = IdleConnections(get_hub())
     reader = wait_in(waiting, pair[0])
@@ -397,7 +397,7 @@ def test_without_a_timeout_nobody_is_let_go(pair: tuple[Any, Any], clock: Clock)
     assert reader.get() == (b"x", False)
 
 
-def test_one_timer_looks_for_all_and_is_gone_when_nobody_waits(pair: tuple[Any, Any]) -> None:
+def test_one_timer_serves_all_and_is_gone_when_no_connection_waits(pair: tuple[Any, Any]) -> None:
     """And is back with the next one."""
     end, client = pair
     waiting = IdleConnections(get_hub(), SHORT)
@@ -426,7 +426,7 @@ def test_closing_takes_the_timer_away(pair: tuple[Any, Any]) -> None:
     assert len(waiting) == 0
 
 
-def test_who_is_told_is_told_once(pair: tuple[Any, Any]) -> None:
+def test_a_waiting_connection_is_ended_once(pair: tuple[Any, Any]) -> None:
     """And who doesn't wait is not told at all."""
     waiting = IdleConnections(get_hub())
     reader = wait_in(waiting, pair[0])
@@ -446,7 +446,9 @@ def test_watchers_hear_of_each_that_begins_to_wait(pair: tuple[Any, Any]) -> Non
     reader.kill()
 
 
-def test_who_begins_a_request_is_to_go_on_with_it(pair: tuple[Any, Any], clock: Clock) -> None:
+def test_a_client_that_begins_a_request_is_to_go_on_with_it(
+    pair: tuple[Any, Any], clock: Clock
+) -> None:
     """Its time begins with the head, and what has come of it is read."""
     end, client = pair
     waiting = IdleConnections(get_hub(), SHORT)
@@ -503,7 +505,9 @@ def test_a_silent_client_is_closed(
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_who_speaks_is_served_for_as_long_as_it_likes(hubs: int, tls: bool, clock: Clock) -> None:
+def test_a_client_that_has_sent_a_byte_is_served_for_as_long_as_it_likes(
+    hubs: int, tls: bool, clock: Clock
+) -> None:
     """The handler gets the first byte as well; what comes later is its own business."""
     with serve(read_and_wait, hubs=hubs, tls=tls, first_byte_timeout=SHORT) as server:
         server.start()
@@ -523,7 +527,7 @@ def read_and_wait(sock: Any, _peer: Any) -> None:
         sock.sendall(data)
 
 
-def test_who_leaves_at_once_is_its_handlers(hubs: int) -> None:
+def test_a_client_that_leaves_at_once_is_left_to_the_handler(hubs: int) -> None:
     """It reads the end of the stream, as it does without a timeout."""
     read: list[bytes] = []
 
@@ -589,7 +593,9 @@ def test_silent_clients_make_room() -> None:
 # -- HTTP ---------------------------------------------------------------------------------------
 
 
-def test_http_lets_go_of_who_asks_nothing(hubs: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_http_closes_a_client_that_asks_nothing(
+    hubs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No reply, no traceback, and the connection is closed."""
     with http(hubs=hubs, first_byte_timeout=SHORT) as server:
         server.start()
@@ -600,7 +606,7 @@ def test_http_lets_go_of_who_asks_nothing(hubs: int, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == ""
 
 
-def test_http_lets_go_of_who_asks_nothing_more(hubs: int) -> None:
+def test_http_closes_a_client_that_asks_nothing_more(hubs: int) -> None:
     """A kept-alive connection has its replies, and is closed then."""
     with http(hubs=hubs, first_byte_timeout=SHORT) as server:
         server.start()
@@ -614,7 +620,7 @@ def test_http_lets_go_of_who_asks_nothing_more(hubs: int) -> None:
 
 
 @pytest.mark.parametrize("start", [b"G", b"GET /", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
-def test_http_lets_go_of_who_goes_on_too_slowly(hubs: int, start: bytes) -> None:
+def test_http_closes_a_client_that_goes_on_too_slowly(hubs: int, start: bytes) -> None:
     """Of a request that was begun, whether in its first line or its headers."""
     called: list[object] = []
 
@@ -661,7 +667,7 @@ def test_a_byte_now_and_then_is_too_slow() -> None:
         assert timed_out(server) == 1
 
 
-def test_http_serves_who_asks_in_time(hubs: int, clock: Clock) -> None:
+def test_http_serves_a_client_that_asks_in_time(hubs: int, clock: Clock) -> None:
     """However long the connection is open already."""
     with http(hubs=hubs, first_byte_timeout=SHORT) as server:
         server.start()
@@ -699,7 +705,7 @@ def test_an_application_has_its_own_time() -> None:
         assert (read, timed_out(server)) == ([b"body"], 0)
 
 
-def test_https_says_its_end_to_who_is_silent() -> None:
+def test_https_says_its_end_to_a_silent_client() -> None:
     """A client can tell that nothing was cut off."""
     # The handshake is to be over before: a client that is silent in it gets no goodbye.
     with http(ssl_context=server_context(), first_byte_timeout=0.5) as server:
@@ -713,7 +719,7 @@ def test_https_says_its_end_to_who_is_silent() -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "a part"])
-def test_who_is_silent_in_the_handshake_is_closed(
+def test_a_client_that_is_silent_in_the_handshake_is_closed(
     hubs: int, said: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At once, counted as failed, with no handler called and no traceback."""
@@ -923,7 +929,7 @@ def test_with_a_goodbye_tls_has_an_end(tls_pair: tuple[Any, Any]) -> None:
     assert (speaking.recv(10), speaking.recv(10)) == (b"reply", b"")
 
 
-def test_a_goodbye_to_who_has_left_is_no_error(tls_pair: tuple[Any, Any]) -> None:
+def test_a_goodbye_to_a_client_that_has_left_is_no_error(tls_pair: tuple[Any, Any]) -> None:
     """Nor to one that was closed here."""
     serving, speaking = tls_pair
     speaking.close()

@@ -84,7 +84,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 # -- the socket ---------------------------------------------------------------------------------
 
 
-def test_who_comes_is_not_let_in(listening: native_socket.socket) -> None:
+def test_a_newcomer_is_not_let_in(listening: native_socket.socket) -> None:
     """Neither in, nor turned away."""
     address = listening.getsockname()
     assert lets_in(address)
@@ -94,7 +94,7 @@ def test_who_comes_is_not_let_in(listening: native_socket.socket) -> None:
     assert lets_in(address)
 
 
-def test_who_waits_in_the_queue_stays_there(listening: native_socket.socket) -> None:
+def test_a_client_in_the_queue_stays_there(listening: native_socket.socket) -> None:
     """And speaks, and is spoken to, as ever."""
     address = listening.getsockname()
     clients = [connect(address) for _ in range(5)]
@@ -179,7 +179,7 @@ JOINS: dict[str, Callable[[glb.Listener], glb.Listener]] = {
 
 
 @pytest.mark.parametrize("join", JOINS)
-def test_who_joins_lets_newcomers_in(join: str) -> None:
+def test_a_clone_that_joins_lets_newcomers_in(join: str) -> None:
     """Somebody is there to serve them again, in whatever way they joined."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:
         refuse(listener)
@@ -190,7 +190,7 @@ def test_who_joins_lets_newcomers_in(join: str) -> None:
 
 
 @pytest.mark.thorough  # the kernel takes a second
-def test_who_knocked_before_somebody_joined_is_served() -> None:
+def test_a_client_that_came_before_a_clone_joined_is_served() -> None:
     """Its kernel tries again, a second after the first time."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:
         refuse(listener)
@@ -205,7 +205,7 @@ def test_who_knocked_before_somebody_joined_is_served() -> None:
                 connection.close()
 
 
-def test_who_is_in_the_queue_of_an_entry_is_served() -> None:
+def test_a_client_in_the_queue_of_an_entry_is_served() -> None:
     """What is refused is the way in, and not those who are in."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:
         waiting = [connect(listener.address) for _ in range(3)]
@@ -217,7 +217,7 @@ def test_who_is_in_the_queue_of_an_entry_is_served() -> None:
         close_all(waiting)
 
 
-def test_an_entry_may_refuse_again_after_somebody_joined() -> None:
+def test_an_entry_may_refuse_again_after_a_clone_joined() -> None:
     """Each time until the next one joins."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:
         for _ in range(3):
@@ -261,7 +261,7 @@ def test_a_unix_entry_goes_on(path: str) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_socket_that_was_handed_in_is_somebody_elses_as_well(shared: bool) -> None:
+def test_a_socket_that_was_handed_in_goes_on_letting_newcomers_in(shared: bool) -> None:
     """It is left as it is: whoever has it may accept, too."""
     with native_socket.create_server(LOCAL) as theirs:
         with closing(glb.Listener(REGISTRY.adopt(theirs.fileno(), shared=shared))) as listener:
@@ -270,7 +270,7 @@ def test_a_socket_that_was_handed_in_is_somebody_elses_as_well(shared: bool) -> 
         assert lets_in(theirs.getsockname())
 
 
-def test_a_socket_that_was_detached_is_somebody_elses_as_well() -> None:
+def test_a_socket_that_was_detached_goes_on_letting_newcomers_in() -> None:
     """As one that was handed in."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:
         other = listener.dup()
@@ -297,7 +297,7 @@ class OneByOne:
         sock.sendall(b"%d" % number)
 
 
-def test_a_drain_serves_the_queue_and_lets_nobody_in() -> None:
+def test_a_drain_serves_the_queue_and_lets_no_newcomer_in() -> None:
     """Of the last server of an address; whoever comes meanwhile tries again later."""
     handle = OneByOne()
     with StreamServer(LOCAL, handle, clones=2, max_connections=1) as server:
@@ -319,7 +319,7 @@ def test_a_drain_serves_the_queue_and_lets_nobody_in() -> None:
         close_all(clients)
 
 
-def test_who_joins_a_draining_servers_address_gets_the_newcomers() -> None:
+def test_a_server_that_joins_a_draining_ones_address_gets_the_newcomers() -> None:
     """A successor that shares the address: nobody is turned away."""
     handle = OneByOne()
     with StreamServer(LOCAL, handle, clones=2, max_connections=1, reuse_port=True) as server:

@@ -154,7 +154,7 @@ def test_a_unix_sockets_client_has_no_address(tmp_path: Any) -> None:
     assert seen.peers == [("1.2.3.4", 9), ""]
 
 
-def test_a_drain_ends_who_sends_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drain_ends_a_client_that_sends_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is idle: nothing of it is under way."""
     monkeypatch.setattr("glb.serve.drain_worker.FIRST_REQUEST_SECONDS", 0.05)
     server = StreamServer(ANY, Seen(), clones=1, proxy_protocol="v1")

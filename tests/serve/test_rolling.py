@@ -140,7 +140,7 @@ def test_what_takes_longer_than_its_time_is_killed(hubs: int) -> None:
         close_all([*clients, later])
 
 
-def test_who_does_not_wait_leaves_the_old_one_to_itself() -> None:
+def test_a_roll_that_does_not_wait_leaves_the_old_handler_to_itself() -> None:
     """All clones have the new one at once, nothing is closed or killed."""
     slow = Slow()
     with StreamServer(LOCAL, slow, clones=2) as server:
@@ -423,7 +423,7 @@ def test_turns_stay_exact_as_clones_come_and_go(hubs: int) -> None:
 
 
 @on_one_and_two_hubs
-def test_who_goes_is_drained(hubs: int) -> None:
+def test_a_clone_that_goes_is_drained(hubs: int) -> None:
     """Its handlers finish; the report tells of them alone."""
     slow = Slow()
     with StreamServer(LOCAL, slow, clones=4, hubs=hubs, patience=NEVER) as server:
@@ -443,7 +443,7 @@ def test_who_goes_is_drained(hubs: int) -> None:
         close_all(clients)
 
 
-def test_who_goes_closes_idle_connections_and_tells_busy_ones() -> None:
+def test_a_clone_that_goes_closes_idle_connections_and_says_so_on_busy_ones() -> None:
     """Of its own clones' connections alone."""
     may_reply, begun = Event(), []
 
@@ -489,7 +489,7 @@ def test_what_a_goer_still_does_at_the_deadline_is_killed() -> None:
         close_all(clients)
 
 
-def test_nobody_in_the_accept_queue_is_lost_when_clones_go() -> None:
+def test_no_client_in_the_accept_queue_is_lost_when_clones_go() -> None:
     """The queue is the address's."""
     with StreamServer(LOCAL, reply(b""), clones=4) as server:
         server.start()
@@ -652,7 +652,7 @@ def test_handlers_of_the_last_time_are_counted_where_they_were() -> None:
         close_all([client, later])
 
 
-def test_a_roll_of_a_stopped_server_of_two_hubs_waits_for_nobody() -> None:
+def test_a_roll_of_a_stopped_server_of_two_hubs_waits_for_nothing() -> None:
     """Its second hub is gone."""
     server = StreamServer(LOCAL, reply(b"a"), clones=2, hubs=2, patience=NEVER)
     server.start()
@@ -700,7 +700,7 @@ def test_two_handlers_that_roll_at_once_wait_for_none_of_each_other(hubs: int) -
         close_all(clients)
 
 
-def test_who_has_not_spoken_yet_gets_the_new_handler() -> None:
+def test_a_client_that_has_sent_nothing_yet_gets_the_new_handler() -> None:
     """A client that waits for its first byte is nobody's yet, and is not closed."""
 
     def new(sock: Any, peer: Any) -> None:
@@ -720,7 +720,7 @@ def test_who_has_not_spoken_yet_gets_the_new_handler() -> None:
 
 
 @on_one_and_two_hubs
-def test_who_connects_during_a_roll_has_a_second_for_the_first_request(
+def test_a_client_that_connects_during_a_roll_has_a_second_for_its_first_request(
     hubs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From then on, however long an earlier clone takes; who was there before has it only once."""

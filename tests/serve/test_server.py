@@ -665,7 +665,7 @@ def test_a_class_attribute_makes_handlers_too() -> None:
         assert [ask(server.address) for _ in range(4)] == [b"0", b"1", b"0", b"1"]
 
 
-def test_current_clone_says_who_serves() -> None:
+def test_current_clone_is_the_clone_that_serves() -> None:
     """Index and server, in the handler alone."""
     seen: list[Any] = []
     with StreamServer(LOCAL, lambda *_: seen.append(glb.current_clone()), clones=2) as server:
@@ -1257,7 +1257,7 @@ def test_a_second_episode_of_refusals_is_reported_again(
                 assert len(reported) == expected
 
 
-def test_what_do_read_returns_by_mistake_stops_nobody_else(
+def test_a_mistaken_value_of_do_read_stops_no_other_server(
     reported: list[tuple[Any, type[BaseException]]],
 ) -> None:
     """One server's wrong value, or an OSError without errno, pauses that server alone."""

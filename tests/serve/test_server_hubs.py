@@ -181,7 +181,7 @@ def test_a_clone_lives_on_one_hub() -> None:
         assert recorder.threads == {clone: {idents[clone % 3]} for clone in range(7)}
 
 
-def test_threads_have_names_that_tell_whose_they_are() -> None:
+def test_threads_are_named_after_their_hub_and_server() -> None:
     """One for each hub but the first, and the watchdog's; none when the server has stopped."""
     server = serve(hubs=3, clones=3)
     before = hub_threads()
@@ -968,7 +968,7 @@ def test_stop_kills_handlers_that_take_too_long(
     close_all(clients)
 
 
-def test_a_thread_that_is_blocked_is_left_and_told_of(
+def test_a_thread_that_is_blocked_is_left_and_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line has its name, and it ends by itself when its handler lets it."""
