@@ -115,7 +115,7 @@ def leaves_nothing() -> Iterator[None]:
     left_open = glb.registry.entries()
     end_by_force()  # so that one test's leak is not the next one's
     assert left_open == []
-    for _ in range(2000):  # a thread that was told to end takes a moment
+    for _ in range(2000):  # a thread that is to end takes a moment
         if len(hub_threads()) <= len(threads_before):
             break
         gevent.sleep(0.001)

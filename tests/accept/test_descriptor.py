@@ -65,7 +65,7 @@ def test_a_closed_descriptor_is_found_no_more(clone: Descriptor) -> None:
 
 
 def test_a_number_that_leads_elsewhere_is_not_found(clone: Descriptor) -> None:
-    """Somebody closed it by its number, and another file has that now."""
+    """The program closed it by its number, and another file has that now."""
     number = clone.fileno()
     os.close(number)
     assert descriptor.find(number) is None
@@ -73,7 +73,7 @@ def test_a_number_that_leads_elsewhere_is_not_found(clone: Descriptor) -> None:
     assert other.detach() == number
     assert descriptor.find(number) is None
     assert not clone.is_same_file()
-    clone.close()  # it can't tell: whoever has its number now loses it, as with any socket
+    clone.close()  # it can't know: the file that has its number now is closed, as with any socket
     assert number not in open_descriptors()
 
 
@@ -156,7 +156,7 @@ def test_a_number_leads_back_to_the_older_object_when_the_newer_detaches(clone: 
 
 
 def test_the_older_of_two_on_a_number_may_go_first(clone: Descriptor) -> None:
-    """The newer is still found, and afterwards nobody."""
+    """The newer is still found, and afterwards none."""
     number, share = clone.fileno(), REGISTRY.acquire(clone.entry)
     newer = Descriptor.on(number, share, clone, gevent.get_hub())
     assert clone.detach() == number
@@ -210,7 +210,7 @@ def test_a_hub_that_cannot_be_made_leaves_no_number(
 
 
 def test_letting_go_frees_the_address_and_keeps_the_number(clone: Descriptor) -> None:
-    """For who closes a turn of the loop later: nobody else gets the number until then."""
+    """For an owner that closes a turn of the loop later: until then no file gets the number."""
     number, address = clone.fileno(), clone.entry.address
     clone.let_go()
     assert (glb.registry.entries(), descriptor.find(number)) == ([], None)

@@ -70,7 +70,7 @@ def clones(count: int) -> Iterator[list[Listener]]:
 
 
 def accept_loop(listener: Listener, index: int, handle: Handler) -> None:
-    """The loop that everybody writes; it ends when the listener is closed."""
+    """The usual accept loop; it ends when the listener is closed."""
     while True:
         try:
             conn, _ = listener.accept()
@@ -92,7 +92,7 @@ def start_loops(listeners: list[Listener], handle: Handler) -> list[gevent.Green
 
 
 class Inline:
-    """A handler that records whose turn it was, and replies at once."""
+    """A handler that records the clone that had the turn, and replies at once."""
 
     def __init__(self) -> None:
         self.order: list[int] = []
@@ -166,7 +166,7 @@ def destroy_hub() -> None:
 
 
 class HubThread:
-    """A native thread in which greenlets accept, until it is told to stop."""
+    """A native thread in which greenlets accept, until its main function returns."""
 
     def __init__(self, main: Callable[[], object]) -> None:
         self._main = main
@@ -271,7 +271,7 @@ def test_clones_stand_in_line_in_the_order_in_which_they_began_to_wait() -> None
 
 
 def test_a_busy_clone_is_passed_over_and_returns_to_the_end_of_the_line() -> None:
-    """Nobody waits for a handler; its clone has lost nothing but its place."""
+    """No connection waits for a handler; its clone has lost nothing but its place."""
     order: list[int] = []
     blocked, release = Event(), Event()
 
@@ -466,7 +466,7 @@ def test_a_closed_clone_with_connections_waiting_costs_nothing() -> None:
 
 
 def test_a_detached_descriptor_with_connections_waiting_costs_nothing() -> None:
-    """What the caller does not accept is nobody's business here."""
+    """Connections that the caller does not accept wake nothing here."""
     listener = glb.bind_load_balanced(ANY)
     address = listener.address
     start_loops([listener], Inline())
@@ -566,7 +566,7 @@ def ask_then_stop(listener: Listener) -> None:
 
 
 def test_a_waiting_accept_keeps_the_hub_alive() -> None:
-    """gevent.wait() goes on while somebody accepts, and ends when nobody does."""
+    """gevent.wait() goes on while a greenlet accepts, and ends when none does."""
 
     def work() -> None:
         with clones(2) as listeners:
@@ -580,7 +580,7 @@ def test_a_waiting_accept_keeps_the_hub_alive() -> None:
 
 
 def test_a_paused_dispatcher_keeps_the_hub_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of room is no reason to end the program: somebody is still waiting."""
+    """Out of room is no reason to end the program: a greenlet is still waiting."""
 
     def work() -> None:
         with clones(1) as (listener,):
@@ -615,7 +615,7 @@ OUT_OF_ROOM = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
 def test_a_peer_that_left_is_passed_over_silently(
     code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It costs nobody a turn and is not worth a line."""
+    """It costs no clone a turn, and is not worth a line."""
     handle = Inline()
     with clones(3) as listeners:
         left = failing_accept(monkeypatch, listeners[0], [code] * 3)
@@ -712,7 +712,7 @@ def test_a_refused_accept_is_raised_where_a_greenlet_waits(
 def test_a_refused_accept_is_reported_once_to_pollers_and_loses_nothing(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A poller goes on waiting meanwhile, and is told when the fault is over."""
+    """A poller goes on waiting meanwhile, and wakes when the fault is over."""
     reported: list[object] = []
     monkeypatch.setattr(
         gevent.get_hub(), "handle_error", lambda context, *_: reported.append(context)
@@ -848,7 +848,7 @@ def test_a_log_that_switches_greenlets_stops_no_clone(monkeypatch: pytest.Monkey
 def test_a_second_episode_is_logged_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An episode ends when nothing has failed for a while, whoever was served meanwhile."""
+    """An episode ends when nothing has failed for a while, however many were served meanwhile."""
     now = [100.0]
     monkeypatch.setattr("glb.accept.dispatcher.monotonic", lambda: now[0])
     with clones(1) as (listener,):
@@ -865,7 +865,7 @@ def test_a_second_episode_is_logged_again(
 
 
 def test_a_clone_closed_in_the_pause_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pause's timer goes with the last clone, and the waiter is told."""
+    """The pause's timer goes with the last clone, and the accept that waits raises."""
     listener = glb.bind_load_balanced(ANY)
     failing_accept(monkeypatch, listener, [errno.EMFILE] * 50)
     greenlet = gevent.spawn(listener.accept)
@@ -1172,7 +1172,7 @@ def test_out_of_descriptors_the_last_clone_is_closed_in_good_order() -> None:
 
 
 def test_the_spare_lives_as_long_as_a_dispatcher() -> None:
-    """Who accepts nowhere has the descriptor for something else."""
+    """A process that accepts nowhere has the descriptor for something else."""
     with clones(2) as listeners:
         assert not has_spare()
         start_loops(listeners, Inline())
@@ -1192,7 +1192,7 @@ def test_the_spare_goes_with_the_last_of_several_hubs() -> None:
 
 
 def test_a_client_that_resets_before_accept_does_no_harm() -> None:
-    """Whether the kernel hands its connection out or not, everybody else is served."""
+    """Whether the kernel hands its connection out or not, all others are served."""
     served: list[bytes] = []
 
     def handle(index: int, conn: socket.socket) -> None:
@@ -1217,7 +1217,7 @@ def test_a_client_that_resets_before_accept_does_no_harm() -> None:
 def test_an_error_that_is_no_oserror_does_not_end_the_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Short of memory in the middle of an accept: told to the hub, and tried again."""
+    """Short of memory in the middle of an accept: reported to the hub, and tried again."""
     told: list[Any] = []
     monkeypatch.setattr(
         gevent.get_hub(), "handle_error", lambda *args: told.append(args[1]), raising=False
@@ -1353,7 +1353,7 @@ def test_the_last_clone_closed_by_another_thread_frees_the_address_at_once() -> 
 
     thread = HubThread(wait)
     listener.close()
-    again = native_socket.socket()  # without SO_REUSEADDR: nobody at all is bound there
+    again = native_socket.socket()  # without SO_REUSEADDR: no socket at all is bound there
     again.bind(address)
     again.close()
     assert is_refused(address)
@@ -1387,7 +1387,7 @@ def test_a_listener_ended_between_the_check_and_the_wait_is_noticed(
     """Another thread ends it just as accept() takes its place in the ring.
 
     The race is held open where a new place is made: after the check that the listener is
-    open, before anybody who ends it could see that there is a place to end.
+    open, before a call that ends it could see that there is a place to end.
     """
     module: Any = sys.modules["glb.accept.waiters"]
     kept = glb.bind_load_balanced(ANY)

@@ -1,4 +1,4 @@
-"""What a listener promises to whoever holds one: accept(), close(), and a gevent socket."""
+"""What a listener promises to its owner: accept(), close(), and a gevent socket."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_the_default_timeout_is_the_listeners_and_the_connections() -> None:
 
 
 def test_a_timeout_leaves_nothing_in_the_ring(listener: Listener, other: Listener) -> None:
-    """The clone that gave up is no longer in line, and loses nobody a connection."""
+    """The clone that gave up is no longer in line, and costs no connection."""
     listener.settimeout(0.01)
     with pytest.raises(TimeoutError, match="timed out") as caught:
         listener.accept()
@@ -196,7 +196,7 @@ def test_a_timeout_that_the_loop_refuses_leaves_nothing_in_the_ring(
 
 
 def test_a_timeout_of_0_takes_what_is_there_or_raises(listener: Listener) -> None:
-    """Nobody waits and no turn is taken."""
+    """It doesn't wait, and no turn is taken."""
     listener.settimeout(0)
     with pytest.raises(BlockingIOError):
         listener.accept()
@@ -207,7 +207,7 @@ def test_a_timeout_of_0_takes_what_is_there_or_raises(listener: Listener) -> Non
 
 
 def test_a_timeout_of_0_takes_no_turn_from_others(listener: Listener, other: Listener) -> None:
-    """It does not join the line of those who wait."""
+    """It does not join the line of those that wait."""
     greenlet = waiting(other)
     listener.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -224,7 +224,7 @@ def test_a_gevent_timeout_around_accept_leaves_nothing(listener: Listener, other
 
 
 def test_a_killed_accept_loses_no_connection(listener: Listener, other: Listener) -> None:
-    """The connection that comes in the same turn of the hub as the kill is somebody's."""
+    """The connection that comes in the same turn of the hub as the kill goes to one clone."""
     first, second = waiting(listener), waiting(other)
     client = native_socket.create_connection(listener.address)  # natively: the hub stands
     first.kill(block=False)
@@ -262,7 +262,7 @@ def test_a_stray_switch_into_a_waiting_accept_loses_nothing(listener: Listener) 
 
 
 def test_a_waiting_accept_is_kept_alive_by_the_ring() -> None:
-    """A greenlet that nobody else holds waits on, as one that waits on a watcher."""
+    """A greenlet without another reference waits on, as one that waits on a watcher."""
     listener = glb.bind_load_balanced(ANY)
     reference = weakref.ref(waiting(listener))
     gc.collect()
@@ -498,7 +498,7 @@ def test_shutdown_refuses_what_it_does_not_know(listener: Listener) -> None:
 def test_timeouts_concern_one_clone_and_never_the_kernels_flag(
     listener: Listener, other: Listener
 ) -> None:
-    """The flag is everybody's, so it stays non-blocking whatever a clone says."""
+    """All clones share the flag, so it stays non-blocking whatever a clone says."""
     listener.setblocking(True)
     listener.settimeout(3)
     assert listener.gettimeout() == 3 and other.gettimeout() is None
@@ -545,14 +545,14 @@ def test_dup_is_another_clone(listener: Listener) -> None:
 
 
 def test_dup_of_a_direct_listener_is_its_clone() -> None:
-    """bind_direct() says who may join by the address, not who may be cloned."""
+    """bind_direct() keeps others from joining by the address, and not its own clones."""
     with glb.bind_direct(ANY) as listener, listener.dup() as clone:
         listener.close()
         serve_one(clone)
 
 
 def test_a_detached_descriptor_lives_on_and_the_share_is_given_back() -> None:
-    """It listens, is the caller's, and nobody else can have the address."""
+    """It listens, is the caller's, and no other socket can have the address."""
     listener = glb.bind_load_balanced(ANY)
     greenlet = waiting(listener)
     number = listener.detach()
@@ -625,7 +625,7 @@ def test_a_listener_is_neither_pickled_nor_copied(listener: Listener) -> None:
 
 
 def test_select_and_poll_see_a_waiting_connection(listener: Listener) -> None:
-    """Readable means that somebody waits, as on any listening socket."""
+    """Readable means that a client waits, as on any listening socket."""
     assert select.select([listener], [], [], 0)[0] == []
     poll = select.poll()
     poll.register(listener, native_select.POLLIN)
@@ -657,7 +657,7 @@ def test_select_and_accept_can_wait_at_once(listener: Listener) -> None:
 
 
 def test_wait_read_on_a_listeners_descriptor_is_woken_by_close(listener: Listener) -> None:
-    """Whoever waits on the bare descriptor hears of the close, as with gevent's."""
+    """A greenlet that waits on the bare descriptor wakes at the close, as with gevent's."""
     greenlet = gevent.spawn(socket.wait_read, listener.fileno(), 5)
     let_hub_turn()
     listener.close()

@@ -94,7 +94,7 @@ def unix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def free_address() -> tuple[str, int]:
-    """An address that nobody has, and that no other process is given by chance."""
+    """An address that is free, and that no other process is given by chance."""
     pid = os.getpid()
     host = f"127.{64 + (pid >> 16) % 64}.{(pid >> 8) % 256}.{pid % 254 + 1}"
     with socket.create_server((host, 0)) as sock:
@@ -235,7 +235,7 @@ def test_port_0_never_shares(registry: Registry, direct: bool) -> None:
 def test_spellings_of_loopback_come_to_one_entry(
     registry: Registry, first: Any, spelling: Any
 ) -> None:
-    """However 127.0.0.1 is written, whoever came first, it is one socket."""
+    """However 127.0.0.1 is written, and whichever came first, it is one socket."""
     share = open_share(registry, first)
     assert bound(share) == ("127.0.0.1", bound(share)[1])
     host, _, *rest = spelling
@@ -298,7 +298,7 @@ def test_a_direct_entry_is_joined_by_no_other_bind(registry: Registry) -> None:
 
 
 def test_a_direct_bind_does_not_join_a_shared_entry(registry: Registry) -> None:
-    """Who wants a socket alone gets EADDRINUSE, not a part of somebody's connections."""
+    """A program that wants a socket alone gets EADDRINUSE, not a part of another's connections."""
     share = open_share(registry, LOCAL)
     with nothing_changes(registry), pytest.raises(OSError, match=r"127\.0\.0\.1") as caught:
         registry.open(parse(bound(share)), None, shared=False)
@@ -396,7 +396,7 @@ def test_a_closed_entry_gives_no_more_shares(registry: Registry) -> None:
 
 
 def test_an_address_has_one_policy(registry: Registry) -> None:
-    """As long as somebody wishes it; another is refused with both names, no wish never is."""
+    """As long as a share asks for it; another is refused with both names, none never is."""
     share = open_share(registry, LOCAL)
     policies: list[Policy | None] = []
     entry = share.entry
@@ -456,7 +456,7 @@ def test_another_process_gets_eaddrinuse(shared: bool, how: str) -> None:
 
 
 def test_another_process_may_stand_beside_a_direct_reuse_port() -> None:
-    """That is the kernel's way, for who asks for it."""
+    """That is the kernel's way, for programs that ask for it."""
     if not sockets.PLATFORM.reuse_port_balances:
         pytest.skip("this kernel doesn't balance by SO_REUSEPORT")
     with closing(bind_direct(LOCAL, reuse_port=True)) as listener:
@@ -467,9 +467,9 @@ def test_another_process_may_stand_beside_a_direct_reuse_port() -> None:
 # -- backlogs ---------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="tcp_info tells the backlog on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the backlog in tcp_info")
 def test_a_larger_backlog_raises_the_queue_and_a_smaller_does_not(registry: Registry) -> None:
-    """The queue is everybody's: who joins may make it longer, never shorter."""
+    """All share the queue: a bind that joins may make it longer, never shorter."""
     shares = [open_share(registry, LOCAL, 5)]
     pristine = shares[0].entry.pristine
     for backlog, length in ((5, 5), (3, 5), (0, 5), (7, 7), (6, 7), (20, 20)):
@@ -483,7 +483,7 @@ def test_a_larger_backlog_raises_the_queue_and_a_smaller_does_not(registry: Regi
     close_shares(registry, *shares)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="tcp_info tells the backlog on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the backlog in tcp_info")
 def test_no_backlog_is_what_the_kernel_allows(registry: Registry) -> None:
     """Not 128, and a joiner with a number doesn't cut it."""
     most = int(Path("/proc/sys/net/core/somaxconn").read_text())
@@ -568,7 +568,7 @@ def test_out_of_descriptors_a_join_leaves_all_as_it_was() -> None:
 
 
 def test_out_of_descriptors_a_unix_bind_leaves_no_file(unix: str) -> None:
-    """The address is free again for who comes with descriptors."""
+    """The address is free again for a bind that has descriptors."""
     with (
         nothing_changes(),
         descriptor_limit(1),
@@ -601,7 +601,7 @@ def test_an_error_while_raising_the_backlog_counts_the_share_out(
 @pytest.mark.parametrize("way", ["clone", "pristine"])
 @pytest.mark.parametrize("address", ["unix", "tcp"])
 def test_a_close_that_fails_frees_the_address(way: str, address: str, unix: str) -> None:
-    """Its number was closed by somebody else: EBADF, and nothing is left."""
+    """Its number was closed by other code: EBADF, and nothing is left."""
     before = open_descriptors()
     listener = bind(unix if address == "unix" else LOCAL)
     listener.entry.keep_reserve()
@@ -668,7 +668,7 @@ def test_unbound_sockets_break_no_rule(registry: Registry, family: int) -> None:
 
 
 def test_a_unix_socket_without_its_file_breaks_no_rule(registry: Registry, unix: str) -> None:
-    """Nobody can join by a path that is gone, whatever the socket was called."""
+    """No bind can join by a path that is gone, whatever the socket was called."""
     with socket.socket(socket.AF_UNIX) as theirs:
         theirs.bind(unix.removeprefix("unix:"))
         theirs.listen()
@@ -681,7 +681,7 @@ def test_a_unix_socket_without_its_file_breaks_no_rule(registry: Registry, unix:
         registry.release(share)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="tcp_info tells the backlog on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the backlog in tcp_info")
 def test_joining_an_adopted_socket_does_not_shorten_its_queue(registry: Registry) -> None:
     """What its owner gave to listen(2) is not known; that is no reason to cut it."""
     with socket.create_server(LOCAL, backlog=64) as theirs:
@@ -758,7 +758,7 @@ def test_a_unix_listener_leaves_a_link_that_took_its_place(unix: str) -> None:
 
 
 def test_a_unix_file_that_was_replaced_is_another_address(unix: str) -> None:
-    """Who binds the path anew gets a new entry, and each removes its own file only."""
+    """A bind of the path then gets a new entry, and each removes its own file only."""
     first = bind_load_balanced(unix)
     os.unlink("app.sock")
     second = bind_load_balanced(unix)
@@ -771,7 +771,7 @@ def test_a_unix_file_that_was_replaced_is_another_address(unix: str) -> None:
 
 @pytest.mark.usefixtures("unix")
 def test_an_adopted_unix_socket_keeps_its_file(registry: Registry) -> None:
-    """It was bound by somebody else, who removes it."""
+    """It was bound by other code, which removes it."""
     with socket.socket(socket.AF_UNIX) as theirs:
         theirs.bind("app.sock")
         theirs.listen()
@@ -791,7 +791,7 @@ def test_an_abstract_name_is_shared_and_freed() -> None:
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_an_address_is_freed_though_a_dispatcher_still_watches_it(unix: str, kind: str) -> None:
-    """The last share goes before who gives turns: the registry closes that as well."""
+    """The last share goes before the dispatcher: the registry closes that as well."""
     share = REGISTRY.open(parse(LOCAL if kind == "tcp" else unix), None, shared=True)
     dispatcher = dispatcher_for(share.entry, get_hub())
     REGISTRY.release(share)
@@ -849,7 +849,7 @@ def test_two_last_clones_dropped_at_once_free_the_address(
     bells = [lock.expect(thread) for thread in threads]
 
     def wait_and_count(entry: Entry, share: Share) -> bool:
-        # Whoever was to ask how many there are before it takes the lock has asked by now.
+        # A thread that is to ask how many there are before it takes the lock has asked by now.
         assert all(bell.wait(THREAD_SECONDS) for bell in bells)
         was_last.append(count_out(entry, share))
         return was_last[-1]
@@ -867,7 +867,7 @@ def test_two_last_clones_dropped_at_once_free_the_address(
 def test_a_join_at_the_door_of_the_last_release_opens_anew(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who comes while the last share is counted out gets an open address, not a closed one."""
+    """A bind while the last share is counted out gets an open address, not a closed one."""
     first = open_share(registry, LOCAL)
     address = bound(first)
     lock = DoorLock(registry.lock)
@@ -910,7 +910,7 @@ def bind_and_close(address: Any, rounds: int) -> None:
 
 
 def test_threads_that_bind_and_close_leave_the_address_free(free_address: Any) -> None:
-    """1,000 rounds of 8 native threads: no bind fails, and nobody's share is lost."""
+    """1,000 rounds of 8 native threads: no bind fails, and no share is lost."""
     start = threading.Barrier(8)
 
     def run() -> None:
@@ -979,7 +979,7 @@ def test_an_address_is_free_though_another_threads_loop_watches_it() -> None:
 def test_a_clone_whose_hub_is_gone_frees_its_address(
     unix: str, kind: str, has_accepted: bool
 ) -> None:
-    """A thread that ends without closing leaves the clone to others, who can close it."""
+    """A thread that ends without closing leaves the clone to others, which can close it."""
 
     def open_one() -> Listener:
         listener = bind_load_balanced(LOCAL if kind == "tcp" else unix)
@@ -1140,7 +1140,7 @@ def test_a_signal_handler_may_close_inside_the_lock() -> None:
 
 
 def test_the_registry_keeps_no_listener_alive() -> None:
-    """A share knows its holder weakly, and forgets who is gone."""
+    """A share knows its holder weakly, and forgets one that is gone."""
     listener = bind_load_balanced(LOCAL)
     share = listener._sock._share
     assert share.holder is listener._sock
@@ -1153,7 +1153,7 @@ def test_the_registry_keeps_no_listener_alive() -> None:
 
 
 class Child:
-    """A forked child that runs *function* and tells what it returned, as text."""
+    """A forked child that runs *function* and answers what it returned, as text."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         reader, writer = os.pipe()
@@ -1182,7 +1182,7 @@ class Child:
                 parts.append(data)
         finally:
             os.close(self._reader)
-            # gevent's loop on libuv reaps whatever ends, once anybody has waited for a child there.
+            # gevent's loop on libuv reaps whatever ends, once a child was waited for there.
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
         return b"".join(parts).decode()
@@ -1394,7 +1394,7 @@ def test_a_fork_inside_the_lock_leaves_it_as_it_was() -> None:
 
 
 class Kernel:
-    """The model of one kernel socket: who holds it, and whether its path is there."""
+    """The model of one kernel socket: its holders, and whether its path is there."""
 
     def __init__(self, place: int) -> None:
         self.place = place
@@ -1532,7 +1532,7 @@ class RegistryMachine(RuleBasedStateMachine):
         kernel = clone[1].kernel
         held = (clone[0].detach(), kernel)
         kernel.holders += 1
-        clone[1].owner = False  # the file goes with the descriptor, to whoever has that
+        clone[1].owner = False  # the file goes with the descriptor, to its owner
         self.open_descriptors.append(held)
         self.count_out(clone)
         return held
@@ -1547,7 +1547,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def adopt(self, held: tuple[int, Kernel], shared: bool) -> Any:
         descriptor, kernel = held
         if shared and not self.is_named(kernel):
-            return multiple()  # nobody could join it: see the tests of adopt
+            return multiple()  # no bind could join it: see the tests of adopt
         if shared and any(
             entry.shared and entry.kernel.place == kernel.place and self.is_named(entry.kernel)
             for entry in self.entries

@@ -25,7 +25,7 @@ from ..support.helpers import turns
 
 
 def ring_of(*members: object) -> tuple[Ring[Any], Team[Any]]:
-    """Return a ring with one admitted team of *members*, who joined in this order."""
+    """Return a ring with one admitted team of *members*, which joined in this order."""
     ring: Ring[Any] = Ring()
     team: Team[Any] = Team()
     for member in members:
@@ -34,7 +34,7 @@ def ring_of(*members: object) -> tuple[Ring[Any], Team[Any]]:
 
 
 def take_turn(ring: Ring[Any], team: Team[Any]) -> Any:
-    """Return whose turn it was, and send it to the end."""
+    """Return the member that had the turn, and send it to the end."""
     member = ring.first()
     ring.rotate(team, member)
     return member
@@ -71,7 +71,7 @@ def test_asking_gives_no_turn() -> None:
 
 
 def test_joining_twice_keeps_the_place() -> None:
-    """Who stands in line already neither gains nor loses by joining again."""
+    """A member in line neither gains nor loses by joining again."""
     ring, team = ring_of("a", "b")
     ring.join(team, "a")
     assert order(ring) == ["a", "b"]
@@ -79,7 +79,7 @@ def test_joining_twice_keeps_the_place() -> None:
 
 
 def test_a_member_that_left_is_passed_over_and_comes_back_last() -> None:
-    """A clone that was not ready waits behind all who are."""
+    """A clone that was not ready waits behind all that are."""
     ring, team = ring_of("a", "b", "c")
     ring.leave(team, "a")
     assert order(ring) == ["b", "c"]
@@ -111,7 +111,7 @@ def test_rotating_a_member_that_left_does_not_add_it() -> None:
 
 
 def test_the_last_to_leave_empties_the_ring() -> None:
-    """And the first who joins then is first."""
+    """And the first that joins then is first."""
     ring, team = ring_of("a")
     ring.leave(team, "a")
     assert ring.first() is None
@@ -213,7 +213,7 @@ def test_teams_go_round_as_one_ring() -> None:
 
 
 def test_leaving_returns_the_place() -> None:
-    """``None`` of who wasn't there, or has left already; each place is another."""
+    """``None`` of a member that wasn't there, or has left already; each place is another."""
     ring, team = ring_of("a", "b")
     places = [ring.leave(team, "a"), ring.leave(team, "b")]
     assert None not in places
@@ -221,22 +221,22 @@ def test_leaving_returns_the_place() -> None:
     assert [ring.leave(team, member) for member in ("a", "b", "stranger")] == [None] * 3
 
 
-@pytest.mark.parametrize("behind", ["nobody", "a newcomer"])
+@pytest.mark.parametrize("behind", ["none", "a newcomer"])
 def test_a_member_that_left_without_a_turn_gets_its_place_back(behind: str) -> None:
-    """Before all who came later, and behind all who waited longer."""
+    """Before all that came later, and behind all that waited longer."""
     ring, team = ring_of("a", "b", "c")
     place = ring.leave(team, "b")
     expected = ["a", "b", "c"]
     if behind == "a newcomer":
         ring.join(team, "d")
         expected.append("d")
-    assert take_turn(ring, team) == "a"  # who is served was before it
+    assert take_turn(ring, team) == "a"  # the one that is served was before it
     ring.join(team, "b", place)
     assert order(ring) == [*expected[1:], "a"]
 
 
 def test_a_member_that_was_passed_over_comes_back_last() -> None:
-    """Somebody behind it had a turn meanwhile: its place is gone, as without one."""
+    """A member behind it had a turn meanwhile: its place is gone, as without one."""
     ring, team = ring_of("a", "b", "c")
     place = ring.leave(team, "a")
     assert take_turn(ring, team) == "b"
@@ -245,7 +245,7 @@ def test_a_member_that_was_passed_over_comes_back_last() -> None:
 
 
 def test_a_place_is_lost_to_another_team_as_to_its_own() -> None:
-    """Teams are one line: who is behind in another one has passed it over as well."""
+    """Teams are one line: a member behind it in another one has passed it over as well."""
     ring, team = ring_of("a1", "a2")
     other: Team[Any] = Team()
     ring.join(other, "b1")
@@ -260,7 +260,7 @@ def test_a_place_is_lost_to_another_team_as_to_its_own() -> None:
 
 
 def test_a_team_that_was_admitted_again_passes_over_as_any() -> None:
-    """It is behind all who waited then, and its turn is one behind them."""
+    """It is behind all that waited then, and its turn is one behind them."""
     ring, team = ring_of("a1", "a2")
     other: Team[Any] = Team()
     ring.join(other, "b1")
@@ -288,7 +288,7 @@ def test_a_member_in_line_has_no_use_for_a_place() -> None:
 def test_many_come_back_in_any_order_to_their_places(
     teams: int, back: list[int], asks: bool
 ) -> None:
-    """The line is as if nobody had left, whether it is asked for in between or not."""
+    """The line is as if no member had left, whether it is asked for in between or not."""
     ring: Ring[int] = Ring()
     groups: list[Team[int]] = [Team() for _ in range(teams)]
     for member in range(12):
@@ -484,14 +484,14 @@ class AskingRingMachine(RingMachine):
 
 
 class PlacesMachine(RingMachine):
-    """The same, with a list in which who has left without a turn keeps its place.
+    """The same, with a list in which a member that left without a turn keeps its place.
 
     Turns are given to the first alone, and all teams are admitted: as clones stand in one ring.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        #: Who has left and hasn't been passed over; its place in `line` is still its own.
+        #: Members that left and weren't passed over; their places in `line` are still theirs.
         self.away: set[tuple[int, int]] = set()
         #: What `leave` returned, until it is used.
         self.places: dict[tuple[int, int], int | None] = {}
@@ -504,7 +504,7 @@ class PlacesMachine(RingMachine):
         return member in self.line and member not in self.away
 
     def pass_over(self, member: tuple[int, int]) -> None:
-        """Who is away and was before *member*, which is served, has no place any more."""
+        """Members that are away and were before *member*, which is served, lose their places."""
         before = self.line[: self.line.index(member)]
         for each in self.away.intersection(before):
             self.forget(each)
@@ -624,7 +624,7 @@ def test_a_turn_outside_the_line_passes_over_the_places_before_it() -> None:
 
 
 def test_a_dropped_team_is_forgotten() -> None:
-    """No turn, no place in the heap, and nobody else's order changed."""
+    """No turn, no place in the heap, and the order of the others is as it was."""
     ring: Ring[str] = Ring()
     gone: Team[str] = Team()
     others: list[Team[str]] = [Team() for _ in range(5)]

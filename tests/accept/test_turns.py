@@ -1,4 +1,4 @@
-"""HandOver: who is next on several hubs, and where each connection is at any time."""
+"""HandOver: the next clone on several hubs, and where each connection is at any time."""
 
 from __future__ import annotations
 
@@ -186,11 +186,11 @@ def with_watchdog(turns: HandOver) -> FakeDispatcher:
 
 
 def give(turns: HandOver, number: Any, giver: FakeDispatcher) -> str:
-    """Hand connection *number* out, and return whom it went to."""
+    """Hand connection *number* out, and return the clone that got it."""
     handed = PendingConnection(number, None)
     is_own = turns.hand(handed, giver)
     if handed.member is None:
-        return "nobody"
+        return "none"
     assert is_own == (handed.member.dispatcher is giver)
     if is_own:
         handed.member.unexpect_locked()
@@ -205,7 +205,7 @@ def numbers(line: Any) -> list[int]:
 
 
 def test_turns_go_round_over_all_hubs() -> None:
-    """The clone that has waited longest is next, whichever hub it lives on and who accepts."""
+    """The clone that has waited longest is next, whichever hub it lives on or which accepts."""
     turns, first, second = two_hubs()
     givers = [first, first, second, first, second, second, first, second]
     order = [give(turns, number, giver) for number, giver in enumerate(givers)]
@@ -230,7 +230,7 @@ def test_a_connection_without_a_clone_waits_and_wakes_the_leader() -> None:
     """It isn't lost: the leader is woken, and takes the oldest first."""
     turns, first, second = two_hubs()
     turns.suspend([(each, each.team) for each in (first, second)])
-    assert [give(turns, number, second) for number in (1, 2, 3)] == ["nobody"] * 3
+    assert [give(turns, number, second) for number in (1, 2, 3)] == ["none"] * 3
     assert first.woken == 3
     # The one that couldn't be given was in the accept queue before those behind it.
     assert numbers(turns.waiting) == [3, 2, 1]
@@ -252,7 +252,7 @@ def test_what_is_given_back_goes_to_the_next() -> None:
 
 
 def test_what_is_handed_out_arms_the_watchdog() -> None:
-    """Nothing lies in an inbox with nobody to look after it."""
+    """No connection is in an inbox without the watchdog."""
     turns, first, _ = two_hubs(1)
     watchdog = FakeDispatcher("watchdog")
     with turns.lock:
@@ -411,7 +411,7 @@ def test_what_lies_in_the_inbox_of_a_hub_that_goes_is_the_others() -> None:
 
 
 def test_removing_a_dispatcher_twice_is_harmless() -> None:
-    """A dispatcher closes once, however often it is told."""
+    """A dispatcher closes once, however often it is asked to."""
     turns, first, _ = two_hubs(1)
     with turns.lock:
         turns.remove_locked(first)
@@ -420,7 +420,7 @@ def test_removing_a_dispatcher_twice_is_harmless() -> None:
 
 
 def test_dead_hubs_are_forgotten() -> None:
-    """Only those, and with what lies in their inboxes given to others."""
+    """Only those; the connections in their inboxes go to others."""
     turns, first, second = two_hubs(1)
     give(turns, 0, first)
     give(turns, 1, first)
@@ -498,7 +498,7 @@ def test_a_server_keeps_the_duty_from_the_watchdog() -> None:
 
 
 def test_the_watchdog_relieves_a_hub_whose_last_server_goes() -> None:
-    """As soon as somebody else is ready: a thread with plain listeners can't accept for others."""
+    """As soon as another hub is ready: a thread with plain listeners can't accept for others."""
     turns, first, second = two_hubs(1)
     watchdog = with_watchdog(turns)
     turns.suspend([(second, second.team)])
@@ -512,7 +512,7 @@ def test_the_watchdog_relieves_a_hub_whose_last_server_goes() -> None:
 
 @pytest.mark.parametrize("reason", ["withdrawn", "on probation", "no server", "the watchdog"])
 def test_a_hub_that_is_not_fit_does_not_take_the_lead(reason: str) -> None:
-    """Only a hub that turns, is trusted, and turns also when nobody waits for a connection."""
+    """Only a hub that turns, is trusted, and turns also when no greenlet waits for a connection."""
     turns, first, second = two_hubs(1)
     assert turns.find_fit_locked() is first
     first.has_turns = reason != "withdrawn"
@@ -523,7 +523,7 @@ def test_a_hub_that_is_not_fit_does_not_take_the_lead(reason: str) -> None:
 
 
 def test_when_the_hub_on_duty_goes_the_watchdog_has_the_duty() -> None:
-    """And not the next hub: whether that turns, only the watchdog can tell."""
+    """And not the next hub: whether that turns, only the watchdog can see."""
     turns, first, second = two_hubs(1)
     watchdog = with_watchdog(turns)
     with turns.lock:
@@ -545,7 +545,7 @@ def test_a_pause_anywhere_means_no_clone_is_ready() -> None:
 
 
 def test_first_fills_the_first_hub_with_a_ready_clone() -> None:
-    """HandOver go round there; the next hub has them while the first has nobody ready."""
+    """Turns go round there; the next hub has them while the first has no ready clone."""
     turns, first, second = two_hubs(2)
     turns.join_settings(Policy.FIRST, None, "here")
     assert [give(turns, number, first) for number in range(3)] == ["a.0", "a.1", "a.0"]
@@ -575,7 +575,7 @@ def test_least_connections_looks_at_all_hubs() -> None:
 
 
 def test_an_address_has_one_patience() -> None:
-    """As long as somebody wishes it; another is refused with both values and the address."""
+    """As long as a server asks for it; another is refused with both values and the address."""
     turns, _, _ = two_hubs()
     found = [turns.patience]
     turns.join_settings(None, 0.25, "here")
@@ -595,7 +595,7 @@ def test_an_address_has_one_patience() -> None:
 
 @pytest.mark.parametrize(("policy", "patience"), [(Policy.FIRST, 0.5), (Policy.ROUND_ROBIN, 0.25)])
 def test_of_what_was_refused_nothing_is_kept(policy: Policy, patience: float) -> None:
-    """Who leaves after it takes the last wishes along, as if nobody else had asked."""
+    """The server that leaves after it takes the last settings along, as if no other had asked."""
     turns, _, _ = two_hubs()
     turns.join_settings(Policy.FIRST, 0.25, "here")
     with pytest.raises(ValueError, match="must be"):
@@ -617,7 +617,7 @@ def pipe() -> tuple[Any, Any]:
 
 
 def test_a_close_closes_what_waits() -> None:
-    """And whatever comes back after it; descriptors are nobody else's."""
+    """And whatever comes back after it; no other code has the descriptors."""
     turns, first, second = two_hubs(1)
     reading, writing = pipe()
     turns.waiting.append(PendingConnection(reading, None))
@@ -665,7 +665,7 @@ POLICIES = st.sampled_from([None, Policy.ROUND_ROBIN, Policy.LEAST_CONNECTIONS, 
 
 
 class TurnsMachine(RuleBasedStateMachine):
-    """HandOver beside a plain record of who waits since when, and of every connection's place."""
+    """HandOver beside a plain record: since when each clone waits, where each connection is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -815,7 +815,7 @@ class TurnsMachine(RuleBasedStateMachine):
         if self.hubs[hub].has_turns:
             self.hubs[hub].stalled_at = None
 
-    # -- who is ready --
+    # -- readiness --
 
     @rule(hub=HUBS, clone=CLONES)
     def join(self, hub: int, clone: int) -> None:
@@ -928,7 +928,7 @@ class TurnsMachine(RuleBasedStateMachine):
 
 @pytest.mark.thorough
 def test_turns_are_those_of_a_plain_record() -> None:
-    """After every step of any program: nothing lost or twice, the order, who is passed over."""
+    """After every step of any program: nothing lost or twice, the order, the clones passed over."""
     run_state_machine_as_test(
         TurnsMachine,
         settings=settings(

@@ -115,7 +115,7 @@ def start(
 
 
 def poll(clone: Any, timeout: float | None = None) -> bool:
-    """Tell whether *clone* is readable."""
+    """Return whether *clone* is readable."""
     return bool(polls.select([clone], [], [], timeout)[0])
 
 
@@ -148,8 +148,8 @@ def test_turns_are_exact_when_all_clients_come_at_once(
 ) -> None:
     """A queue that is full of clients is dealt out in turn too.
 
-    A poller that has been told is ready again when it polls again. In which order the loop lets
-    them is its own affair: so each has one of each four.
+    A poller that has got one is ready again when it polls again. The loop chooses the order
+    of that, so each has one of each four.
     """
     served: dict[Any, int] = {}
 
@@ -186,7 +186,7 @@ WAYS = {
 def test_waiting_polling_and_asking_are_exact_among_each_other(
     ways: list[Serve], programs: list[Any], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
-    """Who asks again and again stands in line as who waits, from the first connection on."""
+    """A program that polls on stands in line as one that waits, from the first connection on."""
     for index, (way, clone) in enumerate(zip(ways, programs, strict=True)):
         start(running, way, clone, b"%d" % index)
     address = programs[0].getsockname()
@@ -199,7 +199,7 @@ def test_waiting_polling_and_asking_are_exact_among_each_other(
 def test_programs_that_poll_without_waiting_take_exact_turns(
     way: Callable[[Any], bool], order: list[int], programs: list[Any]
 ) -> None:
-    """In whatever order they ask: first come is first served, once for each connection."""
+    """In whatever order they poll: first come is first served, once for each connection."""
     assert [way(clone) for clone in programs] == [False] * 4  # they stand in line now
     served = []
     for _ in range(9):
@@ -219,7 +219,7 @@ def test_a_connection_stays_pending_for_the_clone_that_has_the_turn(programs: li
 
 
 def test_a_listener_asks_without_standing_in_line(clones: list[Listener]) -> None:
-    """It takes what is there at that moment, and keeps nothing from anybody."""
+    """It takes what is there at that moment, and keeps nothing from the others."""
     for asking in (clones[0], clones[2], clones[0]):
         assert [accept_now(clone) for clone in clones] == [False] * 4
         assert clones[0].entry.turns.ready == 0
@@ -273,7 +273,7 @@ def test_a_clone_polled_with_time_is_ready_only_during_the_poll(programs: list[A
 def test_a_poll_without_waiting_goes_behind_a_waiting_clone(
     way: Serve, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
-    """A connection on its way to who waits, or polls, is not for who asks at that moment."""
+    """A connection on its way to a clone that waits, or polls, is not for another's poll then."""
     start(running, way, clones[0], b"mine")
     client = queued(clones[0])
     assert [accept_now(clone) for clone in clones[1:]] == [False] * 3
@@ -298,7 +298,7 @@ def test_greenlets_that_wait_on_one_clone_share_its_turns(
 def test_a_poller_gets_one_connection_at_a_time(
     clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
-    """Who has been told, and hasn't accepted yet, is passed over until it has."""
+    """A clone that has got one, and hasn't accepted yet, is passed over until it has."""
     released = Event()
 
     def serve(clone: Listener, text: bytes) -> None:
@@ -319,7 +319,7 @@ def test_a_poller_gets_one_connection_at_a_time(
     assert [ask(clones[0].address) for _ in range(4)] == [b"1", b"0", b"1", b"0"]
 
 
-# -- who stops --------------------------------------------------------------------------------
+# -- clones that stop -------------------------------------------------------------------------
 
 
 def accept_within(clone: Listener, timeout: float | None) -> bytes:
@@ -346,7 +346,7 @@ def test_a_place_is_kept_unless_it_was_passed_over(
     clones: list[Listener],
     running: list[gevent.Greenlet[..., Any]],
 ) -> None:
-    """However long who was out of time is away: what counts is who was served meanwhile."""
+    """However long a poller that was out of time is away: what counts is the turns meanwhile."""
     is_away, comes_back = Event(), Event()
 
     def serve(clone: Listener) -> None:
@@ -372,7 +372,7 @@ def test_a_place_is_kept_unless_it_was_passed_over(
 def test_places_are_kept_by_many_loops_with_time_limits(
     clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
-    """As of `socketserver`'s polls: whoever is away for a moment, turns are exact."""
+    """As of `socketserver`'s polls: whichever is away for a moment, turns are exact."""
     times = [0] * 4
 
     def serve(clone: Listener, index: int) -> None:
@@ -397,7 +397,7 @@ def test_a_killed_accept_or_poll_leaves_its_place(
     clones: list[Listener],
     running: list[gevent.Greenlet[..., Any]],
 ) -> None:
-    """A poller, or who waits, that ends in any way is not ready any more."""
+    """A clone whose poll or accept ends in any way is not ready any more."""
     greenlet = start(running, way, clones[0])
     start(running, reply, clones[1], b"1")
     greenlet.kill()
@@ -452,14 +452,14 @@ def test_a_program_that_stops_polling_is_passed_over(
         wait_until(lambda: not pending)
         assert [accept_now(second), accept_now(first)] == [True, False]
     assert readiness_of(first).entry.turns.accepted == 1
-    with queued(first):  # it is the second's turn again: who came back is behind
+    with queued(first):  # it is the second's turn again: the one that came back is behind
         assert [accept_now(first), accept_now(second)] == [False, True]
 
 
 def test_a_program_that_goes_on_polling_keeps_its_connection(
     clock: list[float], programs: list[Any]
 ) -> None:
-    """It is told by each poll without time, however long it goes on."""
+    """Each poll without time finds it, however long it goes on."""
     first, second = programs[:2]
     assert [poll(clone, 0) for clone in (first, second)] == [False] * 2
     with queued(first):
@@ -475,7 +475,7 @@ def test_a_program_that_goes_on_polling_keeps_its_connection(
 def test_a_closed_clone_among_polling_ones_is_not_waited_for(
     leave: Callable[[Any], None], programs: list[Any]
 ) -> None:
-    """The next who asks gets the connection at once."""
+    """The next that polls gets the connection at once."""
     assert [accept_now(clone) for clone in programs] == [False] * 4
     leave(programs[0])
     with queued(programs[1]):
@@ -502,7 +502,7 @@ LEAVES = {
 @pytest.mark.parametrize("leave", LEAVES.values(), ids=LEAVES)
 @pytest.mark.parametrize("way", ["wait", "poll", "ask"])
 def test_a_pending_connection_goes_to_the_next_clone(way: str, leave: Any) -> None:
-    """Reports of, and not accepted: no client is lost with the clone, and none counted twice."""
+    """Polled, and not accepted: no client is lost with the clone, and none counted twice."""
     first = glb.bind_load_balanced(ANY)
     other = glb.bind_load_balanced(first.address)
     listeners = [first]
@@ -530,7 +530,7 @@ def test_a_pending_connection_goes_to_the_next_clone(way: str, leave: Any) -> No
 
 
 def test_the_last_clone_takes_its_pending_connection_with_it() -> None:
-    """There is nobody else: the client is told, as by a kernel socket that closes."""
+    """There is no other clone: the client sees the end, as of a kernel socket that closes."""
     with glb.bind_load_balanced(ANY) as clone:
         greenlet = gevent.spawn(poll, clone)
         let_hub_turn()
@@ -544,7 +544,7 @@ def test_the_last_clone_takes_its_pending_connection_with_it() -> None:
 def test_a_connection_stays_with_a_poll_that_returned_and_not_with_a_killed_one(
     is_told: bool, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
-    """A poll that returned has told of it. One that ended otherwise has not."""
+    """A poll that returned has reported it. One that ended otherwise has not."""
     polled = readiness_of(clones[0])
     seat = polled.begin_poll(is_waiting=True)
     start(running, reply, clones[1], b"1")
@@ -584,7 +584,7 @@ def test_an_accept_on_a_copy_ends_with_that_copy_alone(
 def test_copies_have_one_turn_one_pending_connection_and_one_event(
     programs: list[Any], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
-    """Both are told, either accepts; the others have a turn each."""
+    """Both wake, either accepts; the others have a turn each."""
     clone, other = programs[:2]
     with clone.dup() as copy:
         greenlets = [start(running, poll, clone)]
@@ -607,7 +607,7 @@ def test_copies_have_one_turn_one_pending_connection_and_one_event(
 def watched(
     event: ReadinessEvent, *args: object, pass_events: bool = False
 ) -> tuple[ReadinessWatcher, list[Any]]:
-    """Return a watcher that watches *event*, and what it has told."""
+    """Return a watcher that watches *event*, and its calls."""
     told: list[Any] = []
     watcher = ReadinessWatcher(event, gevent.get_hub())
     watcher.start(lambda *given: told.append(given), *args, pass_events=pass_events)
@@ -615,7 +615,7 @@ def watched(
 
 
 def test_an_event_is_seen_once_a_start() -> None:
-    """Ringing twice is once; who looks again while it rings is told again, in the hub's turn."""
+    """Setting it twice is once; a watcher that starts then is called again, in the hub's turn."""
     event = ReadinessEvent(REGISTRY.lock)
     watcher, told = watched(event, "a", 1)
     let_hub_turn()
@@ -635,7 +635,7 @@ def test_an_event_is_seen_once_a_start() -> None:
 
 
 def test_an_event_that_is_set_already_is_seen() -> None:
-    """By everybody who begins to look; with what a loop's watcher would pass."""
+    """By each watcher that starts; with what a loop's watcher would pass."""
     event = ReadinessEvent(REGISTRY.lock)
     event.change(is_set=True)
     found = [watched(event, 5, pass_events=True)[1], watched(event)[1]]
@@ -644,7 +644,7 @@ def test_an_event_that_is_set_already_is_seen() -> None:
 
 
 def test_an_event_that_is_cleared_again_is_not_seen() -> None:
-    """Somebody has fetched what there was before the hub turned; the next ring is heard."""
+    """A greenlet has fetched what there was before the hub turned; the next change is seen."""
     event = ReadinessEvent(REGISTRY.lock)
     _, told = watched(event)
     event.change(is_set=True)
@@ -661,7 +661,7 @@ def test_an_event_that_is_cleared_again_is_not_seen() -> None:
 def test_a_stopped_watcher_is_not_called(
     end: Callable[[ReadinessWatcher], None], is_late: bool
 ) -> None:
-    """Also if it rang a moment before; twice is harmless, and others hear it."""
+    """Also if it was set a moment before; twice is harmless, and other watchers are called."""
     event = ReadinessEvent(REGISTRY.lock)
     (watcher, told), (_, others) = watched(event), watched(event)
     if not is_late:
@@ -674,7 +674,7 @@ def test_a_stopped_watcher_is_not_called(
 
 
 def test_the_end_of_an_event_is_seen_once() -> None:
-    """To all who look, rung or not; who looks on at a closed clone isn't told for ever."""
+    """By all watchers, set or not; one that goes on at a closed clone isn't called for ever."""
     event = ReadinessEvent(REGISTRY.lock)
     watcher, told = watched(event)
     event.end()
@@ -689,7 +689,7 @@ def test_the_end_of_an_event_is_seen_once() -> None:
 
 
 def test_an_event_costs_no_descriptor() -> None:
-    """Nor does one who looks at it, who keeps the loop alive until it is told, as gevent's do."""
+    """Nor does its watcher, which keeps the loop alive until it is called, as gevent's do."""
     hub = gevent.get_hub()
     before = (open_descriptors(), hub.loop.activecnt)
     event = ReadinessEvent(REGISTRY.lock)
@@ -754,7 +754,7 @@ def test_an_error_of_accept_reaches_the_poller(
 def test_out_of_descriptors_a_poller_wakes_later(
     clones: list[Listener], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client stays in the accept queue until there is room, and nobody else is told."""
+    """The client stays in the accept queue until there is room, and no other poller wakes."""
     failures = [OSError(errno.EMFILE, "too many"), OSError(errno.EMFILE, "too many")]
 
     def accept() -> Any:
@@ -781,7 +781,7 @@ def test_out_of_descriptors_a_poller_wakes_later(
 
 
 def test_polling_needs_no_descriptor(clones: list[Listener]) -> None:
-    """Where there is none left, it tells all the same."""
+    """Where there is none left, it answers all the same."""
     with descriptor_limit(0):
         assert not poll(clones[0], 0.001)
         assert not poll(clones[0], 0)
@@ -825,7 +825,7 @@ def test_a_poller_in_another_thread_takes_turns_with_this_one(
 
 
 def test_a_poller_in_another_thread_wakes_when_the_clone_closes() -> None:
-    """It wakes, whoever closes, and accepts nothing any more."""
+    """It wakes, whichever thread closes, and accepts nothing any more."""
     clone = glb.bind_load_balanced(ANY)
     told: list[Any] = []
 
@@ -848,7 +848,7 @@ def test_a_poller_in_another_thread_wakes_when_the_clone_closes() -> None:
 
 
 def test_a_close_wakes_no_hub_that_is_destroyed_meanwhile() -> None:
-    """Libuv would crash. The poller's hub goes as it is told, while the clone closes still."""
+    """Libuv would crash. The poller's hub goes as it wakes, while the clone closes still."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -859,7 +859,7 @@ def test_a_close_wakes_no_hub_that_is_destroyed_meanwhile() -> None:
 
 
 def test_a_forked_child_has_no_pending_connection_and_an_event_of_its_own() -> None:
-    """What the parent was told of is the parent's; what the child rings, only the child hears."""
+    """The pending connection is the parent's; an event that the child sets wakes only the child."""
     clone = glb.bind_load_balanced(ANY)
     with connect(clone.address) as client:
         assert poll(clone)

@@ -62,7 +62,7 @@ NEVER = 30.0
 
 
 class Blocking:
-    """A handler that blocks its hub natively where it is told to, and replies its clone.
+    """A handler that blocks its hub natively on some clones, and replies its clone.
 
     Attributes:
         where: The clones whose next handler blocks.
@@ -409,7 +409,7 @@ def test_jobs_of_the_hub_on_duty_are_taken_back_though_the_watchdog_slept(policy
                 try:
                     replies.append(client.recv(10))
                 except TimeoutError:
-                    replies.append(b"nobody came")
+                    replies.append(b"no reply came")
             handle.go_on.set()
 
         thread = threading.Thread(target=collect)
@@ -433,7 +433,7 @@ def test_the_hub_on_duty_may_be_stalled() -> None:
 
 
 def test_with_all_hubs_stalled_the_first_that_comes_back_takes_what_waits() -> None:
-    """Nobody is lost meanwhile; those who are still stalled get nothing."""
+    """No client is lost meanwhile; hubs that are still stalled get nothing."""
     handle = Blocking(1)
     with serving(handle, patience=SHORT) as server:
         server.pause_clone(0)
@@ -481,7 +481,7 @@ def test_a_closed_server_lets_no_client_wait_for_a_stalled_hub() -> None:
 
 
 def test_a_second_server_serves_what_was_on_its_way_to_a_closed_one() -> None:
-    """On a shared address nobody is lost by a close, on whichever hub it was."""
+    """On a shared address no client is lost by a close, on whichever hub it was."""
     handle = Blocking()
     with serving(handle, reuse_port=True) as server:
         other = StreamServer(
@@ -578,7 +578,7 @@ def test_a_server_that_starts_handlers_by_itself_gets_one_connection_at_a_time(
 
 
 def test_what_is_handled_out_of_turn_stays_where_it_is() -> None:
-    """Nobody handed it there: its handler runs once, on that hub, when that turns again."""
+    """It wasn't handed there: its handler runs once, on that hub, when that turns again."""
     handle = Blocking()
     with serving(handle) as server:
         dispatcher = workers_of(server)[1].dispatcher
@@ -747,7 +747,7 @@ def test_of_late_ticks_only_some_count() -> None:
 
 
 def test_a_tick_that_makes_up_for_a_late_one_is_passed_over() -> None:
-    """It is too soon after that to tell anything, and the next one is in time."""
+    """It is too soon after that to show anything, and the next one is in time."""
     handle = Blocking()
     with serving(handle) as server:
         watchdog = watchdog_of(server)
@@ -758,7 +758,7 @@ def test_a_tick_that_makes_up_for_a_late_one_is_passed_over() -> None:
 
 
 def test_late_ticks_withdraw_no_hub_until_they_count() -> None:
-    """A hub in a process that was stopped for so long has let nothing lie."""
+    """A hub in a process that was stopped for so long has not stalled."""
     handle = Blocking()
     with serving(handle) as server, blocked(hub_of(server, 1)):
         watchdog = watchdog_of(server)
@@ -777,7 +777,7 @@ def test_late_ticks_withdraw_no_hub_until_they_count() -> None:
 
 
 class Stepping:
-    """A handler that blocks the second hub, each time until it is told to go on."""
+    """A handler that blocks the second hub, each time until it may go on."""
 
     def __init__(self) -> None:
         self.served: list[int] = []
@@ -903,7 +903,7 @@ def test_what_was_taken_back_may_lie_twice_as_long_each_time() -> None:
         for _ in range(4):
             (at,) = (each for each in (one, two) if each.inbox)
             other = two if at is one else one
-            # Everybody seems to be back in time.
+            # All seem to be back in time.
             with turns_of(server).lock:
                 other.stalled_at = None
                 turns_of(server).restore_locked(other)
@@ -936,7 +936,7 @@ def test_it_sleeps_when_there_is_nothing_to_see_and_wakes_with_what_is_handed_on
 
 
 def test_asleep_it_sees_a_connection_that_waits_for_the_hub_on_duty() -> None:
-    """With nothing handed to anybody, and this hub not turning, the client is served."""
+    """With nothing handed to any hub, and this one not turning, the client is served."""
     handle = Blocking()
     with serving(handle, patience=SHORT) as server:
         watchdog = watchdog_of(server)
@@ -1014,7 +1014,7 @@ def test_a_hub_on_probation_is_handed_one_at_a_time() -> None:
 
 
 def test_a_tick_after_the_close_finds_nothing_and_says_nothing() -> None:
-    """Its timer may be due before it is told of the end."""
+    """Its timer may be due before it learns of the end."""
     handle = Blocking()
     reported: list[type[BaseException]] = []
     with serving(handle) as server:
@@ -1037,7 +1037,7 @@ def test_a_tick_after_the_close_finds_nothing_and_says_nothing() -> None:
 
 
 def test_one_watchdog_is_for_all_servers_of_an_address(caplog: pytest.LogCaptureFixture) -> None:
-    """It ends with the last, and nobody waits for it before; its thread tells whose it is."""
+    """It ends with the last, and no call waits for it before; its thread's name has the address."""
     handle = Blocking()
     with serving(handle, reuse_port=True) as server:
         other = StreamServer(server.address, handle, hubs=3, reuse_port=True, patience=NEVER)
@@ -1094,7 +1094,7 @@ class Thread:
 
 @contextmanager
 def threads(count: int, patience: float = NEVER) -> Iterator[tuple[Listener, list[Thread]]]:
-    """Accept in *count* native threads, who began to wait in the order of their numbers."""
+    """Accept in *count* native threads, which began to wait in the order of their numbers."""
     served: list[int] = []
     with glb.bind(LOCAL, reuse_port=True) as first:
         first.entry.turns.patience = patience

@@ -128,7 +128,7 @@ def test_a_server_is_ready_while_it_takes_clients() -> None:
 
 
 def test_a_server_that_is_full_is_ready() -> None:
-    """What comes waits in the accept queue; a restart would help nobody."""
+    """What comes waits in the accept queue; a restart would be no help."""
     server = StreamServer(ANY, Blocking(), clones=1, max_connections=1)
     with started(server), Admin(server, ANY) as admin:
         client = connect(server.address)

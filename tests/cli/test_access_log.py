@@ -158,7 +158,7 @@ def test_json_has_opentelemetrys_names() -> None:
 
 
 def test_a_proxys_client_has_no_port() -> None:
-    """A proxy tells its client's address, and no port: JSON has no field for it."""
+    """A proxy gives its client's address, and no port: JSON has no field for it."""
     request = get("/", fields="X-Forwarded-For: 1.2.3.4\r\n")
     (line,) = map(json.loads, logged("json", request, forwarded_allow_ips="*"))
     assert line["client.address"] == "1.2.3.4"
@@ -400,7 +400,7 @@ def test_a_unix_sockets_client_has_no_address(folder: pathlib.Path) -> None:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that are put in glb's log."""
     lines: list[str] = []
     monkeypatch.setattr(glb.cli.console, "tell", lambda text, *args: lines.append(text % args))
@@ -437,7 +437,7 @@ def test_file_that_cant_be_reopened_goes_on(tmp_path: pathlib.Path) -> None:
 
 
 def test_lines_that_cant_be_written_are_counted_and_fail_no_request(
-    told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+    log_lines: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     """A full disk is said once, and once more when it is over."""
     log = AccessLog(str(tmp_path / "log"))
@@ -457,7 +457,7 @@ def test_lines_that_cant_be_written_are_counted_and_fail_no_request(
         log.write("three\n"[:5])
     log.close()
     name = str(tmp_path / "log")
-    assert told == [
+    assert log_lines == [
         f"can't write to {name}: No space left on device; lines are lost until it can",
         f"{name} is written to again; 2 lines lost",
     ]
@@ -515,7 +515,7 @@ def test_signal_reopens_the_file(folder: pathlib.Path) -> None:
 
 @process_of_its_own
 def test_signal_without_a_file_ends_nothing(folder: pathlib.Path) -> None:
-    """Its first meaning is an end, which nobody wants of it here."""
+    """Its default is an end, which is not what it is for here."""
     for target in ("program", "program:handle"):
         with serving(target, cwd=folder) as served:
             served.process.send_signal(signal.SIGUSR1)

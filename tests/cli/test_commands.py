@@ -393,7 +393,7 @@ def test_a_second_signal_ends_all_addresses_at_once(folder: pathlib.Path) -> Non
 
 
 def test_all_addresses_are_reloaded_and_seen(folder: pathlib.Path) -> None:
-    """A reload is rolled into each; the administration tells of each."""
+    """A reload is rolled into each; the administration shows each."""
     write_version(folder, "old")
     options = ("--admin", "127.0.0.1:0")
     with serving_two("versions:handle", *options, cwd=folder) as served:
@@ -755,9 +755,9 @@ def test_hangup_rolls_the_new_source_in(hubs: str, folder: pathlib.Path) -> None
             assert served.hang_up("reload") == "glb: reloaded 'versions:handle' (4 clones)\n"
             assert [ask(served.address) for _ in range(8)] == [version.encode()] * 8
         status, err = served.end()
-    told = [line for line in err.splitlines() if "draining" not in line]
-    assert (status, len(told)) == (0, 1)  # the last client may still be leaving
-    assert told[0].startswith("glb: stopped after 17 connections, 0 failed; by clone: ")
+    log_lines = [line for line in err.splitlines() if "draining" not in line]
+    assert (status, len(log_lines)) == (0, 1)  # the last client may still be leaving
+    assert log_lines[0].startswith("glb: stopped after 17 connections, 0 failed; by clone: ")
 
 
 def test_hangup_reloads_an_application(folder: pathlib.Path) -> None:
@@ -844,8 +844,8 @@ def test_saved_source_is_rolled_in(folder: pathlib.Path) -> None:
         assert ask(served.address) == b"repaired"
         served.hang_up("glb: reloaded ")
         status, err = served.end()
-    told = [line for line in err.splitlines() if "draining" not in line]
-    assert (status, len(told)) == (0, 1)  # the last client may still be leaving
+    log_lines = [line for line in err.splitlines() if "draining" not in line]
+    assert (status, len(log_lines)) == (0, 1)  # the last client may still be leaving
 
 
 def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Path) -> None:
@@ -863,7 +863,7 @@ def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Pa
 def test_what_cant_be_reloaded_is_refused_at_the_start(folder: pathlib.Path) -> None:
     """And not at the first edit, also if the project wraps something around its application.
 
-    Without --reload it is served, and SIGHUP tells the reason.
+    Without --reload it is served, and SIGHUP logs the reason.
     """
     handlers = folder / "django" / "core" / "handlers"
     handlers.mkdir(parents=True)
@@ -932,14 +932,14 @@ class Reloaded:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that are put in the log."""
     lines: list[str] = []
     monkeypatch.setattr(glb.cli.console, "tell", lambda text, *args: lines.append(text % args))
     return lines
 
 
-def test_reloads_come_one_after_another(told: list[str]) -> None:
+def test_reloads_come_one_after_another(log_lines: list[str]) -> None:
     """However often it is asked during a reload, there is one more after it."""
     both = Reloaded()
     both.answers = ["first", "second", "third"]
@@ -952,15 +952,15 @@ def test_reloads_come_one_after_another(told: list[str]) -> None:
             gevent.sleep(0)
         assert both.seen == ["first"]
         both.may_roll.set()
-        assert comes_true(lambda: len(told) == 2)
+        assert comes_true(lambda: len(log_lines) == 2)
         gevent.sleep(0)
     assert both.seen == ["first", "first rolled", "second", "second rolled"]
-    assert told == ["reloaded 'app:handle' (2 clones)"] * 2
+    assert log_lines == ["reloaded 'app:handle' (2 clones)"] * 2
 
 
 @pytest.mark.parametrize("kind", [gevent.GreenletExit, KeyboardInterrupt, SystemExit])
 def test_reload_that_its_module_ends_is_logged_and_not_the_last(
-    kind: type[BaseException], told: list[str]
+    kind: type[BaseException], log_lines: list[str]
 ) -> None:
     """What would end a greenlet, or the program, is an import that failed."""
     both = Reloaded()
@@ -968,14 +968,14 @@ def test_reload_that_its_module_ends_is_logged_and_not_the_last(
     with both.reloads:
         for count in (1, 2):
             both.reloads.ask()
-            assert comes_true(lambda expected=count: len(told) == expected)  # type: ignore[misc]  # bound now
-    assert told == [
+            assert comes_true(lambda expected=count: len(log_lines) == expected)  # type: ignore[misc]  # bound now
+    assert log_lines == [
         f"can't reload 'app:handle': {kind.__name__}: no; the old one goes on serving",
         "reloaded 'app:handle' (2 clones)",
     ]
 
 
-def test_the_end_of_the_server_ends_a_reload_in_its_middle(told: list[str]) -> None:
+def test_the_end_of_the_server_ends_a_reload_in_its_middle(log_lines: list[str]) -> None:
     """A kill at the end is no import that failed."""
     both = Reloaded()
     both.answers = ["first"]
@@ -985,18 +985,18 @@ def test_the_end_of_the_server_ends_a_reload_in_its_middle(told: list[str]) -> N
         assert comes_true(lambda: both.seen == ["first"])
     greenlet = both.reloads._greenlet
     assert greenlet is not None and greenlet.ready()
-    assert told == []
+    assert log_lines == []
 
 
-def test_reload_that_fails_is_logged_and_not_the_last(told: list[str]) -> None:
+def test_reload_that_fails_is_logged_and_not_the_last(log_lines: list[str]) -> None:
     """Whatever comes of one, the next may be asked for."""
     both = Reloaded()
     both.answers = [TargetError("bad\nsource"), "unlucky", "lucky"]
     with both.reloads:
         for count in (1, 2, 3):
             both.reloads.ask()
-            assert comes_true(lambda expected=count: len(told) == expected)  # type: ignore[misc]  # bound now
-    assert told == [
+            assert comes_true(lambda expected=count: len(log_lines) == expected)  # type: ignore[misc]  # bound now
+    assert log_lines == [
         "can't reload 'app:handle': bad source; the old one goes on serving",
         "can't reload 'app:handle': OSError: no luck; the old one goes on serving",
         "reloaded 'app:handle' (2 clones)",
@@ -1037,7 +1037,7 @@ def in_terminal(*args: str, cwd: pathlib.Path) -> Iterator[tuple[Any, Callable[[
 
 
 def test_table_of_clones_is_live_in_a_terminal(folder: pathlib.Path) -> None:
-    """Counts change in place, requests are told above it, and the cursor is given back."""
+    """Counts change in place, requests are logged above it, and the cursor is given back."""
     with in_terminal("serve", "program", "--bind", "127.0.0.1:0", cwd=folder) as (process, read):
         port = read(r"serving program on http://127.0.0.1:\d+").rpartition(":")[2]
         read(r"state.*0 +0 +0 +0 +0 +\S*accepting")

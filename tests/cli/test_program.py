@@ -281,7 +281,7 @@ def test_an_error_of_a_program_reaches_the_hook_once(
     monkeypatch.setattr(sys, "excepthook", hook)
     with pytest.raises(ValueError, match="5") as caught:
         Program(str(tmp_path / "program.py"), (), is_module=False).run()
-    assert told == []  # the interpreter tells, at its end
+    assert told == []  # the interpreter calls the hook, at its end
     error = caught.value
     sys.excepthook(type(error), error, error.__traceback__)
     ((kind, value, trace),) = told

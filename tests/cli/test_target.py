@@ -242,7 +242,7 @@ class Application:
 def test_kind_of_target_shows_in_its_arguments(
     handle: Callable[..., object], is_wsgi: bool
 ) -> None:
-    """Names and annotations of the two arguments tell WSGI from a stream."""
+    """By names and annotations of the two arguments it is WSGI or a stream."""
     assert is_wsgi_by_arguments(handle, "target") is is_wsgi
 
 
@@ -272,7 +272,7 @@ def test_ambiguous_arguments_raise_with_what_to_write(
 
 
 def test_builtins_are_of_no_known_kind() -> None:
-    """What has no signature is of no known kind."""
+    """They have no signature."""
     with pytest.raises(TargetError, match="give --wsgi or --stream"):
         is_wsgi_by_arguments(dict, "target")
 
@@ -506,7 +506,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("source", BROKEN)
 def test_reload_that_fails_leaves_all_as_it_was(source: str, folder: Path) -> None:
-    """The same modules, the same attributes of their parents, and one line that tells why."""
+    """The same modules, the same attributes of their parents, and one line that says why."""
     write(folder / "shelf" / "__init__.py", "")
     write(folder / "shelf" / "book.py", "")
     write(folder / "shelf" / "older.py", "")

@@ -41,7 +41,7 @@ MOST_INTERRUPTS = 20
 def facts(
     clones: int, states: Mapping[int, str] | None = None, hubs: int = 1, **more: Any
 ) -> dict[str, Any]:
-    """Return what ``/clones`` tells of a server with such clones."""
+    """Return what ``/clones`` has of a server with such clones."""
     states = states or {}
     return {
         "address": "127.0.0.1:8000",
@@ -73,7 +73,7 @@ def facts(
 
 
 def of_clone(**more: Any) -> dict[str, Any]:
-    """Return what is told of a server whose one clone has such facts."""
+    """Return the facts of a server whose one clone has these."""
     server = facts(1)
     return {**server, "clones": [{**server["clones"][0], **more}]}
 
@@ -495,7 +495,7 @@ def test_the_table_goes_on_while_hub_0_is_stuck(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_terminal_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server goes on; SIGHUP is what tells."""
+    """The server goes on; SIGHUP is what says that it is gone."""
     screen = make_screen(monkeypatch)
     server = StreamServer(ANY, lambda *_: None, clones=2)
     out = Console(force_terminal=True, width=100, height=30)

@@ -62,7 +62,7 @@ def test_the_new_source_is_served_and_the_old_one_finishes(hubs: str, folder: pa
 
 
 def test_all_that_is_bound_goes_over(folder: pathlib.Path) -> None:
-    """Unix paths, and the administration's address, which tells of the new process alone."""
+    """Unix paths, and the administration's address, which shows the new process alone."""
     args = (
         "--bind",
         f"unix:{folder}/s",

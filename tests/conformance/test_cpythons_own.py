@@ -108,7 +108,7 @@ LOOPS: Final = (
 #: What is not run at all, and why.
 LEFT_OUT: Final = {
     "test_poll.PollTests.test_poll_unit_tests": "asks for descriptors that are no longer open, "
-    "of which gevent's poll never tells: it hangs",
+    "which gevent's poll never reports: it hangs",
     "test_socketserver.SocketWriterTest.test_write": "sends a signal to a thread by its id, which "
     "is no thread's under gevent: it fails or hangs",
 }

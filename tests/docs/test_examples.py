@@ -114,7 +114,7 @@ def test_the_chat_sends_all_what_one_says() -> None:
 
 
 def test_a_clone_of_the_line_protocol_has_a_store_of_its_own() -> None:
-    """A word that one clone was told, the next one doesn't know; a turn later it is there."""
+    """The next clone doesn't know a word that one has stored; a turn later it is there."""
     with served("line_protocol:handle", "--clones", "4") as address:
 
         def ask(*lines: bytes) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Servers under malformed input and clients that vanish: who asks properly is served properly.
+"""Servers under malformed input and clients that vanish: a proper request is served properly.
 
 Each example is a list of clients and the order in which their steps come, often several before
 the server has a look. hypothesis finds them, and prints what fails; ``GLB_FUZZ_EXAMPLES`` is how
@@ -42,7 +42,7 @@ from ..support.helpers import close_all, comes_true
 
 pytestmark = [
     pytest.mark.thorough,
-    # Where an example fails that is large, this warning would be all that is told of it.
+    # Where an example fails that is large, this warning would be all that is shown of it.
     pytest.mark.filterwarnings("ignore:Generating overly large repr"),
 ]
 
@@ -70,7 +70,7 @@ def hangs_fail() -> None:
     """In place of conftest's: each example has its own bound, and there may be many."""
 
 
-# -- what is told of errors -----------------------------------------------------------------------
+# -- what is reported of errors -------------------------------------------------------------------
 
 
 class Planned(Exception):  # noqa: N818  # it is no error, it was planned
@@ -101,7 +101,7 @@ class Reports:
         self.stderr.truncate()
 
     def check(self, *, expected: tuple[type[BaseException], ...]) -> None:
-        """Nothing was told but *expected* errors."""
+        """Nothing was reported but *expected* errors."""
         assert [each for each in self.reported if not issubclass(each[0], expected)] == []
         assert self.printed == []
         assert (self.stderr.getvalue(), self.logged) == ("", [])
@@ -113,7 +113,7 @@ def _nameless(text: str) -> str:
 
 @contextmanager
 def listening_in() -> Iterator[Reports]:
-    """Have what is told in any thread."""
+    """Have what is reported in any thread."""
     told = Reports()
 
     def report(_hub: object, context: object, kind: Any, error: object, _tb: object) -> None:
@@ -168,7 +168,7 @@ def check_mark(mark: object, *, is_local: bool) -> None:
 
 
 def application(environ: dict[str, Any], start_response: Any) -> Any:
-    """Tell what was asked, and by which clone it is told, if that is asked."""
+    """Reply what was asked, and by which clone, if that is asked."""
     path, body = environ["PATH_INFO"], environ["wsgi.input"]
     check_mark(environ["REMOTE_PORT"], is_local="local" in path)
     if path.startswith("/raise"):
@@ -213,7 +213,7 @@ def by_line(sock: Any, peer: Any) -> None:
             if line == b"local":
                 check_mark(peer, is_local=True)
             if line == b"late":
-                # Comes when this handler is done, perhaps, and is nobody else's.
+                # Comes when this handler is done, perhaps, and must hit no other.
                 close_those_that_came()
                 LATE.append((gevent.get_hub(), gevent.Timeout.start_new(0.002, Planned)))
             if line == b"kill":
@@ -465,7 +465,7 @@ _good_lines = st.lists(
 
 #: What a client asks, with what is to come back if it asks properly; the cuts; its end.
 Drawn = tuple[Request | bytes, list[int], str]
-#: The clients; then who is to make a step, and whether the server has a turn after it.
+#: The clients; then which is to make a step, and whether the server has a turn after it.
 Play = tuple[list[Drawn], list[tuple[int, bool]]]
 
 
@@ -489,7 +489,7 @@ class Stage:
         self.is_bounded = is_bounded
         #: How many connections were made.
         self.connections = 0
-        #: Handlers that ended by `gevent.GreenletExit`, which nobody reports.
+        #: Handlers that ended by `gevent.GreenletExit`, which isn't reported.
         self.exits = 0
 
     def begin(self) -> None:
@@ -522,8 +522,8 @@ class Stage:
         if not self.is_bounded:
             for client, theirs in zip(clients, steps, strict=True):
                 theirs.extend([client.check] if isinstance(client, Good) else [])
-        for who, has_turn in drawn[1]:
-            theirs = steps[who % len(steps)]
+        for which, has_turn in drawn[1]:
+            theirs = steps[which % len(steps)]
             if theirs:
                 theirs.pop(0)()
             if has_turn:
@@ -806,7 +806,7 @@ def test_both_loops_answer_malformed_requests_alike() -> None:
 
 @pytest.mark.parametrize("places", ["one hub", "bounded", "two hubs", "bounded, two hubs"])
 def test_a_server_that_is_stopped_among_its_clients_leaves_nothing(places: str) -> None:
-    """Neither a descriptor nor a handler, whoever is connected; and it starts again."""
+    """Neither a descriptor nor a handler, however many are connected; and it starts again."""
 
     @fuzz(8)
     @given(plays(_good_lines, _lines))

@@ -114,7 +114,7 @@ class Places:
 
 
 class Kept:
-    """Who has a listener: nobody else has a reference to it."""
+    """The owner of a listener: nothing else has a reference to it."""
 
     def __init__(self, listener: Listener, entry: Opened) -> None:
         self.listener: Listener | None = listener
@@ -255,14 +255,14 @@ class AnywhereMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.all_kept)
     @rule(where=WHERE, kept=kept)
     def close_while_it_waits(self, where: str, kept: Kept) -> None:
-        """Whoever waits in `accept` is told, wherever it is closed."""
+        """An `accept` that waits ends, wherever it is closed."""
         if kept.listener is None or not kept.is_open:
             return
         waiting = gevent.spawn(outcome, kept.listener.accept)
         gevent.sleep(0)
         self.places.do(where, kept.listener.close)
         self.count_out(kept)
-        with gevent.Timeout(STEP_SECONDS, RuntimeError("nobody told it")):
+        with gevent.Timeout(STEP_SECONDS, RuntimeError("it was not woken")):
             result, error = waiting.get()
         assert result is None
         assert isinstance(error, OSError) and error.errno == errno.EBADF
@@ -431,7 +431,7 @@ HAND = st.integers(0, 2)
 
 
 class LineMachine(RuleBasedStateMachine):
-    """HandOver beside one list: who stands in it before whom has waited longer.
+    """HandOver beside one list, in which the longest waiting is first.
 
     Each of three hubs has a server's team and that of single listeners; it may be withdrawn.
     """
@@ -444,16 +444,16 @@ class LineMachine(RuleBasedStateMachine):
         self.turns = HandOver(threading.RLock())
         self.policy: Policy | None = None
         self.hubs: list[Any] = []
-        #: Everybody who waits or is away, longest waiting first.
+        #: All that wait or are away, longest waiting first.
         self.line: list[FakeMember] = []
-        #: Who has left, may come back to its place, and hasn't been passed over.
+        #: Those that left, may come back to their place, and weren't passed over.
         self.away: dict[FakeMember, int] = {}
-        #: Who has no place that could be kept: it was passed over, or its team was admitted since.
+        #: Those without a place to keep: passed over, or their team was admitted since.
         self.placeless: set[FakeMember] = set()
         #: When each in the line began to wait, or had its last turn.
         self.joined: dict[FakeMember, int] = {}
         self.count = 0
-        #: Teams that were told to have turns, and those that have, if their hub has.
+        #: Teams that are to have turns, and those that have, if their hub has.
         self.wished: set[Team[Any]] = set()
         self.admitted: set[Team[Any]] = set()
         for index in range(3):
@@ -504,7 +504,7 @@ class LineMachine(RuleBasedStateMachine):
             self.placeless.add(member)
 
     def admit_in_model(self, teams: set[Team[Any]]) -> None:
-        """Behind all who wait, all of them in the order in which they joined."""
+        """Behind all that wait, all of them in the order in which they joined."""
         coming = teams - self.admitted
         self.admitted |= coming
         theirs = [each for each in self.line if each.team in coming]
@@ -519,34 +519,34 @@ class LineMachine(RuleBasedStateMachine):
 
     @rule(hand=HAND, hub=HUBS, member=MEMBERS)
     def join(self, hand: int, hub: int, member: int) -> None:
-        who = self.hubs[hub].members[member]
-        self.hands.do(hand, lambda: self.turns.join(who))
-        if who not in self.line or who in self.away:
-            self.begins_to_wait(who)
+        standing = self.hubs[hub].members[member]
+        self.hands.do(hand, lambda: self.turns.join(standing))
+        if standing not in self.line or standing in self.away:
+            self.begins_to_wait(standing)
 
     @rule(hand=HAND, hub=HUBS, member=MEMBERS)
     def leave(self, hand: int, hub: int, member: int) -> None:
-        who = self.hubs[hub].members[member]
-        place = self.hands.do(hand, lambda: self.turns.leave(who))
-        if who not in self.line or who in self.away:
+        standing = self.hubs[hub].members[member]
+        place = self.hands.do(hand, lambda: self.turns.leave(standing))
+        if standing not in self.line or standing in self.away:
             assert place is None
             return
-        # A place that was lost is told of all the same, unless a seating has taken it.
+        # A place that was lost is returned all the same, unless a seating has taken it.
         if place is None:
-            assert who in self.placeless
-        if who in self.placeless:
-            self.line.remove(who)
-            self.placeless.discard(who)
+            assert standing in self.placeless
+        if standing in self.placeless:
+            self.line.remove(standing)
+            self.placeless.discard(standing)
         else:
-            self.away[who] = place
+            self.away[standing] = place
 
     @precondition(lambda self: self.away)
     @rule(hand=HAND, which=st.integers(0, 11))
     def come_back(self, hand: int, which: int) -> None:
-        """To the place it had: nobody behind it has had a turn."""
-        who, place = [*self.away.items()][which % len(self.away)]
-        self.hands.do(hand, lambda: self.turns.join(who, place))
-        del self.away[who]
+        """To the place it had: no member behind it has had a turn."""
+        standing, place = [*self.away.items()][which % len(self.away)]
+        self.hands.do(hand, lambda: self.turns.join(standing, place))
+        del self.away[standing]
 
     @rule(hands=st.lists(HAND, min_size=1, max_size=8))
     def take_turns(self, hands: list[int]) -> None:
@@ -565,11 +565,11 @@ class LineMachine(RuleBasedStateMachine):
 
     @rule(hand=HAND, hub=HUBS, member=MEMBERS)
     def take_another_turn(self, hand: int, hub: int, member: int) -> None:
-        """Of whom it is not the turn, and perhaps isn't ready."""
-        who = self.hubs[hub].members[member]
-        self.hands.do(hand, lambda: self.turns.rotate(who.team, who))
-        if who in self.line and who not in self.away:
-            self.was_served(who)
+        """Of a member that hasn't the turn, and perhaps isn't ready."""
+        standing = self.hubs[hub].members[member]
+        self.hands.do(hand, lambda: self.turns.rotate(standing.team, standing))
+        if standing in self.line and standing not in self.away:
+            self.was_served(standing)
 
     @rule(hand=HAND, hubs=st.lists(HUBS, min_size=1, unique=True))
     def admit(self, hand: int, hubs: list[int]) -> None:
@@ -728,7 +728,7 @@ def test_turns_hold_together_when_all_threads_use_them(seeds: list[int]) -> None
             elif what == 4:
                 turns.suspend([(hub, hub.team)])
             else:
-                with turns.lock:  # of anybody's
+                with turns.lock:  # of any hub's
                     first = turns.next_locked()
                     if first is not None:
                         turns.rotate(first.team, first)

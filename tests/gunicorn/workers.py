@@ -19,7 +19,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Log:
-    """gunicorn's logger, as far as a worker needs it: it keeps what it is told."""
+    """gunicorn's logger, as far as a worker needs it: it keeps what it is to log."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

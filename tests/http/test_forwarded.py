@@ -130,7 +130,7 @@ def test_without_the_setting_the_fields_come_as_they_are(serve: Callable[..., Se
 
 
 def test_two_clients_are_refused(serve: Callable[..., Served]) -> None:
-    """One of the fields was not written by the proxy. One line tells of it."""
+    """One of the fields was not written by the proxy. One line says so."""
     served = serve(forwarded_allow_ips="*")
     reply = served.ask("X-Forwarded-For: 1.2.3.4", "Forwarded: for=6.6.6.6")
     assert reply.startswith(b"HTTP/1.1 400 ")

@@ -1466,7 +1466,7 @@ def test_a_raw_stream_of_a_program_that_reads_requests_itself_is_the_last(option
 
 
 def test_an_environ_of_a_program_that_has_a_body_is_the_last() -> None:
-    """Nothing tells where the program has left it. The reply says so."""
+    """Nothing shows where the program has left it. The reply says so."""
     served = serve(OwnEnviron, ok, GET + POST + b"\r\nhello" + SECOND)
     assert served.calls == [("GET", "/"), ("POST", "/")]
     assert served.reply.count(CLOSE) == 1

@@ -973,7 +973,7 @@ def test_what_is_said_of_a_refusal_is_short_and_escaped(data: bytes) -> None:
 
 
 def test_a_refusal_has_its_value() -> None:
-    """So that the log tells what was sent."""
+    """So that the log shows what was sent."""
     for line, value in (
         ("Content-Length: 5x", "'5x'"),
         ("Transfer-Encoding: gzip", "'gzip'"),

@@ -38,7 +38,7 @@ def tell_clone(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 
 
 def test_requests_go_round_in_exact_turn() -> None:
-    """A connection a request: environ tells the clone, 0, 1, ..., N-1, 0, 1, ..."""
+    """A connection a request: environ has the clone, 0, 1, ..., N-1, 0, 1, ..."""
     with WSGIServer(LOCAL, tell_clone, clones=5, log=None) as server:
         server.start()
         assert [int(http_get(server.address)) for _ in range(50)] == turns(5, 50)
@@ -170,7 +170,7 @@ def test_a_unix_socket_and_a_restart(tmp_path: Path) -> None:
 
 
 def test_environ_and_server_name_are_gevents() -> None:
-    """What gevent tells an application, ours does."""
+    """What gevent's has for an application, ours has."""
     seen: dict[str, Any] = {}
 
     def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:

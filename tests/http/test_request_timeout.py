@@ -99,7 +99,7 @@ def timeout_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_client_that_was_sent_nothing_gets_a_503(
     loop: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It says when to come again. One line says what was asked, by whom, and where it was."""
+    """It says when to come again. One line has the request, its client, and where it was."""
     with caplog.at_level(logging.WARNING, "glb"), Served(waits_for_ever, loop) as served:
         reply = served.ask()
         assert reply.startswith(OURS)

@@ -812,7 +812,7 @@ with glb.server.StreamServer(("127.0.0.1", 0), handle, spawn=spawn) as server:
     for _ in range(20):
         assert ask(server.address, b"n") == b"ok"
     # At most one for each that left a trace (to make a thread is to look at one's own), and
-    # one for who left none.
+    # one for those that left none.
     assert len(created) <= {80 if BY_TRACER else 41} and bool(created) is ours, created
     import gc; gc.collect()
     assert {{value() for value in values}} == {{None}}
@@ -1085,7 +1085,7 @@ def test_a_spawn_callback_sees_new_greenlets(spawn: Any) -> None:
         server.start()
         with spawn_callback(lambda greenlet: seen.append(weakref.ref(greenlet))):
             assert [ask(server.address) for _ in range(3)] == [b"1"] * 3
-        assert len(seen) in (3, 4)  # the log may tell in one of its own that they are fresh ones
+        assert len(seen) in (3, 4)  # the log may say in one of its own that they are fresh ones
 
 
 @pytest.mark.parametrize("spawn", ["default", 20, gevent.spawn])

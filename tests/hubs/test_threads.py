@@ -1,4 +1,4 @@
-"""Hub threads: native threads whose hub turns until they are told to end."""
+"""Hub threads: native threads whose hub turns until they are to end."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_it_can_end_itself() -> None:
 
 
 def test_greenlets_that_run_do_not_keep_it() -> None:
-    """Its end is the end of its hub: who waits for handlers does so before."""
+    """Its end is the end of its hub: a wait for handlers comes before."""
     thread = HubThread("glb test").start()
     started = threading.Event()
 
@@ -214,7 +214,7 @@ def test_threads_call_each_other() -> None:
 
 
 def test_waiting_lets_other_greenlets_go_on() -> None:
-    """Several may wait, while the thread is busy; all are told."""
+    """Several may wait, while the thread is busy; all wake."""
     thread = HubThread("glb test").start()
     go_on = threading.Event()
     thread.send(lambda: go_on.wait(10))
@@ -242,7 +242,7 @@ def test_a_wait_that_is_over_before_the_thread_says_so() -> None:
 
 
 def test_a_wait_returns_the_truth_each_time() -> None:
-    """Whoever is told of the end never hears that the thread has not ended."""
+    """A wait that has returned is followed by no sign of the thread."""
     for _ in range(50):
         thread = HubThread("glb truth").start()
         thread.end()
@@ -284,7 +284,7 @@ def test_a_start_without_room_for_a_hub_leaves_nothing(monkeypatch: pytest.Monke
 
 
 def test_a_start_without_room_for_a_thread_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's own RuntimeError; nobody waits for such a thread."""
+    """Python's own RuntimeError; no call waits for such a thread."""
 
     def refuse(*_: object) -> Any:
         raise RuntimeError("can't start new thread")
@@ -302,7 +302,7 @@ def test_a_start_without_room_for_a_thread_leaves_nothing(monkeypatch: pytest.Mo
 
 
 def test_what_ends_a_program_is_passed_on_and_the_thread_goes_on() -> None:
-    """SystemExit in a greenlet there is told to who started the thread."""
+    """SystemExit in a greenlet there goes to the callback that the thread was started with."""
     told: list[tuple[type[BaseException], int]] = []
     thread = HubThread("glb test", lambda error: told.append((type(error), native_ident()))).start()
 
@@ -364,7 +364,7 @@ def test_they_are_native_under_monkey_patching() -> None:
 
 
 def test_a_forked_child_has_none() -> None:
-    """What was sent to them there goes nowhere, and nobody waits for them."""
+    """What was sent to them there goes nowhere, and no call waits for them."""
     printed = run_python(
         "import os, sys, warnings, gevent\n"
         "from glb.hubs import threads as hubs\n"

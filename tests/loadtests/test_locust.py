@@ -129,7 +129,7 @@ def test_turns_of_glb_are_exact_and_counts_agree(options: tuple[str, ...], tmp_p
 
 
 def test_racing_servers_fail_by_their_balance(tmp_path: Path) -> None:
-    """The exit status is 1, and a line tells of the gate; counts agree all the same."""
+    """The exit status is 1, and a line has the gate; counts agree all the same."""
     found = run("balance", tmp_path, "--server", "racing")
     assert found.status == 1, found.output[-3000:]
     assert "--balance-min-jain 0.999 is missed by" in found.output

@@ -263,7 +263,7 @@ def test_a_user_can_end_the_run(locust: Locust) -> None:
 
 
 def test_bad_gates_are_refused_before_anything_runs(locust: Locust) -> None:
-    """By locust's parser, as it tells of other options."""
+    """By locust's parser, as other options are."""
     status, said = locust.run("--balance-min-jain", "5")
     assert status == 2
     assert "--balance-min-jain: must be a number, 0 to 1, got '5'" in said

@@ -36,7 +36,7 @@ def turns(measure: Measure) -> dict[int | str, int]:
 
 
 def test_turns_and_replies_are_counted_by_clone() -> None:
-    """A reply on a connection that had one is no turn, and all ways to tell are one."""
+    """A reply on a connection that had one is no turn, and all spellings of a clone are one."""
     measure = measured("1/4", b"1/4", 1, "1", " 3 ")
     measure.record("1/4", 5.0, is_turn=False)
     figures = measure.figures()
@@ -258,6 +258,6 @@ def test_a_run_without_clones_says_so() -> None:
 
 @pytest.mark.parametrize("read", [gates._number(int, 0), gates._number(float, 0, 1)])
 def test_what_is_no_number_is_no_gate(read: Callable[[str], float]) -> None:
-    """The parser tells it with the option's name."""
+    """The parser adds the option's name."""
     with pytest.raises(argparse.ArgumentTypeError, match="got 'x'"):
         read("x")

@@ -213,7 +213,7 @@ def page(driver: Any, locust: str) -> Page:
 
 
 def test_the_tab_shows_each_clone_live_and_to_the_last_turn(page: Page) -> None:
-    """Chart, table and facts tell what was served, with what came after the test was stopped."""
+    """Chart, table and facts show what was served, with what came after the test was stopped."""
     page.open()
     page.click("Balance")
     page.wait(lambda: len(page.turns()) == 4)

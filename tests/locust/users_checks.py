@@ -82,7 +82,7 @@ class Log:
 
     @property
     def clones(self) -> list[tuple[Any, Any]]:
-        """Clone and turn of each event that tells."""
+        """Clone and turn of each event that has them."""
         contexts = [each["context"] for each in self.events]
         return [(each["glb_clone"], each["glb_turn"]) for each in contexts if "glb_clone" in each]
 
@@ -100,7 +100,7 @@ def described(base: type[Any], **attributes: Any) -> type[Any]:
 
 
 def client(base: type[Any] = TcpUser, **attributes: Any) -> tuple[Any, Log]:
-    """Return ``self.client`` of a user with these *attributes*, and what its requests tell."""
+    """Return ``self.client`` of a user with these *attributes*, and the log of its requests."""
     user, log = made(described(base, **attributes))
     return user.client, log
 
@@ -207,7 +207,7 @@ def reset(sock: Any) -> None:
 
 
 @pytest.fixture
-def nobody() -> str:
+def closed_port() -> str:
     """A port without a listener; bound, so that there won't be one."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -339,7 +339,7 @@ def test_a_line_without_end_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_users_context_is_in_each_event() -> None:
-    """Beside what tells the clone; and the user's own dict stays as it is."""
+    """Beside the clone; and the user's own dict stays as it is."""
     mine = {"who": "me"}
     with serving(tell) as served:
         ours, log = client(
@@ -353,7 +353,7 @@ def test_the_users_context_is_in_each_event() -> None:
 
 
 def test_a_connection_is_one_turn() -> None:
-    """The first reply that tells its clone; those after it are replies."""
+    """The first reply that has its clone; those after it are replies."""
 
     def whose(_: Any, reply: bytes) -> bytes | None:
         return reply if reply != b"hm\n" else None
@@ -491,7 +491,7 @@ def test_a_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return [(socket.AF_INET, 1, 6, "", (each, port)) for each in addresses]
 
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
-        user_class = described(TcpUser, host=f"tcp://somebody.example:{port}")
+        user_class = described(TcpUser, host=f"tcp://server.example:{port}")
         for _ in range(3):
             user, log = made(user_class)
             user.client.request(b"hello\n")
@@ -509,7 +509,7 @@ def test_an_unknown_name_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    ours, log = client(host="tcp://nobody.example:80")
+    ours, log = client(host="tcp://unknown.example:80")
     for _ in range(2):
         with pytest.raises(RequestFailed, match="not known"):
             ours.connect()
@@ -521,9 +521,9 @@ def test_an_unknown_name_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- failures ----------------------------------------------------------------------------------
 
 
-def test_refused(nobody: str) -> None:
+def test_refused(closed_port: str) -> None:
     """The failure is the kernel's error; what the task gets isn't an error of its own."""
-    ours, log = client(host=nobody)
+    ours, log = client(host=closed_port)
     with pytest.raises(RescheduleTask) as caught:
         ours.request(b"hello\n")
     ((name, error),) = log.failures
@@ -579,7 +579,7 @@ def test_reset_in_the_middle() -> None:
     ],
 )
 def test_an_end_in_the_middle(reply: bytes, words: str) -> None:
-    """The failure tells what there was of the reply, so far as one wants to read it."""
+    """The failure has what there was of the reply, so far as one wants to read it."""
     with serving(reply_with(reply)) as served:
         ours, log = client(host=served.url)
         with pytest.raises(RequestFailed):
@@ -590,7 +590,7 @@ def test_an_end_in_the_middle(reply: bytes, words: str) -> None:
 
 
 def test_an_end_short_of_a_length() -> None:
-    """The failure tells how much was asked for, too."""
+    """The failure says how much was asked for, too."""
     with serving(reply_with(b"12345")) as served:
         ours, log = client(host=served.url)
         ours.send(b"go\n")
@@ -683,7 +683,7 @@ def test_a_full_queue_of_a_unix_socket(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_connection_that_takes_its_time() -> None:
-    """One that the kernel can't tell of at once: it is waited for, and may fail yet."""
+    """One that the kernel can't answer at once: it is waited for, and may fail yet."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -856,7 +856,7 @@ def test_an_error_in_on_start_leaves_nothing() -> None:
 
 
 def counted(base: type[Any], body: Callable[[Any], object], tasks: int, **attributes: Any) -> Log:
-    """Return what *tasks* runs of *body* tell, by a user that runs as locust's do."""
+    """Return the log of *tasks* runs of *body*, by a user that runs as locust's do."""
     left = count(tasks, -1)
 
     def run(user: Any) -> None:
@@ -1443,9 +1443,9 @@ def test_a_handshake_that_fails(reply: bytes, words: str) -> None:
     assert not ours.is_connected
 
 
-def test_websockets_that_fail(nobody: str) -> None:
+def test_websockets_that_fail(closed_port: str) -> None:
     """Refused, and cut off, and no reply."""
-    ours, log = client(WebSocketUser, host=nobody.replace("tcp", "ws"))
+    ours, log = client(WebSocketUser, host=closed_port.replace("tcp", "ws"))
     with pytest.raises(RequestFailed):
         ours.send("a")
     assert [type(error) for _, error in log.failures] == [ConnectionRefusedError]

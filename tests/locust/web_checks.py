@@ -26,7 +26,7 @@ from glb.locust.measure import Clone, CloneFigures, Figures, Measure, Sample
 
 SVG = "{http://www.w3.org/2000/svg}"
 
-# Whatever a server tells, also what XML has no way to say.
+# Whatever a server says, also what XML has no way to say.
 NAMES = st.text(st.characters(), max_size=40)
 COUNTS = st.integers(0, 10**15)
 
@@ -105,12 +105,12 @@ def test_the_bars_are_as_high_as_their_numbers() -> None:
             [1, 1, 0.75, 1, 1],
             id="reports",
         ),
-        pytest.param(3, [0, 30, 60, 60, 60, 60, 60], [1, 1, 0, 0], id="nobody is served"),
+        pytest.param(3, [0, 30, 60, 60, 60, 60, 60], [1, 1, 0, 0], id="no client is served"),
         pytest.param(3, [0, 30, 60, 0, 30], [1, 1, 0, 1], id="reset"),
     ],
 )
 def test_the_lines_are_turns_per_second(every: int, turns: list[int], shares: list[float]) -> None:
-    """As the samples tell, which count from the beginning; in parts of the most."""
+    """As the samples say, which count from the beginning; in parts of the most."""
     svg = draw(figures(turns[-1]), [Sample(n * every, {0: told}) for n, told in enumerate(turns)])
     (line,) = lines(svg)
     floor = max(float(each.get("y1", "")) for each in ET.fromstring(svg).iter(f"{SVG}line"))
@@ -241,7 +241,7 @@ def test_locusts_page_has_the_tab_and_its_script(
 
 
 def test_the_tab_is_of_one_moment(pages: Pages, measure: Measure) -> None:
-    """Verdict and charts stand above the table, and all of them tell the same turns."""
+    """Verdict and charts stand above the table, and all of them show the same turns."""
     _, client = pages.extended(measure)
     told = client.get("/balance/tab.html")
     assert told.headers["Cache-Control"] == "no-store"

@@ -49,7 +49,7 @@ def test_clone_0_is_true(server: Any) -> None:
 
 
 def test_a_clone_reads_as_its_number(server: Any) -> None:
-    """In text of every kind it is the number; only ``repr()`` tells more."""
+    """In text of every kind it is the number; only ``repr()`` says more."""
     clone = Clone(7, server)
     assert str(clone) == f"{clone}" == "%s" % clone == "%d" % clone == "7"  # noqa: UP031
     assert f"{clone:03}" == "007"

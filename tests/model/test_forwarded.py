@@ -36,7 +36,7 @@ def look(peer: str = PEER, **fields: str) -> Forwarded:
 def test_the_client_is_the_nearest_hop_that_is_not_trusted(
     hops: str, client: str | None, kept: str
 ) -> None:
-    """What stands before it is cut off: anybody may have written it."""
+    """What stands before it is cut off: any client may have written it."""
     found = look(x_forwarded_for=hops)
     assert found == Forwarded(client, None, None, {"HTTP_X_FORWARDED_FOR": kept})
 

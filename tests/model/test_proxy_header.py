@@ -175,7 +175,7 @@ def test_a_checksum_is_checked() -> None:
 
 
 def test_a_checksum_is_castagnolis() -> None:
-    """RFC 3720, B.4, and the value that everybody checks with."""
+    """RFC 3720, B.4, and the usual value to check with."""
     assert _crc32c(b"123456789") == 0xE3069283
     assert _crc32c(bytes(32)) == 0x8A9136AA
 

@@ -39,7 +39,7 @@ def clone_states(server: StreamServer) -> list[str]:
 
 
 def state_of(server: StreamServer) -> State:
-    """Return it as it is now: what it was before tells nothing."""
+    """Return it as it is now: what it was before says nothing."""
     return server.state
 
 

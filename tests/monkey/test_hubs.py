@@ -97,7 +97,7 @@ with StreamServer(("127.0.0.1", 0), handle) as server:
     assert sorted(logged, key=int) == sorted([*map(str, range(CLIENTS))] * ROUNDS, key=int)
     assert len(threads) == 4
 
-    # Somebody waits on the first hub: those of the three others are told, and nobody hangs.
+    # A greenlet waits on the first hub: those of the others get an error, and none hangs.
     waiting = gevent.spawn(event.wait, 20)
     gevent.sleep(0)
     told = [ask("waits", number) for number in range(16)]

@@ -224,7 +224,7 @@ def test_a_poll_whose_time_is_over_returns_nothing(way: Way, clones: list[Any]) 
 
 
 def asked(way: Way, clone: Any) -> bool:
-    """Poll *clone* with no time. A selector finds out in its first round, and tells in the next."""
+    """Poll *clone* with no time. A selector finds it in one round, and returns it in the next."""
     if way is not by_selector:
         return bool(way([clone], 0))
     with polling(clone) as selector:
@@ -340,7 +340,7 @@ class Loop:
     ) -> None:
         """Poll once, and accept from the ready ones, until nothing is left if *is_greedy*."""
         for clone in self.poll(timeout, is_busy=is_busy):
-            assert self.accept(clone), "it was told for nothing"
+            assert self.accept(clone), "it was woken for nothing"
             while is_greedy and self.accept(clone):
                 pass
 
@@ -393,7 +393,7 @@ def test_a_loop_that_accepts_until_there_is_nothing_more_takes_one_each(
 def test_a_clone_beside_a_ready_descriptor_is_found_at_once(
     loop: Loop, timeout: float | None
 ) -> None:
-    """By the first poll after the client has come, as gevent's tells; and never for nothing."""
+    """By the first poll after the client has come, as by gevent's; and never for nothing."""
     for count in range(2 * COPIES):
         assert loop.poll(timeout, is_busy=True) == []
         with queued(loop.clones[0]):
@@ -590,7 +590,7 @@ def test_several_loops_lose_nothing(looped: list[Any], clients: int) -> None:
 
 
 def test_a_clone_that_closes_wakes_its_pollers(way: Way, clones: list[Any]) -> None:
-    """What it accepts then tells: EBADF. The others poll on."""
+    """Its accept raises EBADF then. The others poll on."""
     greenlet, other = start(way, [clones[0]]), start(way, [clones[1]])
     clones[0].close()
     assert greenlet.get() == [clones[0]] if way is not by_poll else len(greenlet.get()) == 1
@@ -629,7 +629,7 @@ def test_a_poll_that_is_killed_leaves_the_ring(way: Way, clones: list[Any]) -> N
 
 
 def test_other_descriptors_are_polled_as_ever(way: Way, clones: list[Any]) -> None:
-    """A pipe beside clones tells when it is readable, and the clones keep their turns."""
+    """A pipe beside clones wakes the poll when it is readable, and the clones keep their turns."""
     reader, writer = os.pipe()
     try:
         greenlet = start(way, [clones[0], reader, clones[1]])

@@ -595,7 +595,7 @@ def test_each_copy_brings_its_own_queue() -> None:
 
 
 def test_listening_again_makes_the_queue_longer_and_never_shorter(first: socket.socket) -> None:
-    """It is everybody's. The clone stays one clone."""
+    """All share it. The clone stays one clone."""
     length = queue_of(first)
     for backlog, expected in ((1, length), (length + 50, length + 50), (-5, length + 50)):
         first.listen(backlog)
@@ -873,7 +873,7 @@ def test_what_was_given_to_a_number_that_is_closed_ends(first: socket.socket) ->
 
 @contextlib.contextmanager
 def pending_client(clone: Any) -> Iterator[native_socket.socket]:
-    """Yield a client whose connection lies ready for *clone*, and isn't accepted."""
+    """Yield a client whose connection is pending for *clone*, polled and not accepted."""
     select.select([clone], [], [], 0)
     with queued(clone) as client:
         assert select.select([clone], [], [], 0)[0] == [clone]

@@ -490,7 +490,7 @@ def test_a_killed_reader_leaves_the_socket_usable(pair: tuple[Any, Any]) -> None
 
 @pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
 def test_a_peer_that_resets_is_a_reset_then_a_broken_pipe(make: Any) -> None:
-    """In the order in which gevent tells them."""
+    """In the order in which gevent raises them."""
 
     def use(kind: Any) -> object:
         end, peer = tcp_of(kind)

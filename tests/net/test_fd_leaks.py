@@ -41,7 +41,7 @@ EMFILE = OSError(errno.EMFILE, "Too many open files")
 def test_handlers_are_suspected_of_what_came_since_the_start(
     opened: int, connections: int, before: int, is_suspect: bool
 ) -> None:
-    """Neither connections nor what was open before, nor little, tells of a leak."""
+    """Neither connections nor what was open before, nor little, is a sign of a leak."""
     assert Census(opened, 1024, connections, before).is_suspect is is_suspect
 
 

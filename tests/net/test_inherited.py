@@ -1,4 +1,4 @@
-"""What a process was started with is found, and who started it learns how it is."""
+"""What a process was started with is found, and its supervisor learns how it is."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_what_is_said_wrong_is_refused(environ: dict[str, str], error: str) -> N
 
 @pytest.fixture(params=["path", "abstract"])
 def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.socket]:
-    """What is told lands here."""
+    """Its notifications arrive here."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify") if request.param == "path" else f"\0glb-test-{ME}")
         sock.settimeout(10)

@@ -178,7 +178,7 @@ def test_a_unix_socket_listens_on_its_path(path: str) -> None:
             client.connect(path)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="tcp_info tells the backlog on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the backlog in tcp_info")
 def test_the_kernel_gets_the_backlog() -> None:
     """The queue is as long as asked, up to what the kernel allows."""
     most = int(Path("/proc/sys/net/core/somaxconn").read_text())
@@ -775,7 +775,7 @@ def unix_key(path: str | bytes) -> object:
 
 
 def test_the_key_of_an_ip_address_is_that_of_its_spelling() -> None:
-    """Only Unix sockets need the file system to tell."""
+    """Only Unix sockets need the file system for that."""
     for address in (Address(AF_INET, ("127.0.0.1", 80)), Address(AF_INET6, ("::1", 80))):
         assert sockets.find_key(address) == key_of(address)
 
@@ -795,7 +795,7 @@ def test_a_unix_key_is_that_of_the_file(path: str) -> None:
 
 
 def test_a_file_that_took_the_place_has_another_key(path: str) -> None:
-    """A path alone doesn't tell: while the first is open, no other file has its number."""
+    """A path alone isn't enough: while the first is open, no other file has its number."""
     with closing(sockets.open_listening(parse(f"unix:{path}"), 1)):
         first = unix_key(path)
         for _ in range(8):  # inode numbers are handed out again at once by some file systems
@@ -942,7 +942,7 @@ def test_sockets_of_two_kinds_are_not_alike(plain: Any) -> None:
         device.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
         others.append(device)
     except PermissionError:
-        pass  # not everybody may
+        pass  # not every user may
     kinds = [sockets.kind_of(sock) for sock in others]
     assert len({*kinds}) == len(kinds)
 

@@ -113,7 +113,7 @@ class Holder:
 
 
 class ByName:
-    """A handler that does as it is told: reply with its clone, or hold on until it may go."""
+    """A handler that replies with its clone: at once, or after an ``h`` when it may go."""
 
     def __init__(self) -> None:
         self.order: list[int] = []
@@ -133,7 +133,7 @@ class ByName:
 
 
 def state_of(server: StreamServer) -> State:
-    """Return it as it is now: what it was before tells nothing."""
+    """Return it as it is now: what it was before says nothing."""
     return server.state
 
 
@@ -524,7 +524,7 @@ def test_a_server_takes_as_many_as_its_rate_allows(hubs: int, spawn: str, clock:
     holder = Holder()
     with serve(holder, hubs=hubs, spawn=SPAWNS[spawn](), accept_rate=80) as server:
         server.init_socket()
-        # One more than are taken: a pause ends by itself, and begins again while somebody waits.
+        # One more than are taken: a pause ends by itself, and begins again while a client waits.
         clients = [connect(server.address) for _ in range(17)]
         server.start()
         for number, passed in ((8, 0), (9, 1), (10, 1), (13, 3), (16, 3)):
@@ -542,13 +542,13 @@ def test_a_server_takes_as_many_as_its_rate_allows(hubs: int, spawn: str, clock:
 
 
 def test_a_server_at_its_rate_says_so(hubs: int, clock: Clock) -> None:
-    """It and its clones are backing off; nobody else is to do anything about it."""
+    """It and its clones are backing off, which needs nothing from outside."""
     with serve(lambda *_: None, hubs=hubs, accept_rate=10) as server:
         server.start()
         assert state_of(server) is State.ACCEPTING
         assert ask(server.address) == b""
         with connect(server.address) as client:
-            # The clock stands, and somebody waits, so each pause is followed by another.
+            # The clock stands, and a client waits, so each pause is followed by another.
             wait_for_state(server, State.BACKING_OFF)
             wait_until(lambda: clone_states(server) == ["backing off"] * 4)
             assert entries()[0].accepted == 1
@@ -587,7 +587,7 @@ def test_a_rate_begins_anew_with_each_start() -> None:
 
 
 def test_a_rates_pause_ends_only_where_it_began(clock: Clock) -> None:
-    """Who stops a server that is backing off stops it for good."""
+    """A stop of a server that is backing off is for good."""
     with serve(lambda *_: None, accept_rate=100) as server:
         server.start()
         clients = [connect(server.address) for _ in range(11)]
@@ -908,7 +908,7 @@ def test_hooks_are_called_once_for_a_pause_by_the_rate(clock: Clock) -> None:
         clock.now += 0.1
         assert calls == ["start"]
         assert ask(server.address) == b""
-        # The pause ends by itself, and nobody comes who would make another.
+        # The pause ends by itself, and no client comes that would make another.
         wait_until(lambda: len(calls) == 3)
         let_hub_turn()
         assert (calls, state_of(server)) == (["start", "stop", "start"], State.ACCEPTING)

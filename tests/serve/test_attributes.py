@@ -519,7 +519,7 @@ def test_a_number_bounds_the_handlers_whatever_pool_is_set_later(
 
 
 def test_a_full_of_the_programs_own_asks_the_pool_that_was_set() -> None:
-    """A pool that is set with its `full` has its room told of by the pool, as with gevent."""
+    """A pool that is set with its `full` hears of room from the pool, as with gevent."""
     server = Holding(ANY)
     server.pool = pool = Pool(1)
     vars(server)["full"] = pool.full

@@ -110,7 +110,7 @@ def counts(report: DrainReport | None) -> tuple[int, int, int]:
 
 @on_one_and_two_hubs
 def test_requests_in_flight_finish_and_idle_connections_are_closed(hubs: int) -> None:
-    """200s for who asked, with the word that it was the last; a clean end for who was idle."""
+    """200s for clients that asked, which say that they are the last; a clean end for idle ones."""
     application = Application()
     server = WSGIServer(LOCAL, application, clones=3, hubs=hubs, patience=NEVER, log=None)
     server.start()
@@ -160,7 +160,7 @@ def test_an_applications_own_connection_header_gives_way() -> None:
 
 
 def test_a_request_that_has_come_before_the_close_is_served() -> None:
-    """What lies in the socket's buffer when the drain begins is a request in flight."""
+    """A request in the socket's buffer when the drain begins is in flight."""
     application = Application()
     application.may_reply.set()
     server = WSGIServer(LOCAL, application, clones=1, log=None)
@@ -316,7 +316,7 @@ def test_streams_that_say_when_they_are_idle_are_closed_then(hubs: int) -> None:
 
 
 def test_streams_without_spread_are_left_to_finish() -> None:
-    """A stream in flight is not closed, if nobody says so; its client ends it."""
+    """A stream in flight is not closed unless `spread` says so; its client ends it."""
     server = StreamServer(LOCAL, lambda sock, _: sock.sendall(sock.recv(10)), clones=2)
     client = start_with_client(server)
     draining = begin_drain(server)
@@ -328,7 +328,7 @@ def test_streams_without_spread_are_left_to_finish() -> None:
 
 @on_one_and_two_hubs
 def test_spread_closes_long_lived_connections_one_after_another(hubs: int) -> None:
-    """Evenly over the window, in whatever order; nobody is killed."""
+    """Evenly over the window, in whatever order; no handler is killed."""
     server = StreamServer(LOCAL, lambda sock, _: sock.recv(10), clones=4, hubs=hubs, patience=NEVER)
     server.start()
     clients = [connect(server.address) for _ in range(8)]
@@ -404,7 +404,7 @@ def test_a_drain_serves_the_accept_queue_first(hubs: int) -> None:
 
 
 def test_without_linger_the_address_is_free_at_once() -> None:
-    """Who waits in the queue is reset then, as by any server that closes."""
+    """A client in the queue is reset then, as by any server that closes."""
     server = StreamServer(LOCAL, lambda sock, _: sock.sendall(b"ok"), clones=2)
     server.start()
     server.stop_accepting()
@@ -427,7 +427,7 @@ def test_linger_is_bounded_where_no_clone_accepts() -> None:
 
 
 def test_a_unix_socket_lets_no_client_in_while_its_queue_is_emptied(tmp_path: Any) -> None:
-    """All who were let in are served, and the path is free."""
+    """All clients that were let in are served, and the path is free."""
     path = str(tmp_path / "socket")
     server = StreamServer(f"unix:{path}", lambda sock, _: sock.sendall(b"ok"), clones=2)
     server.start()
@@ -442,7 +442,7 @@ def test_a_unix_socket_lets_no_client_in_while_its_queue_is_emptied(tmp_path: An
 
 @on_one_and_two_hubs
 def test_a_second_server_takes_over(hubs: int) -> None:
-    """On a shared address the queue is the next server's: nobody is lost, and it has all turns."""
+    """On a shared address the queue is the next server's, with all turns: no client is lost."""
     first = StreamServer(
         LOCAL,
         lambda sock, _: sock.sendall(b"1"),
@@ -882,7 +882,7 @@ def test_stop_drains_if_asked() -> None:
 
 
 def test_two_drains_are_one() -> None:
-    """Who comes later waits for the same end, and gets the same report."""
+    """The later call waits for the same end, and gets the same report."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, clones=1)
     client = start_with_client(server)
@@ -896,7 +896,7 @@ def test_two_drains_are_one() -> None:
 
 
 def test_serve_forever_returns_when_all_is_drained_and_not_before() -> None:
-    """And its own stop kills nobody, pool or not."""
+    """And its own stop kills no handler, pool or not."""
     may_reply = Event()
 
     def handle(sock: Any, _peer: Any) -> None:
@@ -1021,7 +1021,7 @@ def test_a_connection_on_its_way_to_another_hub_is_served() -> None:
             may_go_on.wait()
         sock.sendall(b"served")
 
-    # The socket of a program that forks: whoever else has it goes on, and its queue is not emptied.
+    # The socket of a program that forks: the other process goes on, and its queue is not emptied.
     shared = socket.create_server(("127.0.0.1", 0))
     server = StreamServer(shared.dup(), handle, clones=2, hubs=2, policy="first", patience=30)
     server.start()
@@ -1121,7 +1121,7 @@ def test_an_application_that_drains_its_server_ends_its_own_connection(hubs: int
 
 
 def test_drains_of_two_threads_are_one() -> None:
-    """Who waits for it in a thread that has nothing else to do is not told that it is for ever."""
+    """A thread that has nothing else to do waits for it, too, without gevent's LoopExit."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, clones=1)
     client = start_with_client(server)
@@ -1180,7 +1180,7 @@ def test_a_start_in_the_middle_says_why_not() -> None:
 
 
 def test_a_close_and_a_start_in_the_middle_are_not_undone() -> None:
-    """The drain that was called off closes nothing that came after it, and kills nobody."""
+    """The drain that was called off closes nothing that came after it, and kills no handler."""
     holder = Holder()
     server = StreamServer(LOCAL, holder, clones=1)
     client = start_with_client(server)
@@ -1290,7 +1290,7 @@ def test_connections_of_the_last_time_are_drained_as_well() -> None:
     request(client)
     server.stop()
     server.start()
-    server.roll(application)  # which waits for nobody who is idle
+    server.roll(application)  # which waits for no idle client
     assert counts(server.drain()) == (0, 1, 0)
     assert client.recv(1) == b""
     client.close()
@@ -1317,7 +1317,7 @@ def test_what_is_no_socket_is_left_to_itself(caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_handlers_cleanup_is_not_cut_short() -> None:
-    """It is killed once, also if others were told to end, and take their time."""
+    """It is killed once, also if other handlers are to end, and take their time."""
     told: list[str] = []
 
     def handle(sock: Any, _peer: Any) -> None:

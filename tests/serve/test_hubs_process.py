@@ -44,7 +44,7 @@ def start(program: str, *args: str) -> subprocess.Popen[str]:
 
 
 def finish(child: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Return exit status, output and errors of *child*; one that hangs tells where."""
+    """Return exit status, output and errors of *child*; one that hangs says where."""
     try:
         output, errors = child.communicate(timeout=CHILD_SECONDS)
     except subprocess.TimeoutExpired:
@@ -161,7 +161,7 @@ def test_a_process_ends_with_its_own_status_and_last_words(
 
 
 # Each of two hubs has two handlers that take 20 ms of each round of its loop, so both are late
-# whenever anybody looks. The client has a hub of its own, in a thread.
+# whenever the watchdog looks. The client has a hub of its own, in a thread.
 BUSY = """
 import json, os, threading, time
 import gevent
@@ -195,13 +195,13 @@ gevent.sleep(100)
 
 
 def test_a_connection_is_served_though_all_hubs_are_late() -> None:
-    """Taking it back from each in turn would help nobody: one of them has to have it."""
+    """Taking it back from each in turn would be no help: one of them has to have it."""
     assert tell(BUSY) == ["+"] * 5
 
 
 # -- fork -------------------------------------------------------------------------------------
 
-# What the programs below begin with. A parent and its child tell each other lines by pipes.
+# What the programs below begin with. A parent and its child send each other lines by pipes.
 FORKS = """
 import json, multiprocessing, os, sys, threading, time
 import gevent, gevent.os
@@ -218,7 +218,7 @@ def handle(sock, peer):
     sock.sendall(b"%d %d" % (glb.current_clone(), os.getpid()))
 
 def ask(count):
-    # Who served: the clones, and whether each reply is this process's own.
+    # The clones that served, and whether each reply is this process's own.
     found = []
     for _ in range(count):
         with socket.create_connection(server.address, 20) as client:
@@ -443,7 +443,7 @@ def connect(what):
     return client
 
 def replies(clients):
-    # Up to the end of the connection, which doesn't come while anybody has a descriptor of it.
+    # Up to the end of the connection, which doesn't come while any process has a descriptor of it.
     found = []
     for client in clients:
         data = b""

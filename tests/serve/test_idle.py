@@ -256,7 +256,7 @@ def test_the_end_of_an_inner_block_is_not_the_outers() -> None:
 
 def nested(sock: Any, _peer: Any) -> None:
     with idle():
-        pass  # from here on it is one that has been served: nobody waits for its first request
+        pass  # from here on it is one that has been served: its first request isn't waited for
     with idle():
         with idle():
             sock.sendall(sock.recv(1))
@@ -310,7 +310,7 @@ def test_in_a_greenlet_with_its_handlers_context_idle_does_nothing() -> None:
 
 
 def wait_in(waiting: IdleConnections, sock: Any) -> gevent.Greenlet[[], tuple[Any, bool]]:
-    """Return a greenlet that waits for *sock*'s client: what it reads, and whether it was told."""
+    """Return a greenlet that waits for *sock*'s client: what it reads, and whether it was ended."""
 
     def wait() -> tuple[Any, bool]:
         waiting.enter(sock, gevent.getcurrent(), has_served=True)
@@ -361,7 +361,7 @@ def test_the_oldest_is_let_go_first(clock: Clock) -> None:
 
 
 def test_a_connection_with_unread_data_is_not_closed(pair: tuple[Any, Any], clock: Clock) -> None:
-    """What is there counts, although nobody has read it."""
+    """What is there counts, although no handler has read it."""
     end, client = pair
     waiting = IdleConnections(get_hub(), SHORT)
     go_on = Event()
@@ -427,7 +427,7 @@ def test_closing_takes_the_timer_away(pair: tuple[Any, Any]) -> None:
 
 
 def test_a_waiting_connection_is_ended_once(pair: tuple[Any, Any]) -> None:
-    """And who doesn't wait is not told at all."""
+    """And a connection that doesn't wait is not ended at all."""
     waiting = IdleConnections(get_hub())
     reader = wait_in(waiting, pair[0])
     assert [waiting.tell(reader), waiting.tell(reader)] == [True, False]
@@ -580,7 +580,7 @@ def test_many_silent_clients_leave_nothing(hubs: int) -> None:
 
 
 def test_silent_clients_make_room() -> None:
-    """Who waits behind the limit is served when they are gone."""
+    """Clients behind the limit are served when they are gone."""
     with serve(echo, first_byte_timeout=SHORT, max_connections=2) as server:
         server.start()
         silent = [connect(server.address) for _ in range(2)]
@@ -681,7 +681,7 @@ def test_http_serves_a_client_that_asks_in_time(hubs: int, clock: Clock) -> None
 
 
 def test_an_application_has_its_own_time() -> None:
-    """While it is at work, or reads the request's body, nobody counts."""
+    """While it is at work, or reads the request's body, no time is counted."""
     read: list[bytes] = []
     begun, may_go_on = Event(), Event()
 
@@ -768,7 +768,7 @@ def test_a_handshake_that_is_killed_leaves_nothing() -> None:
 
 
 def test_a_connection_knows_the_tls_that_has_taken_it_over() -> None:
-    """By `secured`; and who looks for what is in use finds that."""
+    """By `secured`; and a search for what is in use finds that."""
     found: list[tuple[bool, bool]] = []
 
     def handle(sock: Any, _peer: Any) -> None:
@@ -920,7 +920,7 @@ def test_without_a_goodbye_tls_is_cut(tls_pair: tuple[Any, Any]) -> None:
 
 
 def test_with_a_goodbye_tls_has_an_end(tls_pair: tuple[Any, Any]) -> None:
-    """After all that was sent before. Twice is harmless, and nobody waits for the peer's."""
+    """After all that was sent before. Twice is harmless, and the peer's is not waited for."""
     serving, speaking = tls_pair
     serving.sendall(b"reply")
     say_goodbye(serving)
@@ -947,12 +947,12 @@ def test_a_goodbye_without_tls_sends_nothing(pair: tuple[Any, Any]) -> None:
 
 
 def test_a_server_that_drains_says_goodbye(hubs: int) -> None:
-    """To who is idle, and behind the last word to who is served."""
+    """To clients that are idle, and behind the last word to those that are served."""
     may_go_on = threading.Event()
 
     def handle(sock: Any, _peer: Any) -> None:
         with idle():
-            pass  # from here on it is one that has been served: nobody waits for its first request
+            pass  # from here on it is one that has been served: its first request isn't waited for
         with idle():
             word = sock.recv(1)
         while word == b"w" and not may_go_on.is_set():
@@ -968,7 +968,7 @@ def test_a_server_that_drains_says_goodbye(hubs: int) -> None:
         wait_until(lambda: server.is_draining)
         may_go_on.set()
         assert receive_all(working) == b"reply"
-        # Its handler can write still, but its client was told that nothing comes.
+        # Its handler can write still, but its client has the goodbye already.
         assert receive_all(idle_one) in (b"", b"end")
         report = draining.get()
         assert (report.closed_idle, report.killed) == (1, 0)

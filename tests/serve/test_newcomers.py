@@ -1,4 +1,4 @@
-"""Newcomers: let nobody new into an accept queue, and lose nobody who waits there.
+"""Newcomers: let no new client into an accept queue, and lose none that waits there.
 
 Linux drops the first packet of a handshake then, so the client's kernel tries again a second
 later. On the loopback a handshake is over when connect(2) returns, so a client whose socket is
@@ -54,7 +54,7 @@ def state_of(client: _socket.socket) -> int:
 
 
 def lets_in(address: Any) -> bool:
-    """Tell whether a client that comes now has a connection at once."""
+    """Return whether a client that comes now has a connection at once."""
     with coming(address) as client:
         state = state_of(client)
         assert state in (ESTABLISHED, SYN_SENT)
@@ -180,7 +180,7 @@ JOINS: dict[str, Callable[[glb.Listener], glb.Listener]] = {
 
 @pytest.mark.parametrize("join", JOINS)
 def test_a_clone_that_joins_lets_newcomers_in(join: str) -> None:
-    """Somebody is there to serve them again, in whatever way they joined."""
+    """There is a clone to serve them again, in whatever way it joined."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:
         refuse(listener)
         with closing(JOINS[join](listener)) as other:
@@ -206,7 +206,7 @@ def test_a_client_that_came_before_a_clone_joined_is_served() -> None:
 
 
 def test_a_client_in_the_queue_of_an_entry_is_served() -> None:
-    """What is refused is the way in, and not those who are in."""
+    """What is refused is the way in, and not clients that are in."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:
         waiting = [connect(listener.address) for _ in range(3)]
         refuse(listener)
@@ -236,7 +236,7 @@ def test_to_leave_does_not_let_newcomers_in() -> None:
 
 
 def test_the_end_of_an_entry_frees_its_address_as_ever() -> None:
-    """Who comes then is refused by the kernel, and the next socket there lets everybody in."""
+    """A client is refused by the kernel then, and the next socket there lets all in."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:
         refuse(listener)
         address = listener.address
@@ -262,7 +262,7 @@ def test_a_unix_entry_goes_on(path: str) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_socket_that_was_handed_in_goes_on_letting_newcomers_in(shared: bool) -> None:
-    """It is left as it is: whoever has it may accept, too."""
+    """It is left as it is: its other owner may accept, too."""
     with native_socket.create_server(LOCAL) as theirs:
         with closing(glb.Listener(REGISTRY.adopt(theirs.fileno(), shared=shared))) as listener:
             assert listener.entry.refuse_newcomers() is False
@@ -298,7 +298,7 @@ class OneByOne:
 
 
 def test_a_drain_serves_the_queue_and_lets_no_newcomer_in() -> None:
-    """Of the last server of an address; whoever comes meanwhile tries again later."""
+    """Of the last server of an address; a client that comes meanwhile tries again later."""
     handle = OneByOne()
     with StreamServer(LOCAL, handle, clones=2, max_connections=1) as server:
         server.start()
@@ -320,7 +320,7 @@ def test_a_drain_serves_the_queue_and_lets_no_newcomer_in() -> None:
 
 
 def test_a_server_that_joins_a_draining_ones_address_gets_the_newcomers() -> None:
-    """A successor that shares the address: nobody is turned away."""
+    """A successor that shares the address: no client is turned away."""
     handle = OneByOne()
     with StreamServer(LOCAL, handle, clones=2, max_connections=1, reuse_port=True) as server:
         server.start()

@@ -108,7 +108,7 @@ def test_a_connection_without_its_header_is_closed(
 
 
 def test_a_header_from_elsewhere_is_not_read() -> None:
-    """Anybody could send one."""
+    """Any client could send one."""
     seen = Seen()
     server = StreamServer(
         ANY, seen, clones=1, proxy_protocol="v1", proxy_allow_ips=["10.0.0.0/8", "unix"]
@@ -188,7 +188,7 @@ def test_bad_arguments_are_refused(
 
 
 def test_an_application_sees_the_client() -> None:
-    """And the error log says who sent none."""
+    """And the error log has the client that sent none."""
     environs: list[dict[str, Any]] = []
     errors: list[str] = []
 

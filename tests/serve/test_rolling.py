@@ -41,7 +41,7 @@ Handle = Callable[[Any, Any], object]
 
 
 def reply(word: bytes) -> Handle:
-    """Return a handler that tells its word, and its clone."""
+    """Return a handler that replies its word, and its clone."""
 
     def handle(sock: Any, _peer: Any) -> None:
         sock.sendall(word + str(glb.current_clone()).encode())
@@ -50,7 +50,7 @@ def reply(word: bytes) -> Handle:
 
 
 def application(word: bytes) -> Any:
-    """Return an application that tells its word, and its clone."""
+    """Return an application that replies its word, and its clone."""
 
     def apply(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
@@ -404,7 +404,7 @@ def test_a_drain_ends_a_roll() -> None:
 @pytest.mark.usefixtures("by_turns_and_by_loops")
 @on_one_and_two_hubs
 def test_turns_stay_exact_as_clones_come_and_go(hubs: int) -> None:
-    """New ones come behind those that are there; who is left keeps the order."""
+    """New ones come behind those that are there; the rest keep their order."""
     with StreamServer(LOCAL, reply(b""), clones=2, hubs=hubs, patience=NEVER) as server:
         server.start()
         order = [int(ask(server.address)) for _ in range(4)]
@@ -418,13 +418,13 @@ def test_turns_stay_exact_as_clones_come_and_go(hubs: int) -> None:
         server.resize(4)
         assert [int(ask(server.address)) for _ in range(4)] == turns(4, 4)
         wait_until(lambda: server.active == 0)
-        # Who comes back has its counts.
+        # A clone that comes back has its counts.
         assert [clone.completed for clone in server.clone_stats()] == [7, 7, 5, 3]
 
 
 @on_one_and_two_hubs
 def test_a_clone_that_goes_is_drained(hubs: int) -> None:
-    """Its handlers finish; the report tells of them alone."""
+    """Its handlers finish; the report has them alone."""
     slow = Slow()
     with StreamServer(LOCAL, slow, clones=4, hubs=hubs, patience=NEVER) as server:
         server.start()
@@ -476,7 +476,7 @@ def test_a_clone_that_goes_closes_idle_connections_and_says_so_on_busy_ones() ->
 
 
 def test_what_a_goer_still_does_at_the_deadline_is_killed() -> None:
-    """And nothing of those who stay."""
+    """And nothing of those that stay."""
     slow = Slow()
     with StreamServer(LOCAL, slow, clones=2) as server:
         server.start()
@@ -538,7 +538,7 @@ def test_a_resized_server_starts_again_as_large() -> None:
 
 @on_one_and_two_hubs
 def test_a_clone_that_is_back_while_its_handlers_end_keeps_its_counts(hubs: int) -> None:
-    """The server was closed and started; who waited for the clone's end doesn't send it away."""
+    """The server was closed and started; the resize that waited for the clone's end leaves it."""
     slow = Slow()
     with StreamServer(LOCAL, slow, clones=4, hubs=hubs, patience=NEVER) as server:
         server.start()
@@ -618,7 +618,7 @@ def test_a_subclass_whose_handler_is_a_method_is_rolled() -> None:
 @pytest.mark.parametrize("clones", [1, 4])
 @pytest.mark.parametrize("hubs", [1, 3])
 def test_another_number_after_a_roll_keeps_the_handlers(clones: int, hubs: int) -> None:
-    """Also on another number of hubs; whoever is new has the last one's."""
+    """Also on another number of hubs; a clone that is new has the last one's."""
     with StreamServer(LOCAL, reply(b"old"), clones=2, patience=NEVER) as server:
         server.start()
         server.roll(reply(b"new"))
@@ -701,7 +701,7 @@ def test_two_handlers_that_roll_at_once_wait_for_none_of_each_other(hubs: int) -
 
 
 def test_a_client_that_has_sent_nothing_yet_gets_the_new_handler() -> None:
-    """A client that waits for its first byte is nobody's yet, and is not closed."""
+    """A connection without its first byte has no handler yet, and is not closed."""
 
     def new(sock: Any, peer: Any) -> None:
         sock.recv(1)
@@ -723,7 +723,7 @@ def test_a_client_that_has_sent_nothing_yet_gets_the_new_handler() -> None:
 def test_a_client_that_connects_during_a_roll_has_a_second_for_its_first_request(
     hubs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From then on, however long an earlier clone takes; who was there before has it only once."""
+    """From then on, however long an earlier clone takes; one that was there has it only once."""
     clock, looks = SkippingClock(monkeypatch), Looks(monkeypatch)
     may_end = threading.Event()
     begun = []
@@ -766,7 +766,7 @@ def test_a_client_that_connects_during_a_roll_has_a_second_for_its_first_request
 
 @on_one_and_two_hubs
 def test_a_timeout_in_the_middle_of_a_change_leaves_nothing(hubs: int) -> None:
-    """No watcher, no lock, nobody who watches: the hub can end, and the next change begins."""
+    """No watcher, no lock, nothing that is watched: the hub can end, and the next change begins."""
     slow = Slow()
     with StreamServer(LOCAL, slow, clones=4, hubs=hubs, patience=NEVER) as server:
         server.start()

@@ -63,7 +63,7 @@ def fail(*_: object) -> Any:
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, type[BaseException]]]:
-    """The errors that the hub was told of: (context, type)."""
+    """The errors that the hub has reported: (context, type)."""
     found: list[tuple[Any, type[BaseException]]] = []
     monkeypatch.setattr(
         gevent.get_hub(),
@@ -132,7 +132,7 @@ def test_servers_that_share_an_address_make_one_ring() -> None:
 
 
 class _Tagged(list[int]):
-    """A recorder's order that also tells, to one list for all, whose it is."""
+    """A recorder's order that also says, in one list for all, which recorder it is of."""
 
     def __init__(self, number: int, served: list[tuple[int, int]]) -> None:
         super().__init__()
@@ -594,7 +594,7 @@ def test_a_server_closed_while_handlers_are_made_stays_closed() -> None:
 
 
 def test_started_twice_while_handlers_are_made_is_started_once() -> None:
-    """Whoever is second finds it done."""
+    """The second start finds it done."""
     proceed = Event()
 
     def factory(_index: int) -> Any:
@@ -614,7 +614,7 @@ def test_started_twice_while_handlers_are_made_is_started_once() -> None:
 def test_a_handler_is_never_another_clones(
     reported: list[tuple[Any, type[BaseException]]],
 ) -> None:
-    """A `do_handle` that hides whose turn it is gets an error, not whichever handler."""
+    """A `do_handle` that hides the clone gets an error, not whichever handler."""
 
     class Hiding(StreamServer):
         def do_handle(self, *args: Any) -> None:
@@ -707,7 +707,7 @@ def test_spawn_none_runs_in_the_hub_where_blocking_is_an_error(
 
 
 def test_handlers_start_in_the_order_of_their_connections() -> None:
-    """Whoever was first in the accept queue is handled first."""
+    """The first client in the accept queue is handled first."""
     started: list[int] = []
     with StreamServer(LOCAL, lambda _, peer: started.append(peer[1])) as server:
         server.init_socket()
@@ -854,7 +854,7 @@ def test_with_all_clones_paused_the_server_lives() -> None:
 
 
 def test_with_all_clones_paused_clients_wait() -> None:
-    """Nothing is taken from the kernel, and nobody is refused."""
+    """Nothing is taken from the kernel, and no client is refused."""
     recorder = Recorder()
     with StreamServer(LOCAL, recorder, clones=2) as server:
         server.pause_clone(0)
@@ -1000,7 +1000,7 @@ def test_overridden_start_and_stop_accepting_are_called() -> None:
 
 
 def test_a_full_that_changes_its_mind_by_itself_is_asked_again() -> None:
-    """Nobody tells when; so it is asked after `min_delay`, doubling up to `max_delay`."""
+    """Nothing says when; so it is asked after `min_delay`, doubling up to `max_delay`."""
 
     class Moody(StreamServer):
         answers = iter([True, True, True])
@@ -1055,7 +1055,7 @@ def test_hooks_are_called_as_often_as_gevents(max_accept: int, waiting: int) -> 
 
 
 def test_an_overridden_do_read_is_honoured_whatever_it_returns() -> None:
-    """Its value is the handler's arguments; nothing means that nobody waits."""
+    """Its value is the handler's arguments; nothing means that no client waits."""
     handled: list[Any] = []
 
     class Reader(StreamServer):
@@ -1332,7 +1332,7 @@ def test_close_refuses_at_once_and_has_closed_every_clone(where: str) -> None:
 def test_stop_closes_all_when_a_clone_was_closed_behind_its_back(
     way: str, index: int, hubs: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The address is free, nothing stays open, and one line tells of it."""
+    """The address is free, nothing stays open, and one line says so."""
     before = open_descriptors()
     server = StreamServer(LOCAL, reply_ok, clones=4, hubs=hubs)
     server.start()

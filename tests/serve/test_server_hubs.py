@@ -62,7 +62,7 @@ NEVER = 30.0
 
 
 def state_of(server: StreamServer) -> State:
-    """Return it as it is now: what it was before tells nothing."""
+    """Return it as it is now: what it was before says nothing."""
     return server.state
 
 
@@ -158,7 +158,7 @@ def test_many_clients_at_once_are_dealt_out_evenly(hubs: int) -> None:
 
 @pytest.mark.usefixtures("by_turns_and_by_loops")
 def test_a_full_accept_queue_is_dealt_out_in_turn() -> None:
-    """Who waited before the start is served in the order of the queue."""
+    """Clients that waited before the start are served in the order of the queue."""
     with serve(hubs=3, clones=7) as server:
         server.init_socket()
         clients = [connect(server.address) for _ in range(50)]
@@ -197,7 +197,7 @@ def test_threads_are_named_after_their_hub_and_server() -> None:
 
 @pytest.mark.usefixtures("by_turns_and_by_loops")
 def test_a_wsgi_server_goes_round_all_hubs() -> None:
-    """The environment has the clone, and tells that there are several threads."""
+    """The environment has the clone, and says that there are several threads."""
 
     def application(environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -548,7 +548,7 @@ def test_under_load_a_bound_is_never_passed() -> None:
     assert most <= 4
 
 
-# -- a pause, and who waits for its end ---------------------------------------------------------
+# -- a pause, and waiting for its end -----------------------------------------------------------
 
 
 @contextmanager
@@ -636,7 +636,7 @@ def test_a_server_that_backs_off_does_not_end(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_server_whose_clones_are_all_paused_does_not_end() -> None:
-    """Its first hub watches nothing, and waits for whoever resumes one."""
+    """Its first hub watches nothing, and waits until one is resumed."""
     server = serve()
     before = hub_threads()
     with serving_alone(server) as raised:
@@ -774,7 +774,7 @@ print(json.dumps(report))
 
 @pytest.mark.parametrize("how", FORKS_BY)
 def test_a_forked_child_is_not_full_of_its_parents_handlers(how: str) -> None:
-    """They aren't there, and nobody would ever tell it of room."""
+    """They aren't there, so no end of theirs would ever make room."""
     report = tell(FORK_WHILE_PAUSED, how)
     assert report["before"] == "full"
     state, (order, is_own), ready = report["child"]
@@ -1023,7 +1023,7 @@ def test_accepting_stops_and_starts_on_all_hubs() -> None:
 
 
 def test_close_lets_handlers_finish_and_then_the_threads_end() -> None:
-    """Nobody waits for that, and nothing is killed; the address is free at once."""
+    """No call waits for that, and nothing is killed; the address is free at once."""
     holder = Holder()
     server = serve(holder, hubs=3, clones=3)
     before = hub_threads()
@@ -1308,7 +1308,7 @@ def test_system_exit_in_a_handler_ends_the_program_from_any_hub() -> None:
 def test_a_broken_listener_closes_the_server_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On all of its hubs, with one line; nobody's turn is asked for again."""
+    """On all of its hubs, with one line; no clone is given a turn again."""
     reported: list[type[BaseException]] = []
     monkeypatch.setattr(
         gevent.get_hub(), "handle_error", lambda _context, kind, *_: reported.append(kind)

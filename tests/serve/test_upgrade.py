@@ -430,7 +430,7 @@ def real(upgrade: Upgrade) -> Iterator[Upgrade]:
 
 
 def assert_gone(error: UpgradeError) -> None:
-    """Check that the process of which *error* tells has ended, and is waited for."""
+    """Check that the process that *error* names has ended, and is waited for."""
     found = re.search(r"process (\d+)", str(error))
     assert found is not None
     with pytest.raises(ChildProcessError):

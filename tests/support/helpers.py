@@ -59,7 +59,7 @@ def http_get(address: Any, path: str = "/") -> bytes:
 
 
 def is_refused(address: Any) -> bool:
-    """Tell whether nobody listens on *address*."""
+    """Return whether no socket listens on *address*."""
     while True:
         try:
             connect(address, timeout=3).close()
@@ -75,7 +75,7 @@ def is_refused(address: Any) -> bool:
 class Recorder:
     """A handler that keeps the order in which clones got connections.
 
-    It replies with the clone's index, so that clients can tell as well.
+    It replies with the clone's index, so that clients know it as well.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Holder:
 
 
 class Clock:
-    """A clock that stands until it is told to go on."""
+    """A clock that stands until the test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -12,7 +12,7 @@ from ..conftest import open_descriptors
 
 
 class Hoard:
-    """Descriptors of ``/dev/null`` that were taken so that nobody else can have them."""
+    """Descriptors of ``/dev/null`` that were taken so that no other code can have them."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
