@@ -77,7 +77,7 @@ class HandOver(Turns):
     # -- hubs that go ----------------------------------------------------------------------------
 
     def remove_locked(self, dispatcher: Dispatcher) -> None:
-        """Forget *dispatcher*; what lies in its inbox is given to others. Twice is harmless."""
+        """Forget *dispatcher*; connections in its inbox go to others. Twice is harmless."""
         hubs = [hub for hub, each in self.dispatchers.items() if each is dispatcher]
         if not hubs:
             return

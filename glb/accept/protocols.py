@@ -204,7 +204,7 @@ class PendingConnection:
         #: Its plain socket, and its peer.
         self.sock = sock
         self.address = address
-        #: Whom it was handed to, and when: see `glb.accept.handover.HandOver.clock`.
+        #: The member that it was handed to, and when: see `glb.accept.handover.HandOver.clock`.
         self.member: Any = None
         self.clock = 0
         #: How often it was taken back. Each time it may lie twice as long: where all hubs are

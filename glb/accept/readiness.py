@@ -298,19 +298,19 @@ class Readiness:
         here.settle()
         return here
 
-    def end_poll(self, here: Any, *, is_waiting: bool, is_told: bool) -> None:
+    def end_poll(self, here: Any, *, is_waiting: bool, is_reported: bool) -> None:
         """Stop being ready.
 
-        The clone keeps its pending connections, if the poller *is_told* of them. If not, because
-        the poller was killed, they go to the next ready clones.
+        The clone keeps its pending connections, if the poll *is_reported* as ready. If not,
+        because the poller was killed, they go to the next ready clones.
         """
-        if not (is_waiting or is_told):
+        if not (is_waiting or is_reported):
             self._refusals += 1
         here.polls -= 1
         here.settle(keeps_place=True)
         here.hold_loop()
         self._clone.leave(here)
-        if self.pending and is_told:
+        if self.pending and is_reported:
             self._is_seen = True
         elif not (self._is_seen or any(each.polls for each in self._clone.hubs)):
             self.give_back()

@@ -187,7 +187,7 @@ FORMATS: Final[dict[str, Callable[[Any], str]]] = {
 def _client(handler: Any) -> tuple[str, int | None]:
     address = handler.client_address
     if isinstance(address, tuple):
-        return str(address[0]), int(address[1]) or None  # no proxy tells the port
+        return str(address[0]), int(address[1]) or None  # no proxy sends the port
     return "", None  # a Unix socket's has no name
 
 

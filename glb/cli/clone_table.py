@@ -17,7 +17,7 @@ from rich.text import Text
 
 __all__ = ["picture"]
 
-#: What `glb.admin` tells of a server, or of a clone, as JSON has it.
+#: What `glb.admin` shows of a server, or of a clone, as JSON has it.
 Facts = Mapping[str, Any]
 
 _STYLES: Final = {
@@ -105,7 +105,7 @@ def picture(
     """Return what a screen shows of *servers*.
 
     Args:
-        servers: What ``/clones`` tells of each.
+        servers: What ``/clones`` shows of each.
         title, note: The first and the last line.
         size: Columns and lines of the screen.
         rates: Connections a second of each server, by its address.

@@ -136,7 +136,7 @@ class _Screen:
 
     def _run(self) -> None:
         looks = 0
-        with contextlib.suppress(OSError):  # the terminal is gone: SIGHUP tells the rest
+        with contextlib.suppress(OSError):  # the terminal is gone: SIGHUP does the rest
             while True:
                 for each in self._watched:
                     each.look()

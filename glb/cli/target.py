@@ -2,7 +2,7 @@
 
 A `Target` imports its module, and imports it *afresh* when asked to: the project's modules get
 new module objects, so that what still runs in the old ones keeps their globals. A reload that
-fails leaves the modules as they were. A `glb.cli.watcher.Watcher` tells when their files have
+fails leaves the modules as they were. A `glb.cli.watcher.Watcher` says when their files have
 changed.
 
 The *project* is the modules below the current directory, without installed packages, and the
@@ -92,7 +92,7 @@ class Target:
                 f"a factory is called without arguments, got {name!r}: write"
                 f" {self._module_name + ':' + self._path.partition('(')[0] + '()'!r}"
             )
-        self._is_told: Final = is_wsgi is not None
+        self._is_given: Final = is_wsgi is not None
         self._is_wsgi = bool(is_wsgi)
         self._is_djangos = False
         self._before: dict[str, ModuleType] = {}
@@ -110,7 +110,7 @@ class Target:
 
         Raises:
             TargetError: The module can't be imported or has no such callable, or what that is
-                can't be told. The project's modules are gone again.
+                isn't known. The project's modules are gone again.
             KeyboardInterrupt, GreenletExit: As they are, since they may come from outside. The
                 modules are gone, too.
         """
@@ -122,7 +122,7 @@ class Target:
             with self._told(f"can't import {self._module_name!r}: "):
                 found = importlib.import_module(self._module_name)
             handle = self._find(found)
-            if not self._is_told:
+            if not self._is_given:
                 self._is_wsgi = is_wsgi_by_arguments(handle, self.name)
         # Also below what a project wraps around its application.
         self._is_djangos = type(handle).__module__.startswith("django.") or (
@@ -162,7 +162,7 @@ class Target:
             with self._told(""):
                 found = importlib.import_module(self._module_name)
             handle = self._find(found)
-            if not self._is_told and is_wsgi_by_arguments(handle, self.name) != self._is_wsgi:
+            if not self._is_given and is_wsgi_by_arguments(handle, self.name) != self._is_wsgi:
                 kind = "a WSGI application" if self._is_wsgi else "a handler of connections"
                 raise TargetError(f"{self.name!r} is not {kind} any more")
         return handle
@@ -297,7 +297,7 @@ class Target:
 WSGI_WORDS: Final = re.compile(r"\benv|environ|\bstart|wsgi", re.IGNORECASE)
 STREAM_WORDS: Final = re.compile(r"sock|conn|client|stream|addr|peer", re.IGNORECASE)
 
-# What both of them may be short for, where no word tells: (s, a) and (c, p), or (e, s).
+# What both of them may be short for, where no word decides: (s, a) and (c, p), or (e, s).
 WSGI_PAIR: Final = (("environ",), ("start_response",))
 ASGI_NAMES: Final = ["scope", "receive"]
 VARIABLE: Final = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
@@ -308,10 +308,10 @@ STREAM_PAIR: Final = (("socket", "connection", "client"), ("address", "peer"))
 def is_wsgi_by_arguments(handle: Callable[..., Any], name: str) -> bool:
     """Tell a WSGI application from a stream handler by its first two parameters.
 
-    What takes two, and calls them neither as WSGI does nor in another way that tells, is a handler.
+    What takes two, and calls them neither as WSGI does nor by another known name, is a handler.
 
     Raises:
-        TargetError: They don't tell; *name* is what it is called there.
+        TargetError: They are of neither; *name* is what it is called there.
     """
     try:
         parameters = [*inspect.signature(handle).parameters.values()]

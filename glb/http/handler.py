@@ -436,7 +436,7 @@ class WSGIHandler(Answerer):
         if found.client is not None:
             self.client_address = (found.client, 0)
             env["REMOTE_ADDR"] = found.client
-            env.pop("REMOTE_PORT", None)  # no proxy tells it
+            env.pop("REMOTE_PORT", None)  # no proxy sends it
         if found.scheme is not None:
             env["wsgi.url_scheme"] = found.scheme
         if found.host is not None:

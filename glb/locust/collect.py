@@ -64,7 +64,7 @@ class Collector:
         # A report that is older is another run's.
         self._made: Final = time.time()
         # Workers that have reported in this run; those of which a last report is there; those of
-        # which it has come since the master waits; and what tells of another one.
+        # which it has come since the master waits; and what shows another one.
         self._reporting: set[str] = set()
         self._ended: set[str] = set()
         self._finished: set[str] = set()

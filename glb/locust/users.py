@@ -612,10 +612,10 @@ class ConnectionUser(PatientUser):
         raise NotImplementedError
 
     def clone_of(self, reply: Any) -> Told | None:
-        """Return which clone gave *reply*: 3, ``"3"`` or ``b"3/4"``; ``None`` if it can't tell.
+        """Return which clone gave *reply*: 3, ``"3"`` or ``b"3/4"``; ``None`` if that isn't known.
 
         Override it. What it returns is in the event's context: `glb_clone`, and `glb_turn`, which
-        is true of the first reply on each connection that tells.
+        is true of the first reply on each connection that has one.
         """
         return None
 

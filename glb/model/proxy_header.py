@@ -1,6 +1,6 @@
 """The header of the PROXY protocol: what a load balancer says of the client in front of it.
 
-A header is the first thing on a connection, and tells whose connection it is. Every byte that the
+A header is the first thing on a connection, and names its client. Every byte that the
 specification doesn't allow is refused: what follows could be read as something else.
 
 Rules that always hold:

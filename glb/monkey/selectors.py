@@ -85,7 +85,7 @@ class _Polled(Generic[K]):
 
     def _end(self, reported: list[Readiness]) -> None:
         for one, here in self._begun:
-            one.end_poll(here, is_waiting=self._is_waiting, is_told=one in reported)
+            one.end_poll(here, is_waiting=self._is_waiting, is_reported=one in reported)
 
 
 # -- select ---------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class _ServersWatcher:
         if here is not None:
             self._watcher.stop()
             # A connection that it has not accepted goes to the next clone.
-            self._readiness.end_poll(here, is_waiting=True, is_told=False)
+            self._readiness.end_poll(here, is_waiting=True, is_reported=False)
 
     def close(self) -> None:
         self.stop()

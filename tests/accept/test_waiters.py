@@ -540,9 +540,9 @@ def test_the_last_clone_takes_its_pending_connection_with_it() -> None:
         assert client.recv(1) == b""
 
 
-@pytest.mark.parametrize("is_told", [True, False])
+@pytest.mark.parametrize("is_reported", [True, False])
 def test_a_connection_stays_with_a_poll_that_returned_and_not_with_a_killed_one(
-    is_told: bool, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
+    is_reported: bool, clones: list[Listener], running: list[gevent.Greenlet[..., Any]]
 ) -> None:
     """A poll that returned has reported it. One that ended otherwise has not."""
     polled = readiness_of(clones[0])
@@ -550,8 +550,8 @@ def test_a_connection_stays_with_a_poll_that_returned_and_not_with_a_killed_one(
     start(running, reply, clones[1], b"1")
     with connect(clones[0].address) as client:
         wait_until(lambda: len(polled.pending) == 1)
-        polled.end_poll(seat, is_waiting=True, is_told=is_told)
-        if is_told:
+        polled.end_poll(seat, is_waiting=True, is_reported=is_reported)
+        if is_reported:
             let_hub_turn()
             clones[0].accept()[0].close()
             assert client.recv(10) == b""
