@@ -89,7 +89,7 @@ class Served:
         return {kind: count for kind, count in total.items() if count}
 
 
-def timeout_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if "longer than" in each.getMessage()]
 
 
@@ -105,7 +105,7 @@ def test_a_client_that_was_sent_nothing_gets_a_503(
         assert reply.startswith(OURS)
         assert reply.endswith(b"\r\n\r\n")
         assert (served.errors, served.timeouts) == ([], {"request": 1})
-        (line,) = timeout_lines(caplog)
+        (line,) = told(caplog)
     assert line.startswith("'GET /slow?x=1 HTTP/1.1' from ('127.0.0.1', ")
     assert "has taken longer than 0.02 s, and is ended. It was at:" in line
     assert "in waits_for_ever" in line
@@ -134,7 +134,7 @@ def test_a_client_that_was_sent_a_part_is_let_go(
         assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
         assert reply.endswith(b"\r\n\r\n4\r\npart\r\n")
         assert (closed, served.errors, served.timeouts) == ([True], [], {"request": 1})
-        assert len(timeout_lines(caplog)) == 1
+        assert len(told(caplog)) == 1
 
 
 def test_early_hints_leave_room_for_a_503(loop: Any) -> None:
