@@ -128,7 +128,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def check_all_reports(locust: Locust, said: str, workers: int = 1) -> None:
+def check_all_told(locust: Locust, said: str, workers: int = 1) -> None:
     """JSON, CSV, page and console have what locust has counted; no worker's round is torn."""
     found = locust.found()
     turns = [each["turns"] for each in found["clones"]]
@@ -149,7 +149,7 @@ def test_a_run_is_counted_to_the_last_request(locust: Locust) -> None:
     """In each way of naming a clone, and users finish their requests."""
     status, said = locust.run("--balance-max-spread", "1", "--balance-min-jain", "0.9")
     assert status == 0, said
-    check_all_reports(locust, said)
+    check_all_told(locust, said)
     seconds = [each["seconds"] for each in locust.found()["history"]]
     assert len(seconds) >= 2  # one a second, of two, and late where the machine is slow
     assert seconds == sorted(seconds)
@@ -199,7 +199,7 @@ def test_processes_are_counted_together(locust: Locust) -> None:
     )
     assert status == 1
     assert "--max-p99 4 is missed by 1 ms: p99 is 5 ms" in said
-    check_all_reports(locust, said, workers=2)
+    check_all_told(locust, said, workers=2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

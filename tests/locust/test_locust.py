@@ -42,7 +42,7 @@ def test_its_checks_pass(name: str) -> None:
         check=False,
     )
     assert child.returncode == 0, child.stdout[-8000:]
-    print(child.stdout.splitlines()[-1])  # what was skipped
+    print(child.stdout.splitlines()[-1])  # what was skipped, for who looks
 
 
 def test_importing_glb_does_not_import_locust() -> None:
