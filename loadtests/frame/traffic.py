@@ -23,6 +23,8 @@ from typing import Any, Final, NamedTuple
 import gevent
 from gevent import socket
 
+from .worker import commands_of
+
 #: A port of this machine, the path of a Unix socket, or host and port.
 Place = int | str | Sequence[Any]
 
@@ -411,8 +413,4 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
-_traffic: Final = Traffic()
-
-COMMANDS: Final[Mapping[str, Callable[..., Any]]] = {
-    each.__name__: each for each in (_traffic.arrive, _traffic.keep, _traffic.come, _traffic.depart)
-}
+COMMANDS: Final = commands_of(Traffic())

@@ -1,15 +1,27 @@
-"""Is a connection lost while a server of glb is rolled, resized, replaced or stopped?
+r"""Is a connection lost while a server of glb is rolled, resized, replaced or stopped?
 
     python -m loadtests.lossless [SCENARIO ...]
 
-Scenarios: rolls, resize, takeover, drain, resets, silent, exhaustion, memory; all of them, if none
-is given. Servers and clients are processes of their own, on loopback. Printed are tables: what glb
-promises beside what was measured. Exit status 0 only if every promise was measured and kept.
+\b
+rolls       is a connection lost while handlers are replaced?
+resize      is one lost while clones come and go?
+takeover    is one lost while a server takes over from another?
+upgrade     is one lost while a new process takes over from `glb serve`, or fails to?
+drain       what becomes of requests in flight, and of idle connections, when a server stops?
+resets      what is left of clients that reset their connections?
+silent      do silent clients keep the others waiting, and are they gone in time?
+exhaustion  does a server that is out of descriptors come back by itself?
+memory      does a server grow with the connections that it has served?
+
+All of them, if none is given. Servers and clients are processes of their own, on loopback. Printed
+are tables: what glb promises beside what was measured. Exit status 0 only if every promise was
+measured and kept.
 """
 
 from __future__ import annotations
 
 import pathlib
+from functools import partial
 
 import click
 
@@ -18,16 +30,19 @@ from loadtests.frame.command import (
     QUICK,
     allow_descriptors,
     command_line,
+    conduct,
     json_option,
     wants_linux,
 )
+from loadtests.frame.process import Cpus
 
-from .run import conduct
-from .scenarios import SCENARIOS, all_scenarios
+from .scenarios import SCENARIOS, play
+
+NAMES = {scenario.__name__: scenario for scenario in SCENARIOS}
 
 
 @click.command(help=__doc__)
-@click.argument("names", metavar="[SCENARIO]...", nargs=-1, type=click.Choice(SCENARIOS))
+@click.argument("names", metavar="[SCENARIO]...", nargs=-1, type=click.Choice([*NAMES]))
 @click.option(
     "--hubs", type=click.IntRange(1, 16), default=1, show_default=True, help="Of servers."
 )
@@ -45,10 +60,14 @@ def main(
 ) -> None:
     wants_linux("/proc, CPU affinity")
     allow_descriptors()  # 2,000 silent clients have more than the 1,024 that are usual
-    measures = all_scenarios(hubs)
-    chosen = [measures[name] for name in SCENARIOS if name in (names or SCENARIOS)]
-    scenarios = [each.quick if quick else each.full for each in chosen]
-    conduct(scenarios, command_line(context, "lossless"), file, markdown=markdown)
+    chosen = {
+        name: partial(play, scenario, hubs=hubs, is_quick=quick)
+        for name, scenario in NAMES.items()
+        if name in (names or NAMES)
+    }
+    heading = f"Over loopback; {Cpus.available().describe()}"
+    command = command_line(context, "lossless")
+    conduct(command, chosen, heading, markdown=markdown, file=file)
 
 
 if __name__ == "__main__":

@@ -1,81 +1,386 @@
-"""All scenarios, by name; and what tries them in a second or two each."""
+"""The scenarios: what is done to a server, under which load, and what is promised.
+
+Each returns its question. Its arguments are how much of everything there is, in full.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import itertools
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
 
-from .answers import Scenario
-from .drain import Drain
-from .exhaustion import Exhaustion
-from .memory import Memory
-from .resets import Resets
-from .resize import Resize
-from .rolls import Rolls
-from .silent import Silent
-from .takeover import Takeover
+from loadtests.frame.client import Client, compile_programs
+from loadtests.frame.command import Tell
+from loadtests.frame.process import Cpus
+from loadtests.frame.sheet import Answer, Table
+from loadtests.frame.traffic import GIVE_UP_SECONDS, GOOD, RACED, REPLY, SLOW
+from loadtests.frame.worker import ANSWER_SECONDS
 
-__all__ = ["SCENARIOS", "Measure", "all_scenarios"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How much of everything a scenario does: in *full*, or *quick*, to try it."""
-
-    full: Scenario
-    quick: Scenario
+from .serving import Serving
+from .stage import KINDS, Load, Stage, clients, descriptors, settled, spread, tracebacks
 
 
-def _all(hubs: int) -> tuple[Measure, ...]:
+def rolls(stage: Stage, times: int = 20, clones: int = 4) -> str:
+    for kind, title in KINDS.items():
+        with stage.open(kind, clones=clones, work=stage.work) as pair:
+            with stage.load(pair.client, pair.place, kind, title) as load:
+                changes = stage.change(times, partial(pair.server.ask, "roll"))
+            turns = pair.server.ask("accepted")
+        stage.changed(load, changes, title)
+        stage.promise(f"{title}: clones' turns differ by", max(turns) - min(turns), 1)
     return (
-        Measure(
-            Rolls(hubs=hubs),
-            Rolls(rolls=2, hubs=hubs, rate=200, handler_seconds=0.005, pause_seconds=0.05),
-        ),
-        Measure(
-            Resize(hubs=hubs),
-            Resize(times=2, hubs=hubs, rate=200, handler_seconds=0.005, pause_seconds=0.05),
-        ),
-        Measure(
-            Takeover(hubs=hubs),
-            Takeover(
-                times=2,
-                hubs=hubs,
-                rate=200,
-                handler_seconds=0.005,
-                pause_seconds=0.05,
-                kept=10,
-                kept_pause_seconds=0.02,
-            ),
-        ),
-        Measure(
-            Drain(hubs=hubs),
-            Drain(slow=10, slow_seconds=0.1, idle=20, hubs=hubs, timeout=2, others=()),
-        ),
-        Measure(Resets(hubs=hubs), Resets(resets=200, good=20, hubs=hubs)),
-        Measure(
-            Silent(hubs=hubs),
-            Silent(
-                rounds=1,
-                silent=50,
-                rate=100,
-                windows=1,
-                seconds=0.3,
-                deadline=1,
-                hubs=hubs,
-                most_ratio=100,
-                slack_seconds=1,
-            ),
-        ),
-        Measure(Exhaustion(hubs=hubs), Exhaustion(rounds=3, clients=30, descriptors=15, hubs=hubs)),
-        Measure(Memory(hubs=hubs), Memory(connections=2000, first=500, concurrency=16, hubs=hubs)),
+        f"Is a connection lost while handlers are rolled? {times} rolls of {clones} clones, "
+        f"{stage.rate:g}/s"
     )
 
 
-def all_scenarios(hubs: int = 1) -> dict[str, Measure]:
-    """Return them, with servers on so many *hubs*."""
-    return {each.full.name: each for each in _all(hubs)}
+def resize(stage: Stage, times: int = 20, few: int = 1, many: int = 16) -> str:
+    few = max(few, stage.hubs)
+    for kind, title in KINDS.items():
+        spreads = []
+        with (
+            stage.open(kind, clones=few, work=stage.work) as pair,
+            stage.load(pair.client, pair.place, kind, title),
+        ):
+            for _ in range(times):
+                _, then = pair.server.ask("resize", clones=many)
+                time.sleep(stage.pause / 2)
+                # What each was given from when there were many of them until there are few.
+                before, _ = pair.server.ask("resize", clones=few)
+                time.sleep(stage.pause / 2)
+                spreads.append(spread(then, before))
+        stage.promise(f"{title}: turns of {many} clones differ by", max(spreads), 1)
+    return (
+        f"Is a connection lost while clones come and go? {few} -> {many} -> {few}, {times} times, "
+        f"{stage.rate:g}/s"
+    )
 
 
-#: Their names, in order.
-SCENARIOS: Final = tuple(all_scenarios())
+def takeover(stage: Stage, times: int = 20, kept: int = 50, kept_pause: float = 0.1) -> str:
+    """Another server starts on the address, and this one drains; then with connections kept."""
+    for kind, title in KINDS.items():
+        with (
+            stage.open(kind, work=stage.work, reuse_port=True) as pair,
+            stage.load(pair.client, pair.place, kind, title) as load,
+        ):
+            changes = stage.change(times, partial(pair.server.ask, "take_over"))
+        stage.changed(load, changes, title)
+    title, load = "kept alive", Load()
+    with stage.open("http", work=stage.work, reuse_port=True) as pair:
+        pair.client.ask("keep", place=pair.place, clients=kept, pause=kept_pause, seed=12)
+        stage.change(times, partial(pair.server.ask, "take_over"))
+        load.depart(pair.client)
+        raced = [visit.number for visit in load.visits if visit.fate == RACED]
+        begun = pair.server.ask("begun_of", numbers=raced)
+    fates, never_begun = load.fates(), len(raced) - len(begun)
+    stage.promise(f"{title}: requests failed", fates.total() - fates[GOOD] - never_begun)
+    stage.note(f"{title}: requests with a good reply", fates[GOOD])
+    for what in ("connected", "told", "met the end"):
+        stage.note(f"{title}: {what}", load.counts.get(what, 0))
+    stage.note(f"{title}: raced, sent as it was closed, never begun", never_begun)
+    return (
+        f"Is a connection lost while a server takes over from another? {times} times, "
+        f"{stage.rate:g}/s; {kept} connections kept"
+    )
+
+
+#: What becomes of processes that don't take over, and what the old one says of it.
+FATES: Final = {
+    "crashes": "exited with status 2 before it was ready",
+    "exits": "exited with status 0 before it was ready",
+    "is killed": "was ended by SIGKILL before it was ready",
+    "hangs": "wasn't ready after",
+}
+
+
+def upgrade(stage: Stage, times: int = 20, timeout: float = 3.0) -> str:
+    """SIGUSR2 has a new process take over from ``glb serve``; then some fail that should."""
+    for kind, family in itertools.product(KINDS, ("TCP", "Unix")):
+        title = f"{KINDS[kind]}, {family}"
+        log = ("--access-log", os.devnull) if kind == "http" else ()
+        words = (f"{__package__}.servers:{kind}", "--hubs", stage.hubs, *log)
+        with clients() as client, Serving(*words, is_unix=family == "Unix") as line:
+            with stage.load(client, line.place, kind, title) as load:
+                changes = stage.change(times, line.upgrade)
+            stage.changed(load, changes, title)
+            if family == "Unix":
+                socket = line.folder / "socket"
+                stage.promise(
+                    f"{title}: its file after upgrades", socket.exists(), 1, is_floor=True
+                )
+                line.rest()
+                stage.promise(f"{title}: its file after the end", socket.exists())
+    words = (f"{__package__}.servers:http", "--hubs", stage.hubs, "--upgrade-timeout", timeout)
+    with (
+        clients() as client,
+        Serving(*words, is_unix=True) as line,
+        stage.load(client, line.place, "http", "while new processes fail"),
+    ):
+        said = {fate: line.fail(fate) for fate in FATES}
+        line.upgrade()  # it isn't worn out by that
+    wrong = sum(FATES[fate] not in text for fate, text in said.items())
+    stage.promise("failures that the log explains otherwise", wrong)
+    stage.notes.extend(said.items())
+    return (
+        "Is a connection lost while a new process takes over the sockets of glb serve? "
+        f"{times} times, {stage.rate:g}/s"
+    )
+
+
+def drain(
+    stage: Stage,
+    slow: int = 200,
+    slow_seconds: float = 0.5,
+    idle: int = 500,
+    timeout: float = 5.0,
+    others: Sequence[str] = ("gevent with a pool", "gevent"),
+) -> str:
+    """``stop(timeout, drain=True)``, and gevent's ``stop``; the process ends when it returns."""
+    rows = []
+    for (is_tls, title), by in itertools.product(enumerate(("HTTP", "HTTPS")), ("glb", *others)):
+        with stage.open("http", by=by, is_tls=is_tls, slow=slow_seconds) as pair:
+            hold = partial(pair.client.ask, "hold", place=pair.place, is_tls=is_tls)
+            hold(count=idle, asks=[REPLY])
+            hold(count=slow, asks=[REPLY, SLOW])
+            seconds, after = pair.server.ask("end", after=slow, timeout=timeout)
+            pair.server.end()
+            found = pair.client.ask("let_go", at_most=GIVE_UP_SECONDS)
+        fates = [Counter(fate for fate, *_ in some) for some in (found[:idle], found[idle:])]
+        closed, told = fates[0].pop("closed", 0), fates[1].pop("good, and told", 0)
+        good = told + fates[1].pop("good", 0)
+        others_of = ", ".join(f"{count:,} {fate}" for some in fates for fate, count in some.items())
+        numbers = (f"{good:,}", f"{told:,}", f"{closed:,}", f"{seconds:.2f}")
+        rows.append((f"{by}, {title}", *numbers, others_of))
+        if by == "glb":
+            floor = partial(stage.promise, is_floor=True)
+            floor(f"{title}: good replies to requests in flight", good, slow)
+            floor(f"{title}: that tell Connection: close", told, slow)
+            clean = "with close_notify" if is_tls else "by EOF"
+            floor(f"{title}: idle ones closed, {clean}", closed, idle)
+            stage.promise(f"{title}: s from the last reply to the end of stop", after, 1.0)
+    head = ("who stops", "good replies", "told close", "clean closes", "s", "others")
+    stage.tables.append(Table("Beside gevent's stop", head, rows))
+    return (
+        "What becomes of requests in flight, and of idle connections, when a server stops? "
+        f"{slow:,} of {slow_seconds:g} s in flight, {idle:,} idle"
+    )
+
+
+def resets(stage: Stage, resets: int = 50_000, work: float = 0.002, part: int = 5_000) -> str:
+    """Half of them with either kind of server, in parts, so that each has its answer in time."""
+    half = resets // len(KINDS)
+    for kind, title in KINDS.items():
+        fates: Counter[str] = Counter()
+        with stage.open(kind, work=work) as pair:
+            options = {"place": pair.place, "is_http": kind == "http", "seconds": work / 2}
+            reset = partial(pair.client.ask, "reset_many", **options)
+            reset(resets=20)  # what the first connections bring stays
+            before = settled(pair.server, 0, 0.5)
+            with stage.load(pair.client, pair.place, kind, f"{title}, good ones"):
+                for first in range(0, half, part):
+                    fates.update(reset(resets=min(part, half - first)))
+            stage.promise(f"{title}: descriptors left", settled(pair.server, before) - before)
+            stage.promise(f"{title}: tracebacks", tracebacks(pair.server.complaints()))
+            stage.note(f"{title}: accepted, of all", sum(pair.server.ask("accepted")))
+        stage.note(f"{title}: could not reset", dict(fates))
+    return (
+        f"What is left of clients that reset their connections? {resets:,}, among good ones, "
+        f"{stage.rate:g}/s"
+    )
+
+
+#: One timer looks for all that are silent, each quarter of the time that they have: see
+#: `glb.serve.idle`.
+LATE: Final = 1.25
+
+#: Server and client don't see a connection begin in the same moment.
+EARLY: Final = 0.98
+
+
+def silent(
+    stage: Stage,
+    rounds: int = 7,
+    silent: int = 2_000,
+    windows: int = 6,
+    seconds: float = 0.6,
+    deadline: float = 6.0,
+    ratio: float = 2.0,
+    slack: float = 0.0,
+) -> str:
+    """Good clients come alone, and then beside silent ones.
+
+    They come in *windows* of *seconds*, which are over before *deadline*, ``--first-byte-timeout``.
+    Each window has its p99, and the median counts: many short ones, since another process that
+    takes the CPU for 4 ms makes the p99 of its window, and of the longer one as well. A client may
+    see the end *slack* later than the server brought it about.
+    """
+    p99: dict[str, list[float]] = {"alone": [], "beside them": []}
+    waits: list[float] = []
+    stayed: list[float] = []
+    errors = served = 0
+    words = ("--clones", max(4, stage.hubs), "--hubs", stage.hubs, "--first-byte-timeout", deadline)
+    with clients() as client, Serving(*words, "--max-connections", 2 * silent) as server:
+        good = Client(compile_programs(server.folder)[0], Cpus.available())
+        port = int(server.place)
+
+        def come(found: list[float], beside: int = 0) -> None:
+            nonlocal errors, served
+            for _ in range(windows):
+                load = good.open(port, seconds, stage.rate, http=True, body=None)
+                if descriptors(server) >= beside:  # otherwise they have begun to leave
+                    found.append(load.p99 / 1e3)
+                errors += load.errors
+                served += load.count
+
+        come([])  # what the first ones load
+        for _ in range(rounds):
+            come(p99["alone"])
+            client.ask("hold", place=port, count=silent)
+            # Beside clients that are there: while they come they wait for each other.
+            until = time.monotonic() + ANSWER_SECONDS
+            while descriptors(server) < silent and time.monotonic() < until:
+                time.sleep(0.02)
+            # Time in the accept queue doesn't count: it is the machine's.
+            accepted = time.monotonic()
+            come(p99["beside them"], silent)
+            within = 2 * deadline
+            found = client.ask("let_go", at_most=within, within=within + ANSWER_SECONDS)
+            waits += [wait for _, wait, _ in found]
+            stayed.append(max(when for *_, when in found) - accepted)
+        log = server.rest()
+    medians = [statistics.median(each) for each in p99.values()]
+    stage.promise("p99 of good ones beside them, by p99 alone", medians[1] / medians[0], ratio)
+    stage.promise("good ones not served within a second", errors)
+    stage.promise("silent ones that stayed", sum(wait >= within for wait in waits))
+    limit = LATE * deadline + slack
+    stage.promise("s from the last accept until the last was gone", max(stayed), limit)
+    limit = EARLY * deadline
+    stage.promise("s from connecting until the first was gone", min(waits), limit, is_floor=True)
+    stage.promise("tracebacks", tracebacks(log))
+    stage.note("good ones", served)
+    stage.note("s from connecting until the last was gone", f"{max(waits):.2f}")
+    for (where, some), median in zip(p99.items(), medians, strict=True):
+        span = f"{median:.2f}, {min(some):.2f} to {max(some):.2f}"
+        stage.note(f"p99 of the windows {where}, ms: median, span", span)
+    return (
+        f"Do silent clients keep the others waiting, and are they gone in time? {silent:,} of "
+        f"them, {stage.rate:g} good ones/s, glb serve --first-byte-timeout {deadline:g}"
+    )
+
+
+#: Longer than an episode lasts for the log after its last failure: see `glb.accept.dispatcher`.
+CALM_SECONDS: Final = 1.5
+
+
+def exhaustion(
+    stage: Stage,
+    rounds: int = 200,
+    clients: int = 100,
+    room: int = 50,
+    clones: int = 8,
+    seconds: float = 2.0,
+) -> str:
+    """*clients* come to a server that has fewer descriptors, and leave.
+
+    In the last round they stay for *seconds*. One of ten rounds is an episode of its own for the
+    log, and not one with those before.
+    """
+    least, rows = room // 2, []
+    for by, first, options in (("glb", 0, {}), ("gevent", rounds, {"copies": clones - 1})):
+        greeted, served, waits, lines = [], [], [], [0]
+        with stage.open("hold", by=by, clones=clones, descriptors=room, **options) as pair:
+            for number in range(first, rounds + 1):
+                if number and number % 10 == 0:
+                    time.sleep(CALM_SECONDS)
+                greeted.append(
+                    pair.client.ask("crowd", place=pair.place, clients=clients, least=least)
+                )
+                before = pair.server.ask("cpu_seconds")
+                time.sleep(seconds if number == rounds else 0)
+                core = (pair.server.ask("cpu_seconds") - before) / seconds
+                count, wait = pair.client.ask("leave")
+                served.append(count)
+                waits.append(wait)
+                lines.append(len(pair.server.complaints()))
+        said = [after - before for before, after in itertools.pairwise(lines)]
+        rows.append((by, f"{said[-1]:,}", f"{core:.1%}", f"{served[-1]:,} of {clients:,}"))
+        if by == "glb":
+            floor = partial(stage.promise, limit=rounds + 1, is_floor=True)
+            floor("rounds in which it was out", sum(least <= one < clients for one in greeted))
+            floor("rounds after which all were served", served.count(clients))
+            stage.promise("most log lines in a round", max(said), 1)
+            stage.promise(f"of a core, while it is out for {seconds:g} s", core, 0.05)
+            stage.note("log lines in all", lines[-1])
+            stage.note("greeted before it was out", f"{min(greeted)} to {max(greeted)}")
+            stage.note("longest until another was greeted, s", f"{max(waits):.3f}")
+    head = ("who is out of descriptors", "log lines", "of a core", "clients served")
+    stage.tables.append(Table(f"{clones} acceptors, for {seconds:g} s", head, rows))
+    return f"Does a server that is out of descriptors come back by itself? {rounds:,} rounds"
+
+
+def memory(
+    stage: Stage, connections: int = 500_000, first: int = 50_000, concurrency: int = 64
+) -> str:
+    """Resident memory after *connections*, beside that after *first* of them, a byte each."""
+    sizes, rates = [], []
+    errors = served = 0
+    with tempfile.TemporaryDirectory() as folder, stage.open("greet") as pair:
+        program, _ = compile_programs(pathlib.Path(folder))
+        client = Client(program, Cpus.available())
+        while served < connections:
+            count = min(first, connections - served)
+            load = client.close(pair.place, count, concurrency)
+            served += load.count
+            errors += load.errors
+            sizes.append(pair.server.rss_mib())
+            rates.append(load.count / load.seconds)
+            if not load.count:
+                raise RuntimeError(f"doesn't answer: {pair.server.last_words()}")
+        stage.promise("tracebacks", tracebacks(pair.server.complaints()))
+    stage.promise("MiB grown", round(sizes[-1] - sizes[0], 3), 2.0)
+    stage.promise("connections without their byte", errors)
+    stage.note("MiB, each time", " ".join(f"{size:.2f}" for size in sizes))
+    stage.note("connections/s", f"{min(rates):,.0f} to {max(rates):,.0f}")
+    return (
+        f"Does a server grow with the connections that it has served? {connections:,}, of which "
+        f"the first {first:,} don't count"
+    )
+
+
+#: All, in the order of a run, with sizes that try each in a second or two.
+SCENARIOS: Final[Mapping[Callable[..., str], Mapping[str, Any]]] = {
+    rolls: {"times": 2},
+    resize: {"times": 2},
+    takeover: {"times": 2, "kept": 10, "kept_pause": 0.02},
+    upgrade: {"times": 1},
+    drain: {"slow": 10, "slow_seconds": 0.1, "idle": 20, "timeout": 2.0, "others": ()},
+    resets: {"resets": 200},
+    silent: {
+        "rounds": 1,
+        "silent": 50,
+        "windows": 1,
+        "seconds": 0.3,
+        "deadline": 1.0,
+        "ratio": 100.0,
+        "slack": 1.0,
+    },
+    exhaustion: {"rounds": 2, "clients": 30, "room": 15, "seconds": 0.5},
+    memory: {"connections": 2_000, "first": 500, "concurrency": 16},
+}
+
+QUICK_STAGE: Final[Mapping[str, Any]] = {"rate": 200.0, "work": 0.005, "pause": 0.05}
+
+
+def play(scenario: Callable[..., str], tell: Tell, *, hubs: int = 1, is_quick: bool) -> Answer:
+    """Return what *scenario* has found, with servers on so many *hubs*."""
+    tell(scenario.__name__)
+    stage = Stage(hubs, **(QUICK_STAGE if is_quick else {}))
+    question = scenario(stage, **(SCENARIOS[scenario] if is_quick else {}))
+    return Answer(question, stage.promises, stage.notes, stage.tables)

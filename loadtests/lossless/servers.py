@@ -1,26 +1,29 @@
-"""What server processes do: a server of glb's or gevent's, and what becomes of it."""
+"""What is served, and what is done to a server: a worker's commands, and `glb serve`'s targets."""
 
 from __future__ import annotations
 
 import os
 import resource
+import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic_ns
 from typing import Any, Final
 
 import gevent
 import gevent.pywsgi
+import gevent.server
 import gevent.tests
 from gevent.pool import Pool
 
 import glb
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
-
-from .words import GREETING, NOTED, SLOW, reply
-
-__all__ = ["COMMANDS"]
+from loadtests.bench.servers.job import REPLY
+from loadtests.frame.traffic import SLOW, Request, reply
+from loadtests.frame.worker import commands_of
 
 #: gevent brings a test certificate.
 CERTIFICATES: Final = Path(gevent.tests.__file__ or "").parent
@@ -29,19 +32,61 @@ CERTIFICATES: Final = Path(gevent.tests.__file__ or "").parent
 POOL_SIZE: Final = 10_000
 
 
+@dataclass(eq=False)
+class Replies:
+    """Handlers that reply with their *generation* and their clone, after *work* seconds."""
+
+    generation: int = 0
+    work: float = 0.0
+    #: How long slow requests take, in seconds, how many have begun, when the last had its reply.
+    slow: float = 0.0
+    slow_begun: int = 0
+    slow_ended_ns: int = 0
+    #: The numbers of all requests over HTTP that have begun.
+    begun: set[int] = field(default_factory=set)
+
+    def stream(self, sock: Any, _peer: Any) -> None:
+        try:
+            if data := sock.recv(100):
+                gevent.sleep(self.work)
+                request = Request.decode(data.decode())
+                sock.sendall(reply(request, self.generation, glb.current_clone()))
+        except OSError:
+            pass  # the client has reset it, which is its affair
+
+    def http(self, environ: Mapping[str, Any], start_response: Any) -> list[bytes]:
+        request = Request.decode(environ["PATH_INFO"])
+        self.begun.add(request.number)
+        if request.verb == SLOW:
+            self.slow_begun += 1
+            gevent.sleep(self.slow)
+            self.slow_ended_ns = monotonic_ns()
+        else:
+            gevent.sleep(self.work)
+        body = reply(request, self.generation, environ.get("glb.clone"))
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+
+    def hold(self, sock: Any, _peer: Any) -> None:
+        """Greet a client, and wait until it leaves."""
+        try:
+            sock.sendall(REPLY)
+            sock.recv(1)
+        except OSError:
+            pass  # as above
+
+    def greet(self, sock: Any, _peer: Any) -> None:
+        sock.sendall(REPLY)
+
+
 class Servers:
     """One server at a time, or two while one takes over from the other."""
 
     def __init__(self) -> None:
-        self.server: Any = None
-        self.generation = 0
-        #: How long a handler is at work, in seconds; and one that is slow.
-        self.seconds = self.slow_seconds = 0.0
-        #: Slow requests that have begun, and when the last was answered.
-        self.slow_begun = 0
-        self.slow_ended_ns = 0
-        #: The paths of those that are noted.
-        self.noted: set[str] = set()
+        self._server: Any = None
+        self._copies: list[Any] = []
+        self._kind = ""
+        self._replies = Replies()
         self._make: Callable[[Any], Any]
 
     def open(
@@ -49,152 +94,119 @@ class Servers:
         kind: str,
         *,
         by: str = "glb",
-        clones: int = 4,
-        hubs: int = 1,
+        copies: int = 0,
         is_tls: bool = False,
-        reuse_port: bool = False,
-        seconds: float = 0.0,
-        slow_seconds: float = 0.0,
+        work: float = 0.0,
+        slow: float = 0.0,
         descriptors: int | None = None,
+        **options: Any,
     ) -> int:
-        """Start a server, of *kind* "http" or a stream's: "reply", "hold", "echo". Return its port.
+        """Start a server, whose handler is that *kind* of `Replies`. Return its port.
 
-        With *descriptors* the process may open so many more.
+        Args:
+            by: "glb", with *options*, "gevent", or "gevent with a pool".
+            copies: So many more servers on the same socket, of gevent's.
+            descriptors: The process may open so many more.
         """
-        self.generation, self.seconds, self.slow_seconds = 0, seconds, slow_seconds
-        self.slow_begun = self.slow_ended_ns = 0
-        options: dict[str, Any] = {}
+        self._kind, self._replies = kind, Replies(work=work, slow=slow)
+        if by != "glb":
+            options = {"spawn": Pool(POOL_SIZE)} if by == "gevent with a pool" else {}
         if is_tls:
             options["certfile"] = str(CERTIFICATES / "server.crt")
             options["keyfile"] = str(CERTIFICATES / "server.key")
-        if by == "glb":
-            options.update(clones=clones, hubs=hubs, reuse_port=reuse_port)
-        elif by == "gevent with a pool":
-            options["spawn"] = Pool(POOL_SIZE)
-        server_class: Any = StreamServer
+        server_class: Any = StreamServer if by == "glb" else gevent.server.StreamServer
         if kind == "http":
             options["log"] = None
             server_class = WSGIServer if by == "glb" else gevent.pywsgi.WSGIServer
 
         def make(address: Any) -> Any:
-            return server_class(address, self._handler(kind), **options)
+            server = server_class(address, getattr(self._replies, kind), **options)
+            server.start()
+            return server
 
         self._make = make
-        self.server = make(("127.0.0.1", 0))
-        self.server.start()
+        self._server = make(("127.0.0.1", 0))
+        for _ in range(copies):
+            number = os.dup(self._server.socket.fileno())
+            self._copies.append(make(gevent.socket.socket(fileno=number)))
         if descriptors is not None:
             used = len(os.listdir("/proc/self/fd"))
             _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + descriptors, most))
-        return int(self.server.server_port)
+        return int(self._server.server_port)
 
-    def roll(self) -> dict[str, int]:
-        """Give the server another handler; tell when that began and when it was over."""
-        self.generation += 1
-        kind = "http" if isinstance(self.server, WSGIServer) else "reply"
+    def roll(self) -> tuple[int, int]:
+        """Give the server another handler; return when that began and when it was over, in ns."""
+        self._replies = replace(self._replies, generation=self._replies.generation + 1)
         began = monotonic_ns()
-        self.server.roll(self._handler(kind))
-        return {"began": began, "ended": monotonic_ns()}
+        self._server.roll(getattr(self._replies, self._kind))
+        return began, monotonic_ns()
+
+    def take_over(self) -> tuple[int, int]:
+        """Have another server start on the same address, and this one drain; return as `roll`."""
+        self._replies = replace(self._replies, generation=self._replies.generation + 1)
+        old = self._server
+        began = monotonic_ns()
+        self._server = self._make(old.address)
+        old.drain()
+        return began, monotonic_ns()
 
     def resize(self, clones: int) -> list[list[int]]:
         """Have so many clones; return what each had accepted, before and after."""
         before = self.accepted()
-        self.server.resize(clones)
+        self._server.resize(clones)
         return [before, self.accepted()]
 
     def accepted(self) -> list[int]:
         """Return how many connections each clone was given."""
-        return [each.accepted for each in self.server.clone_stats()]
+        return [each.accepted for each in self._server.clone_stats()]
 
-    def take_over(self) -> dict[str, Any]:
-        """Have another server start on the same address, and this one drain."""
-        self.generation += 1
-        old, address = self.server, self.server.address
-        began = monotonic_ns()
-        self.server = self._make(address)
-        self.server.start()
-        report = old.drain()
-        return {"began": began, "ended": monotonic_ns(), **report._asdict()}
+    def cpu_seconds(self) -> float:
+        return time.process_time()
 
-    def begun_of(self, paths: Sequence[str]) -> list[str]:
-        """Return those of *paths* that an application was asked for."""
-        return [path for path in paths if path in self.noted]
+    def begun_of(self, numbers: Sequence[int]) -> list[int]:
+        """Return those of these requests that an application was asked for."""
+        return [number for number in numbers if number in self._replies.begun]
 
-    def end(self, after: int, timeout: float) -> dict[str, Any]:
-        """Stop, with a drain if it can, when so many slow requests have begun."""
+    def end(self, after: int, timeout: float) -> tuple[float, float]:
+        """Stop, with a drain if it can, when so many slow requests have begun.
+
+        Returns:
+            The seconds that it took, and those from the last reply until it was over.
+        """
         with gevent.Timeout(timeout):
-            while self.slow_begun < after:
+            while self._replies.slow_begun < after:
                 gevent.sleep(0.001)
         began = monotonic_ns()
-        if isinstance(self.server, StreamServer):
-            report = self.server.stop(timeout, drain=True)
-        else:
-            report = self.server.stop(timeout)
+        drains = {"drain": True} if isinstance(self._server, StreamServer) else {}
+        self._server.stop(timeout, **drains)
         ended = monotonic_ns()
-        return {
-            "began": began,
-            "ended": ended,
-            "last_reply": self.slow_ended_ns,
-            "report": None if report is None else report._asdict(),
-        }
-
-    def close(self) -> None:
-        """Close it, as it is."""
-        self.server.stop(0)
-
-    # -- handlers -----------------------------------------------------------------------------
-
-    def _handler(self, kind: str) -> Callable[..., Any]:
-        generation = self.generation
-
-        def answer(sock: Any, _peer: Any) -> None:
-            try:
-                if sock.recv(100):
-                    gevent.sleep(self.seconds)
-                    sock.sendall(reply(generation, glb.current_clone()))
-            except OSError:
-                pass  # the client has reset it, which is its affair
-
-        def hold(sock: Any, _peer: Any) -> None:
-            try:
-                sock.sendall(GREETING)
-                sock.recv(1)
-            except OSError:
-                pass  # as above
-
-        def echo(sock: Any, _peer: Any) -> None:
-            sock.sendall(sock.recv(1))
-
-        def apply(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-            path = environ["PATH_INFO"]
-            if path.startswith(NOTED):
-                self.noted.add(path)
-            if path == SLOW:
-                self.slow_begun += 1
-                gevent.sleep(self.slow_seconds)
-                self.slow_ended_ns = monotonic_ns()
-            else:
-                gevent.sleep(self.seconds)
-            body = reply(generation, environ.get("glb.clone"))
-            start_response("200 OK", [("Content-Length", str(len(body)))])
-            return [body]
-
-        kinds = {"reply": answer, "hold": hold, "echo": echo, "http": apply}
-        return kinds[kind]
+        return (ended - began) / 1e9, (ended - self._replies.slow_ended_ns) / 1e9
 
 
-_servers: Final = Servers()
+COMMANDS: Final = commands_of(Servers())
 
-COMMANDS: Final[Mapping[str, Callable[..., Any]]] = {
-    each.__name__: each
-    for each in (
-        _servers.open,
-        _servers.roll,
-        _servers.resize,
-        _servers.accepted,
-        _servers.take_over,
-        _servers.begun_of,
-        _servers.end,
-        _servers.close,
-    )
-}
+# -- what `glb serve` serves: see `Serving` -----------------------------------------------------
+
+
+def _meet(fate: str) -> None:
+    if fate == "crashes":
+        raise RuntimeError("a fault in the new version")
+    if fate == "exits":
+        os._exit(0)
+    elif fate == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fate == "hangs":
+        time.sleep(3600)
+
+
+#: How many processes came before this one; -1 in a worker. The next one inherits the environment.
+_generation = int(os.environ.get("LOADTEST_GENERATION", "-1"))
+if _generation >= 0:
+    os.environ["LOADTEST_GENERATION"] = str(_generation + 1)
+    if (_fate := Path(os.environ["LOADTEST_FATE"])).exists():
+        _meet(_fate.read_text())
+
+_served: Final = Replies(_generation, work=0.02)
+stream: Final = _served.stream
+http: Final = _served.http

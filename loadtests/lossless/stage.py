@@ -1,0 +1,186 @@
+"""The stage of a scenario: servers, a load in the meantime, what was promised, what was seen."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from loadtests.frame.process import Cpus, Process
+from loadtests.frame.promise import Promise
+from loadtests.frame.sheet import Table
+from loadtests.frame.traffic import GOOD, Place, Visit, percentile
+from loadtests.frame.worker import ANSWER_SECONDS, Worker
+
+#: Servers that reply, as workers and as people call them.
+KINDS: Final = {"stream": "StreamServer", "http": "WSGIServer"}
+
+#: Nothing changes before so many have been served.
+WARM_UP: Final = 20
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a server, with which *generation* began; in ns."""
+
+    began: int
+    ended: int
+    generation: int
+
+
+@dataclass
+class Load:
+    """What became of a load; a good reply's first word is its handler's generation."""
+
+    visits: Sequence[Visit] = field(default=(), repr=False)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def depart(self, client: Worker) -> None:
+        """End the load, and take what *client* has seen of it."""
+        found = client.ask("depart", within=2 * ANSWER_SECONDS)
+        self.visits = [Visit(*each) for each in found["visits"]]
+        self.counts = found["counts"]
+
+    def fates(self) -> Counter[str]:
+        return Counter(visit.fate for visit in self.visits)
+
+    def stale(self, changes: Sequence[Change]) -> int:
+        """Count the clients that came after a change was over, and got the handler of before."""
+        return sum(
+            visit.fate == GOOD
+            and any(
+                visit.came > change.ended and int(visit.words[0]) < change.generation
+                for change in changes
+            )
+            for visit in self.visits
+        )
+
+    def old_and_new(self, changes: Sequence[Change]) -> tuple[int, int]:
+        """Count the clients during a change, by the handler that replied."""
+        met = [
+            int(visit.words[0]) - change.generation
+            for change in changes
+            for visit in self.visits
+            if visit.fate == GOOD and visit.came < change.ended and visit.left > change.began
+        ]
+        return met.count(-1), met.count(0)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A process with a server on port *place*, and one of clients."""
+
+    server: Worker
+    client: Worker
+    place: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a scenario plays, and what was found there.
+
+    Attributes:
+        hubs: Of servers.
+        rate: So many clients come a second.
+        work: How long a handler is at work, in seconds.
+        pause: Between changes, in seconds.
+    """
+
+    hubs: int = 1
+    rate: float = 500.0
+    work: float = 0.02
+    pause: float = 0.5
+    promises: list[Promise] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+    def promise(
+        self, says: str, measured: float | None, limit: float = 0, *, is_floor: bool = False
+    ) -> None:
+        self.promises.append(Promise(says, measured, limit, is_floor))
+
+    def note(self, says: str, value: object) -> None:
+        self.notes.append((says, f"{value:,}" if isinstance(value, int) else str(value)))
+
+    @contextmanager
+    def open(
+        self, kind: str, *, by: str = "glb", clones: int = 4, **options: Any
+    ) -> Iterator[Pair]:
+        """Start a process with a server of *kind*, and one of clients, for the block."""
+        if by == "glb":
+            options |= {"hubs": self.hubs, "clones": max(clones, self.hubs)}
+        cpu = Cpus.available().server
+        with clients() as client, Worker(f"{__package__}.servers", cpu) as server:
+            yield Pair(server, client, server.ask("open", kind=kind, by=by, **options))
+
+    @contextmanager
+    def load(self, client: Worker, place: Place, kind: str, title: str) -> Iterator[Load]:
+        """Have clients come in the block; then promise that none was lost."""
+        load = Load()
+        client.ask("arrive", place=place, rate=self.rate, is_http=kind == "http")
+        client.ask("come", count=WARM_UP)
+        yield load
+        load.depart(client)
+        fates = load.fates()
+        del fates[GOOD]
+        others = fates.total() - fates["refused"] - fates["reset"]
+        self.promise(f"{title}: connections reset", fates["reset"])
+        self.promise(f"{title}: refused", fates["refused"])
+        self.promise(f"{title}: without a good reply, otherwise", others)
+        waits = [(visit.left - visit.came) / 1e6 for visit in load.visits]
+        percentiles = ", ".join(f"{percentile(waits, each) or 0:.1f}" for each in (50, 99, 100))
+        self.note(f"{title}: connections", len(load.visits))
+        self.note(f"{title}: p50, p99, longest, ms", percentiles)
+        if +fates:
+            self.note(f"{title}: fates", dict(+fates))
+
+    def change(self, times: int, step: Callable[[], tuple[int, int]]) -> list[Change]:
+        """Do *step* so many times, with pauses around each; it returns from when to when."""
+        changes = []
+        for generation in range(1, times + 1):
+            time.sleep(self.pause)
+            changes.append(Change(*step(), generation))
+        time.sleep(self.pause)
+        return changes
+
+    def changed(self, load: Load, changes: Sequence[Change], title: str) -> None:
+        """Promise that after each of *changes* there was no old handler, and note who was met."""
+        old, new = load.old_and_new(changes)
+        times = sorted((change.ended - change.began) / 1e6 for change in changes)
+        self.promise(f"{title}: made after a change, old handler's", load.stale(changes))
+        self.note(f"{title}: during changes, old and new handler's", f"{old:,}, {new:,}")
+        median = times[len(times) // 2]
+        self.note(f"{title}: changes, ms: median, longest", f"{median:.0f}, {times[-1]:.0f}")
+
+
+def clients() -> Worker:
+    """Return a process of `clients`."""
+    return Worker(f"{__package__}.clients", Cpus.available().client)
+
+
+def descriptors(process: Process) -> int:
+    """Return how many descriptors it has open."""
+    return len(os.listdir(f"/proc/{process.pid}/fd"))
+
+
+def settled(process: Process, most: int, seconds: float = 5.0) -> int:
+    """Return its descriptors when there are *most* or less, or after so many *seconds*."""
+    deadline = time.monotonic() + seconds
+    while (count := descriptors(process)) > most and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return count
+
+
+def tracebacks(lines: Sequence[str]) -> int:
+    """Count the tracebacks in *lines* of a log."""
+    return sum(line.startswith("Traceback ") for line in lines)
+
+
+def spread(before: Sequence[int], after: Sequence[int]) -> int:
+    """Return by how much the turns differ that clones had: by 1 at most if they are exact."""
+    turns = [late - early for early, late in zip(before, after, strict=True)]
+    return max(turns) - min(turns)
