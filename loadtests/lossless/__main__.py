@@ -1,17 +1,6 @@
-r"""Is a connection lost while a server of glb is rolled, resized, replaced or stopped?
+"""Is a connection lost while a server of glb is rolled, resized, replaced or stopped?
 
     python -m loadtests.lossless [SCENARIO ...]
-
-\b
-rolls       is a connection lost while handlers are replaced?
-resize      is one lost while clones come and go?
-takeover    is one lost while a server takes over from another?
-upgrade     is one lost while a new process takes over from `glb serve`, or fails to?
-drain       what becomes of requests in flight, and of idle connections, when a server stops?
-resets      what is left of clients that reset their connections?
-silent      do silent clients keep the others waiting, and are they gone in time?
-exhaustion  does a server that is out of descriptors come back by itself?
-memory      does a server grow with the connections that it has served?
 
 All of them, if none is given. Servers and clients are processes of their own, on loopback. Printed
 are tables: what glb promises beside what was measured. Exit status 0 only if every promise was
@@ -36,12 +25,12 @@ from loadtests.frame.command import (
 )
 from loadtests.frame.process import Cpus
 
-from .scenarios import SCENARIOS, play
+from .scenarios import NAMES, first_line, play
 
-NAMES = {scenario.__name__: scenario for scenario in SCENARIOS}
+QUESTIONS = "\n".join(f"{name:11}{first_line(scenario)}" for name, scenario in NAMES.items())
 
 
-@click.command(help=__doc__)
+@click.command(help=f"{__doc__}\n\n\b\n{QUESTIONS}")
 @click.argument("names", metavar="[SCENARIO]...", nargs=-1, type=click.Choice([*NAMES]))
 @click.option(
     "--hubs", type=click.IntRange(1, 16), default=1, show_default=True, help="Of servers."
@@ -61,8 +50,8 @@ def main(
     wants_linux("/proc, CPU affinity")
     allow_descriptors()  # 2,000 silent clients have more than the 1,024 that are usual
     chosen = {
-        name: partial(play, scenario, hubs=hubs, is_quick=quick)
-        for name, scenario in NAMES.items()
+        name: partial(play, name, hubs=hubs, is_quick=quick)
+        for name in NAMES
         if name in (names or NAMES)
     }
     heading = f"Over loopback; {Cpus.available().describe()}"

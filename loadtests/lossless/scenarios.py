@@ -1,10 +1,11 @@
 """The scenarios: what is done to a server, under which load, and what is promised.
 
-Each returns its question. Its arguments are how much of everything there is, in full.
+The first line of each says what it asks. Its arguments are how much there is of everything.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import pathlib
@@ -27,68 +28,58 @@ from .serving import Serving
 from .stage import KINDS, Load, Stage, clients, descriptors, settled, spread, tracebacks
 
 
-def rolls(stage: Stage, times: int = 20, clones: int = 4) -> str:
+def rolls(stage: Stage, times: int = 20, clones: int = 4) -> None:
+    """Is a connection lost while handlers are replaced?"""
     for kind, title in KINDS.items():
-        with stage.open(kind, clones=clones, work=stage.work) as pair:
-            with stage.load(pair.client, pair.place, kind, title) as load:
-                changes = stage.change(times, partial(pair.server.ask, "roll"))
-            turns = pair.server.ask("accepted")
+        with stage.open(kind, clones=clones, work=stage.work) as (server, client, port):
+            with stage.load(client, port, kind, title) as load:
+                changes = stage.change(times, partial(server.ask, "roll"))
+            turns = server.ask("accepted")
         stage.changed(load, changes, title)
         stage.promise(f"{title}: clones' turns differ by", max(turns) - min(turns), 1)
-    return (
-        f"Is a connection lost while handlers are rolled? {times} rolls of {clones} clones, "
-        f"{stage.rate:g}/s"
-    )
 
 
-def resize(stage: Stage, times: int = 20, few: int = 1, many: int = 16) -> str:
+def resize(stage: Stage, times: int = 20, few: int = 1, many: int = 16) -> None:
+    """Is a connection lost while clones come and go?"""
     few = max(few, stage.hubs)
     for kind, title in KINDS.items():
         spreads = []
         with (
-            stage.open(kind, clones=few, work=stage.work) as pair,
-            stage.load(pair.client, pair.place, kind, title),
+            stage.open(kind, clones=few, work=stage.work) as (server, client, port),
+            stage.load(client, port, kind, title),
         ):
             for _ in range(times):
-                _, then = pair.server.ask("resize", clones=many)
+                _, then = server.ask("resize", clones=many)
                 time.sleep(stage.pause / 2)
                 # What each was given from when there were many of them until there are few.
-                before, _ = pair.server.ask("resize", clones=few)
+                before, _ = server.ask("resize", clones=few)
                 time.sleep(stage.pause / 2)
                 spreads.append(spread(then, before))
         stage.promise(f"{title}: turns of {many} clones differ by", max(spreads), 1)
-    return (
-        f"Is a connection lost while clones come and go? {few} -> {many} -> {few}, {times} times, "
-        f"{stage.rate:g}/s"
-    )
 
 
-def takeover(stage: Stage, times: int = 20, kept: int = 50, kept_pause: float = 0.1) -> str:
-    """Another server starts on the address, and this one drains; then with connections kept."""
+def takeover(stage: Stage, times: int = 20, kept: int = 50, kept_pause: float = 0.1) -> None:
+    """Is a connection lost while a server takes over the address of another, which drains?"""
     for kind, title in KINDS.items():
         with (
-            stage.open(kind, work=stage.work, reuse_port=True) as pair,
-            stage.load(pair.client, pair.place, kind, title) as load,
+            stage.open(kind, work=stage.work, reuse_port=True) as (server, client, port),
+            stage.load(client, port, kind, title) as load,
         ):
-            changes = stage.change(times, partial(pair.server.ask, "take_over"))
+            changes = stage.change(times, partial(server.ask, "take_over"))
         stage.changed(load, changes, title)
     title, load = "kept alive", Load()
-    with stage.open("http", work=stage.work, reuse_port=True) as pair:
-        pair.client.ask("keep", place=pair.place, clients=kept, pause=kept_pause, seed=12)
-        stage.change(times, partial(pair.server.ask, "take_over"))
-        load.depart(pair.client)
+    with stage.open("http", work=stage.work, reuse_port=True) as (server, client, port):
+        client.ask("keep", place=port, clients=kept, pause=kept_pause, seed=12)
+        stage.change(times, partial(server.ask, "take_over"))
+        load.depart(client)
         raced = [visit.number for visit in load.visits if visit.fate == RACED]
-        begun = pair.server.ask("begun_of", numbers=raced)
+        begun = server.ask("begun_of", numbers=raced)
     fates, never_begun = load.fates(), len(raced) - len(begun)
     stage.promise(f"{title}: requests failed", fates.total() - fates[GOOD] - never_begun)
     stage.note(f"{title}: requests with a good reply", fates[GOOD])
     for what in ("connected", "told", "met the end"):
-        stage.note(f"{title}: {what}", load.counts.get(what, 0))
+        stage.note(f"{title}: {what}", load.counts[what])
     stage.note(f"{title}: raced, sent as it was closed, never begun", never_begun)
-    return (
-        f"Is a connection lost while a server takes over from another? {times} times, "
-        f"{stage.rate:g}/s; {kept} connections kept"
-    )
 
 
 #: What becomes of processes that don't take over, and what the old one says of it.
@@ -100,8 +91,8 @@ FATES: Final = {
 }
 
 
-def upgrade(stage: Stage, times: int = 20, timeout: float = 3.0) -> str:
-    """SIGUSR2 has a new process take over from ``glb serve``; then some fail that should."""
+def upgrade(stage: Stage, times: int = 20, timeout: float = 3.0) -> None:
+    """Is a connection lost while a new process takes over from `glb serve`, or fails to?"""
     for kind, family in itertools.product(KINDS, ("TCP", "Unix")):
         title = f"{KINDS[kind]}, {family}"
         log = ("--access-log", os.devnull) if kind == "http" else ()
@@ -128,10 +119,6 @@ def upgrade(stage: Stage, times: int = 20, timeout: float = 3.0) -> str:
     wrong = sum(FATES[fate] not in text for fate, text in said.items())
     stage.promise("failures that the log explains otherwise", wrong)
     stage.notes.extend(said.items())
-    return (
-        "Is a connection lost while a new process takes over the sockets of glb serve? "
-        f"{times} times, {stage.rate:g}/s"
-    )
 
 
 def drain(
@@ -141,23 +128,27 @@ def drain(
     idle: int = 500,
     timeout: float = 5.0,
     others: Sequence[str] = ("gevent with a pool", "gevent"),
-) -> str:
-    """``stop(timeout, drain=True)``, and gevent's ``stop``; the process ends when it returns."""
+) -> None:
+    """What becomes of requests in flight, and of idle connections, when a server stops?
+
+    By ``stop(timeout, drain=True)``, and gevent's ``stop``. The process ends when it returns.
+    """
     rows = []
     for (is_tls, title), by in itertools.product(enumerate(("HTTP", "HTTPS")), ("glb", *others)):
-        with stage.open("http", by=by, is_tls=is_tls, slow=slow_seconds) as pair:
-            hold = partial(pair.client.ask, "hold", place=pair.place, is_tls=is_tls)
+        options: dict[str, Any] = {"is_tls": bool(is_tls), "slow": slow_seconds}
+        with stage.open("http", by=by, **options) as (server, client, port):
+            hold = partial(client.ask, "hold", place=port, is_tls=is_tls)
             hold(count=idle, asks=[REPLY])
             hold(count=slow, asks=[REPLY, SLOW])
-            seconds, after = pair.server.ask("end", after=slow, timeout=timeout)
-            pair.server.end()
-            found = pair.client.ask("let_go", at_most=GIVE_UP_SECONDS)
-        fates = [Counter(fate for fate, *_ in some) for some in (found[:idle], found[idle:])]
-        closed, told = fates[0].pop("closed", 0), fates[1].pop("good, and told", 0)
-        good = told + fates[1].pop("good", 0)
-        others_of = ", ".join(f"{count:,} {fate}" for some in fates for fate, count in some.items())
+            seconds, after = server.ask("end", after=slow, timeout=timeout)
+            server.end()
+            found = client.ask("let_go", at_most=GIVE_UP_SECONDS)
+        idles, slows = (Counter(fate for fate, *_ in some) for some in (found[:idle], found[idle:]))
+        closed, told = idles.pop("closed", 0), slows.pop("good, and told", 0)
+        good = told + slows.pop("good", 0)
+        rest = ", ".join(f"{count:,} {fate}" for fate, count in [*slows.items(), *idles.items()])
         numbers = (f"{good:,}", f"{told:,}", f"{closed:,}", f"{seconds:.2f}")
-        rows.append((f"{by}, {title}", *numbers, others_of))
+        rows.append((f"{by}, {title}", *numbers, rest))
         if by == "glb":
             floor = partial(stage.promise, is_floor=True)
             floor(f"{title}: good replies to requests in flight", good, slow)
@@ -167,33 +158,28 @@ def drain(
             stage.promise(f"{title}: s from the last reply to the end of stop", after, 1.0)
     head = ("who stops", "good replies", "told close", "clean closes", "s", "others")
     stage.tables.append(Table("Beside gevent's stop", head, rows))
-    return (
-        "What becomes of requests in flight, and of idle connections, when a server stops? "
-        f"{slow:,} of {slow_seconds:g} s in flight, {idle:,} idle"
-    )
 
 
-def resets(stage: Stage, resets: int = 50_000, work: float = 0.002, part: int = 5_000) -> str:
-    """Half of them with either kind of server, in parts, so that each has its answer in time."""
+def resets(stage: Stage, resets: int = 50_000, work: float = 0.002, part: int = 5_000) -> None:
+    """What is left of clients that reset their connections?
+
+    Half of them come to either kind of server, in parts, so that each has its answer in time.
+    """
     half = resets // len(KINDS)
     for kind, title in KINDS.items():
         fates: Counter[str] = Counter()
-        with stage.open(kind, work=work) as pair:
-            options = {"place": pair.place, "is_http": kind == "http", "seconds": work / 2}
-            reset = partial(pair.client.ask, "reset_many", **options)
+        with stage.open(kind, work=work) as (server, client, port):
+            options = {"place": port, "is_http": kind == "http", "seconds": work / 2}
+            reset = partial(client.ask, "reset_many", **options)
             reset(resets=20)  # what the first connections bring stays
-            before = settled(pair.server, 0, 0.5)
-            with stage.load(pair.client, pair.place, kind, f"{title}, good ones"):
+            before = settled(server, 0, 0.5)
+            with stage.load(client, port, kind, f"{title}, good ones"):
                 for first in range(0, half, part):
                     fates.update(reset(resets=min(part, half - first)))
-            stage.promise(f"{title}: descriptors left", settled(pair.server, before) - before)
-            stage.promise(f"{title}: tracebacks", tracebacks(pair.server.complaints()))
-            stage.note(f"{title}: accepted, of all", sum(pair.server.ask("accepted")))
+            stage.promise(f"{title}: descriptors left", settled(server, before) - before)
+            stage.promise(f"{title}: tracebacks", tracebacks(server.complaints()))
+            stage.note(f"{title}: accepted, of all", sum(server.ask("accepted")))
         stage.note(f"{title}: could not reset", dict(fates))
-    return (
-        f"What is left of clients that reset their connections? {resets:,}, among good ones, "
-        f"{stage.rate:g}/s"
-    )
 
 
 #: One timer looks for all that are silent, each quarter of the time that they have: see
@@ -213,13 +199,13 @@ def silent(
     deadline: float = 6.0,
     ratio: float = 2.0,
     slack: float = 0.0,
-) -> str:
-    """Good clients come alone, and then beside silent ones.
+) -> None:
+    """Do silent clients keep the others waiting, and are they gone in time?
 
-    They come in *windows* of *seconds*, which are over before *deadline*, ``--first-byte-timeout``.
-    Each window has its p99, and the median counts: many short ones, since another process that
-    takes the CPU for 4 ms makes the p99 of its window, and of the longer one as well. A client may
-    see the end *slack* later than the server brought it about.
+    Good ones come alone, and then beside silent ones, in *windows* of *seconds*, which are over
+    before *deadline*, ``--first-byte-timeout``. Each window has its p99, and the median counts:
+    many short ones, since another process that takes the CPU for 4 ms makes the p99 of its window,
+    and of the longer one as well. A client may see the end *slack* later than the server's.
     """
     p99: dict[str, list[float]] = {"alone": [], "beside them": []}
     waits: list[float] = []
@@ -230,18 +216,19 @@ def silent(
         good = Client(compile_programs(server.folder)[0], Cpus.available())
         port = int(server.place)
 
-        def come(found: list[float], beside: int = 0) -> None:
+        def come(where: str, least: int = 0) -> None:
             nonlocal errors, served
             for _ in range(windows):
                 load = good.open(port, seconds, stage.rate, http=True, body=None)
-                if descriptors(server) >= beside:  # otherwise they have begun to leave
-                    found.append(load.p99 / 1e3)
+                if descriptors(server) >= least:  # otherwise silent ones have begun to leave
+                    p99[where].append(load.p99 / 1e3)
                 errors += load.errors
                 served += load.count
 
-        come([])  # what the first ones load
+        come("alone")
+        p99["alone"].clear()  # what the first ones load
         for _ in range(rounds):
-            come(p99["alone"])
+            come("alone")
             client.ask("hold", place=port, count=silent)
             # Beside clients that are there: while they come they wait for each other.
             until = time.monotonic() + ANSWER_SECONDS
@@ -249,30 +236,25 @@ def silent(
                 time.sleep(0.02)
             # Time in the accept queue doesn't count: it is the machine's.
             accepted = time.monotonic()
-            come(p99["beside them"], silent)
-            within = 2 * deadline
-            found = client.ask("let_go", at_most=within, within=within + ANSWER_SECONDS)
+            come("beside them", silent)
+            most = 2 * deadline
+            found = client.ask("let_go", at_most=most, within=most + ANSWER_SECONDS)
             waits += [wait for _, wait, _ in found]
             stayed.append(max(when for *_, when in found) - accepted)
         log = server.rest()
     medians = [statistics.median(each) for each in p99.values()]
     stage.promise("p99 of good ones beside them, by p99 alone", medians[1] / medians[0], ratio)
     stage.promise("good ones not served within a second", errors)
-    stage.promise("silent ones that stayed", sum(wait >= within for wait in waits))
+    stage.promise("silent ones that stayed", sum(wait >= 2 * deadline for wait in waits))
     limit = LATE * deadline + slack
     stage.promise("s from the last accept until the last was gone", max(stayed), limit)
     limit = EARLY * deadline
     stage.promise("s from connecting until the first was gone", min(waits), limit, is_floor=True)
     stage.promise("tracebacks", tracebacks(log))
     stage.note("good ones", served)
-    stage.note("s from connecting until the last was gone", f"{max(waits):.2f}")
     for (where, some), median in zip(p99.items(), medians, strict=True):
         span = f"{median:.2f}, {min(some):.2f} to {max(some):.2f}"
         stage.note(f"p99 of the windows {where}, ms: median, span", span)
-    return (
-        f"Do silent clients keep the others waiting, and are they gone in time? {silent:,} of "
-        f"them, {stage.rate:g} good ones/s, glb serve --first-byte-timeout {deadline:g}"
-    )
 
 
 #: Longer than an episode lasts for the log after its last failure: see `glb.accept.dispatcher`.
@@ -286,29 +268,31 @@ def exhaustion(
     room: int = 50,
     clones: int = 8,
     seconds: float = 2.0,
-) -> str:
-    """*clients* come to a server that has fewer descriptors, and leave.
+) -> None:
+    """Does a server that is out of descriptors come back by itself?
 
-    In the last round they stay for *seconds*. One of ten rounds is an episode of its own for the
-    log, and not one with those before.
+    More *clients* come than it has *room* for, and leave; in the last round after *seconds*. One of
+    ten rounds is an episode of its own for the log, and not one with those before.
     """
     least, rows = room // 2, []
     for by, first, options in (("glb", 0, {}), ("gevent", rounds, {"copies": clones - 1})):
         greeted, served, waits, lines = [], [], [], [0]
-        with stage.open("hold", by=by, clones=clones, descriptors=room, **options) as pair:
+        with stage.open("hold", by=by, clones=clones, descriptors=room, **options) as (
+            server,
+            client,
+            port,
+        ):
             for number in range(first, rounds + 1):
                 if number and number % 10 == 0:
                     time.sleep(CALM_SECONDS)
-                greeted.append(
-                    pair.client.ask("crowd", place=pair.place, clients=clients, least=least)
-                )
-                before = pair.server.ask("cpu_seconds")
+                greeted.append(client.ask("crowd", place=port, clients=clients, least=least))
+                before = server.ask("cpu_seconds")
                 time.sleep(seconds if number == rounds else 0)
-                core = (pair.server.ask("cpu_seconds") - before) / seconds
-                count, wait = pair.client.ask("leave")
+                core = (server.ask("cpu_seconds") - before) / seconds
+                count, wait = client.ask("leave")
                 served.append(count)
                 waits.append(wait)
-                lines.append(len(pair.server.complaints()))
+                lines.append(len(server.complaints()))
         said = [after - before for before, after in itertools.pairwise(lines)]
         rows.append((by, f"{said[-1]:,}", f"{core:.1%}", f"{served[-1]:,} of {clients:,}"))
         if by == "glb":
@@ -322,65 +306,66 @@ def exhaustion(
             stage.note("longest until another was greeted, s", f"{max(waits):.3f}")
     head = ("who is out of descriptors", "log lines", "of a core", "clients served")
     stage.tables.append(Table(f"{clones} acceptors, for {seconds:g} s", head, rows))
-    return f"Does a server that is out of descriptors come back by itself? {rounds:,} rounds"
 
 
 def memory(
     stage: Stage, connections: int = 500_000, first: int = 50_000, concurrency: int = 64
-) -> str:
-    """Resident memory after *connections*, beside that after *first* of them, a byte each."""
+) -> None:
+    """Does a server grow with the connections that it has served?
+
+    It has resident memory after all of them, beside that after the *first*.
+    """
     sizes, rates = [], []
     errors = served = 0
-    with tempfile.TemporaryDirectory() as folder, stage.open("greet") as pair:
+    with tempfile.TemporaryDirectory() as folder, stage.open("greet") as (server, _, port):
         program, _ = compile_programs(pathlib.Path(folder))
         client = Client(program, Cpus.available())
         while served < connections:
             count = min(first, connections - served)
-            load = client.close(pair.place, count, concurrency)
+            load = client.close(port, count, concurrency)
             served += load.count
             errors += load.errors
-            sizes.append(pair.server.rss_mib())
+            sizes.append(server.rss_mib())
             rates.append(load.count / load.seconds)
             if not load.count:
-                raise RuntimeError(f"doesn't answer: {pair.server.last_words()}")
-        stage.promise("tracebacks", tracebacks(pair.server.complaints()))
+                raise RuntimeError(f"doesn't answer: {server.last_words()}")
+        stage.promise("tracebacks", tracebacks(server.complaints()))
     stage.promise("MiB grown", round(sizes[-1] - sizes[0], 3), 2.0)
     stage.promise("connections without their byte", errors)
     stage.note("MiB, each time", " ".join(f"{size:.2f}" for size in sizes))
     stage.note("connections/s", f"{min(rates):,.0f} to {max(rates):,.0f}")
-    return (
-        f"Does a server grow with the connections that it has served? {connections:,}, of which "
-        f"the first {first:,} don't count"
-    )
 
 
 #: All, in the order of a run, with sizes that try each in a second or two.
-SCENARIOS: Final[Mapping[Callable[..., str], Mapping[str, Any]]] = {
+SCENARIOS: Final[Mapping[Callable[..., None], Mapping[str, Any]]] = {
     rolls: {"times": 2},
     resize: {"times": 2},
     takeover: {"times": 2, "kept": 10, "kept_pause": 0.02},
     upgrade: {"times": 1},
     drain: {"slow": 10, "slow_seconds": 0.1, "idle": 20, "timeout": 2.0, "others": ()},
     resets: {"resets": 200},
-    silent: {
-        "rounds": 1,
-        "silent": 50,
-        "windows": 1,
-        "seconds": 0.3,
-        "deadline": 1.0,
-        "ratio": 100.0,
-        "slack": 1.0,
-    },
+    silent: {"rounds": 1, "silent": 50, "windows": 1, "deadline": 1.0, "ratio": 100, "slack": 1},
     exhaustion: {"rounds": 2, "clients": 30, "room": 15, "seconds": 0.5},
     memory: {"connections": 2_000, "first": 500, "concurrency": 16},
 }
 
-QUICK_STAGE: Final[Mapping[str, Any]] = {"rate": 200.0, "work": 0.005, "pause": 0.05}
+NAMES: Final = {scenario.__name__: scenario for scenario in SCENARIOS}
 
 
-def play(scenario: Callable[..., str], tell: Tell, *, hubs: int = 1, is_quick: bool) -> Answer:
-    """Return what *scenario* has found, with servers on so many *hubs*."""
-    tell(scenario.__name__)
-    stage = Stage(hubs, **(QUICK_STAGE if is_quick else {}))
-    question = scenario(stage, **(SCENARIOS[scenario] if is_quick else {}))
+def first_line(scenario: Callable[..., None]) -> str:
+    return (scenario.__doc__ or "").partition("\n")[0]
+
+
+def play(name: str, tell: Tell, *, hubs: int = 1, is_quick: bool, **sizes: Any) -> Answer:
+    """Return what the scenario of that *name* has found, with servers on so many *hubs*."""
+    tell(name)
+    scenario = NAMES[name]
+    stage = Stage(hubs, 200.0, 0.005, 0.05) if is_quick else Stage(hubs)
+    played = inspect.signature(scenario).bind(
+        stage, **{**(SCENARIOS[scenario] if is_quick else {}), **sizes}
+    )
+    played.apply_defaults()
+    scenario(*played.args)
+    words = [f"{name} {size}" for name, size in played.arguments.items() if size is not stage]
+    question = f"{first_line(scenario)} {', '.join(words)}; {stage.rate:g}/s, hubs {hubs}"
     return Answer(question, stage.promises, stage.notes, stage.tables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,7 +13,7 @@ from typing import Any, Final
 from loadtests.frame.process import Cpus, Process
 from loadtests.frame.promise import Promise
 from loadtests.frame.sheet import Table
-from loadtests.frame.traffic import GOOD, Place, Visit, percentile
+from loadtests.frame.traffic import GOOD, Place, Visit
 from loadtests.frame.worker import ANSWER_SECONDS, Worker
 
 #: Servers that reply, as workers and as people call them.
@@ -36,14 +36,14 @@ class Change:
 class Load:
     """What became of a load; a good reply's first word is its handler's generation."""
 
-    visits: Sequence[Visit] = field(default=(), repr=False)
-    counts: Mapping[str, int] = field(default_factory=dict)
+    visits: Sequence[Visit] = ()
+    counts: Counter[str] = field(default_factory=Counter)
 
     def depart(self, client: Worker) -> None:
         """End the load, and take what *client* has seen of it."""
         found = client.ask("depart", within=2 * ANSWER_SECONDS)
         self.visits = [Visit(*each) for each in found["visits"]]
-        self.counts = found["counts"]
+        self.counts = Counter(found["counts"])
 
     def fates(self) -> Counter[str]:
         return Counter(visit.fate for visit in self.visits)
@@ -51,32 +51,13 @@ class Load:
     def stale(self, changes: Sequence[Change]) -> int:
         """Count the clients that came after a change was over, and got the handler of before."""
         return sum(
-            visit.fate == GOOD
-            and any(
+            any(
                 visit.came > change.ended and int(visit.words[0]) < change.generation
                 for change in changes
             )
             for visit in self.visits
+            if visit.fate == GOOD
         )
-
-    def old_and_new(self, changes: Sequence[Change]) -> tuple[int, int]:
-        """Count the clients during a change, by the handler that replied."""
-        met = [
-            int(visit.words[0]) - change.generation
-            for change in changes
-            for visit in self.visits
-            if visit.fate == GOOD and visit.came < change.ended and visit.left > change.began
-        ]
-        return met.count(-1), met.count(0)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A process with a server on port *place*, and one of clients."""
-
-    server: Worker
-    client: Worker
-    place: int
 
 
 @dataclass(frozen=True)
@@ -109,32 +90,35 @@ class Stage:
     @contextmanager
     def open(
         self, kind: str, *, by: str = "glb", clones: int = 4, **options: Any
-    ) -> Iterator[Pair]:
-        """Start a process with a server of *kind*, and one of clients, for the block."""
+    ) -> Iterator[tuple[Worker, Worker, int]]:
+        """Start a process with a server of *kind*, and one of clients; both, and the port."""
         if by == "glb":
             options |= {"hubs": self.hubs, "clones": max(clones, self.hubs)}
         cpu = Cpus.available().server
         with clients() as client, Worker(f"{__package__}.servers", cpu) as server:
-            yield Pair(server, client, server.ask("open", kind=kind, by=by, **options))
+            yield server, client, server.ask("open", kind=kind, by=by, **options)
 
     @contextmanager
     def load(self, client: Worker, place: Place, kind: str, title: str) -> Iterator[Load]:
-        """Have clients come in the block; then promise that none was lost."""
+        """Have clients come in the block; then `judge` what became of them."""
         load = Load()
         client.ask("arrive", place=place, rate=self.rate, is_http=kind == "http")
         client.ask("come", count=WARM_UP)
         yield load
         load.depart(client)
+        self.judge(load, title)
+
+    def judge(self, load: Load, title: str) -> None:
+        """Promise that nothing of *load* was lost."""
         fates = load.fates()
         del fates[GOOD]
         others = fates.total() - fates["refused"] - fates["reset"]
         self.promise(f"{title}: connections reset", fates["reset"])
         self.promise(f"{title}: refused", fates["refused"])
         self.promise(f"{title}: without a good reply, otherwise", others)
-        waits = [(visit.left - visit.came) / 1e6 for visit in load.visits]
-        percentiles = ", ".join(f"{percentile(waits, each) or 0:.1f}" for each in (50, 99, 100))
+        longest = max(visit.left - visit.came for visit in load.visits) / 1e6
         self.note(f"{title}: connections", len(load.visits))
-        self.note(f"{title}: p50, p99, longest, ms", percentiles)
+        self.note(f"{title}: the longest, ms", f"{longest:.0f}")
         if +fates:
             self.note(f"{title}: fates", dict(+fates))
 
@@ -148,13 +132,10 @@ class Stage:
         return changes
 
     def changed(self, load: Load, changes: Sequence[Change], title: str) -> None:
-        """Promise that after each of *changes* there was no old handler, and note who was met."""
-        old, new = load.old_and_new(changes)
-        times = sorted((change.ended - change.began) / 1e6 for change in changes)
+        """Promise that after each of *changes* there was no old handler."""
         self.promise(f"{title}: made after a change, old handler's", load.stale(changes))
-        self.note(f"{title}: during changes, old and new handler's", f"{old:,}, {new:,}")
-        median = times[len(times) // 2]
-        self.note(f"{title}: changes, ms: median, longest", f"{median:.0f}, {times[-1]:.0f}")
+        longest = max(change.ended - change.began for change in changes) / 1e6
+        self.note(f"{title}: the longest change, ms", f"{longest:.0f}")
 
 
 def clients() -> Worker:
