@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,17 +17,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from loadtests.frame.process import Cpus, Process
+from loadtests.frame.process import ROOT, Cpus, Process, ProcessError
 from loadtests.frame.promise import Promise
 from loadtests.frame.sheet import Table
 from loadtests.frame.traffic import GOOD, Place, Visit
-from loadtests.frame.worker import ANSWER_SECONDS, Worker
+from loadtests.frame.worker import ANSWER_SECONDS, Worker, end_with_parent
+
+#: What worker processes run; it has what `glb serve` serves, too.
+WORKERS: Final = f"{__package__}.workers"
 
 #: Servers that reply, as workers and as people call them.
 KINDS: Final = {"stream": "StreamServer", "http": "WSGIServer"}
 
 #: Nothing changes before so many have been served.
 WARM_UP: Final = 20
+
+#: How long each step may take, in seconds.
+STEP_SECONDS: Final = 60.0
+
+#: So that processes whose parent has ended are this one's to wait for: see prctl(2).
+PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ class Stage:
         if by == "glb":
             options |= {"hubs": self.hubs, "clones": max(clones, self.hubs)}
         cpu = Cpus.available().server
-        with clients() as client, Worker(f"{__package__}.servers", cpu) as server:
+        with clients() as client, Worker(WORKERS, cpu) as server:
             yield server, client, server.ask("open", kind=kind, by=by, **options)
 
     @contextmanager
@@ -139,8 +155,8 @@ class Stage:
 
 
 def clients() -> Worker:
-    """Return a process of `clients`."""
-    return Worker(f"{__package__}.clients", Cpus.available().client)
+    """Return a process of clients."""
+    return Worker(WORKERS, Cpus.available().client)
 
 
 def descriptors(process: Process) -> int:
@@ -165,3 +181,111 @@ def spread(before: Sequence[int], after: Sequence[int]) -> int:
     """Return by how much the turns differ that clones had: by 1 at most if they are exact."""
     turns = [late - early for early, late in zip(before, after, strict=True)]
     return max(turns) - min(turns)
+
+
+class Serving(Process):
+    """``glb serve`` with *words*, which other processes may replace.
+
+    Args:
+        folder: In its file ``fate`` is what becomes of the next process.
+        before: Words before the command.
+    """
+
+    def __init__(self, folder: pathlib.Path, *words: object, before: Sequence[str] = ()) -> None:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._fate: Final = folder / "fate"
+        self._successor = 0
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        given = {"PYTHONPATH": path, "LOADTEST_GENERATION": "0", "LOADTEST_FATE": str(self._fate)}
+        super().__init__(
+            [*before, sys.executable, "-m", "glb", "serve", *map(str, words)],
+            Cpus.available().server,
+            env={**os.environ, **given},
+            stderr=subprocess.STDOUT,  # so that `line` waits for the log
+            preexec_fn=end_with_parent,
+        )
+        try:
+            found = self.wait_for(r"serving .* on (?:http|tcp|unix):(?://\S+?:(\d+)|(\S+)) ")
+        except ProcessError:
+            self.end()
+            raise
+        #: Where clients connect to.
+        self.place: Final[int | str] = int(found[1]) if found[1] else found[2]
+
+    @property
+    def pid(self) -> int:
+        """The id of the last process."""
+        return self._successor or super().pid
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Return the match of the next line of the log that has *pattern*.
+
+        Raises:
+            ProcessError: There is none in time.
+        """
+        lines: list[str] = []
+        try:
+            while True:
+                lines.append(self.line(STEP_SECONDS))
+                if found := re.search(pattern, lines[-1]):
+                    return found
+        except ProcessError as error:
+            raise ProcessError(f"no line has {pattern!r}: {lines[-5:]}") from error
+
+    def upgrade(self) -> tuple[int, int]:
+        """Have the next process take over, and the last one end; return from when to when, in ns.
+
+        It is over when the new process says that it serves.
+        """
+        began = time.monotonic_ns()
+        os.kill(self.pid, signal.SIGUSR2)
+        found = self.wait_for(r"process (\d+) serves now|no upgrade: (.*)")
+        if not found[1]:
+            raise ProcessError(found[2])
+        ended = time.monotonic_ns()
+        old, self._successor = self.pid, int(found[1])
+        if status := _wait(old):
+            raise ProcessError(f"process {old} ended with status {status}")
+        return began, ended
+
+    def fail(self, fate: str) -> str:
+        """Have the next process meet its *fate*; return what the log says of it."""
+        self._fate.write_text(fate)
+        os.kill(self.pid, signal.SIGUSR2)
+        found = self.wait_for("no upgrade: (.*)|(.*) serves now")
+        self._fate.unlink()
+        return found[1] or "it was replaced all the same"
+
+    def finish(self) -> int:
+        """End it by SIGTERM; return its exit status."""
+        os.kill(self.pid, signal.SIGTERM)
+        return _wait(self.pid)
+
+    def _stop(self) -> None:
+        # Twice is once. The last process isn't the one that was started here.
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            try:
+                self.finish()
+            except ProcessError:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _wait(pid: int) -> int:
+    until = time.monotonic() + STEP_SECONDS
+    while time.monotonic() < until:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    raise ProcessError(f"process {pid} doesn't end")
+
+
+def rest_of(process: Process) -> list[str]:
+    """Return the lines that *process* writes until it ends."""
+    lines: list[str] = []
+    with contextlib.suppress(ProcessError):
+        while True:
+            lines.append(process.line(STEP_SECONDS))
+    return lines
