@@ -46,7 +46,6 @@ from .stage import (
     Stage,
     clients,
     descriptors,
-    rest_of,
     settled,
     spread,
     tracebacks,
@@ -120,7 +119,7 @@ FATES: Final = {
 }
 
 
-def upgrade(stage: Stage, *, times: int = 20, timeout: float = 3.0) -> None:
+def upgrade(stage: Stage, *, times: int = 20, timeout: float = 5.0) -> None:
     """Is a connection lost while a new process takes over from `glb serve`, or fails to?"""
     words: tuple[Any, ...]
     with tempfile.TemporaryDirectory() as name, clients() as client:
@@ -279,7 +278,7 @@ def silent(
             waits += [wait for _, wait, _ in found]
             stayed.append(max(when for *_, when in found) - accepted)
         server.finish()
-        log = rest_of(server)
+        log = server.complaints()
     medians = [statistics.median(each) for each in p99.values()]
     stage.promise("p99 of good ones beside them, by p99 alone", medians[1] / medians[0], ratio)
     stage.promise("good ones not served within a second", errors)

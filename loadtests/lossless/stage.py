@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -194,14 +193,13 @@ class Serving(Process):
     def __init__(self, folder: pathlib.Path, *words: object, before: Sequence[str] = ()) -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._fate: Final = folder / "fate"
-        self._successor = 0
+        self._successor = self._lines = 0
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         given = {"PYTHONPATH": path, "LOADTEST_GENERATION": "0", "LOADTEST_FATE": str(self._fate)}
         super().__init__(
             [*before, sys.executable, "-m", "glb", "serve", *map(str, words)],
             Cpus.available().server,
             env={**os.environ, **given},
-            stderr=subprocess.STDOUT,  # so that `line` waits for the log
             preexec_fn=end_with_parent,
         )
         try:
@@ -223,14 +221,14 @@ class Serving(Process):
         Raises:
             ProcessError: There is none in time.
         """
-        lines: list[str] = []
-        try:
-            while True:
-                lines.append(self.line(STEP_SECONDS))
-                if found := re.search(pattern, lines[-1]):
+        until = time.monotonic() + STEP_SECONDS
+        while time.monotonic() < until:
+            for line in self.said().split("\n")[self._lines : -1]:
+                self._lines += 1
+                if found := re.search(pattern, line):
                     return found
-        except ProcessError as error:
-            raise ProcessError(f"no line has {pattern!r}: {lines[-5:]}") from error
+            time.sleep(0.002)
+        raise ProcessError(f"no line has {pattern!r}: {self.complaints()[-5:]}")
 
     def upgrade(self) -> tuple[int, int]:
         """Have the next process take over, and the last one end; return from when to when, in ns.
@@ -280,12 +278,3 @@ def _wait(pid: int) -> int:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
     raise ProcessError(f"process {pid} doesn't end")
-
-
-def rest_of(process: Process) -> list[str]:
-    """Return the lines that *process* writes until it ends."""
-    lines: list[str] = []
-    with contextlib.suppress(ProcessError):
-        while True:
-            lines.append(process.line(STEP_SECONDS))
-    return lines

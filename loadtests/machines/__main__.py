@@ -12,31 +12,26 @@ promise was kept.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 import re
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
 
 from loadtests.frame.command import QUICK, Tell, command_line, conduct
-from loadtests.frame.process import ROOT
+from loadtests.frame.process import ROOT, Process
 from loadtests.frame.promise import Promise
 from loadtests.frame.sheet import Answer
 from loadtests.frame.traffic import GOOD, Visit
 from loadtests.frame.worker import ANSWER_SECONDS, Worker
 
-from .hosts import BALANCERS, GIVE_UP_SECONDS, STREAM, WEB, Balancer, Kind, Service
-from .network import ENTERED, PATH, Host, Program, enter, set_up
-
-#: The balancer's address. It runs beside the bridge, in the run's own namespace.
-FRONT: Final = "10.0.0.2"
+from .hosts import BALANCERS, FRONT, GIVE_UP_SECONDS, STREAM, WEB, Site
+from .network import ENTERED, PATH, enter
 
 #: So many connections of a host's clients are kept; half of the requests are theirs. Of the others
 #: each so manieth takes half a second, and is in flight when its host is stopped.
@@ -48,34 +43,9 @@ SLOW_EACH: Final = 50
 SLOW_START_SHARE: Final = 0.8
 
 
-@dataclass(frozen=True)
-class Site:
-    """All that is up: what serves, what is in front of it, and hosts for clients."""
-
-    balancer: Balancer
-    program: Program
-    services: Mapping[Kind, Sequence[Service]]
-    loads: Sequence[Host]
-    is_quick: bool
-
-
-def build(balancer: Balancer, changes: Mapping[str, str], is_quick: bool) -> Site:
-    set_up(FRONT)
-    webs = [Host(f"web{number}", f"10.0.0.1{number}") for number in (1, 2, 3)]
-    loads = [Host(f"load{number}", f"10.0.0.2{number}") for number in range(3)]
-    services = {kind: [Service(kind, host, changes) for host in webs] for kind in balancer.kinds}
-    for each in itertools.chain.from_iterable(services.values()):
-        each.wait_ready()
-    program = balancer.start(is_quick)
-    for kind in services:
-        balancer.wait_up(program, kind, *webs)
-    return Site(balancer, program, services, loads, is_quick)
-
-
 def deploy(tell: Tell, site: Site, requests: int, rate: float) -> Answer:
     """Deploy all again and again, until so many requests have been due: at least once."""
     tell("deploy")
-    services = site.services[WEB]
     slow_start = 0.5 if site.is_quick else 10.0  # the page's
     clients = [
         Worker("loadtests.frame.traffic", python=(*host.enters, sys.executable))
@@ -89,12 +59,12 @@ def deploy(tell: Tell, site: Site, requests: int, rate: float) -> Answer:
         client.ask("come", count=20)
     rounds, bad_ends, started, began = 0, 0, [], time.monotonic()
     while rounds == 0 or (time.monotonic() - began) * rate < requests:
-        for service in services:
-            bad_ends += service.replace() != 0
-            site.balancer.wait_up(site.program, WEB, service.host)
+        for host in site.webs:
+            status, process = site.replace(WEB, host)
+            bad_ends += status != 0
+            started.append(str(process))
             if not site.balancer.is_exact:
                 time.sleep(slow_start)
-            started.append(str(service.program.pid))
         rounds += 1
     found = [client.ask("depart", within=2 * ANSWER_SECONDS) for client in clients]
     seconds = time.monotonic() - began
@@ -104,8 +74,8 @@ def deploy(tell: Tell, site: Site, requests: int, rate: float) -> Answer:
     lost = {fate: count for fate, count in fates.items() if count and fate != GOOD}
     good = [visit for visit in visits if visit.fate == GOOD]
     processes = Counter(host for host, _ in {(*visit.words[1:],) for visit in good})
-    least = min(processes[service.host.name] for service in services)
-    most = max(share(good, process, slow_start / 4, len(services)) for process in started)
+    least = min(processes[host.name] for host in site.webs)
+    most = max(share(good, process, slow_start / 4, len(site.webs)) for process in started)
     return Answer(
         "Is a request lost in a rolling deploy of all hosts?",
         [
@@ -137,17 +107,13 @@ EXACT: Final = ("--balance-max-spread", "1")
 #: Of what can't be exact.
 FAIR: Final = ("--balance-min-jain", "0.98")
 
-#: Locustfiles that take a server which isn't their own: what they load, their gates and users.
-LOCUSTFILES: Final[Sequence[tuple[str, Kind, Sequence[str], Sequence[str]]]] = (
-    ("http.py", WEB, EXACT, ()),
-    # Each request of a kept connection goes to the next host, and its first alone is a turn.
-    ("keepalive.py", WEB, (), ("HttpClient",)),
-    ("balance.py", STREAM, EXACT, ()),
-    ("tcp.py", STREAM, EXACT, ()),
+#: Locustfiles that take a server which isn't their own: what they load, and their gates.
+LOCUSTFILES: Final = {
+    "http.py": (WEB, EXACT),
+    "balance.py": (STREAM, EXACT),
     # A connection that is reset before its reply had a turn too, of a clone that isn't known.
-    ("churn.py", STREAM, FAIR, ()),
-    ("keepalive.py", STREAM, EXACT, ("TcpClient",)),
-)
+    "churn.py": (STREAM, FAIR),
+}
 
 
 def locust(tell: Tell, site: Site) -> Answer:
@@ -155,25 +121,23 @@ def locust(tell: Tell, site: Site) -> Answer:
     seconds = 1 if site.is_quick else 10
     load = ("--headless", "-u", "24", "-r", "24", "-t", f"{seconds}s", "--only-summary")
     master, *workers = site.loads
+    lead = ("--master", "--expect-workers", str(len(workers)), "--max-fail-ratio", "0")
+    follow = ("--worker", "--master-host", master.address)
     promises, notes = [], []
-    for file, kind, gates, users in LOCUSTFILES:
-        if kind not in site.services:
+    for name, (kind, gates) in LOCUSTFILES.items():
+        if kind not in site.balancer.kinds:
             continue
-        name = " ".join((file, *users))
         tell(f"locust: {name}")
-        program = (sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests/locust" / file))
-        front = f"http://{FRONT}:80" if kind is WEB else f"tcp://{FRONT}:7000"
-        lead = ("--master", "--expect-workers", str(len(workers)), "--host", front)
-        some = FAIR if gates == EXACT and not site.balancer.is_exact else gates
-        leader = master.start(*program, *users, *lead, *load, "--max-fail-ratio", "0", *some)
-        follow = ("--worker", "--master-host", master.address)
-        others = [each.start(*program, *users, *follow) for each in workers]
-        status = leader.status(GIVE_UP_SECONDS + seconds)
-        for other in others:
-            other.status(GIVE_UP_SECONDS)
-        balances = re.findall(r"^.*\d+ turns of \d+ clones: .*$", leader.said(), re.MULTILINE)
+        locust = (sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests/locust" / name))
+        some = gates if site.balancer.is_exact else FAIR
+        command = [*master.enters, *locust, *lead, *load, "--host", kind.front, *some]
+        leader = Process(["sh", "-c", 'exec "$@" >&2', "sh", *command])
+        others = [Process([*each.enters, *locust, *follow]) for each in workers]
+        status, *_ = [each.status(GIVE_UP_SECONDS) for each in (leader, *others)]
+        words = leader.said()
+        balances = re.findall(r"^.*\d+ turns of \d+ clones: .*$", words, re.MULTILINE)
         if not balances:
-            raise RuntimeError(f"locust tells of no balance: {leader.complaints()[-20:]}")
+            raise RuntimeError(f"locust tells of no balance: {words}")
         promises.append(Promise(f"{name}: exit status", status))
         notes.append((name, balances[-1]))
     return Answer("Do locust's gates hold through the balancer?", promises, notes)
@@ -221,12 +185,13 @@ def main(
             raise click.ClickException(str(error)) from None
     delay = 0.8 if quick and drain_delay is None else drain_delay  # a quick run's checks take 0.2
     changes = {} if delay is None else {"drain-delay = 5.0": f"drain-delay = {delay}"}
-    site = build(BALANCERS[balancer], changes, quick)
+    site = Site(BALANCERS[balancer], changes, quick)
+    # locust first: a balancer makes up for what a new process has missed, and then turns differ.
     asks = {
-        "deploy": lambda tell: deploy(tell, site, requests, rate),
         "locust": lambda tell: locust(tell, site),
+        "deploy": lambda tell: deploy(tell, site, requests, rate),
     }
-    chosen = what or (("deploy", "locust") if has_locust else ("deploy",))
+    chosen = [name for name in asks if name in (what or ("deploy", "locust")[: 1 + has_locust])]
     heading = f"Hosts in network namespaces, behind {balancer}"
     conduct(command_line(context, "machines"), {name: asks[name] for name in chosen}, heading)
 

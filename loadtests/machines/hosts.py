@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from loadtests.frame.process import ROOT
+from loadtests.frame.process import ROOT, Process
+from loadtests.lossless.stage import Serving
 
-from .network import FOLDER, Host, Program
+from .network import FOLDER, Host, set_up
 
 PAGE: Final = ROOT / "docs" / "many-machines.md"
+
+#: The balancer's address. It runs beside the bridge, in the run's own namespace.
+FRONT: Final = "10.0.0.2"
 
 #: How long anything may take that a run waits for, in seconds: longer than a drain of the page's.
 GIVE_UP_SECONDS: Final = 60.0
@@ -41,23 +44,10 @@ def write(name: str, folder: Path, changes: Mapping[str, str]) -> Path:
     return file
 
 
-def wait_for(what: str, program: Program, holds: Callable[[], bool]) -> None:
-    """Wait until it *holds*.
-
-    Raises:
-        RuntimeError: The *program* has ended, or it takes too long.
-    """
-    until = time.monotonic() + GIVE_UP_SECONDS
-    while not holds():
-        if not program.is_running() or time.monotonic() > until:
-            raise RuntimeError(f"{what}: not in time: {program.complaints()[-20:]}")
-        time.sleep(0.02)
-
-
-def fetch(address: str, port: int, asks: str) -> str:
-    """Return what is said there until the end; "" if nothing listens yet."""
+def fetch(port: int, asks: str) -> str:
+    """Return what is said at *port* until the end; "" if nothing listens yet."""
     try:
-        with socket.create_connection((address, port), timeout=5) as sock:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
             sock.sendall(asks.encode())
             return sock.makefile().read()
     except OSError:
@@ -66,46 +56,15 @@ def fetch(address: str, port: int, asks: str) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """What hosts serve, and balancers have as a *backend*: the page's file, where `/readyz` is."""
+    """What hosts serve by a *file* of the page's, and balancers have as a *backend*, in *front*."""
 
     backend: str
     file: str
-    admin: int
+    front: str
 
 
-WEB: Final = Kind("web", "glb.toml", 9000)
-STREAM: Final = Kind("stream", "stream.toml", 9001)
-
-
-class Service:
-    """A process of ``glb serve --config`` with the page's file, but for *changes*."""
-
-    def __init__(self, kind: Kind, host: Host, changes: Mapping[str, str]) -> None:
-        self.host: Final = host
-        self._admin: Final = kind.admin
-        self._folder: Final = FOLDER / f"{host.name}-{kind.backend}"
-        self._folder.mkdir()
-        (self._folder / "app.py").write_text("from loadtests.machines.application import *\n")
-        self._file: Final = write(kind.file, self._folder, changes)
-        self.program = self._start()
-
-    def _start(self) -> Program:
-        glb = (sys.executable, "-m", "glb", "serve", "--config", str(self._file))
-        return self.host.start(*glb, cwd=self._folder)
-
-    def wait_ready(self) -> None:
-        def is_ready() -> bool:
-            return " 200 " in fetch(self.host.address, self._admin, "GET /readyz HTTP/1.0\r\n\r\n")
-
-        wait_for(f"/readyz of {self.host.name}", self.program, is_ready)
-
-    def replace(self) -> int:
-        """Have it drain, and start another; return its exit status."""
-        self.program.signal(signal.SIGTERM)
-        status = self.program.status(GIVE_UP_SECONDS)
-        self.program = self._start()
-        self.wait_ready()
-        return status
+WEB: Final = Kind("web", "glb.toml", f"http://{FRONT}:80")
+STREAM: Final = Kind("stream", "stream.toml", f"tcp://{FRONT}:7000")
 
 
 @dataclass(frozen=True)
@@ -132,20 +91,51 @@ class Balancer:
     up: str
     is_exact: bool
 
-    def start(self, is_quick: bool) -> Program:
-        changes = {**self.changes, **(self.quick if is_quick else {})}
-        return Program(*self.command, str(write(self.file, FOLDER, changes)))
 
-    def wait_up(self, program: Program, kind: Kind, *hosts: Host) -> None:
-        """Wait until each of *hosts* is *up*."""
+class Site:
+    """Three hosts that serve, with *changes* of their files; *balancer*; three hosts of clients."""
 
-        def are_up() -> bool:
-            said = fetch("127.0.0.1", self.admin, self.asks)
-            lines = [self.up.format(kind.backend, host.name, host.address) for host in hosts]
-            return all(re.search(line, said, re.MULTILINE) for line in lines)
+    def __init__(self, balancer: Balancer, changes: Mapping[str, str], is_quick: bool) -> None:
+        set_up(FRONT)
+        (FOLDER / "app.py").write_text("from loadtests.machines.application import *\n")
+        self.balancer: Final = balancer
+        self.is_quick: Final = is_quick
+        self.webs: Final = [Host(f"web{number}", f"10.0.0.1{number}") for number in (1, 2, 3)]
+        self.loads: Final = [Host(f"load{number}", f"10.0.0.2{number}") for number in range(3)]
+        self._changes: Final = changes
+        self._services: Final[dict[tuple[Kind, Host], Serving]] = {}
+        for kind, host in itertools.product(balancer.kinds, self.webs):
+            self._start(kind, host)
+        changed = {**balancer.changes, **(balancer.quick if is_quick else {})}
+        self._front: Final = Process(
+            [*balancer.command, str(write(balancer.file, FOLDER, changed))]
+        )
+        for kind in balancer.kinds:
+            self._wait_up(kind, *self.webs)
 
-        names = ", ".join(host.name for host in hosts)
-        wait_for(f"{self.command[0]}: {names} of {kind.backend} up", program, are_up)
+    def replace(self, kind: Kind, host: Host) -> tuple[int, int]:
+        """Replace what serves there; return the old exit status and the new process's id."""
+        status = self._services[kind, host].finish()
+        self._start(kind, host)
+        self._wait_up(kind, host)
+        return status, self._services[kind, host].pid
+
+    def _start(self, kind: Kind, host: Host) -> None:
+        folder = FOLDER / f"{host.name}-{kind.backend}"
+        folder.mkdir(exist_ok=True)
+        config = write(kind.file, folder, self._changes)
+        self._services[kind, host] = Serving(folder, "--config", config, before=host.enters)
+
+    def _wait_up(self, kind: Kind, *hosts: Host) -> None:
+        it, until = self.balancer, time.monotonic() + GIVE_UP_SECONDS
+        lines = [it.up.format(kind.backend, host.name, host.address) for host in hosts]
+        while True:
+            said = fetch(it.admin, it.asks)
+            if all(re.search(line, said, re.MULTILINE) for line in lines):
+                return
+            if not self._front.is_running() or time.monotonic() > until:
+                raise RuntimeError(f"{lines} are not up: {self._front.last_words()}")
+            time.sleep(0.02)
 
 
 HAPROXY: Final = Balancer(

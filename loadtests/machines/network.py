@@ -14,9 +14,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from loadtests.frame.process import ROOT, Process
+from loadtests.frame.process import ROOT
 
 #: Of a run, on a file system of its own.
 FOLDER: Final = Path("/run/machines")
@@ -52,7 +52,7 @@ def enter(arguments: Sequence[str]) -> None:
         RuntimeError: This machine doesn't allow it; says why.
     """
     command = unsharing()
-    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    python_path = os.pathsep.join([str(FOLDER), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environ = {**os.environ, "PATH": PATH, "PYTHONPATH": python_path, ENTERED: "1"}
     sys.stdout.flush()
     os.execvpe(command[0], [*command, sys.executable, *arguments], environ)
@@ -93,7 +93,7 @@ class Host:
         self.name: Final = name
         self.address: Final = address
         #: Has the command that follows run here, in the same process.
-        self.enters: Final = ("ip", "netns", "exec", name)
+        self.enters: Final = ("ip", "netns", "exec", name, "env", f"HOST={name}")
         _run("ip", "netns", "add", name)
         cable = ("ip", "link", "add", f"port-{name}", "type", "veth")
         _run(*cable, "peer", "name", "eth0", "netns", name)
@@ -101,20 +101,6 @@ class Host:
         _run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
         for link in ("lo", "eth0"):
             _run("ip", "-n", name, "link", "set", link, "up")
-
-    def start(self, *command: str, cwd: Path = ROOT) -> Program:
-        """Start a program here."""
-        return Program(*self.enters, *command, cwd=cwd, env={**os.environ, "HOST": self.name})
-
-
-class Program(Process):
-    """A program, all of whose output is what it `said`. It need not be ended: the kernel does."""
-
-    end_seconds = 0.0
-
-    def __init__(self, *command: str, cwd: Path = ROOT, **options: Any) -> None:
-        shell = ("sh", "-c", 'cd "$0" && exec "$@" >&2', str(cwd))
-        super().__init__([*shell, *command], **options)
 
 
 def _run(*command: str) -> None:
