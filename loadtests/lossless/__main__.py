@@ -83,7 +83,9 @@ def resize(stage: Stage, *, times: int = 20, few: int = 1, many: int = 16) -> No
                 before, _ = server.ask("resize", clones=few)
                 time.sleep(stage.pause / 2)
                 spreads.append(spread(then, before))
-        stage.promise(f"{title}: turns of {many} clones differ by", max(spreads), 1)
+        # Counts of other hubs may be one behind, both times: they are read under load.
+        limit = 1 if stage.hubs == 1 else 3
+        stage.promise(f"{title}: turns of {many} clones differ by", max(spreads), limit)
 
 
 def takeover(stage: Stage, *, times: int = 20, kept: int = 50, kept_pause: float = 0.1) -> None:

@@ -285,7 +285,7 @@ def test_a_process_that_ends_is_told_of() -> None:
 def test_a_tiny_run_keeps_all_promises(name: str) -> None:
     """Few connections: no figures to quote, but the promises are the same."""
     told: list[str] = []
-    answer = play(name, told.append, hubs=2, is_quick=True)
+    answer = play(name, told.append, is_quick=True)
     assert [each for each in answer.promises if not each.is_kept] == []
     assert told == [name]
     assert answer.is_kept
