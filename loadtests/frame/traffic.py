@@ -23,6 +23,8 @@ from typing import Any, Final, NamedTuple
 import gevent
 from gevent import socket
 
+from .worker import commands_of
+
 #: A port of this machine, the path of a Unix socket, or host and port.
 Place = int | str | Sequence[Any]
 
@@ -215,15 +217,6 @@ def ask(sock: Any, request: Request, *, is_http: bool, is_last: bool = False) ->
     return found
 
 
-def visit(place: Place, *, is_http: bool) -> Reply:
-    """Connect and `ask` once."""
-    sock = connect(place)
-    try:
-        return ask(sock, new_request(), is_http=is_http, is_last=True)
-    finally:
-        reset(sock)
-
-
 # -- many of them -------------------------------------------------------------------------------
 
 
@@ -255,12 +248,7 @@ class Traffic:
         self._is_over = False
 
     def arrive(
-        self,
-        place: Place,
-        rate: float,
-        is_http: bool,
-        slow_each: int = 0,
-        names_us: bool = False,
+        self, place: Place, rate: float, is_http: bool, slow_each: int = 0, names_us: bool = False
     ) -> None:
         """Have *rate* clients come a second, from now on, with a request each.
 
@@ -268,21 +256,16 @@ class Traffic:
             slow_each: Each so manieth request is for what is slow.
             names_us: The first word of a good reply is the client's own ``address:port``.
         """
+        ask_once = partial(self._ask, place, None, is_http, True, names_us)
 
         def come() -> None:
             began = monotonic_ns()
             for count in itertools.count(1):
-                self._spawn(come_one, SLOW if slow_each and count % slow_each == 0 else REPLY)
+                is_slow = slow_each and count % slow_each == 0
+                self._spawn(ask_once, SLOW if is_slow else REPLY)
                 _pause_until(began + int(count * 1e9 / rate))
                 if self._is_over:
                     return
-
-        def come_one(verb: str) -> None:
-            request = self._begin(verb)
-            sock = self._connect(place, request)
-            if sock is not None:
-                self._ask(sock, request, is_http=is_http, is_last=True, names_us=names_us)
-                reset(sock)
 
         self._spawn(come)
 
@@ -297,23 +280,15 @@ class Traffic:
         def keep(chance: random.Random) -> None:
             sock = None
             due = monotonic_ns()
-            try:
-                while True:
-                    due += int(chance.uniform(0, 2 * pause) * 1e9)
-                    _pause_until(due)
-                    if self._is_over:
-                        return
-                    request = self._begin()
-                    if sock is not None and self._has_ended(sock, request):
-                        reset(sock)
-                        sock = None
-                    sock = sock or self._connect(place, request)
-                    if sock and not self._ask(sock, request, is_http=True, names_us=names_us):
-                        reset(sock)
-                        sock = None
-            finally:
-                if sock is not None:
+            while True:
+                due += int(chance.uniform(0, 2 * pause) * 1e9)
+                _pause_until(due)
+                if sock is not None and (self._is_over or self._has_ended(sock)):
                     reset(sock)
+                    sock = None
+                if self._is_over:
+                    return
+                sock = self._ask(place, sock, True, False, names_us)
 
         for index in range(clients):
             self._spawn(keep, random.Random(seed + index))
@@ -336,67 +311,55 @@ class Traffic:
         self._forget()
         return found
 
-    # -- steps --------------------------------------------------------------------------------
-
-    def _spawn(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _spawn(self, function: Callable[..., Any], *arguments: Any) -> None:
         greenlet = gevent.spawn(function, *arguments)
         self._greenlets.add(greenlet)
         # Those that break stay, for `depart`.
         greenlet.link_value(self._greenlets.discard)
 
-    def _begin(self, verb: str = REPLY) -> Request:
-        request = new_request(verb)
-        # Not when it was due: it was held up by this process alone.
-        self._open[request.number] = monotonic_ns()
-        return request
-
-    def _end(self, request: Request, fate: str, words: Sequence[str] = ()) -> None:
-        began = self._open.pop(request.number, None)
-        if began is not None:  # otherwise it has its fate
-            self._visits.append(Visit(request.number, began, monotonic_ns(), fate, words))
-
-    def _connect(self, place: Place, request: Request) -> Any:
-        try:
-            sock = connect(place)
-        except OSError as error:
-            self._end(request, fate_of(error))
-            return None
-        self._counts["connected"] += 1
-        return sock
-
-    def _has_ended(self, sock: Any, request: Request) -> bool:
+    def _has_ended(self, sock: Any) -> bool:
         try:
             has_ended = not sock._sock.recv(1, plain.MSG_PEEK | plain.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError as error:
-            self._end(request, f"{fate_of(error)} while idle")
+            self._visits.append(Visit(0, 0, 0, f"{fate_of(error)} while idle"))
             return True
         self._counts["met the end"] += has_ended
         return has_ended
 
     def _ask(
         self,
+        place: Place,
         sock: Any,
-        request: Request,
-        *,
         is_http: bool,
-        is_last: bool = False,
+        is_last: bool,
         names_us: bool,
-    ) -> bool:
-        # Return True if the connection is good for another request.
+        verb: str = REPLY,
+    ) -> Any:
+        """Ask once, on *sock*, or on a connection of its own; return it if it is good for more."""
+        request = new_request(verb)
+        # Not when it was due: it was held up by this process alone.
+        began = self._open[request.number] = monotonic_ns()
+        words: Sequence[str] = ()
         try:
+            if sock is None:
+                sock = connect(place)
+                self._counts["connected"] += 1
             name = "{}:{}".format(*sock.getsockname()) if names_us else ""
-            found = ask(sock, request, is_http=is_http, is_last=is_last)
+            words, ends = ask(sock, request, is_http=is_http, is_last=is_last)
+            fate = GOOD if not names_us or words[0] == name else "another's address"
+            self._counts["told"] += ends
         except (OSError, Fate) as error:
-            fate = fate_of(error)
-            is_raced = not is_last and fate in {"closed", "reset"}
-            self._end(request, RACED if is_raced else fate)
-            return False
-        is_ours = not names_us or name == found.words[0]
-        self._end(request, GOOD if is_ours else "another's address", found.words)
-        self._counts["told"] += found.is_last
-        return not found.is_last
+            fate, ends = fate_of(error), True
+            if not is_last and fate in {"closed", "reset"}:
+                fate = RACED
+        self._visits.append(Visit(request.number, began, monotonic_ns(), fate, words))
+        del self._open[request.number]
+        if (ends or is_last) and sock is not None:
+            reset(sock)
+            sock = None
+        return sock
 
 
 def _pause_until(due_ns: int) -> None:
@@ -411,8 +374,4 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
-_traffic: Final = Traffic()
-
-COMMANDS: Final[Mapping[str, Callable[..., Any]]] = {
-    each.__name__: each for each in (_traffic.arrive, _traffic.keep, _traffic.come, _traffic.depart)
-}
+COMMANDS: Final = commands_of(Traffic())

@@ -73,6 +73,16 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def commands_of(*things: object) -> dict[str, Callable[..., Any]]:
+    """Return all public methods of *things*, by name."""
+    return {
+        name: getattr(thing, name)
+        for thing in things
+        for name in dir(thing)
+        if not name.startswith("_")
+    }
+
+
 def serve(commands: Mapping[str, Callable[..., Any]]) -> None:
     """Do what is asked for on standard input until it ends; answer on standard output."""
     # A descriptor of its own: gevent makes it non-blocking, and closes it.
