@@ -10,11 +10,13 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from loadtests.bench.servers.job import REPLY
 
+from .figures import CLIENT_BUSY, RATE, SERVER_BUSY, Figure
 from .process import Cpus, pinned
 
 HERE: Final = pathlib.Path(__file__).parent
@@ -52,6 +54,18 @@ class CompilerError(Exception):
 
 
 @dataclass(frozen=True)
+class Served:
+    """One connection of a load: when it was due and when it was answered, and by which clone.
+
+    In nanoseconds of the clock of `time.monotonic_ns`, which is that of all processes here.
+    """
+
+    due: int
+    answered: int
+    clone: int
+
+
+@dataclass(frozen=True)
 class Load:
     """What the client saw of one load: counts, seconds, and latencies in microseconds."""
 
@@ -62,18 +76,23 @@ class Load:
     p50: float
     p99: float
     p999: float
+    #: CPU time of the server for it: see `Experiment.load`.
+    server_seconds: float = 0.0
+    #: Each connection, if these were to be noted, in the order in which they were due.
+    connections: Sequence[Served] = field(default=(), repr=False)
 
+    @property
+    def price(self) -> float:
+        """The server's CPU a connection or request, in us."""
+        return self.server_seconds / self.count * 1e6
 
-@dataclass(frozen=True)
-class Answer:
-    """One connection of a load: when it was due and when it was answered, and by which clone.
-
-    In nanoseconds of the clock of `time.monotonic_ns`, which is that of all processes here.
-    """
-
-    due: int
-    answered: int
-    clone: int
+    def rate(self) -> dict[Figure, float]:
+        """Return connections a second, and how busy that kept both sides."""
+        return {
+            RATE: self.count / self.seconds,
+            SERVER_BUSY: self.server_seconds / self.seconds * 100,
+            CLIENT_BUSY: self.cpu_seconds / self.seconds * 100,
+        }
 
 
 class Client:
@@ -91,10 +110,14 @@ class Client:
         *,
         http: bool = False,
         request: str = REQUEST_AND_CLOSE,
+        is_noted: bool = False,
     ) -> Load:
-        """Open *count* connections, *concurrency* at a time: one reply each."""
-        options = ["-n", str(count), *_reply(http, request)]
-        return self._call("close", port, concurrency, GIVE_UP_SECONDS, options)
+        """Open *count* connections, *concurrency* at a time: one reply each.
+
+        If it *is_noted* which clone served each, servers reply with its number.
+        """
+        options = ["-n", str(count), *([] if is_noted else _reply(http, request))]
+        return self._call("close", port, concurrency, GIVE_UP_SECONDS, options, is_noted)
 
     def keep(self, port: int, seconds: float, concurrency: int, request: str = REQUEST) -> Load:
         """Ask and ask again on *concurrency* HTTP connections."""
@@ -109,43 +132,36 @@ class Client:
         *,
         http: bool = False,
         body: str | None = REPLY.decode(),
+        is_noted: bool = False,
     ) -> Load:
         """Open *rate* connections a second, whether they are answered or not.
 
         Over HTTP a reply counts if its body is *body*; ``None`` is any.
         """
-        options = ["-r", str(rate), *_reply(http, REQUEST_AND_CLOSE, body)]
-        return self._call("open", port, 1, seconds, options)
-
-    def close_noted(self, port: int, count: int, concurrency: int) -> tuple[Load, list[Answer]]:
-        """`close`, with each answer, of servers that reply with their name."""
-        options = ["-n", str(count)]
-        return self._note("close", port, concurrency, GIVE_UP_SECONDS, options)
-
-    def open_noted(self, port: int, seconds: float, rate: float) -> tuple[Load, list[Answer]]:
-        """`open`, with each answer, of servers that reply with their name."""
-        return self._note("open", port, 1, seconds, ["-r", str(rate)])
-
-    def _note(
-        self, mode: str, port: int, concurrency: int, seconds: float, more: list[str]
-    ) -> tuple[Load, list[Answer]]:
-        with tempfile.NamedTemporaryFile("r") as file:
-            load = self._call(mode, port, concurrency, seconds, [*more, "-w", file.name])
-            answers = [Answer(*map(int, line.split())) for line in file]
-        return load, sorted(answers, key=lambda answer: answer.due)
+        options = [] if is_noted else _reply(http, REQUEST_AND_CLOSE, body)
+        return self._call("open", port, 1, seconds, ["-r", str(rate), *options], is_noted)
 
     def _call(
-        self, mode: str, port: int, concurrency: int, seconds: float, more: list[str]
+        self,
+        mode: str,
+        port: int,
+        concurrency: int,
+        seconds: float,
+        more: list[str],
+        is_noted: bool = False,
     ) -> Load:
         command = [str(self._program), "-m", mode, "-p", str(port), "-c", str(concurrency)]
         command += ["-t", str(seconds), *more]
-        with pinned(self._cpus.client):
+        with tempfile.NamedTemporaryFile("r") as file, pinned(self._cpus.client):
+            command += ["-w", file.name] if is_noted else []
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=seconds + 30, check=False
             )
+            noted = [Served(*map(int, line.split())) for line in file]
         if done.returncode != 0:
             raise RuntimeError(f"the client failed: {done.stderr.strip()}")
-        return Load(**json.loads(done.stdout))
+        noted.sort(key=lambda each: each.due)
+        return Load(**json.loads(done.stdout), connections=noted)
 
 
 def _reply(http: bool, request: str, body: str | None = REPLY.decode()) -> list[str]:
@@ -156,21 +172,24 @@ def _reply(http: bool, request: str, body: str | None = REPLY.decode()) -> list[
     return ["-e", "HTTP/1.1 200", *whole, "-q", request]
 
 
+def exchange(port: int, text: str = "", *, source: str = "127.0.0.1") -> list[str]:
+    """Connect, send *text*, and return the words of the reply, up to its end."""
+    address = ("127.0.0.1", port)
+    with socket.create_connection(address, GIVE_UP_SECONDS, (source, 0)) as sock:
+        sock.sendall(text.encode())
+        reply = b""
+        while piece := sock.recv(4096):
+            reply += piece
+    return reply.decode().split()
+
+
 def ask_in_turn(port: int, count: int, request: str = "") -> list[int]:
     """Connect *count* times, one after the other; return the clone that answered each.
 
     In Python: the answering clone does not depend on the speed. It is the last word of the reply
     to *request*.
     """
-    answers = []
-    for _ in range(count):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-            sock.sendall(request.encode())
-            reply = b""
-            while piece := sock.recv(4096):
-                reply += piece
-        answers.append(int(reply.split()[-1]))
-    return answers
+    return [int(exchange(port, request)[-1]) for _ in range(count)]
 
 
 def compile_programs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

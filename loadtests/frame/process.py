@@ -228,7 +228,7 @@ class Server(Process):
         if contender.program is None:
             command = [str(c_server), str(BACKLOG), REPLY.decode()]
         else:
-            command = [sys.executable, "-m", "loadtests.bench.serve"]
+            command = [sys.executable, "-m", "loadtests.bench.servers"]
             command += [contender.program, job.value, str(contender.number), *contender.options]
         super().__init__(command, cpus.server)
         try:
