@@ -12,32 +12,38 @@ CPU, beside what is promised. Exit status 0 only if that was kept.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from loadtests.frame.client import exchange
-from loadtests.frame.experiment import Experiment, Limit, Question, size
+from loadtests.frame.experiment import Experiment, Limit, Question, Shown, size
 from loadtests.frame.experiment import Plan as AnyPlan
 from loadtests.frame.figures import CPU, RATE
 from loadtests.frame.process import Contender, Cpus, Server
-from loadtests.frame.sheet import Table
+
+ECHO: Final = (
+    Contender("echo-bare", "a bare gevent loop", "locusts:bare"),
+    Contender("echo-user", "EchoUser", "locusts:echo", needs="locust"),
+)
+_http: Final = functools.partial(Contender, program="locusts:http", needs="locust")
+HTTP: Final[tuple[Contender, ...]] = (
+    _http("http-bare", "FastHttpUser"),
+    _http("http-glb", "FastHttpUser with glb.locust", options=("glb.locust",)),
+)
 
 
 @dataclass(frozen=True)
 class Plan(AnyPlan):
     rounds: int = size(15, 2, "In which each client has its turn.")
     seconds: float = size(0.7, 0.3, "Of a turn.")
-    users: int = size(100, words="At a time.")
+    concurrency: int = size(100, words="Users at a time.")
 
 
 class ClientCost(Experiment[Plan]):
     name = "client_cost"
-    every = (
-        Contender("echo-bare", "a bare gevent loop", "locusts:bare"),
-        Contender("echo-user", "EchoUser", "locusts:echo", needs="locust"),
-        Contender("http-bare", "FastHttpUser", "locusts:http", needs="locust"),
-        Contender("http-glb", "FastHttpUser with glb.locust", "locusts:glb_http", needs="locust"),
-    )
+    every = (*ECHO, *HTTP)
     numbers = Plan
 
     # Of two that wait for the server both are as fast as it is: then the CPU tells what is left.
@@ -48,24 +54,24 @@ class ClientCost(Experiment[Plan]):
         Limit("http-glb", CPU, 1 / 0.8, "http-bare"),
     )
 
+    shown = (
+        Shown("A connection, and an echo", ECHO, (), (RATE, CPU), ("echo-bare",)),
+        Shown("A request, kept alive", HTTP, (), (RATE, CPU), ("http-bare",)),
+    )
+
     def questions(self) -> Iterator[Question]:
         # Clients are what is measured, and are where servers are otherwise.
         there = Cpus(self.cpus.client, self.cpus.client)
-        for kind in ("echo", "http"):
+        for kind, clients in (("echo", ECHO), ("http", HTTP)):
             with self.start(
                 Contender(kind, "the server", f"balanced:{kind}", 4), cpus=there
             ) as one:
-                self._order = f"{one.port} {self.plan.seconds} {self.plan.users}"
-                yield Question(kind, self.named(f"{kind}-"), self._turn, self.plan.rounds)
+                self._order = f"{one.port} {self.plan.seconds} {self.plan.concurrency}"
+                yield Question(kind, clients, self._turn, self.plan.rounds)
 
     def _turn(self, one: Contender, client: Server) -> None:
         rate, price = map(float, exchange(client.port, self._order))
         self.results.add(one.name, {RATE: rate, CPU: price})
-
-    def tables(self) -> Iterator[Table]:
-        for kind, title in (("echo", "A connection, an echo"), ("http", "Requests, kept alive")):
-            base = (f"{kind}-bare",)
-            yield self.table(title, self.named(f"{kind}-"), (), compared=(RATE, CPU), beside=base)
 
 
 main = ClientCost.command(__doc__)

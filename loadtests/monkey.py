@@ -20,12 +20,11 @@ from typing import Final
 
 from loadtests.bench.servers.job import Job
 from loadtests.bench.servers.patched import GEVENT, GLB, GLB_SOCKETS
-from loadtests.frame.client import REQUEST_AND_CLOSE, Load, ask_in_turn, exchange
-from loadtests.frame.experiment import Experiment, Limit, Question, size
+from loadtests.frame.client import Load, exchange
+from loadtests.frame.experiment import Experiment, Limit, Question, Shown, size
 from loadtests.frame.experiment import Plan as AnyPlan
 from loadtests.frame.figures import CPU, ERRORS, FAIRNESS, OUT_OF_ORDER, Figure
 from loadtests.frame.process import Contender, Cpus, Server
-from loadtests.frame.sheet import Table
 
 #: CPU beside the same program's under gevent's patch, in the same round.
 RATIO: Final = Figure("ratio", "CPU x gevent's", 3)
@@ -33,14 +32,9 @@ RATIO: Final = Figure("ratio", "CPU x gevent's", 3)
 #: What a program may cost that has no use for glb.
 RATIO_MAX: Final = 1.03
 
-#: Connections at a time. So few that the kernel's queues stay short; so many that a server finds
-#: several ready when it wakes, as with a load.
-CONCURRENCY: Final = 16
-
 #: Connections before the first turn: what is imported and specialised late is by then.
 WARM_UP: Final = 300
 
-ORDERED_CONNECTIONS: Final = 200
 COPIES: Final = 4
 
 #: Programs of `loadtests.bench.servers.patched`. The last has no listener under load.
@@ -62,7 +56,7 @@ SIDES: Final = {
 }
 
 #: What `clients` talk to. It has no patch, and runs where the client does.
-ECHO: Final = Contender("echo", "what sends back what comes", "patched:echo")
+ECHO: Final = Contender("echo", "what sends back what comes", "balanced:echo")
 
 
 def _contender(program: str, side: str, copies: int) -> Contender:
@@ -91,16 +85,23 @@ GROUPS: Final = {
 }
 
 
+ALONE: Final = [one for group in GROUPS.values() for one in group if not one.places]
+COPIED: Final = [one for group in GROUPS.values() for one in group if one.places]
+
+
 @dataclass(frozen=True)
 class Plan(AnyPlan):
     rounds: int = size(9, 2, "Each with processes of its own.")
     connections: int = size(4000, 400, "Of each contender in a round.", least=10)
+    #: So few that the kernel's queues stay short; so many that a server finds several ready when it
+    #: wakes, as with a load.
+    concurrency: int = size(16, words="Connections at a time.")
     turns: int = size(20, 4, "Among which they are divided.")
 
 
 class Monkey(Experiment[Plan]):
     name = "monkey"
-    every = tuple(one for group in GROUPS.values() for one in group)
+    every = (*ALONE, *COPIED)
     numbers = Plan
     settle_seconds = 0.01  # a third of what is usual: turns are many, and each end weighs as much
     promised = (
@@ -112,12 +113,25 @@ class Monkey(Experiment[Plan]):
         *(Limit(f"{name}-glb", OUT_OF_ORDER, 0) for name in GROUPS if name not in PROGRAMS),
     )
 
+    shown = (
+        Shown(
+            "What does the patch cost a program that has no use for it?",
+            ALONE,
+            (CPU, RATIO, ERRORS),
+        ),
+        Shown(
+            "What does it give 4 listeners with SO_REUSEPORT?",
+            COPIED,
+            (OUT_OF_ORDER, FAIRNESS, CPU, RATIO, ERRORS),
+        ),
+    )
+
     def __init__(self, plan: Plan, contenders: Sequence[Contender]) -> None:
         super().__init__(plan, contenders)
         self._turns: Final = min(plan.turns, plan.connections)
         self._echo_port = 0
         #: Of the turns of each in this round.
-        self._prices: Final[dict[str, list[float]]] = defaultdict(list)
+        self.prices: Final[dict[str, list[float]]] = defaultdict(list)
 
     # In a round each group has its own processes: how a process happens to lie in memory is worth
     # a percent or two, and stays for its life. There the sides take turns, several each, in an
@@ -132,23 +146,23 @@ class Monkey(Experiment[Plan]):
             self._echo_port = echo.port
             for number in range(1, self.plan.rounds + 1):
                 for name in self.shuffled([*GROUPS]):
-                    group = [one for one in GROUPS[name] if one in self.contenders]
+                    group = GROUPS[name]
                     yield Question(f"{name}, round {number}", group, turn, turns, begin=begin)
-                    self._note_prices(f"{name}-gevent")
+                    self.note_prices(f"{name}-gevent")
                     copies = [one for one in group if one.places]
-                    yield Question("order", copies, self._order, 1, Job.ORDER, is_fresh=True)
+                    yield Question("order", copies, self.order, 1, Job.ORDER, is_fresh=True)
 
-    def _note_prices(self, base: str) -> None:
+    def note_prices(self, base: str) -> None:
         medians = {
             name: statistics.median(prices)
-            for name, prices in self._prices.items()
+            for name, prices in self.prices.items()
             if name not in self.results.failed
         }
         for name, price in medians.items():
             self.results.add(name, {CPU: price})
             if base in medians:
                 self.results.add(name, {RATIO: price / medians[base]})
-        self._prices.clear()
+        self.prices.clear()
 
     def _begin(self, server: Server) -> None:
         if self._ask(server, WARM_UP).count < WARM_UP / 2:
@@ -156,27 +170,14 @@ class Monkey(Experiment[Plan]):
 
     def _turn(self, one: Contender, server: Server) -> None:
         count = self.plan.connections // self._turns
-        self._prices[one.name].append(self.load(server, lambda: self._ask(server, count)).price)
+        self.prices[one.name].append(self.load(server, lambda: self._ask(server, count)).price)
 
     def _ask(self, server: Server, count: int) -> Load:
         one = server.contender
         if one.program != "patched:clients":
-            return self.client.close(server.port, count, CONCURRENCY, http=one.is_http)
+            return self.client.close(server.port, count, self.plan.concurrency, http=one.is_http)
         answered = int(exchange(server.port, f"{self._echo_port} {count}")[0])
         return Load(answered, count - answered, 0, 0, 0, 0, 0)
-
-    def _order(self, one: Contender, server: Server) -> None:
-        request = REQUEST_AND_CLOSE if one.is_http else ""
-        answers = ask_in_turn(server.port, ORDERED_CONNECTIONS, request)
-        self.results.note_order(one.name, answers, one.places)
-
-    def tables(self) -> Iterator[Table]:
-        title = "What does the patch cost a program that has no use for it? Under whose patch"
-        alone = [one for one in self.contenders if not one.places]
-        yield self.table(title, alone, (CPU, RATIO, ERRORS))
-        title = f"What does it give {COPIES} listeners with SO_REUSEPORT? Under whose patch"
-        copies = [one for one in self.contenders if one.places]
-        yield self.table(title, copies, (OUT_OF_ORDER, FAIRNESS, CPU, RATIO, ERRORS))
 
 
 main = Monkey.command(__doc__)

@@ -6,20 +6,17 @@ import json
 import os
 import pathlib
 import shlex
-import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from loadtests.bench.servers.job import REPLY
 
 from .figures import CLIENT_BUSY, RATE, SERVER_BUSY, Figure
 from .process import Cpus, pinned
-
-HERE: Final = pathlib.Path(__file__).parent
 
 #: When a load is given up, in seconds: the slowest contender takes 3 for 10,000 connections.
 GIVE_UP_SECONDS: Final = 30
@@ -28,33 +25,25 @@ GIVE_UP_SECONDS: Final = 30
 #: acknowledges at once, for 16 segments.
 QUICK_ACKS: Final = 16
 
-_BEGINNING: Final = "GET / HTTP/1.1\r\nHost: bench\r\n"
-_CLOSE: Final = "Connection: close\r\n"
-
 #: What a browser says beside Host and Connection: with them there are 10 headers.
-_OF_A_BROWSER: Final = (
+BROWSER: Final = (
     "Upgrade-Insecure-Requests: 1\r\n"
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n"
     "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n"
     "Accept-Language: en-US,en;q=0.5\r\n"
     "Accept-Encoding: gzip, deflate, br, zstd\r\n"
-    "Sec-Fetch-Dest: document\r\n"
-    "Sec-Fetch-Mode: navigate\r\n"
-    "Sec-Fetch-Site: none\r\n"
+    "Sec-Fetch-Dest: document\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Site: none\r\n"
 )
-
-REQUEST: Final = f"{_BEGINNING}\r\n"
-REQUEST_AND_CLOSE: Final = f"{_BEGINNING}{_CLOSE}\r\n"
-BROWSER_REQUEST: Final = f"{_BEGINNING}Connection: keep-alive\r\n{_OF_A_BROWSER}\r\n"
-BROWSER_REQUEST_AND_CLOSE: Final = f"{_BEGINNING}{_CLOSE}{_OF_A_BROWSER}\r\n"
+CLOSE: Final = "Connection: close\r\n"
+KEEP: Final = "Connection: keep-alive\r\n"
 
 
-class CompilerError(Exception):
-    """There is no C compiler, or it failed."""
+def request(more: str = "") -> str:
+    """Return a request with *more* headers than Host."""
+    return f"GET / HTTP/1.1\r\nHost: bench\r\n{more}\r\n"
 
 
-@dataclass(frozen=True)
-class Served:
+class Served(NamedTuple):
     """One connection of a load: when it was due and when it was answered, and by which clone.
 
     In nanoseconds of the clock of `time.monotonic_ns`, which is that of all processes here.
@@ -102,44 +91,24 @@ class Client:
         self._program = program
         self._cpus = cpus
 
-    def close(
-        self,
-        port: int,
-        count: int,
-        concurrency: int,
-        *,
-        http: bool = False,
-        request: str = REQUEST_AND_CLOSE,
-        is_noted: bool = False,
-    ) -> Load:
+    def close(self, port: int, count: int, concurrency: int, **what: Any) -> Load:
         """Open *count* connections, *concurrency* at a time: one reply each.
 
-        If it *is_noted* which clone served each, servers reply with its number.
+        Args:
+            what: *http*, with *more* headers than Host, and *body*, which is any if ``None``; or
+                *is_noted*: servers reply with the number of their clone.
         """
-        options = ["-n", str(count), *([] if is_noted else _reply(http, request))]
-        return self._call("close", port, concurrency, GIVE_UP_SECONDS, options, is_noted)
+        options = ["-n", str(count)]
+        return self._call("close", port, concurrency, GIVE_UP_SECONDS, options, **what)
 
-    def keep(self, port: int, seconds: float, concurrency: int, request: str = REQUEST) -> Load:
+    def keep(self, port: int, seconds: float, concurrency: int, more: str = "") -> Load:
         """Ask and ask again on *concurrency* HTTP connections."""
-        options = ["-s", str(QUICK_ACKS), *_reply(True, request)]
-        return self._call("keep", port, concurrency, seconds, options)
+        options = ["-s", str(QUICK_ACKS)]
+        return self._call("keep", port, concurrency, seconds, options, http=True, more=more)
 
-    def open(
-        self,
-        port: int,
-        seconds: float,
-        rate: float,
-        *,
-        http: bool = False,
-        body: str | None = REPLY.decode(),
-        is_noted: bool = False,
-    ) -> Load:
-        """Open *rate* connections a second, whether they are answered or not.
-
-        Over HTTP a reply counts if its body is *body*; ``None`` is any.
-        """
-        options = [] if is_noted else _reply(http, REQUEST_AND_CLOSE, body)
-        return self._call("open", port, 1, seconds, ["-r", str(rate), *options], is_noted)
+    def open(self, port: int, seconds: float, rate: float, **what: Any) -> Load:
+        """Open *rate* connections a second, answered or not; *what* is `close`'s."""
+        return self._call("open", port, 1, seconds, ["-r", str(rate)], **what)
 
     def _call(
         self,
@@ -147,29 +116,28 @@ class Client:
         port: int,
         concurrency: int,
         seconds: float,
-        more: list[str],
+        options: list[str],
+        *,
+        http: bool = False,
+        more: str = CLOSE,
+        body: str | None = REPLY.decode(),
         is_noted: bool = False,
     ) -> Load:
         command = [str(self._program), "-m", mode, "-p", str(port), "-c", str(concurrency)]
-        command += ["-t", str(seconds), *more]
+        command += ["-t", str(seconds), *options]
+        # What has to come back, all of it, and what to send over HTTP.
+        command += ["-e", "HTTP/1.1 200" if http else "" if is_noted else REPLY.decode()]
+        if http:
+            command += ["-q", request(more), *([] if body is None else ["-b", body])]
         with tempfile.NamedTemporaryFile("r") as file, pinned(self._cpus.client):
             command += ["-w", file.name] if is_noted else []
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=seconds + 30, check=False
             )
-            noted = [Served(*map(int, line.split())) for line in file]
+            noted = sorted(Served(*map(int, line.split())) for line in file)
         if done.returncode != 0:
             raise RuntimeError(f"the client failed: {done.stderr.strip()}")
-        noted.sort(key=lambda each: each.due)
         return Load(**json.loads(done.stdout), connections=noted)
-
-
-def _reply(http: bool, request: str, body: str | None = REPLY.decode()) -> list[str]:
-    # What to send over HTTP, and what has to come back, all of it.
-    if not http:
-        return ["-e", REPLY.decode()]
-    whole = [] if body is None else ["-b", body]
-    return ["-e", "HTTP/1.1 200", *whole, "-q", request]
 
 
 def exchange(port: int, text: str = "", *, source: str = "127.0.0.1") -> list[str]:
@@ -183,31 +151,31 @@ def exchange(port: int, text: str = "", *, source: str = "127.0.0.1") -> list[st
     return reply.decode().split()
 
 
-def ask_in_turn(port: int, count: int, request: str = "") -> list[int]:
+def ask_in_turn(port: int, count: int, *, http: bool = False) -> list[int]:
     """Connect *count* times, one after the other; return the clone that answered each.
 
-    In Python: the answering clone does not depend on the speed. It is the last word of the reply
-    to *request*.
+    In Python: the answering clone does not depend on the speed.
     """
-    return [int(exchange(port, request)[-1]) for _ in range(count)]
+    return [int(exchange(port, request(CLOSE) if http else "")[-1]) for _ in range(count)]
 
 
 def compile_programs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Compile client and C loop into *folder*; return where they are.
+    """Compile client and C loop into *folder*, by ``$CC`` or ``cc``; return where they are.
 
     Raises:
-        CompilerError: None is in ``$CC`` or called ``cc``, or it refused.
+        RuntimeError: There is none, or it refused.
     """
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if shutil.which(compiler[0]) is None:
-        raise CompilerError(
-            f"can't compile the client: no C compiler {compiler[0]!r}; install one, or set CC"
-        )
     programs = folder / "client", folder / "server"
     for program in programs:
-        source = HERE / f"{program.name}.c"
-        command = [*compiler, "-O2", "-o", str(program), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise CompilerError(f"can't compile {source.name}: {done.stderr.strip()}")
+        source = pathlib.Path(__file__).with_name(f"{program.name}.c")
+        compiler = [*shlex.split(os.environ.get("CC", "cc")), "-O2", "-o", str(program)]
+        try:
+            subprocess.run([*compiler, str(source)], capture_output=True, text=True, check=True)
+        except FileNotFoundError as error:
+            says = (
+                f"can't compile the client: no C compiler {compiler[0]!r}; install one, or set CC"
+            )
+            raise RuntimeError(says) from error
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"can't compile {source.name}: {error.stderr.strip()}") from error
     return programs

@@ -16,18 +16,6 @@ import click
 from .progress import Progress
 from .sheet import Answer, Sheet, surroundings
 
-__all__ = [
-    "MARKDOWN",
-    "QUICK",
-    "Tell",
-    "allow_descriptors",
-    "command_line",
-    "conduct",
-    "json_option",
-    "seed_option",
-    "wants_linux",
-]
-
 #: Options that don't belong to what is run, but to what is shown of it.
 SHOWN: Final = frozenset({"output", "markdown", "file"})
 
@@ -121,9 +109,9 @@ def conduct(
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
         seconds[name] = time.monotonic() - began
-    progress.end()
     how = f"{heading}. {surroundings(*packages)}."
     sheet = Sheet(command, how, answers, failed, seconds)
+    print("\n", file=sys.stderr)
     print(sheet.markdown() if markdown else sheet.text())
     if file is not None:
         file.write_text(json.dumps(sheet.as_json(), indent=2) + "\n")

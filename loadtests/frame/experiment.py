@@ -12,7 +12,7 @@ import random
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
@@ -21,15 +21,19 @@ import click
 
 from loadtests.bench.servers.job import Job
 
-from .client import Client, Load, compile_programs
+from .client import Client, Load, ask_in_turn, compile_programs
 from .command import MARKDOWN, QUICK, Tell, command_line, conduct, seed_option, wants_linux
-from .figures import ERRORS, Figure, Results
-from .plot import Panel, draw
+from .figures import CPU, ERRORS, OPEN_CPU, OPEN_P50, OPEN_P99, P50, P99, P999, Figure, Results
+from .plot import Panel, bars, draw
 from .process import Contender, Cpus, Server, pinned
 from .promise import NOTHING, Promise, number
 from .sheet import Answer, Sheet, Table
 
-__all__ = ["Experiment", "Limit", "Plan", "Question", "chosen", "size"]
+#: Rate of the open loop, connections/s. An eighth of what plain gevent can do: what is
+#: measured is how promptly it answers, not how long its queue grows.
+OPEN_RATE: Final = 1000
+
+ORDERED_CONNECTIONS: Final = 800
 
 Numbers = TypeVar("Numbers", bound="Plan")
 Thing = TypeVar("Thing")
@@ -51,6 +55,13 @@ class Plan:
     seed: int = 0
     unpinned: bool = size(False, words="Servers and client may both use every CPU.")
     rounds: int = size(7, 2, "In which each contender has its turn.")
+    concurrency: int = size(64, words="Connections at a time.")
+
+
+@dataclass(frozen=True)
+class LoadPlan(Plan):
+    connections: int = size(10_000, 2000, "In a round, for each contender.", least=100)
+    open_seconds: float = size(1.5, 0.5)
 
 
 class Limit(NamedTuple):
@@ -62,9 +73,27 @@ class Limit(NamedTuple):
     beside: str = ""
 
 
+class Shown(NamedTuple):
+    """A table of *contenders*: *figures*, before them those *compared* with *beside*'s.
+
+    What is compared is in the picture, too.
+    """
+
+    title: str
+    contenders: Sequence[Contender]
+    figures: Sequence[Figure]
+    compared: Sequence[Figure] = ()
+    beside: Sequence[str] = ()
+
+    def head(self) -> list[str]:
+        besides = [f"x {other.rpartition('-')[2]}" for other in self.beside]
+        compared = [head for one in self.compared for head in (one.head, *besides)]
+        return ["", *compared, *(one.head for one in self.figures)]
+
+
 @dataclass(frozen=True)
 class Question:
-    """What is asked of *contenders*: each has its *turn* in so many *rounds*.
+    """What is asked of *contenders*, if they are chosen: each has its *turn* in *rounds*.
 
     All servers are up during the rounds, those that don't have their turn idle. If they are
     *fresh*, each turn has a server of its own. *begin* is called with each that has started.
@@ -85,6 +114,7 @@ class Experiment(ABC, Generic[Numbers]):
     #: Its module in `loadtests`.
     name: ClassVar[str]
     every: ClassVar[Sequence[Contender]]
+    shown: ClassVar[Sequence[Shown]]
     promised: ClassVar[Sequence[Limit]]
     numbers: ClassVar[type[Any]] = Plan
 
@@ -105,18 +135,9 @@ class Experiment(ABC, Generic[Numbers]):
             if not one.is_installed():
                 self.results.fail(one.name, "not installed")
 
-    # -- what an experiment says --------------------------------------------------------------
-
     @abstractmethod
     def questions(self) -> Iterator[Question]:
         """Yield one after the other: each has been asked when the next is wanted."""
-
-    @abstractmethod
-    def tables(self) -> Iterable[Table]: ...
-
-    def panels(self) -> Sequence[Sequence[Panel]]:
-        """Return two rows of a picture, or none."""
-        return ()
 
     # -- a run --------------------------------------------------------------------------------
 
@@ -129,6 +150,7 @@ class Experiment(ABC, Generic[Numbers]):
         return self.answer()
 
     def ask(self, question: Question, tell: Tell) -> None:
+        chosen = [one for one in question.contenders if one in self.contenders]
         servers: dict[str, Server] = {}
 
         def begin(one: Contender, stack: ExitStack) -> Server:
@@ -142,11 +164,11 @@ class Experiment(ABC, Generic[Numbers]):
                 question.turn(one, server)
 
         with ExitStack() as stack:
-            for one in () if question.is_fresh else self.shuffled(question.contenders):
+            for one in () if question.is_fresh else self.shuffled(chosen):
                 tell(f"{question.name}: start {one.title}")
                 self.attempt(one, lambda one: begin(one, stack))
             for round_ in range(1, question.rounds + 1):
-                for one in self.shuffled(question.contenders):
+                for one in self.shuffled(chosen):
                     tell(f"{question.name}: round {round_}, {one.title}")
                     self.attempt(one, take_turn)
 
@@ -179,6 +201,29 @@ class Experiment(ABC, Generic[Numbers]):
         self.results.add(server.contender.name, {ERRORS: load.errors})
         return replace(load, server_seconds=seconds)
 
+    def close(self, server: Server, count: int, **how: Any) -> Load:
+        """Return a load of *count* connections: `Client.close` says *how*."""
+        port, many, http = server.port, self.plan.concurrency, server.contender.is_http
+        return self.load(server, lambda: self.client.close(port, count, many, http=http, **how))
+
+    def open(self, server: Server, seconds: float, rate: float = OPEN_RATE, **how: Any) -> Load:
+        """Return a load of *rate* connections/s: `Client.open` says *how*."""
+        port, http = server.port, server.contender.is_http
+        return self.load(server, lambda: self.client.open(port, seconds, rate, http=http, **how))
+
+    def price(self, server: Server, plan: LoadPlan) -> dict[Figure, float]:
+        """Return what a connection costs *server*, and how long clients wait."""
+        load = self.close(server, plan.connections)
+        found = {**load.rate(), CPU: load.price, P50: load.p50, P99: load.p99, P999: load.p999}
+        load = self.open(server, plan.open_seconds)
+        return {**found, OPEN_P50: load.p50, OPEN_P99: load.p99, OPEN_CPU: load.price}
+
+    def order(self, one: Contender, server: Server) -> None:
+        """Note in which order the places of *one* serve."""
+        count = max(ORDERED_CONNECTIONS, 2 * one.places)
+        answers = ask_in_turn(server.port, count, http=one.is_http)
+        self.results.note_order(one.name, answers, one.places)
+
     def warm_up(self, server: Server, count: int) -> None:
         """Have *count* connections, 16 at a time.
 
@@ -191,39 +236,34 @@ class Experiment(ABC, Generic[Numbers]):
 
     # -- a report -----------------------------------------------------------------------------
 
-    def named(self, *beginnings: str) -> list[Contender]:
-        """Return the contenders whose names begin so."""
-        return [one for one in self.contenders if one.name.startswith(beginnings)]
+    def tables(self) -> list[Table]:
+        tables = []
+        for shown in self.shown:
+            rows = [self._row(one, shown) for one in shown.contenders if one in self.contenders]
+            tables += [Table(shown.title, shown.head(), rows)] if rows else []
+        return tables
 
-    def table(
-        self,
-        title: str,
-        contenders: Iterable[Contender],
-        figures: Sequence[Figure],
-        *,
-        compared: Sequence[Figure] = (),
-        beside: Sequence[str] = (),
-    ) -> Table:
-        """Return a table of *contenders*: figures that are *compared* with *beside*, and others."""
-        head = ["", *(name for one in compared for name in _heads(one, beside))]
-        rows = []
-        for one in contenders:
-            cells = [
-                cell for figure in compared for cell in self._compared(one.name, figure, beside)
-            ]
-            cells += [self._cell(one.name, figure) for figure in figures]
-            if reason := self.results.failed.get(one.name):
-                cells[0] = reason.partition(":")[0]
-            rows.append((one.title, *cells))
-        return Table(title, [*head, *(figure.head for figure in figures)], rows)
-
-    def _compared(self, name: str, figure: Figure, beside: Sequence[str]) -> list[str]:
-        ratios = (self.results.ratio(name, other, figure) for other in beside)
-        return [self._cell(name, figure), *map(number, ratios)]
+    def _row(self, one: Contender, shown: Shown) -> list[str]:
+        cells = []
+        for figure in shown.compared:
+            ratios = (self.results.ratio(one.name, other, figure) for other in shown.beside)
+            cells += [self._cell(one.name, figure), *map(number, ratios)]
+        cells += [self._cell(one.name, figure) for figure in shown.figures]
+        if reason := self.results.failed.get(one.name):
+            cells[0] = reason.partition(":")[0]
+        return [one.title, *cells]
 
     def _cell(self, name: str, figure: Figure) -> str:
         value = self.results.value(name, figure)
         return NOTHING if value is None else f"{value:,.{figure.digits}f}"
+
+    def panels(self) -> list[Panel]:
+        """Return what is drawn."""
+        return [
+            bars(f"{shown.title}: {figure.head}", shown.contenders, figure)
+            for shown in self.shown
+            for figure in shown.compared
+        ]
 
     def promises(self) -> list[Promise]:
         """Return those of the contenders that are asked."""
@@ -246,8 +286,7 @@ class Experiment(ABC, Generic[Numbers]):
             for name, figures in self.results.samples.items()
         }
         details = {"plan": asdict(self.plan), "figures": figures}
-        tables = [each for each in self.tables() if each.rows]
-        return Answer("What glb promises", self.promises(), (), tables, failed, details)
+        return Answer("What glb promises", self.promises(), (), self.tables(), failed, details)
 
     def save(self, sheet: Sheet, folder: pathlib.Path) -> None:
         """Write JSON, Markdown and the picture into *folder*."""
@@ -296,10 +335,6 @@ class Experiment(ABC, Generic[Numbers]):
         for option in reversed(options):
             option(main)
         return click.command(help=words)(main)
-
-
-def _heads(figure: Figure, beside: Sequence[str]) -> list[str]:
-    return [figure.head, *(f"x {other.rpartition('-')[2]}" for other in beside)]
 
 
 def _option(each: Any) -> Callable[[Any], Any]:

@@ -30,6 +30,7 @@ RATE: Final = Figure("rate", "connections/s", is_more_better=True)
 CPU: Final = Figure("cpu", "CPU us", 1)
 P50: Final = Figure("p50", "p50 us")
 P99: Final = Figure("p99", "p99 us")
+P999: Final = Figure("p999", "p99.9 us")
 OPEN_P50: Final = Figure("open_p50", "p50 us on a schedule")
 OPEN_P99: Final = Figure("open_p99", "p99 us on a schedule")
 OPEN_CPU: Final = Figure("open_cpu", "CPU us on a schedule", 1)
@@ -37,6 +38,8 @@ SERVER_BUSY: Final = Figure("server_busy", "server's CPU %")
 CLIENT_BUSY: Final = Figure("client_busy", "client's CPU %")
 #: Connections and requests without the right answer, in all rounds.
 ERRORS: Final = Figure("errors", "errors", 0, sum)
+#: How busy a load kept both sides, and what went wrong.
+BUSY: Final = (SERVER_BUSY, CLIENT_BUSY, ERRORS)
 #: Jain's index: 1 if all places have served as many, 1/n if one of n has everything.
 FAIRNESS: Final = Figure("fairness", "fairness (Jain)", 3)
 #: Connections that weren't served by the place whose turn it was; the order is exact, or not.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import math
 import pathlib
 import statistics
 import textwrap
@@ -12,10 +14,9 @@ from typing import Any, Final
 from .figures import Figure, Results
 from .process import Contender
 
-__all__ = ["GLB", "Panel", "bars", "draw"]
-
 GLB: Final = "tab:blue"
 OTHER: Final = "0.65"
+COLUMNS: Final = 3
 
 #: From so many times the least on, the axis is a logarithm's: one bad moment of the machine is a
 #: hundred times the median of p99.
@@ -25,28 +26,28 @@ FAR_APART: Final = 50
 Panel = Callable[[Any, Results], None]
 
 
-def draw(
-    file: pathlib.Path, heading: str, panels: Sequence[Sequence[Panel]], results: Results
-) -> None:
-    """Draw rows of *panels* into *file*, with *heading* below; if there are any, and matplotlib."""
+def draw(file: pathlib.Path, heading: str, panels: Sequence[Panel], results: Results) -> None:
+    """Draw *panels* into *file*, with *heading* below; if there are any, and matplotlib."""
     if not panels or importlib.util.find_spec("matplotlib") is None:
         return
     import matplotlib as mpl  # noqa: PLC0415  # it may be missing
     from matplotlib.figure import Figure as Picture  # noqa: PLC0415  # as above
 
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    picture = Picture(figsize=(15, 9), layout="constrained")
-    grid = picture.subplots(len(panels), len(panels[0]), height_ratios=(1.6, 1), squeeze=False)
-    for axes, row in zip(grid, panels, strict=True):
-        for place, panel in zip(axes, row, strict=True):
-            panel(place, results)
+    rows = math.ceil(len(panels) / COLUMNS)
+    picture = Picture(figsize=(18, 4 * rows + 1), layout="constrained")
+    for axes, panel in itertools.zip_longest(picture.subplots(rows, COLUMNS).flat, panels):
+        if panel is None:
+            axes.set_axis_off()
+        else:
+            panel(axes, results)
     picture.supxlabel("\n".join(textwrap.wrap(heading, 150)), fontsize=8, color="0.3")
     picture.savefig(file, dpi=110)
 
 
 def bars(title: str, contenders: Sequence[Contender], figure: Figure) -> Panel:
     def panel(axes: Any, results: Results) -> None:
-        axes.set_title(title, loc="left")
+        axes.set_title(textwrap.fill(title, 60), loc="left")
         shown = [one for one in contenders if results.of(one.name, figure)]
         if not shown:
             axes.set_axis_off()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-
-__all__ = ["Progress"]
 
 
 class Progress:
@@ -14,20 +11,13 @@ class Progress:
     It is written between the turns, never during one: it would have the client's CPU.
     """
 
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._said = ""
+    _said = ""
 
     def tell(self, step: str) -> None:
         """Show that *step*, "part: contender", begins."""
+        part = step.partition(":")[0]
         if sys.stderr.isatty():
-            seconds = time.monotonic() - self._began
-            print(f"\r\x1b[2K{seconds:6.0f} s  {step}", end="", file=sys.stderr, flush=True)
-        elif (part := step.partition(":")[0]) != self._said:
-            self._said = part
+            print(f"\r\x1b[2K{step}", end="", file=sys.stderr, flush=True)
+        elif part != self._said:
             print(part, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Take the line away."""
-        if sys.stderr.isatty():
-            print("\r\x1b[2K", end="", file=sys.stderr)
+        self._said = part

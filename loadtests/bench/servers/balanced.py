@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import glb
@@ -36,11 +37,12 @@ def echo(_job: Job, number: int) -> None:
     def handle(sock: Any, _peer: Any) -> None:
         told = b"%d/%d " % (_clone(), number)
         line = b""
-        while data := sock.recv(4096):
-            line += data
-            if line.endswith(b"\n"):
-                sock.sendall(told + line)
-                line = b""
+        with contextlib.suppress(ConnectionError):  # that is how some leave
+            while data := sock.recv(4096):
+                line += data
+                if line.endswith(b"\n"):
+                    sock.sendall(told + line)
+                    line = b""
 
     first = StreamServer((ADDRESSES[0], 0), handle, backlog=BACKLOG, clones=number)
     first.start()

@@ -87,17 +87,12 @@ def echo(_job: Job, _number: int) -> None:
     _run(Client, "tcp", ADDRESSES, "echo", "TCP")
 
 
-def glb_http(job: Job, number: int) -> None:
-    """Run `http` with `glb.locust`, which adds its listeners."""
-    import locust  # noqa: F401  # it patches, and is to come first
-
-    importlib.import_module("glb.locust")
-    http(job, number)
-
-
-def http(_job: Job, _number: int) -> None:
-    """Run users of locust's FastHttpUser."""
+def http(_job: Job, _number: int, *plugins: str) -> None:
+    """Run users of locust's FastHttpUser, with *plugins*, which add listeners."""
     import locust
+
+    for plugin in plugins:
+        importlib.import_module(plugin)
 
     class Client(_Spread, locust.FastHttpUser):
         @locust.task

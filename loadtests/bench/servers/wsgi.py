@@ -55,19 +55,7 @@ def on_glb(_job: Job, number: int) -> None:
     run(WSGIServer(("127.0.0.1", 0), application, backlog=BACKLOG, log=None, clones=number))
 
 
-def on_gunicorn(_job: Job, _number: int) -> None:
-    _run_gunicorn("gevent")
-
-
-def on_gunicorn_worker(_job: Job, _number: int) -> None:
-    _run_gunicorn("glb.gunicorn.Worker")
-
-
-def on_gunicorn_fast(_job: Job, _number: int) -> None:
-    _run_gunicorn("glb.gunicorn.FastWorker")
-
-
-def _run_gunicorn(worker: str) -> None:
+def on_gunicorn(_job: Job, _number: int, worker: str) -> None:
     import gunicorn.config
     from gunicorn.app import wsgiapp
 
