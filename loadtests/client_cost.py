@@ -23,14 +23,14 @@ from loadtests.frame.experiment import Plan as AnyPlan
 from loadtests.frame.figures import CPU, RATE
 from loadtests.frame.process import Contender, Cpus, Server
 
+_users: Final = functools.partial(Contender, program="locusts:users", needs="locust")
 ECHO: Final = (
     Contender("echo-bare", "a bare gevent loop", "locusts:bare"),
-    Contender("echo-user", "EchoUser", "locusts:echo", needs="locust"),
+    _users("echo-user", "EchoUser", options=("echo", "glb.locust")),
 )
-_http: Final = functools.partial(Contender, program="locusts:http", needs="locust")
-HTTP: Final[tuple[Contender, ...]] = (
-    _http("http-bare", "FastHttpUser"),
-    _http("http-glb", "FastHttpUser with glb.locust", options=("glb.locust",)),
+HTTP: Final = (
+    _users("http-bare", "FastHttpUser", options=("http",)),
+    _users("http-glb", "FastHttpUser with glb.locust", options=("http", "glb.locust")),
 )
 
 
@@ -64,7 +64,7 @@ class ClientCost(Experiment[Plan]):
         there = Cpus(self.cpus.client, self.cpus.client)
         for kind, clients in (("echo", ECHO), ("http", HTTP)):
             with self.start(
-                Contender(kind, "the server", f"balanced:{kind}", 4), cpus=there
+                Contender(kind, "the server", f"streams:glb_{kind}", 4), cpus=there
             ) as one:
                 self._order = f"{one.port} {self.plan.seconds} {self.plan.concurrency}"
                 yield Question(kind, clients, self._turn, self.plan.rounds)

@@ -71,16 +71,16 @@ RESET: Final = struct.pack("ii", 1, 0)
 
 TCP: Final = (
     Contender("c", "bare C loop", None),
-    Contender("gevent", "gevent StreamServer", "plain:one"),
-    Contender("racing", "gevent, 4 racing on one socket", "plain:racing", 4, 4),
-    Contender("reuseport", "gevent, 4 on SO_REUSEPORT", "plain:reuse_port", 4, 4),
-    Contender("threads", "gevent, 4 hubs in 4 threads", "plain:threads", 4, 4),
+    Contender("gevent", "gevent StreamServer", "streams:one"),
+    Contender("racing", "gevent, 4 racing on one socket", "streams:racing", 4, 4),
+    Contender("reuseport", "gevent, 4 on SO_REUSEPORT", "streams:reuse_port", 4, 4),
+    Contender("threads", "gevent, 4 hubs in 4 threads", "streams:threads", 4, 4),
     Contender("asyncio", "asyncio Protocol", "coroutines:on_asyncio"),
     Contender("uvloop", "uvloop Protocol", "coroutines:on_uvloop", needs="uvloop"),
-    Contender("glb-1", "glb, 1 clone", "balanced:clones", 1),
-    Contender("glb-4", "glb, 4 clones", "balanced:clones", 4, 4),
-    Contender("glb-256", "glb, 256 clones", "balanced:clones", 256, 256),
-    Contender("glb-1024", "glb, 1,024 clones", "balanced:clones", 1024, 1024),
+    Contender("glb-1", "glb, 1 clone", "streams:glb", 1),
+    Contender("glb-4", "glb, 4 clones", "streams:glb", 4, 4),
+    Contender("glb-256", "glb, 256 clones", "streams:glb", 256, 256),
+    Contender("glb-1024", "glb, 1,024 clones", "streams:glb", 1024, 1024),
 )
 
 _http: Final = functools.partial(Contender, is_http=True)

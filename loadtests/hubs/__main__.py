@@ -89,17 +89,17 @@ ATTEMPTS: Final = 200
 def _glb(name: str, title: str, hubs: int, policy: str = "round_robin") -> Contender:
     # Handlers that block want a clone each; other questions are not about their number.
     clones, options = hubs if name.startswith("block-") else 8, (str(hubs), policy)
-    return Contender(name, f"glb, {title}", "balanced:hubs", clones, clones, options=options)
+    return Contender(name, f"glb, {title}", "streams:glb", clones, clones, options=options)
 
 
 def _gevent(name: str) -> Contender:
-    return Contender(name, "gevent StreamServer", "plain:one", places=1)
+    return Contender(name, "gevent StreamServer", "streams:one", places=1)
 
 
 ORDER: Final = (_glb("order-4", "4 hubs", 4),)
 STALL: Final = (
     _gevent("stall-gevent"),
-    Contender("stall-racing", "gevent, 4 hubs in 4 threads", "plain:threads", 4, 4),
+    Contender("stall-racing", "gevent, 4 hubs in 4 threads", "streams:threads", 4, 4),
     _glb("stall-1", "1 hub", 1),
     _glb("stall-4", "4 hubs, hub 2 blocked", 4),
     _glb("stall-4-home", "4 hubs, hub 0 blocked", 4),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.frame.figures import CPU
 from loadtests.frame.sheet import Sheet
-from loadtests.monkey import COPIES, GROUPS, PROGRAMS, RATIO, SIDES, Monkey, Plan
+from loadtests.monkey import COPIED, GROUPS, PROGRAMS, SIDES, Monkey, Plan
 
 from ..support.helpers import run_load_test
 
@@ -21,37 +22,33 @@ pytestmark = pytest.mark.process
 
 def test_what_is_compared_runs_the_same_program() -> None:
     """Contenders of a group differ in the patch alone."""
-    for group in GROUPS.values():
+    for group in (*GROUPS.values(), *COPIED.values()):
         assert len({(one.program, one.number, one.places, one.is_http) for one in group}) == 1
         assert len({one.name for one in group}) == len(group)
         assert {one.options[0] for one in group} >= {"gevent", "glb"}
-    assert len(GROUPS) == 2 * len(PROGRAMS) - 1  # a client has no copies
+    assert len(GROUPS) == len(PROGRAMS)
+    assert len(COPIED) == len(PROGRAMS) - 1  # a client has no copies
 
 
-def test_a_round_counts_by_the_median_of_its_turns_and_ratios_are_of_one_round() -> None:
-    """A minute in which the machine is slow is slow for both."""
+def test_ratios_are_of_one_turn() -> None:
+    """A moment in which the machine is slow is slow for both."""
     run = Monkey(Plan(), GROUPS["threads"])
-    for slow in (1, 2, 1):
-        run.prices["threads-gevent"] += [90 * slow, 100 * slow, 9000]
-        run.prices["threads-glb"] += [101 * slow, 102 * slow, 9000]
-        run.note_prices("threads-gevent")
-    assert run.results.of("threads-glb", RATIO) == [1.02] * 3
-    assert run.results.of("threads-gevent", RATIO) == [1.0] * 3
+    for other, one in ((100, 101), (200, 202), (150, 159)):
+        run.results.add("threads-gevent", {CPU: other})
+        run.results.add("threads-glb", {CPU: one})
+    assert [one.measured for one in run.promises()] == [None, 1.01]
 
 
 def test_a_price_beyond_the_limit_is_not_kept() -> None:
     """3 % are kept, 4 % are not; and what wasn't measured isn't kept either."""
     run = Monkey(Plan(), GROUPS["threads"])
     for side, cpu in zip(SIDES, (100, 100, 103, 104), strict=True):
-        run.prices[f"threads-{side}"] += [cpu]
-    run.note_prices("threads-gevent")
+        run.results.add(f"threads-{side}", {CPU: cpu})
     answer = run.answer()
     assert [one.is_kept for one in answer.promises] == [True, False]  # of what was in the run
     assert not answer.is_kept
-    assert (
-        "| accept, a thread each: glb's | 104.0 | 1.040 | - |"
-        in Sheet("a command", "CPUs", {"monkey": answer}).markdown()
-    )
+    text = Sheet("a command", "CPUs", {"monkey": answer}).markdown()
+    assert "| accept, a thread each: glb's | 104.0 | 1.04 | - |" in text
     assert not any(one.is_kept for one in Monkey(Plan(), Monkey.every).promises())
 
 
@@ -65,13 +62,12 @@ def test_a_tiny_run_measures_everything(tmp_path: Path) -> None:
     plan = ("--rounds", "1", "--connections", "50", "--turns", "1", "--only", "threads")
     status, printed = run_load_test("monkey", *plan, "--seed", "1", "--output", str(tmp_path))
     assert status in (0, 1), printed  # the price is a matter of chance here
-    assert "What does the patch cost" in printed
     seen = json.loads((tmp_path / "results.json").read_text())["answers"]["monkey"]
     assert seen["lines"] == []  # nothing failed
     assert len(seen["figures"]) == len(SIDES) + 2
     for figures in seen["figures"].values():
         assert figures["cpu"][0] > 0
         assert figures["errors"] == [0]
-    ordered = seen["figures"][f"threads-{COPIES}-glb"]
+    ordered = seen["figures"]["threads-4-glb"]
     assert (ordered["out_of_order"], ordered["fairness"]) == ([0], [1])
     assert (tmp_path / "results.md").exists()

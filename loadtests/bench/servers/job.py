@@ -1,22 +1,15 @@
-"""What every server program does: its handlers, for each job, and the words it says."""
+"""What every program does: the words it says, and how it ends."""
 
 from __future__ import annotations
 
 import ctypes
 import enum
 import signal
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
 #: The reply over TCP, and the body of the one over HTTP.
 REPLY: Final = b"ok\n"
-
-
-#: Length of every accept queue, in connections; the kernel may cut it, and does so for all alike.
-#: Long enough for any concurrency here: a client that is turned away waits for a second, and
-#: measures that.
-BACKLOG: Final = 4096
 
 #: How long each handler blocks its hub whose job that is: as long as a query of a database does.
 BLOCK_MICROSECONDS: Final = 5_000
@@ -36,6 +29,11 @@ ANY_HUB: Final = -1
 #: be measured how the kernel looks for a free one; at 14,000 nothing else.
 ADDRESSES: Final = [f"127.0.0.{number}" for number in range(1, 9)]
 
+#: Length of every accept queue, in connections; the kernel may cut it, and does so for all alike.
+#: Long enough for any concurrency here: a client that is turned away waits for a second, and
+#: measures that.
+BACKLOG: Final = 4096
+
 #: Its functions let go of the interpreter: a hub is blocked, and other threads run.
 LIBC: Final = ctypes.CDLL(None)
 
@@ -43,8 +41,6 @@ LIBC: Final = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_PTRACER: Final = 0x59616D61
 _PR_SET_PTRACER_ANY: Final = ctypes.c_ulong(-1)
-
-Handler = Callable[[Any, Any], None]
 
 
 class Job(enum.Enum):
@@ -69,11 +65,12 @@ def announce(port: int | None) -> None:
     print(port, flush=True)
 
 
-def run(server: Any) -> None:
-    """Run a server of gevent's kind."""
-    server.start()
-    announce(server.server_port)
-    server.serve_forever()
+def run(first: Any, *others: Any) -> None:
+    """Run servers of gevent's kind, and announce the first."""
+    for server in (first, *others):
+        server.start()
+    announce(first.server_port)
+    first.serve_forever()
 
 
 def take_orders(work: Callable[..., Any]) -> None:
@@ -86,34 +83,3 @@ def take_orders(work: Callable[..., Any]) -> None:
         orders, _ = listener.accept()
         with orders:
             orders.sendall(str(work(*orders.recv(1000).decode().split())).encode())
-
-
-def handler(job: Job, clone: Callable[[], int], hubs: int | None = None) -> Handler:
-    """Return the handler for *job*. *clone* tells which one runs; it is on one of *hubs*.
-
-    ``None`` is a hub for each clone.
-    """
-
-    def handle(sock: Any, peer: Any) -> None:
-        if job is Job.BLOCK:
-            LIBC.usleep(BLOCK_MICROSECONDS)
-        if job is Job.STALL and peer[0] == ORDERS_COME_FROM:
-            sock.sendall(_obey(int(sock.recv(16)), clone() if hubs is None else clone() % hubs))
-        elif job in (Job.ORDER, Job.STALL):
-            sock.sendall(b"%d\n" % clone())
-        else:
-            sock.sendall(REPLY)
-        if job is Job.IDLE:
-            sock.recv(1)
-
-    # What costs the most: nothing is asked there that others don't ask.
-    return handle if job is not Job.REPLY else lambda sock, _peer: sock.sendall(REPLY)
-
-
-def _obey(wanted: int, hub: int) -> bytes:
-    """Block *hub*, which this is, if it is the *wanted* one; return when that was."""
-    if wanted not in (hub, ANY_HUB):
-        return b"no\n"
-    began = time.monotonic_ns()
-    LIBC.usleep(STALL_MICROSECONDS)
-    return b"%d %d %d\n" % (hub, began, time.monotonic_ns())

@@ -12,7 +12,7 @@ import importlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import gevent
@@ -66,52 +66,32 @@ def bare(_job: Job, _number: int) -> None:
     take_orders(work)
 
 
-class _Spread:
-    """Users of these addresses, in turn."""
-
-    hosts: Iterator[str]
-    host: Any  # a user's
-
-    def __init__(self, environment: Any) -> None:
-        self.host = next(self.hosts)
-        super().__init__(environment)  # type: ignore[call-arg]  # a user's, which comes next
-
-
-def echo(_job: Job, _number: int) -> None:
-    """Run users of `glb.locust.EchoUser`."""
-    from glb.locust import EchoUser
-
-    class Client(_Spread, EchoUser):
-        pass
-
-    _run(Client, "tcp", ADDRESSES, "echo", "TCP")
-
-
-def http(_job: Job, _number: int, *plugins: str) -> None:
-    """Run users of locust's FastHttpUser, with *plugins*, which add listeners."""
-    import locust
-
-    for plugin in plugins:
-        importlib.import_module(plugin)
-
-    class Client(_Spread, locust.FastHttpUser):
-        @locust.task
-        def get(self) -> None:
-            self.client.get("/")
-
-    _run(Client, "http", ADDRESSES[:1], "/", "GET")
-
-
-def _run(user: Any, scheme: str, addresses: Sequence[str], *entry: str) -> None:
-    """Run users in locust's runner; with `glb.locust`, if that is imported, as a plugin is."""
+def users(_job: Job, _number: int, kind: str, *plugins: str) -> None:
+    """Run users in locust's runner: `glb.locust.EchoUser`s, or FastHttpUsers, with *plugins*."""
     import locust
     from locust.env import Environment
 
-    environment = Environment(user_classes=[user], events=locust.events)
+    for plugin in plugins:
+        importlib.import_module(plugin)  # which adds listeners
+    hosts: Iterator[str] = iter(())
+    user: Any = sys.modules["glb.locust"].EchoUser if kind == "echo" else locust.FastHttpUser
+
+    class Client(user):  # type: ignore[misc]  # one of two
+        def __init__(self, environment: Any) -> None:
+            self.host = next(hosts)
+            super().__init__(environment)
+
+        if kind == "http":
+
+            @locust.task
+            def get(self) -> None:
+                self.client.get("/")
+
+    environment = Environment(user_classes=[Client], events=locust.events)
     runner = environment.create_local_runner()
     init: Any = locust.events.init
     init.fire(environment=environment, runner=runner, web_ui=None)
-    stats = environment.stats
+    stats, entry = environment.stats, ("echo", "TCP") if kind == "echo" else ("/", "GET")
 
     def count() -> int:
         if stats.num_failures:
@@ -119,7 +99,10 @@ def _run(user: Any, scheme: str, addresses: Sequence[str], *entry: str) -> None:
         return int(stats.get(*entry).num_requests)
 
     def work(port: str, seconds: str, users: str) -> str:
-        user.hosts = itertools.cycle(f"{scheme}://{address}:{port}" for address in addresses)
+        nonlocal hosts
+        addresses = ADDRESSES if kind == "echo" else ADDRESSES[:1]
+        scheme = "tcp" if kind == "echo" else "http"
+        hosts = itertools.cycle(f"{scheme}://{address}:{port}" for address in addresses)
         runner.start(int(users), spawn_rate=int(users))
         found = _rate(count, seconds)
         runner.stop()

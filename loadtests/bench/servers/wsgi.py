@@ -99,13 +99,8 @@ def _load_in_granian(port: str) -> Callable[..., Any]:
 
 
 def _announce_when_up(port: int) -> None:
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            time.sleep(0.01)  # in a thread: these servers don't tell when they listen
-        else:
-            break
+    while socket.socket().connect_ex(("127.0.0.1", port)):
+        time.sleep(0.01)  # in a thread: it doesn't tell when it listens
     announce(port)
 
 
