@@ -224,13 +224,14 @@ class Experiment(ABC, Generic[Numbers]):
         answers = ask_in_turn(server.port, count, http=one.is_http)
         self.results.note_order(one.name, answers, one.places)
 
-    def warm_up(self, server: Server, count: int) -> None:
-        """Have *count* connections, 16 at a time.
+    def warm_up(self, server: Server, count: int, **how: Any) -> None:
+        """Have *count* connections, 16 at a time; `Client.close` says *how*.
 
         Raises:
             RuntimeError: Half of them have no answer.
         """
-        load = self.client.close(server.port, count, 16, http=server.contender.is_http)
+        http = server.contender.is_http
+        load = self.client.close(server.port, count, 16, http=http, **how)
         if load.count < count / 2:
             raise RuntimeError(f"doesn't answer: {server.last_words()}")
 

@@ -26,7 +26,7 @@ from loadtests.bench.servers.job import (
     STALL_MICROSECONDS,
     Job,
 )
-from loadtests.frame.client import Served, ask_in_turn, exchange
+from loadtests.frame.client import Served, exchange
 from loadtests.frame.experiment import (
     ORDERED_CONNECTIONS,
     Experiment,
@@ -63,6 +63,7 @@ WAITS: Final = (LONGEST_WAIT, WORST_WAIT, WAITED_FOR_IT)
 #: Of the hub when it is back, and of what a hub ought to have.
 TURNS_AFTER: Final = Figure("turns_after", "its turns after", 0, min, is_more_better=True)
 SHARE_AFTER: Final = Figure("share_after", "x fair share", 2)
+AFTER: Final = (TURNS_AFTER, SHARE_AFTER, SPREAD_AFTER)
 
 #: Connections/s while a hub is blocked: so few that each is one to look at.
 STALL_RATE: Final = 100
@@ -125,6 +126,7 @@ STALLED: Final = {
     "stall-4": (2, 4),
     "stall-4-home": (0, 4),
 }
+BLOCKED: Final = ("stall-4", "stall-4-home")
 
 
 @dataclass(frozen=True)
@@ -189,10 +191,6 @@ def block(port: int, hub: int) -> Stall:
     raise RuntimeError(f"hub {hub} got none of {ATTEMPTS} connections")
 
 
-def _ask_all(server: Server) -> None:
-    ask_in_turn(server.port, 160)
-
-
 class Hubs(Experiment[Plan]):
     name = "hubs"
     every = (*ORDER, *STALL, *BLOCK, *PRICE)
@@ -201,17 +199,9 @@ class Hubs(Experiment[Plan]):
     promised = (
         Limit("order-4", OUT_OF_ORDER, 0),
         Limit("order-4", SPREAD, 1),
-        *(
-            limit
-            for name in ("stall-4", "stall-4-home")
-            for limit in (
-                Limit(name, WORST_WAIT, 50),
-                Limit(name, ERRORS, 0),
-                Limit(name, WAITED_FOR_IT, 0),
-                Limit(name, TURNS_AFTER, 1),
-                Limit(name, SPREAD_AFTER, 1),
-            )
-        ),
+        *(Limit(name, WORST_WAIT, 50) for name in BLOCKED),
+        *(Limit(name, figure, 0) for name in BLOCKED for figure in (ERRORS, WAITED_FOR_IT)),
+        *(Limit(name, figure, 1) for name in BLOCKED for figure in (TURNS_AFTER, SPREAD_AFTER)),
         Limit("block-16", RATE, 13, "block-1"),
         Limit("price-2", CPU, 1.6, "price-1"),
         Limit("price-2-first", CPU, 1.1, "price-1"),
@@ -221,30 +211,10 @@ class Hubs(Experiment[Plan]):
 
     shown = (
         Shown("Is the order exact?", ORDER, (OUT_OF_ORDER, SPREAD, ERRORS)),
-        Shown(
-            f"Which connections wait for a hub that is blocked for 1 s? {STALL_RATE}/s",
-            STALL,
-            (
-                LONGEST_WAIT,
-                WORST_WAIT,
-                ERRORS,
-                WAITED_FOR_IT,
-                TURNS_AFTER,
-                SHARE_AFTER,
-                SPREAD_AFTER,
-            ),
-        ),
-        Shown(
-            "How many a second, if every handler blocks for 5 ms?",
-            BLOCK,
-            BUSY,
-            (RATE,),
-            ("block-1",),
-        ),
+        Shown("Which connections wait for a hub that is blocked?", STALL, (*WAITS, *AFTER, ERRORS)),
+        Shown("If every handler blocks for 5 ms", BLOCK, BUSY, (RATE,), ("block-1",)),
         Shown("What does a connection cost?", PRICE, BUSY, (CPU, RATE), ("price-1",)),
-        Shown(
-            "How long does a client wait?", PRICE, (OPEN_P50,), (OPEN_P99, OPEN_CPU), ("price-1",)
-        ),
+        Shown("At 1,000 connections/s", PRICE, (OPEN_P50,), (OPEN_P99, OPEN_CPU), ("price-1",)),
     )
 
     #: Of each contender that was asked about stalls, of the last round.
@@ -253,12 +223,13 @@ class Hubs(Experiment[Plan]):
     def questions(self) -> Iterator[Question]:
         self._seen = {}
         rounds, few = self.plan.rounds, self.plan.stall_rounds
-        begin = functools.partial(self.warm_up, count=160)
+        some = functools.partial(self.warm_up, count=160)
+        told = functools.partial(some, is_noted=True)
+        many = functools.partial(self.warm_up, count=2000)
         yield Question("order", ORDER, self._order, few, Job.ORDER, is_fresh=True)
-        yield Question("stall", STALL, self._stall, few, Job.STALL, _ask_all)
-        yield Question("block", BLOCK, self._block, rounds, Job.BLOCK, begin)
-        begin = functools.partial(self.warm_up, count=2000)
-        yield Question("price", PRICE, self._price, rounds, begin=begin)
+        yield Question("stall", STALL, self._stall, few, Job.STALL, told)
+        yield Question("block", BLOCK, self._block, rounds, Job.BLOCK, some)
+        yield Question("price", PRICE, self._price, rounds, begin=many)
 
     def _order(self, one: Contender, server: Server) -> None:
         self.order(one, server)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import pytest
@@ -86,7 +86,9 @@ class Trial(Experiment[Plan]):
 
     name = "trial"
     every = tuple(Contender(name, name.title(), None) for name in ("one", "two", "three"))
-    shown = (Shown("A title", every, (WORST, ERRORS), (FIGURE,), ("one",)),)
+    shown: ClassVar[Sequence[Shown]] = (
+        Shown("A title", every, (WORST, ERRORS), (FIGURE,), ("one",)),
+    )
     promised = (Limit("one", FIGURE, 2), Limit("two", MORE, 2, "one"), Limit("three", WORST, 1))
 
     def questions(self) -> Iterator[Question]:
