@@ -258,7 +258,7 @@ class Hubs(Experiment[Plan]):
         self.results.add(one.name, self.price(server, self.plan))
 
     def panels(self) -> list[Panel]:
-        return [self._draw_waits, *super().panels()]
+        return [*([self._draw_waits] if self._seen else []), *super().panels()]
 
     def _draw_waits(self, axes: Any, _results: Results) -> None:
         axes.set_title(f"waits while a hub is blocked, {STALL_RATE} connections/s", loc="left")
