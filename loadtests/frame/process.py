@@ -148,8 +148,9 @@ class Process:
 
     def said(self) -> str:
         """Return what it wrote to its standard error until now."""
-        self._complaints.seek(0)
-        return self._complaints.read().decode(errors="replace")
+        # Not by the file's position, which is the process's too: it would write in another place.
+        number = self._complaints.fileno()
+        return os.pread(number, os.fstat(number).st_size, 0).decode(errors="replace")
 
     def complaints(self) -> list[str]:
         """Return the lines of that."""

@@ -8,24 +8,30 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import glb
-from loadtests.target.servers import echo
+from loadtests.frame.traffic import SLOW, Request, reply
+from loadtests.target.servers import echo, page
 
 HOST = os.environ["HOST"]
 
 
+def _label(clone: int | None) -> bytes:
+    assert clone is not None
+    return f"{HOST}.{int(clone)}".encode()
+
+
 def application(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Reply ``address:port host pid``; ``/slow`` takes half a second."""
-    if environ["PATH_INFO"] == "/slow":
+    """Reply with ``address:port host pid``; what is slow takes half a second."""
+    if environ["PATH_INFO"] == "/":  # locust's
+        return page(_label(environ["glb.clone"]))(environ, start_response)
+    request = Request.decode(environ["PATH_INFO"])
+    if request.verb == SLOW:
         time.sleep(0.5)
     client = f"{environ['REMOTE_ADDR']}:{environ['REMOTE_PORT']}"
-    body = f"{client} {HOST} {os.getpid()}\n".encode()
-    clone = ("X-Glb-Clone", f"{HOST}.{int(environ['glb.clone'])}")
-    start_response("200 OK", [clone, ("Content-Length", str(len(body)))])
+    body = reply(request, client, HOST, os.getpid())
+    start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
 
 
 def handle(sock: Any, peer: object) -> None:
     """Echo each line, after the clone's name."""
-    clone = glb.current_clone()
-    assert clone is not None
-    echo(f"{HOST}.{int(clone)}".encode())(sock, peer)
+    echo(_label(glb.current_clone()))(sock, peer)

@@ -8,40 +8,34 @@ in common with the machine or with another run, and leaves nothing behind, not e
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-__all__ = ["FOLDER", "ROOT", "Host", "Network", "enter", "is_entered", "why_not"]
-
-ROOT: Final = Path(__file__).parents[2]
+from loadtests.frame.process import ROOT
 
 #: Of a run, on a file system of its own.
 FOLDER: Final = Path("/run/machines")
 
 #: Set in the namespaces alone.
-_ENTERED: Final = "GLB_MACHINES_ENTERED"
+ENTERED: Final = "GLB_MACHINES_ENTERED"
 
-_UNSHARE: Final = (
-    *("unshare", "--net", "--mount", "--pid"),
-    *("--fork", "--kill-child", "--mount-proc"),
-)
+UNSHARE: Final = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 #: Root needs no more. Others are root in a user namespace, where the machine allows it.
-_USERS: Final = ((), ("--user", "--map-root-user"))
+USERS: Final = ((), ("--user", "--map-root-user"))
 
-#: Debian has `ip` there, and a user's PATH may not.
-_PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+#: Debian has `ip` and HAProxy there, and a user's PATH may not; PyPI's Envoy is beside Python.
+PATH: Final = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
+)
 
 #: What a run will do, tried before.
-_TRIAL: Final = """
+TRIAL: Final = """
 set -e
 mount -t tmpfs tmpfs /run
 ip netns add host
@@ -51,80 +45,55 @@ ip netns exec host true
 """
 
 
-def is_entered() -> bool:
-    """Return True in the namespaces."""
-    return _ENTERED in os.environ
-
-
-def why_not() -> str | None:
-    """Return why there can be no hosts on this machine; ``None`` if there can."""
-    return _command()[1]
-
-
 def enter(arguments: Sequence[str]) -> None:
     """Start Python with *arguments* in namespaces of its own, in place of this program.
 
     Raises:
         RuntimeError: This machine doesn't allow it; says why.
     """
-    command, reason = _command()
-    if reason is not None:
-        raise RuntimeError(reason)
-    environ = {**os.environ, "PATH": _PATH, _ENTERED: "1"}
-    program = [*command, sys.executable, *arguments]
+    command = unsharing()
+    python_path = os.pathsep.join([str(FOLDER), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environ = {**os.environ, "PATH": PATH, "PYTHONPATH": python_path, ENTERED: "1"}
     sys.stdout.flush()
-    os.execvpe(program[0], program, environ)
+    os.execvpe(command[0], [*command, sys.executable, *arguments], environ)
 
 
-def _command() -> tuple[list[str], str | None]:
-    """Return the command that unshares, and why there is none."""
-    if not sys.platform.startswith("linux"):
-        return [], f"network namespaces are Linux's, and this is {sys.platform}"
+def unsharing() -> list[str]:
+    """Return the command that has a program run in namespaces of its own. Raises as `enter`."""
     for needed in ("unshare", "ip", "mount"):
-        if shutil.which(needed, path=_PATH) is None:
-            return [], f"needs the program {needed!r} (Debian's util-linux, iproute2)"
+        if shutil.which(needed, path=PATH) is None:
+            raise RuntimeError(f"needs the program {needed!r} (Debian's util-linux, iproute2)")
     said = ""
-    for user in _USERS:
-        command = [*_UNSHARE, *user]
-        tried = subprocess.run(
-            [*command, "sh", "-c", _TRIAL],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PATH": _PATH},
-            timeout=30,
-            check=False,
-        )
-        if tried.returncode == 0:
-            return command, None
-        said = (tried.stderr.strip().splitlines() or [f"status {tried.returncode}"])[0]
-    return [], f"this machine doesn't allow network namespaces: {said}"
+    for user in USERS:
+        command = [*UNSHARE, *user]
+        try:
+            _run(*command, "sh", "-c", TRIAL)
+        except RuntimeError as error:
+            said = str(error).rpartition("\n")[2]
+        else:
+            return command
+    raise RuntimeError(f"this machine doesn't allow network namespaces: {said}")
 
 
-class Network:
-    """A bridge at which hosts are. This process is at it too, as 10.0.0.1. Use it in a ``with``."""
+def set_up(address: str) -> None:
+    """Make the bridge, and have this process at it, with that address."""
+    assert ENTERED in os.environ, "the machine's own network stays as it is"
+    _run("mount", "-t", "tmpfs", "tmpfs", "/run")
+    FOLDER.mkdir()
+    _run("ip", "link", "set", "lo", "up")
+    _run("ip", "link", "add", "switch", "type", "bridge")
+    _run("ip", "addr", "add", f"{address}/24", "dev", "switch")
+    _run("ip", "link", "set", "switch", "up")
 
-    ADDRESS: Final = "10.0.0.1"
 
-    def __init__(self) -> None:
-        self._hosts: Final[list[Host]] = []
-        assert is_entered(), "the machine's own network stays as it is"
-        _run("mount", "-t", "tmpfs", "tmpfs", "/run")
-        FOLDER.mkdir()
-        _run("ip", "link", "set", "lo", "up")
-        _run("ip", "link", "add", "switch", "type", "bridge")
-        _run("ip", "addr", "add", f"{self.ADDRESS}/24", "dev", "switch")
-        _run("ip", "link", "set", "switch", "up")
+class Host:
+    """A host that has just been plugged into the bridge."""
 
-    def __enter__(self) -> Network:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        """End the processes of all hosts. What they are in is removed with this process."""
-        for host in self._hosts:
-            host.end()
-
-    def host(self, name: str, address: str) -> Host:
-        """Return a host that has just been plugged in."""
+    def __init__(self, name: str, address: str) -> None:
+        self.name: Final = name
+        self.address: Final = address
+        #: Has the command that follows run here, in the same process.
+        self.enters: Final = ("ip", "netns", "exec", name, "env", f"HOST={name}")
         _run("ip", "netns", "add", name)
         cable = ("ip", "link", "add", f"port-{name}", "type", "veth")
         _run(*cable, "peer", "name", "eth0", "netns", name)
@@ -132,86 +101,10 @@ class Network:
         _run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
         for link in ("lo", "eth0"):
             _run("ip", "-n", name, "link", "set", link, "up")
-        host = Host(name, address)
-        self._hosts.append(host)
-        return host
-
-
-class Host:
-    """A host: its processes, and connections from it."""
-
-    def __init__(self, name: str, address: str) -> None:
-        self.name: Final = name
-        self.address: Final = address
-        #: What its processes wrote, but to pipes.
-        self.said: Final = FOLDER / f"{name}.said"
-        self._processes: Final[list[subprocess.Popen[bytes]]] = []
-
-    def start(
-        self,
-        *command: str,
-        cwd: Path = ROOT,
-        environ: Mapping[str, str] | None = None,
-        is_asked: bool = False,
-    ) -> subprocess.Popen[bytes]:
-        """Start a process here. Its pid is the command's own.
-
-        Args:
-            is_asked: Its standard input and output are pipes.
-        """
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        pipe = subprocess.PIPE if is_asked else None
-        with self.said.open("ab") as said:
-            process = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *command],
-                cwd=cwd,
-                env={**os.environ, "PYTHONPATH": path, "HOST": self.name, **(environ or {})},
-                stdin=pipe or subprocess.DEVNULL,
-                stdout=pipe or said,
-                stderr=said,
-            )
-        self._processes.append(process)
-        return process
-
-    def end(self) -> None:
-        """End all its processes. Twice is once."""
-        for process in self._processes:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-
-    def connect(self, port: int) -> socket.socket:
-        """Return a connection to a port of its own loopback."""
-        found: list[Any] = []
-        thread = threading.Thread(target=self._connect, args=(port, found))
-        thread.start()
-        thread.join()
-        if isinstance(found[0], OSError):
-            raise found[0]
-        sock: socket.socket = found[0]
-        return sock
-
-    def _connect(self, port: int, found: list[Any]) -> None:
-        # In a thread of its own, which moves to the host; a socket stays where it was made.
-        # Python has `os.setns` since 3.12.
-        try:
-            with open(f"/run/netns/{self.name}", "rb") as namespace:
-                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) != 0:
-                    number = ctypes.get_errno()
-                    raise OSError(number, os.strerror(number))
-            found.append(socket.create_connection(("127.0.0.1", port), timeout=10))
-        except OSError as error:
-            found.append(error)
-
-    def last_words(self, lines: int = 20) -> str:
-        """Return the last that its processes wrote."""
-        text = self.said.read_text(errors="replace") if self.said.exists() else ""
-        return "\n".join([f"{self.name} said:", *text.splitlines()[-lines:]])
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "PATH": PATH}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr.strip().partition(chr(10))[0]}")

@@ -16,15 +16,21 @@ import gevent
 import gevent.server
 import pytest
 
-from loadtests.frame.figures import Results
-from loadtests.lossless.answers import Answer, Promise
-from loadtests.lossless.clients import Arrivals, Fate, Kept, _read_reply, reset
-from loadtests.lossless.drain import Drain, Fates
-from loadtests.lossless.load import Change, Load, Visit, spread
-from loadtests.lossless.process import Server
-from loadtests.lossless.report import Report
-from loadtests.lossless.scenarios import SCENARIOS, all_scenarios
-from loadtests.lossless.words import http_request, parse, percentile, reply
+from loadtests.frame.traffic import (
+    Fate,
+    Request,
+    Traffic,
+    Visit,
+    new_request,
+    parse,
+    percentile,
+    read_reply,
+    reply,
+)
+from loadtests.frame.worker import Worker
+from loadtests.lossless.__main__ import NAMES, play
+from loadtests.lossless.stage import Change, Load, Stage, spread
+from loadtests.lossless.workers import Clients
 
 from ..support.helpers import run_load_test, wait_until
 
@@ -43,32 +49,40 @@ needs_compiler = pytest.mark.skipif(
 ELSEWHERE = ("memory", "silent", "exhaustion")
 
 
+def loaded(*visits: tuple[int, int, str, int]) -> Load:
+    """Return a load of visits that have no number."""
+    load = Load()
+    load.visits = [Visit(0, came, left, fate, (str(gen),)) for came, left, fate, gen in visits]
+    return load
+
+
 # -- the arithmetic -----------------------------------------------------------------------------
 
 
-def test_who_came_after_a_change_and_met_the_old_handler_is_stale() -> None:
+def test_a_client_that_came_after_a_change_and_met_the_old_handler_is_stale() -> None:
     """A client that came during it may get either."""
     changes = [Change(10, 20, 1), Change(30, 40, 2)]
-    visits = [
-        Visit(5, 15, "good", 0, 0),  # there as it began
-        Visit(12, 25, "good", 0, 1),  # during it
-        Visit(21, 26, "good", 0, 2),  # stale
-        Visit(35, 45, "good", 1, 3),
-        Visit(41, 46, "good", 1, 0),  # stale
-        Visit(41, 47, "good", 2, 1),
-        Visit(42, 48, "reset", -1, -1),
-    ]
-    assert Load(visits).stale(changes) == 2
-    assert Load(visits).old_and_new(changes) == (3, 0)
+    load = loaded(
+        (5, 15, "good", 0),  # there as it began
+        (12, 25, "good", 0),  # during it
+        (21, 26, "good", 0),  # stale
+        (35, 45, "good", 1),
+        (41, 46, "good", 1),  # stale
+        (41, 47, "good", 2),
+        (42, 48, "reset", -1),
+    )
+    assert load.stale(changes) == 2
 
 
 def test_each_loss_is_one_of_three() -> None:
     """Reset, refused, or whatever else is no good reply."""
     fates = ["good", "good", "refused", "reset", "reset", "late", "closed", "broken"]
-    promises = Load([Visit(0, 1, fate, -1, -1) for fate in fates]).promises("here")
-    assert [promise.measured for promise in promises] == [2, 1, 3]
-    assert not any(promise.is_kept for promise in promises)
-    assert all(promise.is_kept for promise in Load([Visit(0, 1, "good", 0, 0)]).promises("here"))
+    bad, good = Stage(), Stage()
+    bad.judge(loaded(*((0, 1, fate, 0) for fate in fates)), "here")
+    assert [promise.measured for promise in bad.promises] == [2, 1, 3]
+    assert not any(promise.is_kept for promise in bad.promises)
+    good.judge(loaded((0, 1, "good", 0)), "here")
+    assert all(promise.is_kept for promise in good.promises)
 
 
 def test_turns_are_those_from_then_to_now() -> None:
@@ -82,68 +96,45 @@ def test_a_percentile_is_one_of_the_values() -> None:
     assert percentile([], 50) is None
 
 
-def test_what_was_not_measured_is_not_kept() -> None:
-    """A load that broke has kept nothing."""
-    assert Promise("it", 0).is_kept
-    assert not Promise("it", 1).is_kept
-    assert Promise("it", 200, 200, is_floor=True).is_kept
-    assert not Promise("it", 199, 200, is_floor=True).is_kept
-    assert not Promise("it", None).is_kept
-    assert not Promise("it", None, is_floor=True).is_kept
-
-
-def test_a_run_is_good_if_all_of_it_is() -> None:
-    """One that broke is none that was kept."""
-    good, bad = Answer("?", [Promise("it", 0)]), Answer("?", [Promise("it", 1)])
-    seconds = {"one": 1.0, "other": 2.0}
-
-    def report(other: Answer) -> Report:
-        return Report(Results(), (), "CPUs", "a command", {"one": good, "other": other}, seconds)
-
-    assert report(good).all_kept()
-    assert not report(bad).all_kept()
-    assert "| other | NOT KEPT | 2 |" in report(bad).markdown()
-    broken = report(good)
-    broken.results.fail("third", "it broke")
-    assert not broken.all_kept()
-    assert "| third | NOT MEASURED |  |" in broken.markdown()
-
-
-def test_fates_of_a_stop_are_told_apart() -> None:
-    """A request that had no reply, and an idle connection that was cut."""
-    slow = {"good, and told": 2, "good": 1, "closed": 4}
-    fates = Fates(slow, {"closed": 5, "reset": 6}, 0.1, 0.7)
-    row = ("who", "3", "2", "5", "0.70", "4 requests closed, 6 idle reset")
-    assert fates.row("who") == row
-
-
 # -- that it sees what is lost ------------------------------------------------------------------
 
 
-def test_a_reply_is_whole_or_none() -> None:
-    """Anything less has a name."""
-    assert parse(reply(3, 2)) == (3, 2)
-    assert parse(reply(3, None)) == (3, -1)
-    for part in (b"", b"3", b"3 2", b"a b\n", b"1 2 3\n"):
-        assert parse(part) is None
-    assert b"Connection: close\r\n" in http_request("/", is_last=True)
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n"
-    for sent, fate in {
-        b"": "closed",
-        head: "broken",
-        head + b"\r\n1 2": "broken",
-        b"HTTP/1.1 503 Busy\r\n\r\n": "HTTP/1.1 503 Busy",
-    }.items():
-        one, other = socket.socketpair()
-        with one, other:
-            one.sendall(sent)
-            one.shutdown(socket.SHUT_WR)
-            with pytest.raises(Fate, match=f"^{fate}$"):
-                _read_reply(other)
-    one, other = socket.socketpair()
-    with one, other:
-        one.sendall(head + b"Connection: close\r\n\r\n1 2\n")
-        assert _read_reply(other) == (b"1 2\n", True)
+def read(data: bytes, request: Request, *, is_http: bool) -> Any:
+    """Return the reply that *data* is, byte by byte."""
+    pieces = iter([data[at : at + 1] for at in range(len(data))])
+    return read_reply(lambda: next(pieces, b""), request, is_http=is_http)
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_reply_is_whole_or_none(size: int) -> None:
+    """Anything less has a name; so has anything more, or another's."""
+    request, other = new_request(size=size), new_request(size=size)
+    assert Request.decode(request.encode(is_http=False).decode()) == request
+    assert Request.decode(request.encode(is_http=True).decode().split()[1]) == request
+    body = reply(request, 3, "web1.2")
+    length = b"Content-Length: %d\r\n" % len(body)
+    ok = b"HTTP/1.1 200 OK\r\n"
+    close = b"Connection: close\r\n"
+    assert read(body, request, is_http=False) == (("3", "web1.2"), False)
+    for more, is_last in ((b"\r\n", False), (close + b"\r\n", True)):
+        found = read(ok + length + more + body, request, is_http=True)
+        assert found == (("3", "web1.2"), is_last)
+    for data, is_http, fate in (
+        (b"", False, "closed"),
+        (body[:-1], False, "broken"),
+        (reply(other), False, "another's"),
+        (b"\n" + body, False, "another's"),
+        (b"", True, "closed"),
+        (ok + length, True, "broken"),
+        (ok + length + b"\r\n" + body[:-1], True, "broken"),
+        (ok + b"\r\n" + body, True, "another length"),
+        (b"HTTP/1.1 503 Busy\r\n\r\n", True, "HTTP/1.1 503 Busy"),
+    ):
+        with pytest.raises(Fate) as caught:
+            read(data, request, is_http=is_http)
+        assert caught.value.name == fate
+    with pytest.raises(Fate, match="another body"):
+        parse(body + b"x", request, is_http=False)
 
 
 class Careless:
@@ -158,8 +149,8 @@ class Careless:
         if end == 0:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             return
-        sock.recv(100)
-        sock.sendall((b"", b"", b"1", b"1 0\n")[end])
+        request = Request.decode(sock.recv(100).decode())
+        sock.sendall((b"", b"", b"1", reply(request, 1))[end])
 
 
 def _serve(handle: Callable[[Any, Any], None]) -> tuple[gevent.server.StreamServer, int]:
@@ -169,29 +160,33 @@ def _serve(handle: Callable[[Any, Any], None]) -> tuple[gevent.server.StreamServ
     return server, server.server_port
 
 
+def fates_of(port: int, count: int) -> Any:
+    traffic = Traffic()
+    traffic.arrive(port, 200, is_http=False)
+    traffic.come(count)
+    return {visit.fate for visit in traffic.depart()["visits"]}
+
+
 def test_each_loss_has_its_name() -> None:
     """Resets, ends without a reply, parts of one; and refusals, without a listener."""
     server, port = _serve(Careless())
-    arrivals = Arrivals()
     try:
-        arrivals.start(port, 200, is_http=False)
-        arrivals.come(20)
-        served = Load([Visit(*each) for each in arrivals.stop()]).fates()
+        assert fates_of(port, 20) == {"good", "broken", "closed", "reset"}
     finally:
         server.stop()
-    arrivals.start(port, 200, is_http=False)
-    arrivals.come(4)
-    refused = Load([Visit(*each) for each in arrivals.stop()]).fates()
-    assert set(served) == {"good", "broken", "closed", "reset"}
-    assert set(refused) == {"refused"}
+    assert fates_of(port, 4) == {"refused"}
 
 
-def test_who_has_no_end_is_not_left_out() -> None:
-    """One whose client broke is none that was served."""
-    arrivals = Arrivals()
-    arrivals._comes = gevent.spawn(lambda: None)
-    arrivals._come_count = 1
-    assert [each[2] for each in arrivals.stop()] == ["stuck"]
+def test_a_client_without_an_end_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without a reply is stuck; a client that breaks ends the process."""
+    monkeypatch.setattr("loadtests.frame.traffic.GIVE_UP_SECONDS", -1.0)
+    traffic = Traffic()
+    traffic._open[7] = 1
+    assert traffic.depart()["visits"] == [(7, 1, 0, "stuck", ())]
+    traffic._spawn(lambda: None, "one argument too many")
+    gevent.sleep(0)
+    with pytest.raises(TypeError):
+        traffic.depart()
 
 
 def test_a_kept_connection_that_ends_unasked_is_no_failure() -> None:
@@ -199,28 +194,51 @@ def test_a_kept_connection_that_ends_unasked_is_no_failure() -> None:
     ends: list[Any] = []
 
     def handle(sock: Any, _peer: Any) -> None:
-        sock.recv(1000)
+        asked = sock.recv(1000)
         if len(ends) % 2:
-            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n1 2\n")
+            body = reply(Request.decode(asked.decode().split()[1]))
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         ends.append(sock)  # which is closed now
 
     server, port = _serve(handle)
     try:
-        kept = Kept()
-        kept.start(port, 1, 0.001, 1)
+        traffic = Traffic()
+        traffic.keep(port, 1, 0.001, 1)
         wait_until(lambda: len(ends) >= 6)
-        found = kept.stop()
+        found = traffic.depart()
     finally:
         server.stop()
-    assert found["failures"] == {}
-    assert found["good"] >= 2
-    assert len(found["raced"]) >= 3
-    assert found["met the end"] >= 1
-    assert found["connected"] >= 6
+    fates = [visit.fate for visit in found["visits"]]
+    assert {*fates} == {"good", "raced"}
+    assert fates.count("good") >= 2
+    assert fates.count("raced") >= 3
+    assert found["counts"]["met the end"] >= 1
+    assert found["counts"]["connected"] >= 6
+
+
+def test_another_address_than_the_clients_own_is_a_failure() -> None:
+    """It is the first word of the reply, where the application is asked for it."""
+
+    def handle(sock: Any, peer: Any) -> None:
+        request = Request.decode(sock.recv(1000).decode())
+        sock.sendall(reply(request, "{}:{}".format(*peer) if request.number % 2 else "10.0.0.1:1"))
+
+    server, port = _serve(handle)
+    try:
+        traffic = Traffic()
+        traffic.arrive(port, 200, is_http=False, names_us=True)
+        traffic.come(4)
+        visits = traffic.depart()["visits"]
+    finally:
+        server.stop()
+    assert {(visit.number % 2, visit.fate) for visit in visits} == {
+        (0, "another's address"),
+        (1, "good"),
+    }
 
 
 def test_resets_are_resets() -> None:
-    """A handler that waits for them sees it; good ones have their reply."""
+    """A handler that waits for them sees it."""
     seen: list[str] = []
 
     def handle(sock: Any, _peer: Any) -> None:
@@ -234,8 +252,8 @@ def test_resets_are_resets() -> None:
 
     server, port = _serve(handle)
     try:
-        fates = reset(port, 8, 0, is_http=False, seconds=0.001)
-        wait_until(lambda: len(seen) == 8)
+        fates = Clients().reset_many(port, 8, is_http=False, seconds=0.001)
+        wait_until(lambda: len(seen) == 4)
     finally:
         server.stop()
     assert fates == {}
@@ -243,17 +261,19 @@ def test_resets_are_resets() -> None:
 
 def test_gevents_stop_loses_what_is_in_flight() -> None:
     """So the measure sees it: `gevent` stops, its process ends, and no reply is sent."""
-    drain = Drain(slow=3, slow_seconds=5, idle=2, timeout=1)
-    fates = drain._end("gevent", is_tls=False)
-    assert fates.good == 0
-    assert sum(fates.slow.values()) == 3
+    sizes = {"slow": 3, "slow_seconds": 5, "idle": 2, "timeout": 1.0, "others": ["gevent"]}
+    (table,) = play("drain", lambda _: None, is_quick=True, **sizes).tables
+    rows = {row[0]: row for row in table.rows}
+    assert [*rows] == ["glb, HTTP", "gevent, HTTP", "glb, HTTPS", "gevent, HTTPS"]
+    assert rows["gevent, HTTP"][1] == "0"
+    assert rows["gevent, HTTP"][5].startswith("3 ")
 
 
 def test_a_process_that_ends_is_told_of() -> None:
     """With its last words, and not by a wait that has no end."""
-    with Server() as server:
+    with Worker("loadtests.lossless.workers") as server:
         server.order("open", kind="nonsense")
-        with pytest.raises(RuntimeError, match="ended: KeyError: 'nonsense'"):
+        with pytest.raises(RuntimeError, match=r"has ended: AttributeError: .*'nonsense'"):
             server.answer()
 
 
@@ -261,15 +281,14 @@ def test_a_process_that_ends_is_told_of() -> None:
 
 
 # Those are left out that need a compiler, and the one that the command is tried with.
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in ELSEWHERE])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_a_tiny_run_keeps_all_promises(name: str) -> None:
     """Few connections: no figures to quote, but the promises are the same."""
     told: list[str] = []
-    scenario = all_scenarios()[name].quick
-    answer = scenario.run(told.append)
+    answer = play(name, told.append, is_quick=True)
     assert [each for each in answer.promises if not each.is_kept] == []
-    assert len(told) == scenario.steps
-    assert answer.tables()
+    assert told == [name]
+    assert answer.is_kept
 
 
 @needs_compiler
@@ -287,5 +306,4 @@ def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
     assert "Does a server that is out of descriptors come back by itself?" in printed
     found = json.loads(file.read_text())
     assert found["kept"] is True
-    assert found["scenarios"]["exhaustion"]["kept"] is True
-    assert [each["kept"] for each in found["scenarios"]["exhaustion"]["promises"]] == [True] * 4
+    assert [each["kept"] for each in found["answers"]["exhaustion"]["promises"]] == [True] * 4

@@ -10,38 +10,43 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.frame.traffic import Visit
 from loadtests.machines import network
-from loadtests.machines.balancers import BALANCERS, HAProxy
-from loadtests.machines.network import why_not
-from loadtests.machines.page import file_of_page, write
-from loadtests.machines.service import STREAM, WEB
+from loadtests.machines.__main__ import share
+from loadtests.machines.hosts import BALANCERS, STREAM, WEB, write
 
 from ..support.helpers import run_load_test
 
 ROOT = Path(__file__).parents[2]
+
+#: When, in seconds, and from which process.
+REPLIES = [(0, "old"), (5, "new"), (6, "old"), (7, "old"), (8, "old"), (9, "new")]
 
 #: A run with a host, on which a process writes and waits. It ends when it is killed.
 ENTERS = """
 from loadtests.machines.network import enter
 enter(["-c", '''
 import subprocess, sys
-from loadtests.machines.network import Network
-with Network() as network:
-    network.host("web1", "10.0.0.11")
-    subprocess.Popen(["ip", "netns", "exec", "web1", "sh", "-c", "echo a host is there; sleep 60"])
-    sys.stdin.read()
+from loadtests.machines.network import Host, set_up
+set_up("10.0.0.2")
+host = Host("web1", "10.0.0.11")
+subprocess.Popen([*host.enters, "sh", "-c", "echo a host is there; sleep 60"])
+sys.stdin.read()
 '''])
 """
 
 thorough = [pytest.mark.process, pytest.mark.thorough]
 
 
-def needs_hosts() -> None:
+def needs_hosts(*programs: str) -> None:
     """Skip where there can be none."""
-    if HAProxy.find() is None:
-        pytest.skip("needs haproxy")
-    if (reason := why_not()) is not None:
-        pytest.skip(reason)
+    for program in programs:
+        if shutil.which(program, path=network.PATH) is None:
+            pytest.skip(f"needs {program}")
+    try:
+        network.unsharing()
+    except RuntimeError as error:
+        pytest.skip(str(error))
 
 
 class TestHosts:
@@ -49,7 +54,7 @@ class TestHosts:
 
     def test_no_request_is_lost_while_all_hosts_are_replaced(self) -> None:
         """Each reply is a 200 with the client's own address, by PROXY protocol v2."""
-        needs_hosts()
+        needs_hosts("haproxy")
         # Python's development mode makes starts slow, of which there are ten.
         options = ("deploy", "--quick", "--requests", "500", "--rate", "150")
         status, printed = run_load_test("machines", *options, PYTHONDEVMODE="")
@@ -57,8 +62,7 @@ class TestHosts:
 
     def test_nothing_is_left_of_runs_that_are_killed(self) -> None:
         """Two at a time, with the same names: their hosts' processes are ended by the kernel."""
-        if (reason := why_not()) is not None:
-            pytest.skip(reason)
+        needs_hosts()
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         runs = [
             subprocess.Popen(
@@ -83,8 +87,9 @@ def test_the_page_has_each_file_and_what_runs_change(tmp_path: Path) -> None:
     for kind in (WEB, STREAM):
         assert "drain-delay = 5.0\n" in write(kind.file, tmp_path, {}).read_text()
     for balancer in BALANCERS.values():
+        before = write(balancer.file, tmp_path, {}).read_text()
         changed = {**balancer.changes, **balancer.quick}
-        assert write(balancer.file, tmp_path, changed).read_text() != file_of_page(balancer.file)
+        assert write(balancer.file, tmp_path, changed).read_text() != before
 
 
 def test_a_change_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -92,15 +97,26 @@ def test_a_change_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no 'drain-delay = 1' in glb.toml"):
         write("glb.toml", tmp_path, {"drain-delay = 1": "drain-delay = 2"})
     with pytest.raises(ValueError, match=r"has no block that is nginx.conf"):
-        file_of_page("nginx.conf")
+        write("nginx.conf", tmp_path, {})
 
 
 def test_where_there_can_be_no_hosts_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program isn't there, or the machine refuses: both are told in words."""
     refuses = ("sh", "-c", "echo 'unshare failed: Operation not permitted' >&2; exit 1")
-    monkeypatch.setattr(network, "_UNSHARE", refuses)
+    monkeypatch.setattr(network, "UNSHARE", refuses)
     monkeypatch.setattr(shutil, "which", lambda *_, **__: "/usr/bin/true")
+    with pytest.raises(RuntimeError) as refused:
+        network.unsharing()
     allows = "this machine doesn't allow network namespaces: "
-    assert why_not() == f"{allows}unshare failed: Operation not permitted"
+    assert str(refused.value) == f"{allows}unshare failed: Operation not permitted"
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    assert why_not() == "needs the program 'unshare' (Debian's util-linux, iproute2)"
+    with pytest.raises(RuntimeError, match="needs the program 'unshare'"):
+        network.unsharing()
+
+
+def test_a_share_is_a_part_of_an_equal_one() -> None:
+    """From the first reply of a process on; it has none without a reply."""
+    replies = [Visit(0, 0, when * 10**9, "good", ("", "", who)) for when, who in REPLIES]
+    assert share(replies, "new", 4, 3) == 0.75
+    assert share(replies, "new", 1, 3) == 3.0
+    assert share(replies, "other", 4, 3) == 0.0
