@@ -358,7 +358,7 @@ class Trial:
         if not line.is_closed:
             fault("the server has not closed it")
         while (request := read_message(sent)) is not None:
-            method, target, *_ = request.line.split(" ")
+            method, target, *_ = f"{request.line} ".split(" ")
             fields = [f"{name}: {value}"[:60] for name, value in request.fields]
             about = f"{request.line[:150]!r} {fields}, behind {about[:600]}"
             requests += 1
@@ -399,13 +399,13 @@ class Trial:
 
 def _difference(request: Message, call: dict[str, Any]) -> str:
     """Return what the application saw otherwise; an empty string if it is nothing."""
-    method, target, *_ = request.line.split(" ")
+    method, target, *_ = f"{request.line} ".split(" ")
     path, _, query = target.removeprefix("http://").partition("?")
     path = "/" + path.partition("/")[2] if target.startswith("http://") else path
     sent = (method, unquote(path, "latin-1"), query, request.value("x-forwarded-for") or None)
     names = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_X_FORWARDED_FOR")
     if (seen := tuple(map(call.get, names))) != sent:
-        return f"the application saw {_kind_of(call, 'something else')}, {seen} for {sent}"
+        return f"the application saw {_kind_of(call, 'something else')} for {sent}: {seen}"
     page, read = page_of(path)[0], call.get("read")
     if page == "websocket":
         return ""
