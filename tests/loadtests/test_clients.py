@@ -10,14 +10,20 @@ pytestmark = [pytest.mark.process, pytest.mark.thorough]
 
 SHORT = ("--client", "http.client", "--application", "plain")
 
-# The server's process with a fault of glb's, before its `main`.
+# The servers' process with a fault of glb's, before its `main`; and what starts that one.
 SERVER = """
 import sys
-from loadtests.clients import serve
 from glb.http.body import Body
 from glb.pywsgi import WSGIHandler, WSGIServer
+from loadtests.http import serve
 {fault}
 serve.main(*sys.argv[1:])
+"""
+PROGRAM = """
+import sys
+from loadtests import {name} as command
+command.SERVER = (sys.executable, "-c", {server!r})
+command.main()
 """
 
 # An application gets less than was sent.
@@ -42,6 +48,11 @@ WSGIServer.get_environ = lambda self: {**environ(self), "wsgi.version": None}
 """
 
 
+def with_fault(name: str, fault: str) -> str:
+    """Return a program: the load test *name*, of servers with a *fault*."""
+    return PROGRAM.format(name=name, server=SERVER.format(fault=fault))
+
+
 @pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
 def test_a_short_run_finds_nothing(loop: str) -> None:
     """Of all clients and applications that are installed; the others are named."""
@@ -60,7 +71,7 @@ def test_a_short_run_finds_nothing(loop: str) -> None:
 )
 def test_what_differs_is_found(fault: str, found: str) -> None:
     """By the client, by the application, or by the checker; and not under gevent's server."""
-    status, printed = run_load_test("clients", *SHORT, server=SERVER.format(fault=fault))
+    status, printed = run_load_test("clients", *SHORT, program=with_fault("clients", fault))
     assert status == 1, printed
     assert "\ngevent 1 hubs: 4 things seen by clients, 0 faults\n" in printed
     assert found in printed

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 
 from glb.pywsgi import WSGIHandler
 from loadtests import mutants
-from loadtests.mutants import ByHooks, Found, Server, faults_of, main, make, mutate, serve
+from loadtests.http.serve import ByHooks
+from loadtests.mutants import Found, Server, faults_of, main, make, mutate
 
-GET = b"GET /list HTTP/1.1\r\nHost: a\r\n\r\n"
+GET = b"GET /echo/a HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def test_it_finds_nothing() -> None:
@@ -27,7 +28,7 @@ def test_what_differs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Other(ByHooks):
         def get_environ(self) -> dict[str, Any]:
-            return {**super().get_environ(), "PATH_INFO": "/none"}
+            return {**super().get_environ(), "PATH_INFO": "/ignore"}
 
     monkeypatch.setattr(mutants, "ByHooks", Other)
     result = CliRunner().invoke(main, ["--requests", "50", "--seed", "1"])
@@ -37,8 +38,7 @@ def test_what_differs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reply_too_many_is_found() -> None:
     """And one too few, one whose framing is broken, and what was reported."""
-    server = Server()
-    found = serve(server, WSGIHandler, [GET, GET])
+    found = Server().serve(WSGIHandler, [GET, GET])
     assert len(found.seen) == 2 and [*faults_of(found, found)] == []
     for reply in (found.reply * 2, b"", found.reply + b"x", found.reply[20:]):
         assert [*faults_of(Found(reply, found.seen), found)]

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from loadtests.proxies.installed import PROXIES, version
+from loadtests.proxies import PROXIES, find
 
 from ..support.helpers import run_load_test
+from .test_clients import with_fault
 
 pytestmark = [
     pytest.mark.process,
@@ -17,16 +18,8 @@ pytestmark = [
 ]
 
 NEEDED = pytest.mark.skipif(
-    None in {version(name) for name in PROXIES}, reason="needs haproxy and nginx"
+    None in {find(name) for name in PROXIES}, reason="needs haproxy and nginx"
 )
-
-# The server's process with a fault, before its `main`.
-SERVER = """
-import sys
-from loadtests.proxies import application
-{fault}
-application.main(*sys.argv[1:])
-"""
 
 # An application gets less than was sent.
 LOSES = """
@@ -48,8 +41,8 @@ WSGIHandler._end_input = end_all
 
 def run(*options: str, fault: str = "", **environ: str) -> tuple[int, str]:
     """Return the exit status of a run, of a server with a *fault*, and what it printed."""
-    server = SERVER.format(fault=fault) if fault else ""
-    return run_load_test("proxies", "--seed", "1", *options, server=server, **environ)
+    program = with_fault("proxies", fault) if fault else ""
+    return run_load_test("proxies", "--seed", "1", *options, program=program, **environ)
 
 
 @NEEDED
@@ -90,7 +83,7 @@ def test_what_is_lost_is_found(fault: str, found: str) -> None:
 
 
 @pytest.mark.skipif(
-    None not in {version(name) for name in PROXIES}, reason="haproxy and nginx are installed"
+    None not in {find(name) for name in PROXIES}, reason="haproxy and nginx are installed"
 )
 def test_a_proxy_that_is_not_installed_is_passed_over() -> None:
     """A line says so."""
