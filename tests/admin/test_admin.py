@@ -444,6 +444,51 @@ def test_a_server_that_is_started_again_is_watched_again() -> None:
                 )
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"GET /livez HT", id="a part of a head"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", id="a request"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3000, id="more than it reads"),
+    ],
+)
+def test_a_probe_does_not_wait_for_a_place(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the client does that has the last one: it is closed."""
+    monkeypatch.setattr(server_module, "_MOST_CLIENTS", 1)
+    monkeypatch.setattr(server_module, "_CLIENT_SECONDS", 1000.0)
+    with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
+        inside: Any = admin._server
+        client = connect(admin.address)
+        client.sendall(sent)
+        wait_until(lambda: len(inside.clients) == 1)
+        assert seen(admin, "/livez")[::2] == (200, "ok\n")
+        wait_until(lambda: inside.active == 0)
+        client.close()
+
+
+def test_a_new_client_has_the_place_of_the_one_that_was_silent_for_longest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not of one that has asked since; so there is a bound for how many there are."""
+    monkeypatch.setattr(server_module, "_MOST_CLIENTS", 3)
+    with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
+        inside: Any = admin._server
+        clients = []
+        for _ in range(3):
+            clients.append(connect(admin.address))
+            wait_until(lambda: len(inside.clients) == len(clients))
+        clients[0].sendall(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 OK")
+        clients.append(connect(admin.address))
+        assert clients[1].recv(1) == b""
+        wait_until(lambda: inside.active == 3)
+        clients += [connect(admin.address) for _ in range(9)]
+        assert [clients[place].recv(1) for place in (2, 0, 3)] == [b""] * 3
+        wait_until(lambda: inside.active == 3)
+        close_all(clients)
+
+
 def test_an_address_that_is_taken_leaves_nothing() -> None:
     """The error is bind's."""
     server = StreamServer(ANY, lambda *_: None)
