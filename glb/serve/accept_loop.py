@@ -155,13 +155,12 @@ class AcceptLoop:
 
     def _ended(self, greenlet: Any) -> None:
         # In its hub, when gevent has reported it.
-        acceptor, worker = self._acceptor, self._worker
+        worker = self._worker
         worker.loops.pop(greenlet, None)
         try:
             if not self._is_going:
                 self.has_ended = True
-                acceptor.enter(State.STOPPED)
-                # Other greenlets of the program may wait by its listener.
+                # Its clone leaves the ring, and other greenlets of the program that wait by it.
                 self._waiters.cancel(functools.partial(listener_closed, self._listener.address))
                 self._report()
         finally:

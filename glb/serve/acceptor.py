@@ -128,7 +128,9 @@ class Acceptor:
     @property
     def state(self) -> State:
         """What it does about new connections, and why."""
-        return of_clone(self.own, self.admission.shown_state)
+        has_ended = self.loop is not None and self.loop.has_ended
+        own = State.STOPPED if has_ended else self.own
+        return of_clone(own, self.admission.shown_state)
 
     def enter(self, state: State, after: Collection[State] = tuple(State)) -> bool:
         """Change its own state, and with it whether it has turns; tell whether it has changed.

@@ -144,12 +144,6 @@ class CloneSet:
             raise RuntimeError(f"{clone!r} can't handle {args[0]!r}: there is no such clone")
         accept_loop.handle(acceptor, args)
 
-    def resume(self, index: int) -> None:
-        """Give clone *index* turns again, unless its accept loop has ended."""
-        acceptor = self.at(index)
-        if acceptor.loop is None or not acceptor.loop.has_ended:
-            acceptor.enter(State.ACCEPTING)
-
     def add_loops(self, acceptors: Sequence[Acceptor], listeners: Sequence[Any]) -> None:
         """Give *acceptors* their accept loops, if the server has one. Their hubs are open."""
         if self._server.accept_loop is not None:
@@ -186,7 +180,6 @@ class CloneSet:
         self.listeners = listeners
         for acceptor in self.acceptors:
             acceptor.loop = None
-            acceptor.enter(State.ACCEPTING, after=(State.STOPPED,))  # its last loop may have ended
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
         server.socket = sock
         server.address = entry.address
@@ -280,6 +273,7 @@ class CloneSet:
             acceptor = Acceptor(self._server, index, worker, self._workers, self._admission)
         if handle is not None:
             acceptor.handle = handle
+        acceptor.loop = None  # of the time before it went
         acceptor.enter(State.STOPPED, after=(State.DRAINING,))  # its handlers may be ending still
         acceptor.enter(State.ACCEPTING)
         self._settle(acceptor)
