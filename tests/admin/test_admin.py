@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import glb
 from glb.admin import Admin
 from glb.admin import server as server_module
-from glb.admin.passed_over import STALLED
+from glb.admin.view import SHOWN_STATES
 from glb.model.states import State
 from glb.model.stats import CloneStats
 from glb.pywsgi import WSGIServer
@@ -297,7 +297,7 @@ def test_the_docs_have_each_signal_that_is_heeded() -> None:
 def test_the_docs_have_each_state() -> None:
     """With what /readyz makes of a server in it."""
     told = {row[0].strip("*"): row[2] for row in rows_of("States")}
-    assert {*told} == {*(each.value for each in State), STALLED}
+    assert {*told} == {*SHOWN_STATES}
     for state in State:
         # Paused is a clone's, and its server accepts.
         is_ready = state in server_module._READY or state is State.PAUSED
@@ -390,12 +390,15 @@ def test_one_stuck_hub_is_told_and_no_reason_to_restart(
         assert status == 200
         assert body.startswith("ok\nhub 1 of ")
         assert body.endswith("in wait\n")
-        found = seen_now()
+        found, values = seen_now(), samples(seen(admin, "/metrics")[2])
         assert found["hubs"][1]["stalled_at"].endswith("in wait")
         for clone in found["clones"]:
             assert clone["state"] == "accepting"
             assert clone["shown_state"] == ("stalled" if clone["hub"] == 1 else "accepting")
             assert (clone["stalled_seconds"] > 0) == (clone["hub"] == 1)
+            labels = (found["address"], str(clone["index"]), str(clone["hub"]))
+            states = {each: values("glb_clone_state", *labels, each) for each in SHOWN_STATES}
+            assert [each for each in states if states[each]] == [clone["shown_state"]]
         (line,) = [each.getMessage() for each in caplog.records]
         assert line.startswith("hub 1 of ")
         assert "in __call__" in line  # the handler's
