@@ -245,10 +245,7 @@ class Acceptor:
         try:
             if admission.bucket is not None and moves is None:
                 admission.bucket.take(monotonic())
-            number = plain.fileno()
-            if number >= admission.watermark.level:
-                admission.watermark.reached(server, number)
-            connection = Connection.on(plain)
+            connection = Connection.on(plain, admission.watermark, server)
             if moves:
                 connection.moves = moves
             server.delay = server.min_delay

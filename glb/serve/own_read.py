@@ -90,10 +90,7 @@ def read_handed(turn: TurnOfServer, admission: Admission) -> tuple[Connection, A
     """Take the connection that was accepted for the clone whose turn it is."""
     handed = turn.handed
     assert handed is not None, "only in a turn"
-    number = handed.sock.fileno()
-    if number >= admission.watermark.level:
-        admission.watermark.reached(admission.server, number)
-    connection = Connection.on(handed.sock)
+    connection = Connection.on(handed.sock, admission.watermark, admission.server)
     if handed.moves:
         connection.moves = handed.moves
     turn.handed = None
