@@ -33,7 +33,7 @@ from ..net.fd_leaks import Watermark
 from ..net.sockets import set_nodelay
 from . import accept_loop
 from .accept_loop import AcceptLoop
-from .acceptor import Acceptor
+from .acceptor import Acceptor, Loop
 from .admission import Admission
 from .hooks import Handler, Hooks
 from .workers import Workers
@@ -121,7 +121,7 @@ class CloneSet:
     # -- accept loops --------------------------------------------------------------------------
 
     @property
-    def loops(self) -> list[AcceptLoop]:
+    def loops(self) -> list[Loop]:
         """The accept loops of its clones, if they have any."""
         return [each.loop for each in self.acceptors if each.loop is not None]
 
@@ -146,9 +146,9 @@ class CloneSet:
 
     def add_loops(self, acceptors: Sequence[Acceptor], listeners: Sequence[Any]) -> None:
         """Give *acceptors* their accept loops, if the server has one. Their hubs are open."""
-        if self._server.accept_loop is not None:
-            for acceptor, listener in zip(acceptors, listeners, strict=True):
-                acceptor.loop = AcceptLoop(acceptor, listener)
+        has_loops = self._server.accept_loop is not None  # another time it may have been otherwise
+        for acceptor, listener in zip(acceptors, listeners, strict=True):
+            acceptor.loop = AcceptLoop(acceptor, listener) if has_loops else None
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -178,8 +178,6 @@ class CloneSet:
             self.close_each(each for each in opened if each is not given)
             raise
         self.listeners = listeners
-        for acceptor in self.acceptors:
-            acceptor.loop = None
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
         server.socket = sock
         server.address = entry.address
@@ -273,7 +271,6 @@ class CloneSet:
             acceptor = Acceptor(self._server, index, worker, self._workers, self._admission)
         if handle is not None:
             acceptor.handle = handle
-        acceptor.loop = None  # of the time before it went
         acceptor.enter(State.STOPPED, after=(State.DRAINING,))  # its handlers may be ending still
         acceptor.enter(State.ACCEPTING)
         self._settle(acceptor)
