@@ -397,7 +397,6 @@ class Readiness:
         return min(POLLING_MAX_SECONDS, max(POLLING_MIN_SECONDS, seconds))
 
     def _look(self, timer: Any) -> None:
-        timer.stop()
         timer.close()
         with self._turns.lock:
             if self._timer is not timer:

@@ -252,7 +252,6 @@ def _close_later(loop: Any, sock: Any) -> None:
                 sock.close()
         finally:
             for each in (check, timer):
-                each.stop()
                 each.close()
 
     check.start(close)

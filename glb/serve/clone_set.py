@@ -103,14 +103,17 @@ class CloneSet:
             raise ValueError(f"clone must be 0 to {len(self.acceptors) - 1}, got {index!r}")
         return self.acceptors[number]
 
+    def _find(self, clone: Clone) -> Acceptor | None:
+        acceptors = self.acceptors  # another thread may replace it
+        return acceptors[clone] if clone < len(acceptors) else self.gone.get(clone)
+
     def handler_of(self, clone: Clone | None) -> Handler:
         """Return the handler of *clone*, also of one that went; ``None``: that has its turn."""
         server: object = None if clone is None else clone.server
         if clone is None or server is not self._server:
             acceptor = self._workers.turn.acceptor
         else:
-            acceptors = self.acceptors
-            acceptor = acceptors[clone] if clone < len(acceptors) else self.gone.get(clone)
+            acceptor = self._find(clone)
         if acceptor is None or acceptor.handle is None:
             raise RuntimeError(
                 f"no clone of {self._server} has its turn: run handlers by do_handle()"
@@ -138,8 +141,7 @@ class CloneSet:
 
     def handle(self, clone: Clone, args: tuple[Any, ...]) -> None:
         """See `glb.Clone.handle`."""
-        acceptors = self.acceptors
-        acceptor = acceptors[clone] if clone < len(acceptors) else self.gone.get(clone)
+        acceptor = self._find(clone)
         if acceptor is None:
             raise RuntimeError(f"{clone!r} can't handle {args[0]!r}: there is no such clone")
         accept_loop.handle(acceptor, args)

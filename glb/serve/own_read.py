@@ -47,9 +47,7 @@ def take_turn(acceptor: Reader) -> Turn:
     except BaseException as error:
         return acceptor.accept_failed(error)
     acceptor.dispatcher.accepted += 1
-    turns = acceptor.dispatcher.turns
-    with turns.lock:
-        turns.ring.rotate(acceptor.team, acceptor)
+    acceptor.dispatcher.turns.rotate(acceptor.team, acceptor)
     if admission.bucket is not None:
         admission.bucket.take(monotonic())
     _handle(acceptor, args)

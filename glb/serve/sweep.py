@@ -85,7 +85,6 @@ class Sweep(Generic[T]):
         """Leave no timer on the loop. Twice is harmless."""
         timer, self._timer = self._timer, None
         if timer is not None and self.hub.loop is not None:
-            timer.stop()
             timer.close()
 
     def look_over(self) -> None:
