@@ -244,7 +244,7 @@ class Draining:
         for worker in self._workers:
             if not worker.is_here:
                 # What it was about to hand on, it has handed on when it comes to this.
-                ask(worker.send, _nothing, lambda: plan.is_called_off)(until - monotonic())
+                ask(worker.send, lambda: None, lambda: plan.is_called_off)(until - monotonic())
         while admission.turns is turns and admission.state in SERVES and monotonic() < until:
             if not (turns.waiting or admission.expected):
                 return
@@ -322,7 +322,3 @@ class Draining:
             if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, left))):
                 return True
         return thread.has_ended
-
-
-def _nothing() -> None:
-    """What a hub is asked that is only to show that it turns."""
