@@ -19,7 +19,7 @@ from ..hubs.signals import ask
 from ..hubs.threads import HubThread
 from ..model.limits import check_seconds
 from ..model.states import State
-from ..net.sockets import bound_address
+from ..net.sockets import bound_address, is_readable
 from ..pywsgi import WSGIServer
 from ..server import StreamServer
 from .page import HEADERS, PAGE
@@ -249,16 +249,22 @@ class _Server(WSGIServer):
         self.clients: Final[dict[object, Any]] = {}
 
     def handle(self, sock: Any, address: Any) -> None:
+        if len(self.clients) >= _MOST_CLIENTS:
+            self.make_room()
         self.clients[getcurrent()] = sock
-        if len(self.clients) > _MOST_CLIENTS:
-            oldest = self.clients.pop(next(iter(self.clients)))
-            # The kernel's alone, which ends a wait to read or to write, and raises nothing here.
-            with contextlib.suppress(OSError):
-                oldest._sock.shutdown(socket.SHUT_RDWR)
         try:
             super().handle(sock, address)
         finally:
             self.clients.pop(getcurrent(), None)
+
+    def make_room(self) -> None:
+        """Close the client that was silent for longest."""
+        # In a flood of them a probe's request may have come, and its handler be the next to run.
+        silent = (each for each, sock in self.clients.items() if not is_readable(sock._sock))
+        oldest = self.clients.pop(next(silent, next(iter(self.clients))))
+        # The kernel's alone, which ends a wait to read or to write, and raises nothing here.
+        with contextlib.suppress(OSError):
+            oldest._sock.shutdown(socket.SHUT_RDWR)
 
     def has_asked(self) -> None:
         """The client of this greenlet's handler has sent a request."""

@@ -492,6 +492,31 @@ def test_a_new_client_has_the_place_of_the_one_that_was_silent_for_longest(
         close_all(clients)
 
 
+def test_a_client_whose_request_has_come_keeps_its_place() -> None:
+    """Its handler is about to run, though the client has been silent for longest until now."""
+    with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
+        inside: Any = admin._server
+        clients = []
+        for _ in range(2):
+            clients.append(connect(admin.address))
+            wait_until(lambda: len(inside.clients) == len(clients))
+        is_inside, has_sent = threading.Event(), threading.Event()
+
+        def make_room() -> None:
+            is_inside.set()
+            assert has_sent.wait(10)
+            inside.make_room()
+
+        assert admin._thread is not None
+        admin._thread.send(make_room)
+        assert is_inside.wait(10)
+        clients[0].sendall(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        has_sent.set()
+        assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 OK")
+        assert clients[1].recv(1) == b""
+        close_all(clients)
+
+
 def test_an_address_that_is_taken_leaves_nothing() -> None:
     """The error is bind's."""
     server = StreamServer(ANY, lambda *_: None)
