@@ -445,10 +445,7 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
             if sock.timeout:
                 raise
             return None
-        number = plain.fileno()
-        if number >= engine.admission.watermark.level:
-            engine.admission.watermark.reached(self, number)
-        return Connection.on(plain), address
+        return Connection.on(plain, engine.admission.watermark, self), address
 
     def do_handle(self, *args: Any) -> None:
         """Run the handler for a connection of the clone whose turn it is, as ``spawn`` says."""

@@ -205,7 +205,6 @@ class Dispatcher:
         self.mailbox.close()
         if self.has_loop:
             self._end_pause()
-            io.stop()
             io.close()
             # Not here: the lock may be held, and a call may switch greenlets.
             self.hub.loop.run_callback(self.mailbox.answer)
@@ -427,11 +426,6 @@ class Dispatcher:
             self.accepted -= 1
             self.turns.give_back(handed)
 
-    @property
-    def has_jobs(self) -> bool:
-        """Whether handlers wait for their hub to begin them."""
-        return bool(self.handlers.jobs)
-
     def reclaim_jobs(self) -> list[PendingConnection]:
         """Take away connections whose handlers have not begun. From any thread."""
         jobs = self.handlers.take_back(self._can_take_back)
@@ -480,7 +474,6 @@ class Dispatcher:
     def _end_pause(self) -> None:
         pause, self._pause = self._pause, None
         if pause is not None:
-            pause.stop()
             pause.close()
 
 

@@ -78,8 +78,6 @@ class OfClone(Protocol):
     @property
     def entry(self) -> Any: ...
     @property
-    def readiness(self) -> Readiness: ...
-    @property
     def hubs(self) -> list[Any]: ...
     @property
     def is_cancelled(self) -> bool: ...
@@ -397,7 +395,6 @@ class Readiness:
         return min(POLLING_MAX_SECONDS, max(POLLING_MIN_SECONDS, seconds))
 
     def _look(self, timer: Any) -> None:
-        timer.stop()
         timer.close()
         with self._turns.lock:
             if self._timer is not timer:

@@ -364,12 +364,8 @@ class Registry:
         """Give *share* back; with the last one of an entry the address is free."""
         entry = share.entry
         with self.lock:
-            if not entry.release_locked(share) or entry.is_closed:
-                return
-            if entry.key is not None and self._by_key.get(entry.key) is entry:
-                del self._by_key[entry.key]
-            self._entries.pop(entry, None)
-            entry.close_locked()
+            if entry.release_locked(share) and not entry.is_closed:
+                self._close_locked(entry)
 
     def raise_backlog(self, entry: Entry, backlog: int) -> None:
         """Make *entry*'s accept queue *backlog* long, unless it is longer already."""
@@ -413,8 +409,7 @@ class Registry:
     def _join_locked(self, address: Address) -> Share | None:
         if address.port == 0:
             return None
-        key = sockets.find_key(address)
-        entry = None if key is None else self._by_key.get(key)
+        entry = self.find(address)
         return None if entry is None else entry.acquire_locked(native_ident())
 
     def _add_locked(
@@ -453,16 +448,19 @@ class Registry:
             self._by_key[key] = entry
         return share
 
+    def _close_locked(self, entry: Entry) -> None:
+        if entry.key is not None and self._by_key.get(entry.key) is entry:
+            del self._by_key[entry.key]
+        self._entries.pop(entry, None)
+        entry.close_locked()
+
     def keep_thread_locked(self, thread: int) -> None:
         """In a forked child: keep what belongs to *thread*, let go of the rest."""
         for entry in [*self._entries]:
             entry.outlives_us = True
             entry.keep_thread_locked(thread)
             if not entry.clones:
-                self._entries.pop(entry)
-                if entry.key is not None and self._by_key.get(entry.key) is entry:
-                    del self._by_key[entry.key]
-                entry.close_locked()
+                self._close_locked(entry)
         self.reserve.keep_thread_locked(thread)
 
     def __iter__(self) -> Iterator[Entry]:

@@ -38,7 +38,7 @@ def _write(entry: Entry, context: str, error: str, delay: float, found: str) -> 
 def _describe(entry: Entry, context: object, error: BaseException) -> str:
     # A program that accepts by a plain listener has handlers that can't be counted here.
     is_server = hasattr(type(context), "active")
-    count = functools.partial(count_connections, entry.registry) if is_server else _unknown
+    count = functools.partial(count_connections, entry.registry) if is_server else lambda: None
     # Descriptor numbers are given lowest first: so many were open when it was bound.
     return describe(error, count, entry.pristine.fileno())
 
@@ -61,7 +61,3 @@ def count_connections(registry: Registry) -> int | None:
     hubs = {id(each.handlers): each.handlers for each in dispatchers}
     running = sum(len(each.all) - len(each) + len(each.jobs) for each in hubs.values())
     return max(running, sum(getattr(server, "active", 0) for server in servers.values()))
-
-
-def _unknown() -> None:
-    return None

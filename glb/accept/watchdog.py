@@ -159,7 +159,6 @@ class Watchdog(Dispatcher):
     def _end_timer(self, timer: Any) -> None:
         self._timers.discard(timer)
         if self.has_loop:
-            timer.stop()
             timer.close()
 
     # -- watching ------------------------------------------------------------------------------
@@ -197,7 +196,6 @@ class Watchdog(Dispatcher):
         self.is_ticking = False
         timer, self._timer = self._timer, None
         if timer is not None and self.has_loop:
-            timer.stop()
             timer.close()
 
     def _tick(self) -> None:
@@ -211,11 +209,9 @@ class Watchdog(Dispatcher):
             if self._late % LATE_TICKS:
                 return
             turns.clock += 1
-            is_quiet = not turns.waiting
-            for dispatcher in [*turns.dispatchers.values()]:
-                if dispatcher.inbox or dispatcher.has_jobs:
-                    is_quiet = False
-            self._judge_locked(now)
+            every = cast("list[Dispatcher]", [*turns.dispatchers.values()])
+            has_work = turns.waiting or any(each.inbox or each.handlers.jobs for each in every)
+            self._judge_locked(every, now)
             if turns.leader is None:
                 turns.assign_locked(self)
             elif turns.leader is not self:
@@ -223,7 +219,7 @@ class Watchdog(Dispatcher):
             elif now - self._disturbed_at > CALM_SECONDS:
                 self._hand_lead_on_locked()
             moves = self._count_moves()
-            is_quiet = is_quiet and moves == self._seen_moves
+            is_quiet = not has_work and moves == self._seen_moves
             self._seen_moves = moves
             self._quiet = self._quiet + 1 if is_quiet else 0
             if self._quiet >= QUIET_TICKS:
@@ -233,10 +229,10 @@ class Watchdog(Dispatcher):
         else:
             self._watch_while_ready()
 
-    def _judge_locked(self, now: float) -> None:
+    def _judge_locked(self, every: list[Dispatcher], now: float) -> None:
         turns = self.turns
         stalled = []
-        for dispatcher in cast("list[Dispatcher]", [*turns.dispatchers.values()]):
+        for dispatcher in every:
             look = self._looks.setdefault(dispatcher, _Look())
             if look.is_letting_lie(dispatcher, turns.clock):
                 self._disturbed_at = now

@@ -22,8 +22,7 @@ from prometheus_client.metrics_core import (
 )
 
 from ..http.durations import BOUNDS
-from ..model.states import State
-from .view import ServerView
+from .view import SHOWN_STATES, ServerView
 
 __all__ = ["Metrics"]
 
@@ -114,8 +113,9 @@ def _of_clones(views: list[ServerView]) -> Iterator[Metric]:
             for name, family in counters.items():
                 family.add_metric(labels, getattr(clone, name))
             active.add_metric(labels, clone.active)
-            for each in State:
-                state.add_metric([*labels, each.value], float(clone.state == each.value))
+            shown, _ = view.shown(clone)
+            for each in SHOWN_STATES:
+                state.add_metric([*labels, each], float(shown == each))
     yield from counters.values()
     yield active
     yield state

@@ -1,22 +1,25 @@
 """The administration's server: it shows a program's servers over HTTP.
 
 Source: Kubernetes' probes (livez, readyz); Prometheus' exposition; HAProxy's and Envoy's admin
-listeners.
+listeners; nginx's ``ngx_drain_connections``, which makes room for a new client.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
+from gevent import getcurrent
 
 from ..hubs.signals import ask
 from ..hubs.threads import HubThread
 from ..model.limits import check_seconds
 from ..model.states import State
-from ..net.sockets import bound_address
+from ..net.sockets import bound_address, is_readable
 from ..pywsgi import WSGIServer
 from ..server import StreamServer
 from .page import HEADERS, PAGE
@@ -35,7 +38,7 @@ _NO_METRICS: Final = "/metrics needs prometheus_client: pip install 'glb[metrics
 
 # A probe gets its answer at once. A client that keeps its connection for longer is no probe.
 _CLIENT_SECONDS: Final = 10.0
-_MOST_CONNECTIONS: Final = 100
+_MOST_CLIENTS: Final = 100
 
 _Reply = tuple[str, str, bytes]
 
@@ -51,6 +54,9 @@ class Admin:
 
     A hub that does not turn for *stall_limit* is logged, with its thread's stack, once until it
     turns again.
+
+    It has a place for 100 clients. One more takes that of the client whose last request is longest
+    ago, so that silent clients keep no probe waiting.
 
     There is no password and no TLS: bind it where only your own machines can connect.
 
@@ -153,12 +159,11 @@ class Admin:
     # -- in its thread -------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        server = WSGIServer(
+        server = _Server(
             self._listener,
             self._reply,
             log=None,
             clones=1,
-            max_connections=_MOST_CONNECTIONS,
             first_byte_timeout=_CLIENT_SECONDS,
             send_timeout=_CLIENT_SECONDS,
         )
@@ -187,6 +192,7 @@ class Admin:
     # -- what it replies -------------------------------------------------------------------------
 
     def _reply(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["glb.clone"].server.has_asked()
         path = environ["PATH_INFO"]
         make = self._paths.get(path)
         headers = []
@@ -232,6 +238,39 @@ class Admin:
         if self._metrics is None:
             return "501 Not Implemented", _TEXT, _NO_METRICS.encode()
         return "200 OK", self._metrics.content_type, self._metrics.text()
+
+
+class _Server(WSGIServer):
+    """Closes the client whose last request is longest ago, if there is one too many."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: By the greenlets of their handlers, the longest silent one first.
+        self.clients: Final[dict[object, Any]] = {}
+
+    def handle(self, sock: Any, address: Any) -> None:
+        if len(self.clients) >= _MOST_CLIENTS:
+            self.make_room()
+        self.clients[getcurrent()] = sock
+        try:
+            super().handle(sock, address)
+        finally:
+            self.clients.pop(getcurrent(), None)
+
+    def make_room(self) -> None:
+        """Close the client that was silent for longest."""
+        # In a flood of them a probe's request may have come, and its handler be the next to run.
+        silent = (each for each, sock in self.clients.items() if not is_readable(sock._sock))
+        oldest = self.clients.pop(next(silent, next(iter(self.clients))))
+        # The kernel's alone, which ends a wait to read or to write, and raises nothing here.
+        with contextlib.suppress(OSError):
+            oldest._sock.shutdown(socket.SHUT_RDWR)
+
+    def has_asked(self) -> None:
+        """The client of this greenlet's handler has sent a request."""
+        sock = self.clients.pop(getcurrent(), None)
+        if sock is not None:  # or it was closed
+            self.clients[getcurrent()] = sock
 
 
 def _make_metrics(views: Callable[[], Iterable[ServerView]]) -> Any:

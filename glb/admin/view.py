@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ..accept.handover import HandOver
 from ..model.states import State
@@ -16,7 +16,10 @@ from ..serve.hub_worker import HubWorker
 from .passed_over import STALLED, PassedOver
 from .pulse import Pulse
 
-__all__ = ["ServerView", "stalled_hubs", "view"]
+__all__ = ["SHOWN_STATES", "ServerView", "stalled_hubs", "view"]
+
+#: Those of a clone, as people see them.
+SHOWN_STATES: Final = (*(each.value for each in State), STALLED)
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ class ServerView:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        clones = [
-            {**self._of_clone(clone), "passed_over": turns}
-            for clone, turns in zip(self.clones, self.passed_over, strict=True)
-        ]
+        clones = []
+        for clone, turns in zip(self.clones, self.passed_over, strict=True):
+            state, stuck = self.shown(clone)
+            shown = {"shown_state": state, "stalled_seconds": stuck, "passed_over": turns}
+            clones.append({**clone._asdict(), **shown})
         is_stalled = {each["shown_state"] for each in clones} == {STALLED}
         return {
             "address": self.address,
@@ -75,13 +79,16 @@ class ServerView:
             "clones": clones,
         }
 
-    def _of_clone(self, clone: CloneStats) -> dict[str, Any]:
-        """Return its statistics, and what a person sees: while its hub is stuck, it is stalled."""
+    def shown(self, clone: CloneStats) -> tuple[str, float]:
+        """Return the state of *clone* as people see it, one of `SHOWN_STATES`.
+
+        While its hub is stuck, it is stalled; and for how many seconds.
+        """
         stuck = 0.0
         if clone.hub < len(self.pulses) and clone.state != State.STOPPED.value:
             stuck = round(self.pulses[clone.hub].seconds_stuck, 3)
         shown = STALLED if stuck else clone.state
-        return {**clone._asdict(), "shown_state": shown, "stalled_seconds": stuck}
+        return shown, stuck
 
 
 def view(

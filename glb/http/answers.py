@@ -96,16 +96,28 @@ class _Request(Task):
         settings: Settings = handler._settings
         return None if handler.server.is_long_lived(handler.socket) else settings.request_timeout
 
-    def is_late(self) -> None:
+    def is_late(self, reported: dict[object, object], /) -> None:
         # An application that catches the error, and goes on, gets it again after another timeout.
         handler, greenlet = self._handler, self.greenlet
         seconds = handler._settings.request_timeout
         handler.server.glb_engine.count_timeout("request")
-        stack = "".join(traceback.format_stack(greenlet.gr_frame)).rstrip()
-        text = "%s from %r has taken longer than %g s, and is ended. It was at:\n%s"
-        args = (ascii(handler.requestline), handler.client_address, seconds, stack)
+        name = f"{handler.requestline!a} from {handler.client_address!r}"
+        args = (name, seconds, _where(greenlet, name, reported))
+        text = "%s has taken longer than %g s, and is ended. It was %s"
         call_where_it_may_switch(functools.partial(log.warning, text, *args))
         greenlet.throw(RequestTimeout(seconds))
+
+
+def _where(greenlet: Any, name: str, reported: dict[object, object]) -> str:
+    """Return the stack of a *greenlet*, or the name of the first one in *reported* that is there.
+
+    Requests that are late together mostly wait for the same thing.
+    """
+    lines = tuple((frame.f_code, line) for frame, line in traceback.walk_stack(greenlet.gr_frame))
+    first = reported.setdefault(lines, name)
+    if first is not name:
+        return f"where this one was: {first}"
+    return "at:\n" + "".join(traceback.format_stack(greenlet.gr_frame)).rstrip()
 
 
 def escaped(text: str) -> str:

@@ -48,5 +48,4 @@ class Guard:
         timers, self._timers = self._timers, []
         if self._hub.loop is not None:
             for timer in timers:
-                timer.stop()
                 timer.close()

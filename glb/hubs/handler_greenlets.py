@@ -414,7 +414,6 @@ class Handlers:
             greenlet.end()
         if not self._parked and self._trimmer is not None:
             if self.hub.loop is not None:  # a destroyed one has taken its timers along
-                self._trimmer.stop()
                 self._trimmer.close()
             self._trimmer = None
 

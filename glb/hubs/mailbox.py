@@ -85,7 +85,6 @@ class WakeUp:
         """Leave nothing on the loop. In its own thread; twice is harmless."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None and self._hub.loop is not None:
-            watcher.stop()
             watcher.close()
 
 

@@ -305,7 +305,10 @@ def _end_all() -> None:
 
 def _after_fork_in_child() -> None:
     _renew_loop()
-    _forget_all()
+    threads = [*_running]
+    _running.clear()
+    for thread in threads:
+        thread.forget()
 
 
 def _renew_loop() -> None:
@@ -316,13 +319,6 @@ def _renew_loop() -> None:
     loop = None if hub is None else hub.loop
     if loop is not None and hasattr(loop, "_keepaliveset"):  # libuv's
         loop.reinit()
-
-
-def _forget_all() -> None:
-    threads = [*_running]
-    _running.clear()
-    for thread in threads:
-        thread.forget()
 
 
 atexit.register(_end_all)

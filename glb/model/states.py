@@ -68,13 +68,15 @@ def before(state: State) -> frozenset[State]:
 
 
 def of_server(own: State, clones: Iterable[State]) -> State:
-    """Return the state of a server: its *own*, or full if its *clones* are, but for paused ones.
+    """Return the state of a server: its *own*, or full if its *clones* are.
+
+    Clones that are paused, or whose accept loop has ended, don't count.
 
     Example:
         >>> of_server(State.ACCEPTING, [State.FULL, State.FULL])
         <State.FULL: 'full'>
     """
-    if own is State.ACCEPTING and {*clones} - {State.PAUSED} == {State.FULL}:
+    if own is State.ACCEPTING and {*clones} - {State.PAUSED, State.STOPPED} == {State.FULL}:
         return State.FULL
     return own
 

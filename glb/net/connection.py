@@ -14,12 +14,15 @@ import _socket
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 from gevent._socket3 import _closedsocket as ClosedSocket
 from gevent._socketcommon import GSENDAGAIN, cancel_wait_ex
 from gevent.socket import socket as GeventSocket
+
+if TYPE_CHECKING:
+    from .fd_leaks import Watermark
 
 __all__ = [
     "Connection",
@@ -182,8 +185,16 @@ class Connection(LazySocket):
         super().__init__(sock)
 
     @staticmethod
-    def on(sock: Any) -> Connection:
-        """Return one on a plain socket, which it takes over."""
+    def on(sock: Any, watermark: Watermark | None = None, server: object = None) -> Connection:
+        """Return one on a plain socket, which it takes over.
+
+        Args:
+            watermark: Learns its number, as that of one of *server*'s connections.
+        """
+        if watermark is not None:
+            number = sock.fileno()
+            if number >= watermark.level:
+                watermark.reached(server, number)
         # As the constructor of `LazySocket`, which is a call more.
         connection = _new(Connection)
         sock.setblocking(False)
@@ -241,7 +252,6 @@ def _close_later(loop: Any, sock: Any) -> None:
                 sock.close()
         finally:
             for each in (check, timer):
-                each.stop()
                 each.close()
 
     check.start(close)

@@ -24,7 +24,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import gevent
 from gevent import Greenlet, get_hub, getcurrent
@@ -33,13 +33,13 @@ from ..accept.listener import Listener
 from ..accept.protocols import Turn
 from ..accept.readiness import Accepted
 from ..accept.ring import Team
-from ..accept.turns import Turns
 from ..accept.waiters import AcceptWaiters, HubWaiters
 from ..hubs.threads import call_where_it_may_switch
 from ..model.accept_errors import Episode, listener_closed
 from ..model.clone import CURRENT, Clone
 from ..model.states import State
 from ..originals import monotonic
+from .acceptor import Acceptor, Loop
 
 __all__ = ["AcceptLoop", "LoopMember", "default_accept_loop"]
 
@@ -55,38 +55,6 @@ def default_accept_loop(listener: Listener, clone: Clone) -> None:
         clone.handle(*listener.accept())
 
 
-class _Looping(Protocol):
-    """A clone, as its accept loop sees it: a `glb.serve.acceptor.Acceptor`."""
-
-    accepted: int
-    dispatcher: Any
-    in_flight: int
-    is_not_reclaimable: bool
-    loop: AcceptLoop | None
-    own: State
-    server: Any
-    team: Team[Any]
-    worker: Any
-
-    @property
-    def admission(self) -> Any: ...
-    @property
-    def clone(self) -> Clone: ...
-    @property
-    def failures(self) -> Episode: ...
-    @property
-    def load(self) -> int: ...
-    def accept_failed(self, error: BaseException) -> Turn: ...
-    def broken(self, error: OSError) -> None: ...
-    def enter(self, state: State) -> bool: ...
-    def expect_locked(self) -> None: ...
-    def has_room(self) -> bool: ...
-    def may_expect_locked(self) -> bool: ...
-    def next_delay(self) -> float: ...
-    def unexpect_locked(self) -> None: ...
-    def wants(self, error: OSError) -> bool: ...
-
-
 class AcceptLoop:
     """The accept loop of one clone: its greenlet, and its listener, which the server closes.
 
@@ -94,7 +62,7 @@ class AcceptLoop:
         acceptor: The clone's, whose worker is open.
     """
 
-    def __init__(self, acceptor: _Looping, listener: Listener) -> None:
+    def __init__(self, acceptor: Acceptor, listener: Listener) -> None:
         self._acceptor: Final = acceptor
         self._run_loop: Final = acceptor.server.accept_loop
         self._listener: Final = listener
@@ -155,20 +123,19 @@ class AcceptLoop:
 
     def _ended(self, greenlet: Any) -> None:
         # In its hub, when gevent has reported it.
-        acceptor, worker = self._acceptor, self._worker
+        worker = self._worker
         worker.loops.pop(greenlet, None)
         try:
             if not self._is_going:
                 self.has_ended = True
-                acceptor.enter(State.STOPPED)
-                # Other greenlets of the program may wait by its listener.
+                # Its clone leaves the ring, and other greenlets of the program that wait by it.
                 self._waiters.cancel(functools.partial(listener_closed, self._listener.address))
                 self._report()
         finally:
             worker.handler_ended(None)  # a drain may wait for it
 
     def _report(self) -> None:
-        server = self._acceptor.server
+        server: Any = self._acceptor.server  # more than the engine sees
         is_last = all(each.has_ended for each in server.glb_engine.clones.loops)
         is_last = is_last and not server.is_draining  # which waits for the handlers
         rest = ", the last one: the server closes" if is_last else ""
@@ -178,14 +145,14 @@ class AcceptLoop:
             server.close()
 
 
-def start_loops(acceptors: Sequence[_Looping]) -> None:
+def start_loops(acceptors: Sequence[Acceptor]) -> None:
     """Have the accept loops of *acceptors* run, if they have any. Returns at once.
 
     Those of a hub begin in one callback there, in the order of their clones: a thousand greenlets
     that are merely spawned begin in several rounds of the event loop, between which the first ones
     would get connections that are the others' by turn.
     """
-    by_hub: dict[Any, list[AcceptLoop]] = {}
+    by_hub: dict[Any, list[Loop]] = {}
     for acceptor in acceptors:
         if acceptor.loop is not None:
             by_hub.setdefault(acceptor.dispatcher, []).append(acceptor.loop)
@@ -197,7 +164,7 @@ def start_loops(acceptors: Sequence[_Looping]) -> None:
             dispatcher.send(start)
 
 
-def _start_each(loops: Sequence[AcceptLoop]) -> None:
+def _start_each(loops: Sequence[Loop]) -> None:
     for loop in loops:
         loop.start()
 
@@ -215,28 +182,12 @@ def end_loops(loops: dict[Any, Any], timeout: float | None) -> None:
     gevent.killall(others, timeout=KILL_SECONDS)
 
 
-def settle(acceptor: Any, turns: Turns | None) -> None:
-    """Have a clone stand in line exactly if it is ready, itself or by its accept loop.
-
-    Args:
-        turns: Its server's, or ``None`` if that is closed.
-    """
-    if turns is None:
-        return
-    if acceptor.loop is not None:
-        acceptor.loop.settle()
-    elif acceptor.own is State.ACCEPTING:
-        turns.join(acceptor)
-    else:
-        turns.leave(acceptor)
-
-
 class _LoopWaiters(AcceptWaiters):
     """The greenlets in ``accept()`` on a clone with an accept loop. All are of the clone's hub."""
 
     __slots__ = ("_acceptor",)
 
-    def __init__(self, acceptor: _Looping, listener: Listener) -> None:
+    def __init__(self, acceptor: Acceptor, listener: Listener) -> None:
         super().__init__(listener.entry, acceptor.dispatcher.hub)
         self._acceptor: Final = acceptor
 
@@ -273,75 +224,69 @@ class LoopMember(HubWaiters):
     all is the next clone's. A loop that has not begun counts as quick.
     """
 
-    __slots__ = ("_acceptor", "_is_in_turn", "_is_quick", "_team")
+    __slots__ = ("_is_in_turn", "_is_quick", "acceptor", "team")
+
+    team: Team[Any]
 
     #: What it takes is the loop's at once, and can't be reclaimed before its handler begins.
     is_not_reclaimable = True
 
-    def __init__(self, acceptor: _Looping, clone: _LoopWaiters, hub: Any) -> None:
-        self._acceptor: Final = acceptor
+    def __init__(self, acceptor: Acceptor, clone: _LoopWaiters, hub: Any) -> None:
+        #: Counts what it takes.
+        self.acceptor: Final = acceptor
         # A server that starts again brings a new one.
-        self._team: Final = acceptor.team
+        self.team = acceptor.team
         self._is_quick = True
         # Whether it is about to come back to its accept, and stands in line meanwhile.
         self._is_in_turn = True
         super().__init__(clone, hub)
 
     @property
-    def acceptor(self) -> _Looping:
-        """Counts what it takes."""
-        return self._acceptor
-
-    @property
-    def team(self) -> Team[Any]:
-        return self._team
-
-    @property
     def load(self) -> int:
-        return self._acceptor.load
+        return self.acceptor.load
 
     @property
     def max_accept(self) -> int:
-        most: int = self._acceptor.server.max_accept
+        most: int = self.acceptor.server.max_accept
         return most
 
     @property
     def context(self) -> object:
-        return self._acceptor.server
+        return self.acceptor.server
 
     # -- room ----------------------------------------------------------------------------------
 
     @property
     def expected(self) -> int:
-        return (0 if self._is_quick else self._acceptor.in_flight) - self._is_in_turn
+        return (0 if self._is_quick else self.acceptor.in_flight) - self._is_in_turn
 
     @property
     def is_taking(self) -> bool:
-        return super().is_taking and not self._acceptor.worker.is_closed
+        return super().is_taking and not self.acceptor.worker.is_closed
 
     @property
     def room(self) -> int:
-        is_accepting = self._acceptor.own is State.ACCEPTING
+        is_accepting = self.acceptor.own is State.ACCEPTING
         return super().room if is_accepting else 0
 
     def has_room(self) -> bool:
-        return super().has_room() and self._acceptor.has_room()
+        return super().has_room() and self.acceptor.has_room()
 
     def may_expect_locked(self) -> bool:
-        return self._acceptor.may_expect_locked()
+        return self.acceptor.may_expect_locked()
 
     def expect_locked(self) -> None:
-        self._acceptor.expect_locked()
+        self.acceptor.expect_locked()
         self.settle()
 
     def unexpect_locked(self) -> None:
-        self._acceptor.unexpect_locked()
+        self.acceptor.unexpect_locked()
         self.settle()
 
     def take(self, handed: Any) -> bool:
         # A pool that others use as well may have filled up since it was asked.
-        if self._acceptor.server.full():
-            self._acceptor.admission.found_full()
+        if self.acceptor.server.full():
+            self.acceptor.admission.found_full()
             return False
         return super().take(handed)
 
@@ -352,7 +297,7 @@ class LoopMember(HubWaiters):
                 return False
             if moves is not None:  # not before: the loop has counted it for the limits by now
                 with self.dispatcher.turns.lock:
-                    self._acceptor.unexpect_locked()
+                    self.acceptor.unexpect_locked()
             return True
         finally:
             self.came_back()
@@ -365,7 +310,7 @@ class LoopMember(HubWaiters):
 
     def arrived(self, plain: Any, *, is_new: bool) -> None:
         super().arrived(plain, is_new=is_new)
-        count(self._acceptor, plain, is_new=is_new)
+        count(self.acceptor, plain, is_new=is_new)
 
     # -- errors --------------------------------------------------------------------------------
 
@@ -373,19 +318,19 @@ class LoopMember(HubWaiters):
 
     @property
     def failures(self) -> Episode:
-        return self._acceptor.failures
+        return self.acceptor.failures
 
     def wants(self, error: OSError) -> bool:
-        return self._acceptor.wants(error)
+        return self.acceptor.wants(error)
 
     def accept_failed(self, error: BaseException) -> Turn:
-        return self._acceptor.accept_failed(error)
+        return self.acceptor.accept_failed(error)
 
     def broken(self, error: OSError) -> None:
-        self._acceptor.broken(error)
+        self.acceptor.broken(error)
 
     def next_delay(self) -> float:
-        return self._acceptor.next_delay()
+        return self.acceptor.next_delay()
 
 
 def check_hooks(server: Any, *, reads: bool) -> None:
@@ -410,7 +355,7 @@ def refuse_to_handle(sock: Any, *_: Any) -> None:
     raise TypeError(f"a server without a handler can't handle {sock!r}: give it a handle")
 
 
-def count(acceptor: _Looping, plain: Any, *, is_new: bool) -> None:
+def count(acceptor: Acceptor, plain: Any, *, is_new: bool) -> None:
     """Count the connection *plain*, which the loop of *acceptor* gets now.
 
     Args:
@@ -427,7 +372,7 @@ def count(acceptor: _Looping, plain: Any, *, is_new: bool) -> None:
         admission.watermark.reached(server, number)
 
 
-def handle(acceptor: Any, args: tuple[Any, ...]) -> None:
+def handle(acceptor: Acceptor, args: tuple[Any, ...]) -> None:
     """Have the server handle a connection for the clone of *acceptor*: see `glb.Clone.handle`.
 
     Raises:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from gevent import getcurrent
 
@@ -31,7 +31,6 @@ from ..model.states import State, before, of_clone
 from ..model.stats import CloneStats
 from ..net.connection import Connection
 from ..originals import monotonic
-from .accept_loop import AcceptLoop, settle
 from .admission import Admission
 from .hooks import Handler, Hooks
 from .hooks import Turn as Thread
@@ -43,11 +42,22 @@ from .workers import Workers
 if TYPE_CHECKING:
     from ..hubs.greenlet_pool import Job
 
-__all__ = ["Acceptor"]
+__all__ = ["Acceptor", "Loop"]
 
 # For the path of each connection. CPython 3.11 asks an enum's metaclass for them.
 _ACCEPTING: Final = State.ACCEPTING
 _FULL: Final = State.FULL
+
+
+class Loop(Protocol):
+    """The accept loop of a clone: see `glb.serve.accept_loop.AcceptLoop`."""
+
+    has_ended: bool
+
+    @property
+    def is_waiting(self) -> bool: ...
+    def settle(self) -> None: ...
+    def start(self) -> None: ...
 
 
 class Acceptor:
@@ -98,7 +108,7 @@ class Acceptor:
         self.is_not_reclaimable = False
         self.clone: Final = Clone(index, cast("Any", server))
         #: Its accept loop, which stands in the ring in its place; ``None`` if it has none.
-        self.loop: AcceptLoop | None = None
+        self.loop: Loop | None = None
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Handler | None = None
         #: Its own state, as far as it isn't the server's: see `enter`.
@@ -128,7 +138,9 @@ class Acceptor:
     @property
     def state(self) -> State:
         """What it does about new connections, and why."""
-        return of_clone(self.own, self.admission.shown_state)
+        has_ended = self.loop is not None and self.loop.has_ended
+        own = State.STOPPED if has_ended else self.own
+        return of_clone(own, self.admission.shown_state)
 
     def enter(self, state: State, after: Collection[State] = tuple(State)) -> bool:
         """Change its own state, and with it whether it has turns; tell whether it has changed.
@@ -139,12 +151,23 @@ class Acceptor:
             if self.own not in before(state) or self.own not in after:
                 return False
             self.own = state
-            settle(self, self.admission.turns)
+            self.settle(self.admission.turns)
             return True
+
+    def settle(self, turns: Turns | None) -> None:
+        """Stand in the *turns* of its server exactly if it is ready, itself or by its loop."""
+        if turns is None:
+            return  # it is closed
+        if self.loop is not None:
+            self.loop.settle()
+        elif self.own is State.ACCEPTING:
+            turns.join(self)
+        else:
+            turns.leave(self)
 
     def join(self, turns: Turns) -> None:
         """Its server has opened: stand in its turns, unless it is to stay away."""
-        settle(self, turns)
+        self.settle(turns)
         self._look_for_room()  # handlers that it had at the last stop may be done
 
     @property
@@ -243,10 +266,7 @@ class Acceptor:
         try:
             if admission.bucket is not None and moves is None:
                 admission.bucket.take(monotonic())
-            number = plain.fileno()
-            if number >= admission.watermark.level:
-                admission.watermark.reached(server, number)
-            connection = Connection.on(plain)
+            connection = Connection.on(plain, admission.watermark, server)
             if moves:
                 connection.moves = moves
             server.delay = server.min_delay
@@ -411,7 +431,7 @@ class Acceptor:
         """Take up what an exception has left undone: see `glb.hubs.guard`."""
         with REGISTRY.lock:  # or another thread could pause it in between
             if self not in self.team.line:
-                settle(self, self.admission.turns)
+                self.settle(self.admission.turns)
         if self.loop is not None:
             self.loop.start()
         self._look_for_room()

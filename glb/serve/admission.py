@@ -148,7 +148,6 @@ class Admission:
     def _end_timer(self, home: Dispatcher) -> None:
         timer, self._timer = self._timer, None
         if timer is not None and home.has_loop:
-            timer.stop()
             timer.close()
 
     def enter(

@@ -33,7 +33,7 @@ from ..net.fd_leaks import Watermark
 from ..net.sockets import set_nodelay
 from . import accept_loop
 from .accept_loop import AcceptLoop
-from .acceptor import Acceptor
+from .acceptor import Acceptor, Loop
 from .admission import Admission
 from .hooks import Handler, Hooks
 from .workers import Workers
@@ -103,14 +103,17 @@ class CloneSet:
             raise ValueError(f"clone must be 0 to {len(self.acceptors) - 1}, got {index!r}")
         return self.acceptors[number]
 
+    def _find(self, clone: Clone) -> Acceptor | None:
+        acceptors = self.acceptors  # another thread may replace it
+        return acceptors[clone] if clone < len(acceptors) else self.gone.get(clone)
+
     def handler_of(self, clone: Clone | None) -> Handler:
         """Return the handler of *clone*, also of one that went; ``None``: that has its turn."""
         server: object = None if clone is None else clone.server
         if clone is None or server is not self._server:
             acceptor = self._workers.turn.acceptor
         else:
-            acceptors = self.acceptors
-            acceptor = acceptors[clone] if clone < len(acceptors) else self.gone.get(clone)
+            acceptor = self._find(clone)
         if acceptor is None or acceptor.handle is None:
             raise RuntimeError(
                 f"no clone of {self._server} has its turn: run handlers by do_handle()"
@@ -121,7 +124,7 @@ class CloneSet:
     # -- accept loops --------------------------------------------------------------------------
 
     @property
-    def loops(self) -> list[AcceptLoop]:
+    def loops(self) -> list[Loop]:
         """The accept loops of its clones, if they have any."""
         return [each.loop for each in self.acceptors if each.loop is not None]
 
@@ -138,23 +141,16 @@ class CloneSet:
 
     def handle(self, clone: Clone, args: tuple[Any, ...]) -> None:
         """See `glb.Clone.handle`."""
-        acceptors = self.acceptors
-        acceptor = acceptors[clone] if clone < len(acceptors) else self.gone.get(clone)
+        acceptor = self._find(clone)
         if acceptor is None:
             raise RuntimeError(f"{clone!r} can't handle {args[0]!r}: there is no such clone")
         accept_loop.handle(acceptor, args)
 
-    def resume(self, index: int) -> None:
-        """Give clone *index* turns again, unless its accept loop has ended."""
-        acceptor = self.at(index)
-        if acceptor.loop is None or not acceptor.loop.has_ended:
-            acceptor.enter(State.ACCEPTING)
-
     def add_loops(self, acceptors: Sequence[Acceptor], listeners: Sequence[Any]) -> None:
         """Give *acceptors* their accept loops, if the server has one. Their hubs are open."""
-        if self._server.accept_loop is not None:
-            for acceptor, listener in zip(acceptors, listeners, strict=True):
-                acceptor.loop = AcceptLoop(acceptor, listener)
+        has_loops = self._server.accept_loop is not None  # another time it may have been otherwise
+        for acceptor, listener in zip(acceptors, listeners, strict=True):
+            acceptor.loop = AcceptLoop(acceptor, listener) if has_loops else None
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -184,9 +180,6 @@ class CloneSet:
             self.close_each(each for each in opened if each is not given)
             raise
         self.listeners = listeners
-        for acceptor in self.acceptors:
-            acceptor.loop = None
-            acceptor.enter(State.ACCEPTING, after=(State.STOPPED,))  # its last loop may have ended
         # As in gevent, the plain socket under the cooperative one: `do_read` never waits.
         server.socket = sock
         server.address = entry.address

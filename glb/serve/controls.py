@@ -29,7 +29,7 @@ class Controls:
         """What it does about new connections, and why."""
         engine = self.glb_engine
         return of_server(
-            engine.admission.shown_state, [each.own for each in engine.clones.acceptors]
+            engine.admission.shown_state, [each.state for each in engine.clones.acceptors]
         )
 
     @property
@@ -49,6 +49,9 @@ class Controls:
     def pause_clone(self, index: int) -> None:
         """Pass over clone *index* until `resume_clone`; its handlers go on. Twice is once.
 
+        It is paused also when the server stops and starts meanwhile. One that `resize` ends, and
+        that comes again, is not.
+
         With all clones paused, clients wait in the accept queue.
 
         Raises:
@@ -59,9 +62,9 @@ class Controls:
     def resume_clone(self, index: int) -> None:
         """Let clone *index* have turns again, from the end of the line. Twice is once.
 
-        One whose accept loop has ended has none.
+        One whose accept loop has ended has none until the server starts again.
         """
-        self.glb_engine.clones.resume(index)
+        self.glb_engine.clones.at(index).enter(State.ACCEPTING)
 
     def replace_clone(
         self,

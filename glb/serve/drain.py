@@ -244,7 +244,7 @@ class Draining:
         for worker in self._workers:
             if not worker.is_here:
                 # What it was about to hand on, it has handed on when it comes to this.
-                ask(worker.send, _nothing, lambda: plan.is_called_off)(until - monotonic())
+                ask(worker.send, lambda: None, lambda: plan.is_called_off)(until - monotonic())
         while admission.turns is turns and admission.state in SERVES and monotonic() < until:
             if not (turns.waiting or admission.expected):
                 return
@@ -279,7 +279,7 @@ class Draining:
             home_ends = ask(
                 dispatcher.send,
                 wait,
-                lambda: plan.is_called_off or dispatcher.is_dead or monotonic() >= last(plan),
+                lambda: plan.is_called_off or dispatcher.is_dead or monotonic() >= plan.last,
             )
         if state is State.STOPPED:
             self._server.close()
@@ -311,7 +311,7 @@ class Draining:
     def _wait_for(self, thread: HubThread, plan: DrainPlan) -> bool:
         # Unless a handler there waits for the same end: its thread ends after it.
         workers = [worker for worker in self._workers if worker.thread is thread]
-        until, active = last(plan), sum(worker.active for worker in workers)
+        until, active = plan.last, sum(worker.active for worker in workers)
         while monotonic() < until:
             if plan.is_called_off or any(worker.has_callers for worker in workers):
                 return True
@@ -322,12 +322,3 @@ class Draining:
             if thread.wait(max(0.001, min(CALLERS_LOOK_SECONDS, left))):
                 return True
         return thread.has_ended
-
-
-def _nothing() -> None:
-    """What a hub is asked that is only to show that it turns."""
-
-
-def last(plan: DrainPlan) -> float:
-    """Return until when to wait for hubs that may be stalled, on `time.monotonic`'s clock."""
-    return plan.until + 2 * KILL_SECONDS

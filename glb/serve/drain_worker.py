@@ -106,6 +106,11 @@ class DrainPlan:
         """When their time is over, on `time.monotonic`'s clock."""
         return FOREVER if self.timeout is None else self.began + self.timeout
 
+    @property
+    def last(self) -> float:
+        """Until when to wait for hubs that may be stalled, on the same clock."""
+        return self.until + 2 * KILL_SECONDS
+
 
 class DrainWorker:
     """Waits for handlers of one hub to end. In that hub.

@@ -47,7 +47,6 @@ class Served(Protocol):
     in_flight: int
     own: State
     spawned: dict[int, Any]
-    taken: int
 
     @property
     def has_miscounted(self) -> bool: ...
@@ -55,10 +54,6 @@ class Served(Protocol):
     def kill_spawned(self, keys: set[int]) -> None: ...
     def look_over(self) -> None: ...
     def lose_count(self) -> None: ...
-    def never_served(self) -> None: ...
-    def serve(self, handle: Any, close: Any, args: Any) -> object: ...
-    def serve_anywhere(self, handle: Any, close: Any, args: Any) -> object: ...
-    def serve_spawned(self, handle: Any, close: Any, args: Any) -> object: ...
     def unexpect_locked(self) -> None: ...
 
 
@@ -220,8 +215,8 @@ class HubWorker:
                 left.clear()
                 dispatcher.guarded.pop(self, None)
                 then()
-                for each in (self.idle, self.deadlines):
-                    if each is not None and not len(each):
+                for each in self._sweeps:
+                    if not len(each):
                         each.close()
                 handlers.release()
                 dispatcher.hold_loop(self, is_held=False)
@@ -241,9 +236,8 @@ class HubWorker:
         # A connection that was lost between its inbox and its count has changed the last one alone.
         seen = (self.taken, self.done, self.reclaimed, self.in_flight)
         is_quiet, self._seen = seen == self._seen, seen
-        for sweep in (self.idle, self.deadlines):
-            if sweep is not None:
-                sweep.look_over()
+        for sweep in self._sweeps:
+            sweep.look_over()
         if not is_quiet or self.dispatcher is None:
             self._astray = ()
             return
@@ -280,9 +274,12 @@ class HubWorker:
 
     def end_sweeps(self) -> None:
         """Its handlers are done: leave no timer on its loop."""
-        for each in (self.idle, self.deadlines):
-            if each is not None:
-                each.close()
+        for each in self._sweeps:
+            each.close()
+
+    @property
+    def _sweeps(self) -> list[IdleConnections | Deadlines]:
+        return [each for each in (self.idle, self.deadlines) if each is not None]
 
     # -- its handlers ----------------------------------------------------------------------------
 

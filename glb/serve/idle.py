@@ -16,6 +16,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import functools
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -42,8 +43,10 @@ _DONTWAIT: Final[int] = getattr(_socket, "MSG_DONTWAIT", 0)  # Windows has none
 # might be closed. (A tuple, as one is made for each request.)
 Wait = tuple[Any, float, bool | None]
 
+_Late = tuple[object, Wait]
 
-class IdleConnections(Sweep):
+
+class IdleConnections(Sweep[_Late]):
     """The connections of one server that wait on one hub, by the greenlets of their handlers.
 
     Args:
@@ -129,25 +132,26 @@ class IdleConnections(Sweep):
 
     # -- silent clients ------------------------------------------------------------------------
 
-    def _look(self, timeout: float) -> None:
-        if not self.waits and not self._heads:
-            self.close()
-            return
+    def _is_idle(self) -> bool:
+        return not self.waits and not self._heads
+
+    def _find_late(self, timeout: float) -> Iterator[_Late]:
         limit = monotonic() - timeout
-        for greenlet, wait in [*_older(self.waits, limit)]:
+        return iter([*_older(self.waits, limit), *_older(self._heads, limit)])
+
+    def _end(self, late: _Late) -> None:
+        greenlet, wait = late
+        if self.waits.get(greenlet) is wait:
             if self.tell(greenlet):
                 self.timeouts["idle" if wait[2] else "first_byte"] += 1
-        for greenlet, wait in [*_older(self._heads, limit)]:
+        elif self._heads.get(greenlet) is wait:
             del self._heads[greenlet]
             end_reading(wait[0])
             self.timeouts["head"] += 1
 
 
-def _older(waits: dict[object, Wait], limit: float) -> Iterator[tuple[object, Wait]]:
-    for greenlet, wait in waits.items():
-        if wait[1] > limit:
-            return
-        yield greenlet, wait
+def _older(waits: dict[object, Wait], limit: float) -> Iterator[_Late]:
+    return itertools.takewhile(lambda each: each[1][1] <= limit, waits.items())
 
 
 def close_reading(sock: Any) -> bool:

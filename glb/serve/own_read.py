@@ -47,9 +47,7 @@ def take_turn(acceptor: Reader) -> Turn:
     except BaseException as error:
         return acceptor.accept_failed(error)
     acceptor.dispatcher.accepted += 1
-    turns = acceptor.dispatcher.turns
-    with turns.lock:
-        turns.ring.rotate(acceptor.team, acceptor)
+    acceptor.dispatcher.turns.rotate(acceptor.team, acceptor)
     if admission.bucket is not None:
         admission.bucket.take(monotonic())
     _handle(acceptor, args)
@@ -90,10 +88,7 @@ def read_handed(turn: TurnOfServer, admission: Admission) -> tuple[Connection, A
     """Take the connection that was accepted for the clone whose turn it is."""
     handed = turn.handed
     assert handed is not None, "only in a turn"
-    number = handed.sock.fileno()
-    if number >= admission.watermark.level:
-        admission.watermark.reached(admission.server, number)
-    connection = Connection.on(handed.sock)
+    connection = Connection.on(handed.sock, admission.watermark, admission.server)
     if handed.moves:
         connection.moves = handed.moves
     turn.handed = None

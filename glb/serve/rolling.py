@@ -22,7 +22,7 @@ from ..originals import monotonic
 from .acceptor import Acceptor
 from .clone_set import CloneSet, make_handlers
 from .drain import Draining
-from .drain_worker import FOREVER, KILL_SECONDS, DrainPlan, DrainWorker
+from .drain_worker import DrainPlan, DrainWorker
 from .hooks import Handler, Hooks
 from .hub_worker import HubWorker, InUse
 
@@ -169,8 +169,7 @@ def _watch(
     reports += [run(worker) for worker in here]
     for answer in answers:
         # What a hub that is stalled takes longer is not waited for.
-        until = plan.until + 2 * KILL_SECONDS
-        reports.append(answer(None if until == FOREVER else max(0.0, until - monotonic())))
+        reports.append(answer(plan.last - monotonic()))
     found = [report for report in reports if report is not None]
     return DrainReport.total(found, monotonic() - plan.began)
 

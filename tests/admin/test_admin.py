@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import glb
 from glb.admin import Admin
 from glb.admin import server as server_module
-from glb.admin.passed_over import STALLED
+from glb.admin.view import SHOWN_STATES
 from glb.model.states import State
 from glb.model.stats import CloneStats
 from glb.pywsgi import WSGIServer
@@ -297,7 +297,7 @@ def test_the_docs_have_each_signal_that_is_heeded() -> None:
 def test_the_docs_have_each_state() -> None:
     """With what /readyz makes of a server in it."""
     told = {row[0].strip("*"): row[2] for row in rows_of("States")}
-    assert {*told} == {*(each.value for each in State), STALLED}
+    assert {*told} == {*SHOWN_STATES}
     for state in State:
         # Paused is a clone's, and its server accepts.
         is_ready = state in server_module._READY or state is State.PAUSED
@@ -390,12 +390,15 @@ def test_one_stuck_hub_is_shown_and_no_reason_to_restart(
         assert status == 200
         assert body.startswith("ok\nhub 1 of ")
         assert body.endswith("in wait\n")
-        found = seen_now()
+        found, values = seen_now(), samples(seen(admin, "/metrics")[2])
         assert found["hubs"][1]["stalled_at"].endswith("in wait")
         for clone in found["clones"]:
             assert clone["state"] == "accepting"
             assert clone["shown_state"] == ("stalled" if clone["hub"] == 1 else "accepting")
             assert (clone["stalled_seconds"] > 0) == (clone["hub"] == 1)
+            labels = (found["address"], str(clone["index"]), str(clone["hub"]))
+            states = {each: values("glb_clone_state", *labels, each) for each in SHOWN_STATES}
+            assert [each for each in states if states[each]] == [clone["shown_state"]]
         (line,) = [each.getMessage() for each in caplog.records]
         assert line.startswith("hub 1 of ")
         assert "in __call__" in line  # the handler's
@@ -442,6 +445,76 @@ def test_a_server_that_is_started_again_is_watched_again() -> None:
                 wait_until(
                     lambda: len(json.loads(seen(admin, "/clones")[2])["servers"][0]["hubs"]) == 2
                 )
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"GET /livez HT", id="a part of a head"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", id="a request"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3000, id="more than it reads"),
+    ],
+)
+def test_a_probe_does_not_wait_for_a_place(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the client does that has the last one: it is closed."""
+    monkeypatch.setattr(server_module, "_MOST_CLIENTS", 1)
+    monkeypatch.setattr(server_module, "_CLIENT_SECONDS", 1000.0)
+    with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
+        inside: Any = admin._server
+        client = connect(admin.address)
+        client.sendall(sent)
+        wait_until(lambda: len(inside.clients) == 1)
+        assert seen(admin, "/livez")[::2] == (200, "ok\n")
+        wait_until(lambda: inside.active == 0)
+        client.close()
+
+
+def test_a_new_client_has_the_place_of_the_one_that_was_silent_for_longest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not of one that has asked since; so there is a bound for how many there are."""
+    monkeypatch.setattr(server_module, "_MOST_CLIENTS", 3)
+    with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
+        inside: Any = admin._server
+        clients = []
+        for _ in range(3):
+            clients.append(connect(admin.address))
+            wait_until(lambda: len(inside.clients) == len(clients))
+        clients[0].sendall(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 OK")
+        clients.append(connect(admin.address))
+        assert clients[1].recv(1) == b""
+        wait_until(lambda: inside.active == 3)
+        clients += [connect(admin.address) for _ in range(9)]
+        assert [clients[place].recv(1) for place in (2, 0, 3)] == [b""] * 3
+        wait_until(lambda: inside.active == 3)
+        close_all(clients)
+
+
+def test_a_client_whose_request_has_come_keeps_its_place() -> None:
+    """Its handler is about to run, though the client has been silent for longest until now."""
+    with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
+        inside: Any = admin._server
+        clients = []
+        for _ in range(2):
+            clients.append(connect(admin.address))
+            wait_until(lambda: len(inside.clients) == len(clients))
+        is_inside, has_sent = threading.Event(), threading.Event()
+
+        def make_room() -> None:
+            is_inside.set()
+            assert has_sent.wait(10)
+            inside.make_room()
+
+        assert admin._thread is not None
+        admin._thread.send(make_room)
+        assert is_inside.wait(10)
+        clients[0].sendall(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        has_sent.set()
+        assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 OK")
+        assert clients[1].recv(1) == b""
+        close_all(clients)
 
 
 def test_an_address_that_is_taken_leaves_nothing() -> None:

@@ -9,18 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gevent
 import pytest
-from gevent import socket
 
-import glb
-from glb.server import StreamServer
-
-from ..support.helpers import connect, receive_all, wait_until
-from ..support.tls import server_context
+from ..support.balancers import ask_through, free_port
 
 HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-ANY = ("127.0.0.1", 0)
 
 pytestmark = [
     pytest.mark.process,
@@ -44,13 +37,6 @@ backend back
 """
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(ANY)
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @contextmanager
 def haproxy(folder: Path, port: int, options: str) -> Iterator[tuple[str, int]]:
     """Run HAProxy in front of *port*; yield where it listens."""
@@ -65,15 +51,6 @@ def haproxy(folder: Path, port: int, options: str) -> Iterator[tuple[str, int]]:
             yield "127.0.0.1", front
         finally:
             process.kill()
-
-
-def answers(address: Any) -> bool:
-    try:
-        with connect(address) as client:
-            client.sendall(b"ready?")
-            return client.recv(6) == b"ready?"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(
@@ -93,34 +70,15 @@ def test_the_handler_meets_haproxys_client(version: Any, options: str, tmp_path:
         out = subprocess.run([str(HAPROXY), "-v"], capture_output=True, text=True, check=True)
         if not any(f"version {each}" in out.stdout for each in ("2.9", "3.")):
             pytest.skip("needs HAProxy 2.9")
-    peers: dict[bytes, Any] = {}
-    headers: list[Any] = []
+    headers = ask_through(
+        lambda port: haproxy(tmp_path, port, options),
+        version,
+        tls=" ssl" in options,
+        # The line of version 1 has HAProxy's own for its checks.
+        is_over=has_check if "send-proxy-v2" in options else lambda _: True,
+    )
+    assert None not in headers
 
-    def handle(sock: Any, peer: Any) -> None:
-        headers.append(glb.proxied(sock))
-        data = sock.recv(100)
-        if data:
-            peers[data] = peer
-            sock.sendall(data)
 
-    tls: dict[str, Any] = {"ssl_context": server_context()} if " ssl" in options else {}
-    server = StreamServer(ANY, handle, clones=2, proxy_protocol=version, **tls)
-    server.start()
-    port: Any = server.address[1]
-    with haproxy(tmp_path, port, options) as front:
-        wait_until(lambda: answers(front))
-        own: dict[bytes, Any] = {}
-        for number in range(6):
-            with connect(front) as client:
-                name = b"%d" % number
-                own[name] = client.getsockname()
-                client.sendall(name)
-                client.shutdown(socket.SHUT_WR)
-                assert receive_all(client) == name
-        if "send-proxy-v2" in options:  # the line of version 1 has HAProxy's own for its checks
-            wait_until(lambda: any(each is not None and each.is_local for each in headers))
-    gevent.idle()
-    server.stop()
-    del peers[b"ready?"]
-    assert peers == own
-    assert all(each is not None for each in headers)
+def has_check(headers: list[Any]) -> bool:
+    return any(each is not None and each.is_local for each in headers)

@@ -9,15 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gevent
 import pytest
 
-import glb
 from glb.server import StreamServer
 
+from ..support.balancers import ANY, ask_through, free_port
 from ..support.helpers import connect, receive_all, wait_until
-from ..support.tls import server_context
-from .test_haproxy_header import ANY, answers, free_port
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
@@ -83,32 +80,9 @@ def nginx(folder: Path, port: int, options: str) -> Iterator[tuple[str, int]]:
 )
 def test_the_handler_meets_nginxs_client(version: Any, options: str, tmp_path: Path) -> None:
     """Each with its own address, in the clear and before the handshake of TLS."""
-    peers: dict[bytes, Any] = {}
-    headers: list[Any] = []
-
-    def handle(sock: Any, peer: Any) -> None:
-        headers.append(glb.proxied(sock))
-        data = sock.recv(100)
-        peers[data] = peer
-        sock.sendall(data)
-
-    tls: dict[str, Any] = {"ssl_context": server_context()} if "ssl" in options else {}
-    server = StreamServer(ANY, handle, clones=2, proxy_protocol=version, **tls)
-    server.start()
-    port: Any = server.address[1]
-    with nginx(tmp_path, port, options) as front:
-        wait_until(lambda: answers(front))
-        own: dict[bytes, Any] = {}
-        for number in range(6):
-            with connect(front) as client:
-                name = b"%d" % number
-                own[name] = client.getsockname()
-                client.sendall(name)
-                assert receive_all(client) == name
-    gevent.idle()
-    server.stop()
-    del peers[b"ready?"]
-    assert peers == own
+    headers = ask_through(
+        lambda port: nginx(tmp_path, port, options), version, tls="ssl" in options
+    )
     assert all(each is not None and not each.is_local for each in headers)
 
 

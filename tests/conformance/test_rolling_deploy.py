@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from .test_haproxy_header import HAPROXY, free_port
+from ..support.balancers import free_port
+from .test_haproxy_header import HAPROXY
 
 ROOT = Path(__file__).parents[2]
 

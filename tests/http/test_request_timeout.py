@@ -13,9 +13,17 @@ from gevent.event import Event
 from glb.http.head import Limits
 from glb.hubs.greenlet_pool import handlers_here
 from glb.pywsgi import RequestTimeout, WSGIHandler, WSGIServer
+from glb.serve.sweep import NEVER
 
 from ..fuzz.test_servers import ByHooks
-from ..support.helpers import Clock, connect, let_hub_turn, receive_all, wait_until
+from ..support.helpers import (
+    Clock,
+    close_all,
+    connect,
+    let_hub_turn,
+    receive_all,
+    wait_until,
+)
 from ..support.tls import client_context, server_context
 
 ANY = ("127.0.0.1", 0)
@@ -89,8 +97,21 @@ class Served:
         return {kind: count for kind, count in total.items() if count}
 
 
+def timed(deadlines: Any) -> int:
+    """Return how many requests have a deadline."""
+    return sum(task.until not in (None, NEVER) for task in deadlines._tasks)
+
+
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if "longer than" in each.getMessage()]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of deadlines. Timers have the loop's own."""
+    clock = Clock()
+    monkeypatch.setattr("glb.serve.sweep.monotonic", clock)
+    return clock
 
 
 # -- what the client gets -----------------------------------------------------------------------
@@ -109,6 +130,35 @@ def test_a_client_that_was_sent_nothing_gets_a_503(
     assert line.startswith("'GET /slow?x=1 HTTP/1.1' from ('127.0.0.1', ")
     assert "has taken longer than 0.02 s, and is ended. It was at:" in line
     assert "in waits_for_ever" in line
+
+
+def test_requests_that_are_late_together_have_one_stack_in_the_log(
+    loop: Any, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each has its line, and one that waits elsewhere a stack of its own."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/other":
+            Event().wait()
+        waits_for_ever(environ, start_response)
+
+    paths = ["/same/1", "/other", "/same/2"]
+    with caplog.at_level(logging.WARNING, "glb"), Served(application, loop) as served:
+        (worker,) = served.server.glb_engine.workers
+        clients = [connect(served.server.address) for _ in paths]
+        for path, client in zip(paths, clients, strict=True):
+            client.sendall(GET.replace(b"/slow?x=1", path.encode()))
+        wait_until(lambda: timed(worker.deadlines) == len(paths))
+        clock.now += SHORT
+        for client in clients:
+            assert receive_all(client).startswith(OURS)
+        close_all(clients)
+    lines = told(caplog)
+    assert [line.split()[1] for line in lines] == paths
+    assert ["in waits_for_ever" in line for line in lines] == [True, False, False]
+    assert ["It was at:" in line for line in lines] == [True, True, False]
+    first = lines[0].partition(" has taken")[0]
+    assert lines[2].endswith(f" It was where this one was: {first}")
 
 
 def test_a_client_that_was_sent_a_part_is_let_go(
@@ -294,14 +344,6 @@ def test_methods_of_the_programs_own_may_let_it_through(name: str) -> None:
 
 
 # -- what has no such end -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of deadlines. Timers have the loop's own."""
-    clock = Clock()
-    monkeypatch.setattr("glb.serve.sweep.monotonic", clock)
-    return clock
 
 
 def let_time_pass(clock: Clock, server: WSGIServer) -> None:

@@ -137,6 +137,7 @@ def test_a_server_is_full_when_every_clone_is_that_is_not_paused() -> None:
     full, paused, accepting = State.FULL, State.PAUSED, State.ACCEPTING
     assert of_server(accepting, [full, full]) is full
     assert of_server(accepting, [full, paused]) is full
+    assert of_server(accepting, [full, State.STOPPED]) is full  # its accept loop has ended
     assert of_server(accepting, [full, accepting]) is accepting
     assert of_server(accepting, [paused, paused]) is accepting
     assert of_server(accepting, []) is accepting

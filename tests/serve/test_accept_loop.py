@@ -642,6 +642,17 @@ def test_resize_ends_loops_and_starts_others(hubs: int) -> None:
         assert [each.accepted for each in server.clone_stats()] == [4, 4, 4, 4, 2]
 
 
+def test_a_clone_that_comes_again_has_the_loop_of_now() -> None:
+    """None, if the server has none any more."""
+    with serve(default_accept_loop, tell, clones=2) as server:
+        server.start()
+        assert replies(server, 2) == [0, 1]
+        server.resize(1)
+        server.accept_loop = None
+        server.resize(2)
+        assert sorted(replies(server, 2)) == [0, 1]
+
+
 def test_resize_kills_the_loops_that_go_and_no_other() -> None:
     """When its time is over."""
     killed: list[int] = []
@@ -766,6 +777,42 @@ def test_a_loop_that_ends_takes_its_clone_out_of_the_ring(
         is_first = False
         server.start()
         assert sorted(replies(server, 4)) == [0, 1, 2, 3]
+
+
+@on_one_and_four_hubs
+@pytest.mark.parametrize("when", ["before", "after", "not any more"])
+def test_a_paused_clone_whose_loop_ends_is_paused_after_the_next_start(
+    hubs: int, when: str
+) -> None:
+    """As one is whose loop goes on; and one that was resumed meanwhile is not."""
+    begun, end = Event(), Event()
+
+    def loop(listener: glb.Listener, clone: glb.Clone) -> None:
+        if clone == 1 and not begun.is_set():
+            begun.set()
+            end.wait()
+        else:
+            default_accept_loop(listener, clone)
+
+    with serve(loop, tell, clones=4, hubs=hubs) as server:
+        server.start()
+        assert begun.wait(10)
+        if when != "after":
+            server.pause_clone(1)
+        end.set()
+        wait_until(lambda: server.clone_stats()[1].state == "stopped")
+        if when == "after":
+            server.pause_clone(1)
+        if when == "not any more":
+            server.resume_clone(1)
+        server.stop()
+        server.start()
+        is_paused = when != "not any more"
+        assert server.clone_stats()[1].state == ("paused" if is_paused else "accepting")
+        ready = [0, 2, 3] if is_paused else [0, 1, 2, 3]
+        assert sorted(replies(server, len(ready))) == ready
+        server.resume_clone(1)
+        assert 1 in replies(server, 4)
 
 
 @pytest.mark.parametrize("clones", [1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import gevent
@@ -9,7 +10,7 @@ import pytest
 from gevent import get_hub
 from gevent.event import Event
 
-from glb.serve.sweep import NEVER, Deadlines, Task
+from glb.serve.sweep import BATCH, NEVER, Deadlines, Task
 
 from ..support.helpers import Clock, wait_until
 
@@ -23,12 +24,15 @@ class Work(Task):
         super().__init__(greenlet or gevent.getcurrent())
         self.allowed = seconds
         self.late = 0
+        self.reported = 0
 
     def seconds(self) -> float | None:
         return self.allowed
 
-    def is_late(self) -> None:
+    def is_late(self, reported: dict[object, object], /) -> None:
         self.late += 1
+        reported[self] = None
+        self.reported = len(reported)
 
 
 @pytest.fixture
@@ -124,7 +128,7 @@ def test_a_task_that_another_one_ends_is_not_late(clock: Clock, deadlines: Deadl
     begin(deadlines, first)
     begin(deadlines, second)
 
-    def end_other() -> None:
+    def end_other(_reported: object) -> None:
         deadlines.leave(second)
 
     first.is_late = end_other  # type: ignore[method-assign]  # this one's
@@ -150,6 +154,30 @@ def test_a_greenlet_that_is_gone_has_no_deadline(
     assert (work.late, len(deadlines)) == (0, 0)
 
 
+def test_a_hub_turns_between_batches_of_what_is_late(clock: Clock, deadlines: Deadlines) -> None:
+    """A thousand that are late at once don't stall it. None is ended twice, or forgotten."""
+    works = [Work() for _ in range(5 * BATCH)]
+    for each in works:
+        begin(deadlines, each)
+    look(deadlines)
+    clock.now += SECONDS
+    done, at_each_turn = works[-1], [0]
+    done.until = NEVER  # it has ended meanwhile
+    check = get_hub().loop.check()
+    check.start(lambda: at_each_turn.append(sum(each.late for each in works)))
+    try:
+        look(deadlines)
+        wait_until(lambda: at_each_turn[-1] == len(works) - 1)
+    finally:
+        check.stop()
+        check.close()
+    in_turns = [now - before for before, now in itertools.pairwise(at_each_turn)]
+    assert [each for each in in_turns if each] == [BATCH] * 4 + [BATCH - 1]
+    assert [each.reported for each in works[:-1]] == [*range(1, len(works))]  # together
+    look(deadlines)
+    assert [each.late for each in works] == [1] * (len(works) - 1) + [0]
+
+
 def test_one_timer_looks_for_all_and_goes_with_the_last(deadlines: Deadlines) -> None:
     """And is back with the next one."""
     for _ in range(2):
@@ -170,7 +198,7 @@ def test_a_timer_that_was_stopped_is_started_again(deadlines: Deadlines) -> None
     """As gevent stops one whose callback an exception has struck."""
     late = Event()
     work = Work(0.004)
-    work.is_late = late.set  # type: ignore[method-assign]  # this one's
+    work.is_late = lambda _: late.set()  # type: ignore[method-assign]  # this one's
     begin(deadlines, work, 0.004)
     timer_of(deadlines).stop()
     deadlines.look_over()
