@@ -104,6 +104,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     # -- gunicorn's steps ----------------------------------------------------------------------
 
     def init_process(self) -> None:
+        # Until gunicorn sets the worker's handlers, behind the patch, the arbiter's would take a
+        # SIGTERM here, and lose it: the arbiter then waits for `graceful_timeout`.
+        signal.signal(signal.SIGTERM, self.handle_exit)
         # gunicorn asks at its start, and not when it reads its settings again. What is raised here
         # ends it, as an application that can't be imported does.
         self.check_config(self.cfg, self.log)
