@@ -87,7 +87,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         Raises:
             RuntimeError: gunicorn prints it, and ends.
         """
-        cls._check_variables()
+        cls._check_numbers(cfg)
         if cls.server_class is not None:
             raise RuntimeError(
                 f"{cls.__name__} has a server_class: make it a subclass of glb.gunicorn.FastWorker,"
@@ -95,11 +95,16 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             )
 
     @classmethod
-    def _check_variables(cls) -> None:
+    def _check_numbers(cls, cfg: Any) -> None:
         try:
             Variables.read()
         except ValueError as error:
             raise RuntimeError(str(error)) from error
+        most = cfg.worker_connections
+        if most < 1:  # gunicorn takes 0, and its worker then serves nothing
+            raise RuntimeError(
+                f"worker_connections must be 1 or more, got {cfg.worker_connections}"
+            )
 
     # -- gunicorn's steps ----------------------------------------------------------------------
 

@@ -439,6 +439,13 @@ def test_a_wrong_variable_is_refused_at_the_start(
         kind.check_config(config(), None)
 
 
+@KINDS
+def test_no_connections_are_refused_at_the_start(kind: type[Worker]) -> None:
+    """By gunicorn's name. Its arbiter would start workers for ever, each of which fails."""
+    with pytest.raises(RuntimeError, match="worker_connections must be 1 or more, got 0"):
+        kind.check_config(config(worker_connections=0), None)
+
+
 def test_a_worker_that_boots_heeds_a_sigterm() -> None:
     """The arbiter's handler, which a fork leaves in place, would lose it."""
 
