@@ -1550,6 +1550,18 @@ def test_serve_forever_ends_with_stop() -> None:
     serving.get()
 
 
+@pytest.mark.parametrize("hubs", [1, 2])
+@pytest.mark.parametrize("timeout", ["1", -1, float("nan"), True])
+def test_a_stop_for_no_time_is_refused(hubs: int, timeout: Any) -> None:
+    """The error has the value in it, and the server goes on."""
+    with StreamServer(LOCAL, reply_ok, hubs=hubs) as server:
+        server.start()
+        with pytest.raises((TypeError, ValueError), match=f"timeout must be .*{timeout!r}"):
+            server.stop(timeout)
+        assert server.started
+        assert ask(server.address) == b"ok"
+
+
 def test_stop_waits_for_the_pool() -> None:
     """And kills what is left at the timeout, as in gevent."""
     holder = Holder()
