@@ -38,7 +38,7 @@ from .accept.registry import REGISTRY
 from .model.address import Address, parse
 from .model.clone import Clone, current_clone
 from .model.forwarded import TrustedProxies
-from .model.limits import check_count
+from .model.limits import check_count, check_seconds
 from .model.policy import Policy
 from .model.proxy_header import Version
 from .model.states import State
@@ -364,10 +364,14 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
             timeout: ``None`` is `stop_timeout`, 1.
             drain, spread, linger: Stop by `drain`, and return its report.
 
+        Raises:
+            TypeError, ValueError: *timeout* is no such number. Nothing has changed.
+
         Switches:
             While waiting.
         """
         timeout = self.stop_timeout if timeout is None else timeout
+        check_seconds("timeout", timeout, may_be_zero=True)
         if drain:
             return self.drain(timeout, spread=spread, linger=linger)
         engine = self.glb_engine

@@ -324,9 +324,10 @@ def _load(context: click.Context, given: SimpleNamespace) -> _App:
         with blaming("is_watched", f"can't reload {target.name!r}: "):
             target.check_reload()
     if not target.is_wsgi:
+        hint = "" if given.is_wsgi is False else ", by its arguments: give --wsgi if it isn't"
         for name in ONLY_WSGI:
             if getattr(given, name) is not None:
-                raise refused(context, name, f"it is for WSGI, and {target.name!r} a stream")
+                raise refused(context, name, f"it is for WSGI, and {target.name!r} a stream{hint}")
     return _App(target.name, handle, target.is_wsgi, target)
 
 

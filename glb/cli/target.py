@@ -297,8 +297,9 @@ class Target:
 WSGI_WORDS: Final = re.compile(r"\benv|environ|\bstart|wsgi", re.IGNORECASE)
 STREAM_WORDS: Final = re.compile(r"sock|conn|client|stream|addr|peer", re.IGNORECASE)
 
-# What both of them may be short for, where no word tells: (s, a) and (c, p), or (e, s).
-WSGI_PAIR: Final = (("environ",), ("start_response",))
+# What both of them may be short for, where no word tells: (s, a) and (c, p), or (e, s) and
+# (e, sr).
+WSGI_PAIR: Final = (("environ",), ("start_response", "sr"))
 ASGI_NAMES: Final = ["scope", "receive"]
 VARIABLE: Final = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 

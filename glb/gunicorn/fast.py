@@ -65,7 +65,7 @@ class FastWorker(Worker):
         Raises:
             RuntimeError: gunicorn prints it, and ends.
         """
-        cls._check_variables()
+        cls._check_numbers(cfg)
         refusals = "; ".join(refused(cfg))
         if refusals:
             raise RuntimeError(f"{cls.__name__} can't do {refusals}: use glb.gunicorn.Worker")

@@ -87,7 +87,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         Raises:
             RuntimeError: gunicorn prints it, and ends.
         """
-        cls._check_variables()
+        cls._check_numbers(cfg)
         if cls.server_class is not None:
             raise RuntimeError(
                 f"{cls.__name__} has a server_class: make it a subclass of glb.gunicorn.FastWorker,"
@@ -95,15 +95,23 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             )
 
     @classmethod
-    def _check_variables(cls) -> None:
+    def _check_numbers(cls, cfg: Any) -> None:
         try:
             Variables.read()
         except ValueError as error:
             raise RuntimeError(str(error)) from error
+        most = cfg.worker_connections
+        if most < 1:  # gunicorn takes 0, and its worker then serves nothing
+            raise RuntimeError(
+                f"worker_connections must be 1 or more, got {cfg.worker_connections}"
+            )
 
     # -- gunicorn's steps ----------------------------------------------------------------------
 
     def init_process(self) -> None:
+        # Until gunicorn sets the worker's handlers, behind the patch, the arbiter's would take a
+        # SIGTERM here, and lose it: the arbiter then waits for `graceful_timeout`.
+        signal.signal(signal.SIGTERM, self.handle_exit)
         # gunicorn asks at its start, and not when it reads its settings again. What is raised here
         # ends it, as an application that can't be imported does.
         self.check_config(self.cfg, self.log)

@@ -490,4 +490,6 @@ class WSGIHandler(Answerer):
         if self.headers_sent:
             raise self.ApplicationError("early hints come before the reply")
         hints = ReplyHead("200 OK", headers)
+        if hints.length is not None or hints.connection is not None:
+            raise ValueError(f"early hints have no Content-Length or Connection, got {headers!r}")
         self._send_raw(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % as_lines(hints.fields))

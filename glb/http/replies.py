@@ -182,6 +182,7 @@ class Replier(RequestReader):
     def process_result(self) -> None:
         result = self.result
         if type(result) is FileWrapper and self._send_file(result):
+            self._check_shortfall()
             return
         if isinstance(result, (bytes, str)):
             raise TypeError(f"an application returns an iterable of bytes, got {result[:50]!r}")
@@ -194,6 +195,9 @@ class Replier(RequestReader):
             self.write(b"")
         if self.response_use_chunked and self.command != "HEAD":
             self._sendall(b"0\r\n\r\n")
+        self._check_shortfall()
+
+    def _check_shortfall(self) -> None:
         if self._left and self.command != "HEAD":
             self.close_connection = True
             self.log_error(
@@ -242,8 +246,9 @@ class Replier(RequestReader):
                 headers = [each for each in headers if each[0].lower() != b"content-length"]
         elif self.provided_content_length is None:
             result = self.result
-            if hasattr(result, "__len__"):
-                length = sum(len(chunk) for chunk in result)
+            # An iterator would have nothing left to send.
+            if hasattr(result, "__len__") and iter(result) is not result:
+                length = sum(map(_size_of, result))
                 if length or self.command != "HEAD":
                     headers.append((b"Content-Length", b"%d" % length))
                     self._left = length
@@ -328,7 +333,9 @@ class Replier(RequestReader):
                 self._has_logged = True
                 self.log_error("a body must be bytes, got %s", ascii(data[:50]))
             data = data.encode("latin-1")
-        elif not isinstance(data, (bytes, bytearray, memoryview)):
+        elif isinstance(data, memoryview):
+            data = bytes(data)  # its length counts items, and they may have several bytes each
+        elif not isinstance(data, (bytes, bytearray)):
             raise TypeError(f"a body must be bytes, got {data!a}")
         if self.command == "HEAD":
             return b""
@@ -344,9 +351,9 @@ class Replier(RequestReader):
                         "the reply to %s is longer than its Content-Length, and was cut",
                         ascii(self.requestline),
                     )
-                data = memoryview(data)[:left]
+                data = data[:left]
             self._left = left - len(data)
-        return bytes(data) if isinstance(data, memoryview) else data
+        return data
 
     def _sendall(self, data: Any) -> None:
         self._has_left = True
@@ -404,8 +411,6 @@ class Replier(RequestReader):
                 raise
             self.response_length += sent
             self._left = length - sent
-            if self._left:
-                self.close_connection = True
         return True
 
     def _count_silence(self, error: OSError) -> None:
@@ -448,6 +453,10 @@ class Replier(RequestReader):
         is_read = type(self.server.log) is not _NoopLog
         if is_read or type(self).format_request is not _FORMAT_REQUEST:
             super().log_request()
+
+
+def _size_of(part: Any) -> int:
+    return part.nbytes if isinstance(part, memoryview) else len(part)
 
 
 def refusal(status: str) -> bytes:

@@ -13,6 +13,7 @@ State: the threads that run, in ``_running``, for that end alone. After a `fork`
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import os
@@ -39,6 +40,10 @@ EXIT_SECONDS: Final = 5.0
 
 # So long for greenlets that a program left on a hub that ends: as gevent's servers.
 KILL_SECONDS: Final = 1.0
+
+# A hub opens 2 descriptors on libev, 5 on libuv; so many must be free, in pairs. Without them libev
+# asks for its own for ever, and writes a line each time.
+PAIRS_FOR_A_HUB: Final = 3
 
 T = TypeVar("T")
 
@@ -103,9 +108,13 @@ class HubThread:
             self._is_ending = True
             self.end()
             raise
-        if self._failed is not None:
+        failed = self._failed
+        if failed is not None:
             self.join(-1)
-            raise self._failed
+            if isinstance(failed, OSError):
+                reason = f"can't start the thread {self.name!r}: {failed.strerror}"
+                raise OSError(failed.errno, reason) from failed
+            raise failed
         return self
 
     def send(self, call: Callable[[], object]) -> bool:
@@ -191,6 +200,7 @@ class HubThread:
             try:
                 self.ident = native_ident()
                 self._main = gevent.getcurrent()
+                _check_room()
                 self.hub = get_hub()
                 self._idle_count = _count_watchers(self.hub.loop)
                 self._mailbox = Mailbox(self.hub, self._lock)
@@ -277,6 +287,14 @@ def _destroy(hub: Any) -> None:
 def _count_watchers(loop: Any) -> int:
     kept = getattr(loop, "_keepaliveset", None)  # on libuv, whose own count is another
     return int(loop.activecnt) if kept is None else len(kept)
+
+
+def _check_room() -> None:
+    """Raise an OSError if a hub would find no descriptors."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(PAIRS_FOR_A_HUB):
+            for number in os.pipe():
+                stack.callback(os.close, number)
 
 
 def _start_native(name: str, run: Callable[[], None]) -> threading.Thread | None:

@@ -13,7 +13,7 @@ import contextlib
 import functools
 import logging
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from gevent import getcurrent
@@ -96,7 +96,7 @@ class CloneSet:
             TypeError, ValueError: There is none.
         """
         try:
-            number = operator.index(index)
+            number = operator.index(None if isinstance(index, bool) else index)
         except TypeError as error:
             raise TypeError(f"clone must be a whole number, got {index!r}") from error
         if not 0 <= number < len(self.acceptors):
@@ -169,8 +169,9 @@ class CloneSet:
             first = self._first_listener()
             listeners.append(first)
             sock, entry = first._sock, first.entry
-            listeners += (first.dup() for _ in range(1, server.hubs))
-            listeners += self._places(entry, server.clones - server.hubs)
+            with saying_how_many(server.clones):
+                listeners += (first.dup() for _ in range(1, server.hubs))
+                listeners += self._places(entry, server.clones - server.hubs)
             if server.nodelay:
                 set_nodelay(sock)
             entry.turns.join_settings(self.policy, server.patience, entry.address)
@@ -302,7 +303,8 @@ class CloneSet:
         if self.listeners is not listeners:
             self._server.clones = clones  # it was closed meanwhile
             return
-        added = self._places(listeners[0].entry, len(handlers))
+        with saying_how_many(clones):
+            added = self._places(listeners[0].entry, len(handlers))
         new = [self._come(first + place, handle) for place, handle in enumerate(handlers)]
         for acceptor in new:
             if acceptor.worker.dispatcher is not None:
@@ -327,6 +329,15 @@ class CloneSet:
         self._server.clones = clones
         self.close_each(left)
         return going
+
+
+@contextlib.contextmanager
+def saying_how_many(clones: int) -> Iterator[None]:
+    """Say in an error of dup(2) how many were wanted: each hub's first, or each loop's, has one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"can't open {clones} clones: {error.strerror}") from error
 
 
 def give_to_threads(acceptors: Iterable[Acceptor], listeners: Iterable[Listener | Place]) -> None:

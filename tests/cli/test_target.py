@@ -231,6 +231,7 @@ class Application:
         (lambda s, a: (s, a), False),
         (lambda c, p: (c, p), False),
         (lambda e, s: (e, s), True),
+        (lambda e, sr: (e, sr), True),
         (lambda e, start: (e, start), True),
         (lambda env, s: (env, s), True),
         (lambda environ, start_response, more=None: (environ, start_response, more), True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +19,7 @@ from glb.model.stats import DrainReport
 
 from ..support.helpers import ask, connect, receive_all
 from ..support.tls import CERTIFICATES, client_context, server_context
-from .workers import GET, OK, config, reply_of, serving, tell_clone
+from .workers import GET, OK, Log, config, reply_of, serving, tell_clone
 
 # gunicorn's own context is gevent's only where the process is patched.
 TLS: dict[str, Any] = {
@@ -435,6 +437,33 @@ def test_a_wrong_variable_is_refused_at_the_start(
     monkeypatch.setenv("GLB_HUBS", "none")
     with pytest.raises(RuntimeError, match="GLB_HUBS must be a whole number"):
         kind.check_config(config(), None)
+
+
+@KINDS
+def test_no_connections_are_refused_at_the_start(kind: type[Worker]) -> None:
+    """By gunicorn's name. Its arbiter would start workers for ever, each of which fails."""
+    with pytest.raises(RuntimeError, match="worker_connections must be 1 or more, got 0"):
+        kind.check_config(config(worker_connections=0), None)
+
+
+def test_a_worker_that_boots_heeds_a_sigterm() -> None:
+    """The arbiter's handler, which a fork leaves in place, would lose it."""
+
+    class Stopped(Worker):
+        def patch(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise LookupError("so far")
+
+    lost: list[int] = []
+    worker: Any = Stopped(1, os.getppid(), [], None, 15, config(), Log())
+    before = signal.signal(signal.SIGTERM, lambda number, _: lost.append(number))
+    try:
+        with pytest.raises(LookupError):
+            worker.init_process()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        worker.tmp.close()
+    assert (worker.alive, lost) == (False, [])
 
 
 def test_the_time_of_a_request_costs_nothing_without_a_limit() -> None:

@@ -6,6 +6,7 @@ methods. Both are asked everything, and what they reply, log and report must be 
 
 from __future__ import annotations
 
+import array
 import contextlib
 import functools
 import io
@@ -809,6 +810,44 @@ def test_text_is_sent_whole_and_logged_once(body: Any) -> None:
     assert served.errors == []
 
 
+WORDS: Final = memoryview(array.array("I", [0x61616161, 0x62626262]))
+
+
+@pytest.mark.parametrize(
+    ("body", "length"), [([WORDS], None), (lambda: iter([WORDS]), None), ([WORDS], 8), ([WORDS], 3)]
+)
+def test_a_view_is_as_long_as_its_bytes(body: Any, length: int | None) -> None:
+    """Its ``len`` counts items, which may have several bytes each."""
+    headers = [] if length is None else [("Content-Length", str(length))]
+    served = alike(replies(headers=headers, body=body), GET + SECOND)
+    whole = b"aaaabbbb"[:length]
+    is_chunked = callable(body)
+    expected = b"8\r\n%b\r\n0\r\n\r\n" % whole if is_chunked else whole
+    head, _, rest = served.reply.partition(b"\r\n\r\n")
+    assert is_chunked or b"Content-Length: %d" % len(whole) in head
+    assert rest == expected + head + b"\r\n\r\n" + expected
+
+
+def test_an_iterator_that_has_a_length_is_sent_whole() -> None:
+    """Its parts can be counted only once, by those that are sent."""
+
+    class Counted:
+        def __init__(self) -> None:
+            self._parts = iter([b"one", b"two"])
+
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Counted:
+            return self
+
+        def __next__(self) -> bytes:
+            return next(self._parts)
+
+    served = alike(replies(body=Counted), GET)
+    assert served.body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+
+
 @pytest.mark.parametrize("part", [7, None, 1.5])
 def test_a_part_of_another_kind_is_an_error(part: Any) -> None:
     """The client sees that the reply is not whole."""
@@ -1074,9 +1113,12 @@ def test_a_file_is_sent_from_where_it_stands() -> None:
 
 
 def test_a_file_shorter_than_its_length_ends_the_connection() -> None:
-    """As any other body."""
+    """As any other body, and the log says so."""
     served = alike(of_file(real_file, [("Content-Length", "11")]), GET + SECOND)
     assert (served.body, len(served.calls)) == (b"0123456789", 1)
+    assert served.lines == [
+        "the reply to 'GET / HTTP/1.1' is 1 bytes shorter than its Content-Length"
+    ]
 
 
 def test_a_file_s_head_is_that_of_the_file(sent_files: list[int]) -> None:
@@ -1215,9 +1257,15 @@ def test_early_hints_come_before_the_reply() -> None:
         hint = environ["wsgi.early_hints"]
         hint([("Link", "</a>; rel=preload"), ("Link", "</b>; rel=preload")])
         hint([])
-        for bad in ([("Link", "a\r\nb")], [("A B", "c")], [("Transfer-Encoding", "chunked")]):
+        for name, value in [
+            ("Link", "a\r\nb"),
+            ("A B", "c"),
+            ("Transfer-Encoding", "chunked"),
+            ("Content-Length", "4"),
+            ("Connection", "close"),
+        ]:
             with pytest.raises(ValueError, match=r"."):
-                hint(bad)
+                hint([(name, value)])
         start_response("200 OK", [])
         return [b"body"]
 

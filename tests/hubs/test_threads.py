@@ -20,6 +20,7 @@ from glb.originals import native_ident
 
 from ..conftest import open_descriptors
 from ..support.helpers import wait_until
+from ..support.scarcity import scarcity
 
 
 def names() -> list[str]:
@@ -280,6 +281,17 @@ def test_a_start_without_room_for_a_hub_leaves_nothing(monkeypatch: pytest.Monke
     assert thread not in hubs._running
     assert thread.send(raise_lookup_error) is False
     monkeypatch.undo()
+    assert thread.wait(0)
+
+
+@pytest.mark.parametrize("free", [0, 2, 4])
+def test_a_start_without_descriptors_is_refused(free: int) -> None:
+    """With the thread's name. libev would ask for its own for ever, and fill the error log."""
+    before, threads = open_descriptors(), threading.active_count()
+    thread = HubThread("glb test")
+    with scarcity(free=free), pytest.raises(OSError, match="'glb test': Too many open files"):
+        thread.start()
+    assert (open_descriptors(), threading.active_count()) == (before, threads)
     assert thread.wait(0)
 
 

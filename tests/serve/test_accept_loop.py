@@ -692,7 +692,7 @@ def test_growing_without_a_descriptor_leaves_nothing(monkeypatch: pytest.MonkeyP
 
         with monkeypatch.context() as patch:
             patch.setattr(glb.Listener, "__init__", run_out)
-            with pytest.raises(OSError, match="on purpose"):
+            with pytest.raises(OSError, match=r"can't open 6 clones: on purpose"):
                 server.resize(6)
         assert open_descriptors() == before
         assert (entries()[0].clones, len(server.clone_stats())) == (2, 2)

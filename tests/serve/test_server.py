@@ -332,7 +332,7 @@ def test_running_out_of_descriptors_half_way_leaves_nothing(
 
     monkeypatch.setattr(sockets, "duplicate", run_out)
     before = open_descriptors()
-    with pytest.raises(OSError, match="Too many open files"):
+    with pytest.raises(OSError, match=r"can't open 4 clones: Too many open files"):
         StreamServer(LOCAL, reply_ok, hubs=4).start()
     assert entries() == []
     assert open_descriptors() == before
@@ -1548,6 +1548,18 @@ def test_serve_forever_ends_with_stop() -> None:
     assert ask(server.address) == b"ok"
     server.stop()
     serving.get()
+
+
+@pytest.mark.parametrize("hubs", [1, 2])
+@pytest.mark.parametrize("timeout", ["1", -1, float("nan"), True])
+def test_a_stop_for_no_time_is_refused(hubs: int, timeout: Any) -> None:
+    """The error has the value in it, and the server goes on."""
+    with StreamServer(LOCAL, reply_ok, hubs=hubs) as server:
+        server.start()
+        with pytest.raises((TypeError, ValueError), match=f"timeout must be .*{timeout!r}"):
+            server.stop(timeout)
+        assert server.started
+        assert ask(server.address) == b"ok"
 
 
 def test_stop_waits_for_the_pool() -> None:
