@@ -24,6 +24,15 @@ from .support.examples import try_fewer
 #: They import locust, which patches the process: test_locust.py runs each in one of its own.
 collect_ignore_glob = ["locust/*_checks.py"]
 
+#: How often glb looks for what no event tells of, in seconds. Hundreds of tests come to each of
+#: these: with its own, which spare a server's CPU, they would wait a tenth of a run.
+LOOKS: Final = {
+    "glb.serve.drain.CALLERS_LOOK_SECONDS": 0.005,
+    "glb.serve.drain.DELAY_LOOK_SECONDS": 0.005,
+    "glb.serve.drain_worker.LOOK_SECONDS": 0.005,
+    "glb.upgrade.LOOK_SECONDS": 0.005,
+}
+
 #: After as many seconds in one test, the stack of every thread is printed.
 STUCK_SECONDS: Final = 120
 #: How often that is put off. pytest's own `faulthandler_timeout` does it for each test, and waits
@@ -99,6 +108,15 @@ def collects_only_what_is_new() -> None:
     hypothesis.given(hypothesis.strategies.none())(lambda _: None)()
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def looks_often() -> Iterator[None]:
+    """Let servers of this process look often."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in LOOKS.items():
+            patch.setattr(name, seconds)
+        yield
 
 
 @pytest.fixture(autouse=True)
