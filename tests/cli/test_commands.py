@@ -102,12 +102,12 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 def child(*args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Run Python with *args*; whatever comes, it is ended and waited for.
 
-    The option *said* has variables besides the usual.
+    The option *said* has variables besides the usual, and *command* what runs instead of Python.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environ = {**os.environ, "PYTHONPATH": path, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
     environ |= options.pop("said", {})
-    command = [sys.executable, "-W", "error", *args]
+    command = [*options.pop("command", (sys.executable, "-W", "error")), *args]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     with subprocess.Popen(command, env=environ, **options) as process:
         timer = threading.Timer(ENDLESS_SECONDS, process.kill)
