@@ -56,7 +56,7 @@ def children(
     """Begin all that are to be run at once: most of the time they wait, for two minutes in all."""
     folder = tmp_path_factory.mktemp("checks")
     names = [
-        item.callspec.params["name"]
+        str(item.callspec.params["name"])
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.originalname == "test_its_checks_pass"
     ]
