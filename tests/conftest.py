@@ -5,11 +5,13 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import re
 import resource
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import gevent
@@ -23,6 +25,15 @@ from .support.examples import try_fewer
 
 #: They import locust, which patches the process: test_locust.py runs each in one of its own.
 collect_ignore_glob = ["locust/*_checks.py"]
+
+#: How often glb looks for what no event tells of, in seconds. Hundreds of tests come to each of
+#: these: with its own, which spare a server's CPU, they would wait a tenth of a run.
+LOOKS: Final = {
+    "glb.serve.drain.CALLERS_LOOK_SECONDS": 0.005,
+    "glb.serve.drain.DELAY_LOOK_SECONDS": 0.005,
+    "glb.serve.drain_worker.LOOK_SECONDS": 0.005,
+    "glb.upgrade.LOOK_SECONDS": 0.005,
+}
 
 #: After as many seconds in one test, the stack of every thread is printed.
 STUCK_SECONDS: Final = 120
@@ -53,9 +64,25 @@ class Stuck:
 STUCK: Final = pytest.StashKey[Stuck]()
 
 
+#: What leaves out thorough tests and those of processes, and examples of the others.
+WITHOUT_LONG: Final = "not (thorough or process)"
+#: A file all of whose tests are left out then.
+ALL_ARE_LONG: Final = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(thorough|process)\b", re.M)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Don't read a file of which nothing is run: a quarter of what collecting takes."""
+    if config.option.markexpr != WITHOUT_LONG or collection_path.suffix != ".py":
+        return None
+    return ALL_ARE_LONG.search(collection_path.read_text(encoding="utf-8")) is not None or None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STUCK] = Stuck()
-    if "not (thorough" in config.option.markexpr:
+    # How long an example takes is the machine's affair: in CI there is no deadline either.
+    hypothesis.settings.register_profile("patient", deadline=None)
+    hypothesis.settings.load_profile("patient")
+    if config.option.markexpr == WITHOUT_LONG:
         try_fewer()
 
 
@@ -99,6 +126,15 @@ def collects_only_what_is_new() -> None:
     hypothesis.given(hypothesis.strategies.none())(lambda _: None)()
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def looks_often() -> Iterator[None]:
+    """Let servers of this process look often."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in LOOKS.items():
+            patch.setattr(name, seconds)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -461,7 +461,7 @@ def test_a_closed_clone_with_connections_waiting_costs_nothing() -> None:
         gevent.killall(greenlets[1:])
         listeners[0].close()
         clients = [connect(listeners[1].address) for _ in range(5)]
-        assert loop_iterations(0.3) < 30
+        assert loop_iterations(0.05) < 30  # one that spins has thousands
         close_all(clients)
 
 
@@ -474,7 +474,7 @@ def test_a_detached_descriptor_with_connections_waiting_costs_nothing() -> None:
     with native_socket.socket(fileno=listener.detach()):
         let_hub_turn()
         client = connect(address)
-        assert loop_iterations(0.3) < 30
+        assert loop_iterations(0.05) < 30  # one that spins has thousands
         client.close()
 
 
@@ -494,7 +494,7 @@ def test_a_descriptor_detached_by_another_thread_costs_nothing() -> None:
             listener.accept()
         detached.wait()
         before = time.thread_time()
-        gevent.sleep(0.5)
+        gevent.sleep(0.2)
         spent.append(time.thread_time() - before)
 
     thread = HubThread(watch)
@@ -504,7 +504,7 @@ def test_a_descriptor_detached_by_another_thread_costs_nothing() -> None:
     thread.join()
     client.close()
     sock.close()
-    assert spent[0] < 0.1
+    assert spent[0] < 0.05
 
 
 def test_without_a_ready_clone_nothing_is_watched() -> None:
@@ -522,7 +522,7 @@ def test_without_a_ready_clone_nothing_is_watched() -> None:
         entry = listeners[0].entry
         assert entry.turns.accepted == 2 and entry.turns.ready == 0
         assert not any(each.is_watching for each in entry.turns.dispatchers.values())
-        assert loop_iterations(0.2) < 30
+        assert loop_iterations(0.05) < 30  # one that spins has thousands
         release.set()
         wait_until(lambda: entry.turns.accepted == 6)
         close_all(clients)

@@ -30,6 +30,7 @@ import glb.model.stats
 from glb.cli.demo import Outcome
 from glb.cli.target import TargetError
 
+from ..support.forks import Forks
 from ..support.helpers import (
     Holder,
     ask,
@@ -101,12 +102,12 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 def child(*args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Run Python with *args*; whatever comes, it is ended and waited for.
 
-    The option *said* has variables besides the usual.
+    The option *said* has variables besides the usual, and *command* what runs instead of Python.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environ = {**os.environ, "PYTHONPATH": path, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
     environ |= options.pop("said", {})
-    command = [sys.executable, "-W", "error", *args]
+    command = [*options.pop("command", (sys.executable, "-W", "error")), *args]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     with subprocess.Popen(command, env=environ, **options) as process:
         timer = threading.Timer(ENDLESS_SECONDS, process.kill)
@@ -117,6 +118,14 @@ def child(*args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
             timer.cancel()
             timer.join()
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Runs that end at once."""
+    begun = Forks()
+    yield begun
+    begun.end()
 
 
 def run(*args: str, cwd: pathlib.Path | None = None) -> tuple[int, str, str]:
@@ -410,13 +419,15 @@ def test_all_addresses_are_reloaded_and_seen(folder: pathlib.Path) -> None:
             assert [ask(address) for _ in range(2)] == [b"new"] * 2
 
 
-def test_an_address_that_cant_be_bound_leaves_the_others_free(folder: pathlib.Path) -> None:
+def test_an_address_that_cant_be_bound_leaves_the_others_free(
+    folder: pathlib.Path, forks: Forks
+) -> None:
     """All are bound before the first client is let in."""
     with glb.bind(("127.0.0.1", 0)) as taken:
         port = taken.address[1]
         args = ("serve", "program:handle", "--bind", "unix:s", "--bind", f"127.0.0.1:{port}")
         reason = f"--bind from the command line: can't bind ('127.0.0.1', {port}): Address already"
-        assert_refused(args, reason, folder)
+        assert_refused(forks, args, reason, folder)
     assert not (folder / "s").exists()
 
 
@@ -679,9 +690,11 @@ def test_it_is_seen_from_outside(hubs: str, folder: pathlib.Path) -> None:
         ("--drain-delay", "-1"),
     ],
 )
-def test_bad_limits_are_usage_errors(option: str, value: str, folder: pathlib.Path) -> None:
+def test_bad_limits_are_usage_errors(
+    option: str, value: str, folder: pathlib.Path, forks: Forks
+) -> None:
     """One line, with the value in it."""
-    status, _, err = run("serve", "program:handle", option, value, cwd=folder)
+    status, _, err = forks.run("serve", "program:handle", option, value, cwd=folder)
     assert status == 2
     assert err.count("\n") == 1 and err.startswith("glb: ")
     assert option in err and value in err
@@ -708,9 +721,9 @@ def test_http_has_limits_that_are_on_by_default(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--max-body", "--body-timeout", "--send-timeout"])
-def test_a_stream_has_no_limits_of_http(option: str, folder: pathlib.Path) -> None:
+def test_a_stream_has_no_limits_of_http(option: str, folder: pathlib.Path, forks: Forks) -> None:
     """They would be taken for something that they aren't."""
-    status, _, err = run("serve", "program:handle", option, "1", cwd=folder)
+    status, _, err = forks.run("serve", "program:handle", option, "1", cwd=folder)
     assert status == 2
     assert f"{option} from the command line: it is for WSGI" in err
 
@@ -860,7 +873,7 @@ def test_program_that_configures_logging_leaves_glb_its_lines(folder: pathlib.Pa
         )
 
 
-def test_what_cant_be_reloaded_is_refused_at_the_start(folder: pathlib.Path) -> None:
+def test_what_cant_be_reloaded_is_refused_at_the_start(folder: pathlib.Path, forks: Forks) -> None:
     """And not at the first edit, also if the project wraps something around its application.
 
     Without --reload it is served, and SIGHUP logs the reason.
@@ -883,7 +896,7 @@ def test_what_cant_be_reloaded_is_refused_at_the_start(folder: pathlib.Path) -> 
     )
     reason = "can't reload 'views': Django keeps the views that it has imported"
     assert_refused(
-        ("serve", "views", "--reload"), f"--reload from the command line: {reason}", folder
+        forks, ("serve", "views", "--reload"), f"--reload from the command line: {reason}", folder
     )
     with serving("views", cwd=folder) as served:
         assert served.hang_up(reason).endswith("; the old one goes on serving\n")
@@ -1101,8 +1114,8 @@ def test_progress_is_shown_in_a_terminal(folder: pathlib.Path) -> None:
 # -- wrong input --------------------------------------------------------------------------------
 
 
-def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> None:
-    status, out, err = run(*args, cwd=folder)
+def assert_refused(forks: Forks, args: tuple[str, ...], reason: str, folder: pathlib.Path) -> None:
+    status, out, err = forks.run(*args, cwd=folder)
     assert (status, out) == (2, "")
     assert err.startswith("glb: ")
     assert err.count("\n") == 1
@@ -1157,10 +1170,10 @@ def assert_refused(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> 
     ],
 )
 def test_wrong_input_to_serve_is_one_line(
-    args: tuple[str, ...], reason: str, folder: pathlib.Path
+    args: tuple[str, ...], reason: str, folder: pathlib.Path, forks: Forks
 ) -> None:
     """A target that can't be served is one line, before anything is served, with status 2."""
-    assert_refused(("serve", "--bind", "127.0.0.1:0", *args), reason, folder)
+    assert_refused(forks, ("serve", "--bind", "127.0.0.1:0", *args), reason, folder)
 
 
 @pytest.mark.parametrize(
@@ -1176,25 +1189,27 @@ def test_wrong_input_to_serve_is_one_line(
         (("--dance",), "--dance"),
     ],
 )
-def test_wrong_input_is_one_line(args: tuple[str, ...], reason: str, folder: pathlib.Path) -> None:
+def test_wrong_input_is_one_line(
+    args: tuple[str, ...], reason: str, folder: pathlib.Path, forks: Forks
+) -> None:
     """What click refuses is one line as well."""
-    assert_refused(args, reason, folder)
+    assert_refused(forks, args, reason, folder)
 
 
-def test_address_in_use_is_one_line(folder: pathlib.Path) -> None:
+def test_address_in_use_is_one_line(folder: pathlib.Path, forks: Forks) -> None:
     """Another process's address is refused, with the address."""
     with glb.bind(("127.0.0.1", 0)) as taken:
         port = taken.address[1]
         reason = f"can't bind ('127.0.0.1', {port}): Address already in use"
-        assert_refused(("serve", "--bind", f"127.0.0.1:{port}"), reason, folder)
+        assert_refused(forks, ("serve", "--bind", f"127.0.0.1:{port}"), reason, folder)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="everything is permitted to root")
-def test_missing_permission_is_one_line(folder: pathlib.Path) -> None:
+def test_missing_permission_is_one_line(folder: pathlib.Path, forks: Forks) -> None:
     """The error names a folder that may not be written to."""
     folder.chmod(0o500)
     bind = f"unix:{os.path.relpath(folder)}/s"
-    assert_refused(("serve", "--bind", bind), "Permission denied", ROOT)
+    assert_refused(forks, ("serve", "--bind", bind), "Permission denied", ROOT)
 
 
 # -- words --------------------------------------------------------------------------------------

@@ -16,8 +16,11 @@ from glb.http.head import Limits
 from glb.http.settings import Settings
 from glb.pywsgi import WSGIServer
 
+from ..support.forks import Forks
 from ..support.helpers import http_get, wait_until
-from .test_commands import ask_raw, assert_refused, serving
+from .test_commands import ask_raw, assert_refused, forks, serving
+
+__all__ = ["forks"]  # a fixture
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n"
 
@@ -98,10 +101,10 @@ def test_a_stream_has_none_of_them() -> None:
 
 
 @pytest.mark.process
-def test_a_stream_refuses_a_request_timeout(folder: pathlib.Path) -> None:
+def test_a_stream_refuses_a_request_timeout(folder: pathlib.Path, forks: Forks) -> None:
     """It has no requests."""
     args = ("serve", "program:handle", "--request-timeout", "1")
-    assert_refused(args, "--request-timeout from the command line: it is for WSGI", folder)
+    assert_refused(forks, args, "--request-timeout from the command line: it is for WSGI", folder)
 
 
 @pytest.mark.process

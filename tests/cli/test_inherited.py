@@ -22,14 +22,6 @@ from glb.upgrade import Upgrade
 from ..support.helpers import ask, connect, http_get, is_refused, receive_all
 from .test_commands import Served, child, serving
 
-# Becomes glb with descriptor 3, as systemd does it: the id of a process is known in it alone.
-AS_SYSTEMD = """
-import os, sys
-if os.environ["LISTEN_PID"] == "mine":
-    os.environ["LISTEN_PID"] = str(os.getpid())
-os.execv(sys.executable, [sys.executable, "-W", "error", "-m", "glb", "serve", *sys.argv[1:]])
-"""
-
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-socket-activate") is None, reason="systemd isn't installed here"
 )
@@ -45,14 +37,24 @@ def handed_over(
 ) -> Iterator[subprocess.Popen[str]]:
     """Run ``glb serve`` with *made* as descriptor 3."""
     said = {"LISTEN_FDS": "1", "LISTEN_PID": pid, "LISTEN_FDNAMES": name}
-    shell = f'exec "$@" {"3<&-" if made is None else f"3<&{made.fileno()}"}'
-    command = ["/bin/bash", "-c", shell, "bash", sys.executable, "-c", AS_SYSTEMD, *args]
+    # As systemd does it: the id of a process is known in it alone.
+    shell = 'if [ "$LISTEN_PID" = mine ]; then LISTEN_PID=$$; fi; '
+    shell += f'exec "$@" {"3<&-" if made is None else f"3<&{made.fileno()}"}'
+    command = [
+        "/bin/bash",
+        "-c",
+        shell,
+        "bash",
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "glb",
+        "serve",
+    ]
     fds = () if made is None else (made.fileno(),)
-    with child("-c", _STARTER, *command, cwd=cwd, pass_fds=fds, said=said) as process:
+    with child(*args, command=command, cwd=cwd, pass_fds=fds, said=said) as process:
         yield process
-
-
-_STARTER = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def listening(place: Any) -> socket.socket:
@@ -177,7 +179,7 @@ def activated(*options: str, cwd: pathlib.Path, bind: str) -> Iterator[subproces
     for name in ("PYTHONPATH", "COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
         command += ["-E", name]
     command += [sys.executable, "-W", "error", "-m", "glb", "serve", "--bind", bind]
-    with child("-c", _STARTER, shutil.which(command[0]) or "", *command[1:], cwd=cwd) as process:
+    with child(*command[1:], command=[shutil.which(command[0]) or ""], cwd=cwd) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         assert "Listening on" in line, line

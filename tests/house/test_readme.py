@@ -33,7 +33,7 @@ def test_the_first_program_prints_what_the_readme_says() -> None:
 
 def test_ci_runs_the_readmes_test_command() -> None:
     """It is found by the marker that `.ci/run` looks for."""
-    assert re.search(r"<!-- test command -->\n```sh\n[^\n]*tox run-parallel\n```", README)
+    assert re.search(r"<!-- test command -->\n```sh\n[^\n]*tox run-parallel -p 3\n```", README)
 
 
 def test_the_readme_is_short() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import ssl
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -20,6 +18,7 @@ from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
 from ..support.helpers import connect
+from ..support.tls import client_context, server_context
 
 LOCAL = ("127.0.0.1", 0)
 EACH_SPAWN = ["default", 5, gevent.spawn]
@@ -94,12 +93,7 @@ def test_a_connection_is_closed_though_a_local_has_its_file(
 ) -> None:
     """At once, as with gevent: the error's traceback does not keep the greenlet that keeps it."""
     talk = Talk(ending)
-    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    here = Path(gevent.tests.__file__).parent
-    serving.load_cert_chain(here / "server.crt", here / "server.key")
-    asking = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    asking.check_hostname = False
-    asking.verify_mode = ssl.CERT_NONE
+    serving, asking = server_context(), client_context()
     options: dict[str, Any] = {"ssl_context": serving} if is_secured else {}
     with StreamServer(LOCAL, talk, spawn=spawn, **options) as server:
         server.start()

@@ -12,7 +12,6 @@ import functools
 import io
 import os
 import re
-import ssl
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +38,7 @@ from glb.pywsgi import WSGIHandler, WSGIServer
 
 from ..fuzz.test_servers import ByHooks, Pair, cut, fuzz, listening_in, malformed
 from ..support.helpers import connect, let_hub_turn, receive_all, wait_until
+from ..support.tls import client_context, server_context
 
 ANY = ("127.0.0.1", 0)
 LOOPS: Final[dict[str, Any]] = {"lean": WSGIHandler, "by hooks": ByHooks}
@@ -1174,19 +1174,9 @@ def test_a_file_is_closed_with_its_reply(loop: Any) -> None:
     assert [each.closed for each in files] == [True, True, True]
 
 
-def tls_contexts() -> tuple[Any, Any]:
-    here = Path(gevent.tests.__file__).parent
-    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(here / "server.crt", here / "server.key")
-    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return serving, context
-
-
 def test_a_file_is_read_for_tls(sent_files: list[int]) -> None:
     """The kernel can't encrypt it."""
-    serving, context = tls_contexts()
+    serving, context = server_context(), client_context()
 
     def talk(client: Any) -> bytes:
         with context.wrap_socket(client) as wrapped:
@@ -1200,7 +1190,7 @@ def test_a_file_is_read_for_tls(sent_files: list[int]) -> None:
 
 def test_both_loops_do_the_same_over_tls() -> None:
     """Bodies, pipelines, refusals."""
-    serving, context = tls_contexts()
+    serving, context = server_context(), client_context()
     posted = request(b"POST / HTTP/1.1", b"Content-Length: 5", body=b"hello")
 
     for data in (
@@ -1238,7 +1228,7 @@ def test_what_is_no_tls_costs_one_line(sent: bytes, reply: bytes) -> None:
             return b""
 
     for handler_class in LOOPS.values():
-        served = serve(handler_class, ok, sent, talk, ssl_context=tls_contexts()[0])
+        served = serve(handler_class, ok, sent, talk, ssl_context=server_context())
         assert (served.calls, served.errors) == ([], [])
         assert served.reply.endswith(reply)
         assert not reply or served.reply.startswith(b"HTTP/1.1 400 Bad Request\r\n")

@@ -10,10 +10,8 @@ import errno
 import http.client
 import io
 import re
-import ssl
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -36,6 +34,7 @@ from glb.pywsgi import WSGIHandler, WSGIServer
 
 from ..support.examples import examples
 from ..support.helpers import connect, receive_all
+from ..support.tls import client_context, server_context
 
 ANY = ("127.0.0.1", 0)
 
@@ -979,12 +978,7 @@ def test_each_part_leaves_when_it_is_yielded() -> None:
 
 def test_tls_has_the_same_replies() -> None:
     """And small ones in one record."""
-    here = Path(gevent.tests.__file__).parent
-    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(here / "server.crt", here / "server.key")
-    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    serving, context = server_context(), client_context()
 
     def talk(client: Any) -> bytes:
         with context.wrap_socket(client) as wrapped:

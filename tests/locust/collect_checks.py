@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ..support.ports import free_port
 
 ENDLESS_SECONDS = 60
 
@@ -73,7 +74,7 @@ class Locust:
         self.started.append(process)
         return process
 
-    def start_run(self, *args: str, seconds: str = "2s") -> subprocess.Popen[str]:
+    def start_run(self, *args: str, seconds: str = "1s") -> subprocess.Popen[str]:
         """Begin a short run of eight users, whose reports are files of the folder."""
         return self.start(
             *("--headless", "-u", "8", "-r", "8", "-t", seconds, "--only-summary"),
@@ -90,9 +91,9 @@ class Locust:
             ),
         )
 
-    def run(self, *args: str) -> tuple[int, str]:
+    def run(self, *args: str, seconds: str = "1s") -> tuple[int, str]:
         """Return the exit status of a run, and what it said."""
-        return self.end_of(self.start_run(*args))
+        return self.end_of(self.start_run(*args, seconds=seconds))
 
     @staticmethod
     def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -122,12 +123,6 @@ def locust(tmp_path: Path) -> Iterator[Locust]:
     made.end()
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def check_all_told(locust: Locust, said: str, workers: int = 1) -> None:
     """JSON, CSV, page and console have what locust has counted; no worker's round is torn."""
     found = locust.found()
@@ -147,7 +142,9 @@ def check_all_told(locust: Locust, said: str, workers: int = 1) -> None:
 
 def test_a_run_is_counted_to_the_last_request(locust: Locust) -> None:
     """In each way of naming a clone, and users finish their requests."""
-    status, said = locust.run("--balance-max-spread", "1", "--balance-min-jain", "0.9")
+    status, said = locust.run(
+        *("--balance-max-spread", "1", "--balance-min-jain", "0.9"), seconds="2s"
+    )
     assert status == 0, said
     check_all_told(locust, said)
     seconds = [each["seconds"] for each in locust.found()["history"]]

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from typing import Any, Final
 
 import gevent
 import pytest
+
+from ..support.ports import free_port
 
 CHROMIUM: Final = shutil.which("chromium")
 DRIVER: Final = shutil.which("chromedriver")
@@ -36,6 +37,7 @@ ENDLESS_SECONDS: Final = 30
 TURNS: Final = 203
 #: One more is counted when the test has been stopped, and its user finishes what it is at.
 LATE: Final = 1
+BEFORE: Final = [51, 51, 51, 50]
 OF_CLONES: Final = [51, 51, 51, 51]
 
 LOCUSTFILE: Final = """
@@ -59,7 +61,7 @@ def fire(user, number, clone, exception=None):
         response=None, context=clone, exception=exception, start_time=0, url=None)
 
 class Asks(User):
-    wait_time = constant(0.1)
+    wait_time = constant(0.01)
 
     @task
     def ask(self):
@@ -133,16 +135,10 @@ class Page:
         return [each["message"] for each in self.driver.get_log("browser")]
 
 
-def ask(address: str) -> str:
-    with urllib.request.urlopen(address, timeout=ENDLESS_SECONDS) as reply:
+def ask(address: str, posted: bytes | None = None) -> str:
+    with urllib.request.urlopen(address, posted, ENDLESS_SECONDS) as reply:
         text: str = reply.read().decode()
     return text
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port: int = one.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")
@@ -172,12 +168,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def locust(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """Run a test of three seconds, and yield the address of its page, which stays."""
+    """Begin a test, and yield the address of its page, which stays when the test is stopped."""
     file = tmp_path_factory.mktemp("locust") / "locustfile.py"
     file.write_text(f"TURNS = {TURNS}\n{LOCUSTFILE}")
     port = free_port()
     address = f"http://127.0.0.1:{port}{request.param}"
-    args = ["--autostart", "-u", "8", "-r", "8", "-t", "4s", "--web-host", "127.0.0.1"]
+    args = ["--autostart", "-u", "8", "-r", "8", "--web-host", "127.0.0.1"]
     args += ["--web-port", str(port), "--web-base-path", request.param, "--host", "tcp://nowhere"]
     log = file.with_name("log")
     with log.open("w") as out:
@@ -216,7 +212,8 @@ def test_the_tab_shows_each_clone_live_and_to_the_last_turn(page: Page) -> None:
     """Chart, table and facts show what was served, with what came after the test was stopped."""
     page.open()
     page.click("Balance")
-    page.wait(lambda: len(page.turns()) == 4)
+    page.wait(lambda: page.turns() == BEFORE)
+    ask(f"{page.address}stop", b"")
     page.wait(lambda: page.turns() == OF_CLONES)
     page.wait(
         lambda: (

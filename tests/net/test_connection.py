@@ -31,6 +31,7 @@ from glb.net.connection import Connection
 
 from ..conftest import open_descriptors
 from ..support.helpers import connect, let_hub_turn, receive_all, wait_until
+from ..support.tls import client_context, server_context
 
 ANY = ("127.0.0.1", 0)
 KINDS: tuple[Any, ...] = (socket.socket, Connection)
@@ -1078,20 +1079,6 @@ def test_closing_ends_a_select() -> None:
 
 
 # -- TLS ----------------------------------------------------------------------------------------
-
-
-def server_context() -> Any:
-    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    here = Path(gevent.tests.__file__).parent
-    context.load_cert_chain(here / "server.crt", here / "server.key")
-    return context
-
-
-def client_context() -> Any:
-    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 @pytest.mark.parametrize("side", ["server", "client"])

@@ -9,7 +9,6 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -36,7 +35,6 @@ LOCAL = ("127.0.0.1", 0)
 NEVER = 30.0
 #: Long enough for a client that answers at once, short enough to be waited for.
 SHORT = 0.04
-CERTIFICATES = Path(gevent.tests.__file__).parent
 
 #: A request that is complete, one that has just begun, and one that is nearly there.
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -49,6 +49,7 @@ from ..support.helpers import (
     turns,
     wait_until,
 )
+from ..support.tls import client_context, server_context
 
 LOCAL = ("127.0.0.1", 0)
 
@@ -509,14 +510,9 @@ def test_ipv6_and_unix_addresses_are_served(tmp_path: Path) -> None:
 
 def test_tls_is_served_in_turn() -> None:
     """Any TLS argument turns it on, as in gevent; turns stay exact."""
-    here = Path(gevent.tests.__file__).parent
-    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(here / "server.crt", here / "server.key")
-    with StreamServer(LOCAL, Recorder(), ssl_context=serving) as server:
+    with StreamServer(LOCAL, Recorder(), ssl_context=server_context()) as server:
         server.start()
-        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+        context = client_context()
         for turn in turns(4, 8):
             with context.wrap_socket(connect(server.address)) as client:
                 assert receive_all(client) == b"%d" % turn

@@ -11,7 +11,6 @@ import logging
 import os
 import resource
 import socket as native_socket
-import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -55,6 +54,7 @@ from ..support.helpers import (
     turns,
     wait_until,
 )
+from ..support.tls import client_context, server_context
 from .test_hubs_process import FORKS, FORKS_BY, tell
 
 LOCAL = ("127.0.0.1", 0)
@@ -890,14 +890,9 @@ def test_each_form_of_spawn_serves_in_turn(spawn: Any) -> None:
 
 def test_tls_is_served_on_every_hub() -> None:
     """Turns stay exact."""
-    here = Path(gevent.tests.__file__).parent
-    serving = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(here / "server.crt", here / "server.key")
-    with serve(hubs=3, clones=3, ssl_context=serving) as server:
+    with serve(hubs=3, clones=3, ssl_context=server_context()) as server:
         server.start()
-        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+        context = client_context()
         for turn in turns(3, 9):
             with context.wrap_socket(connect(server.address)) as client:
                 assert receive_all(client) == b"%d" % turn
