@@ -44,7 +44,7 @@ BODY_MAX: Final = 20
 
 #: What is sent. The others need a proxy, or a client that waits, or are large.
 SENT: Final = (
-    *(kind for kind in KINDS if kind.name not in {"attack", "too large", "leaving"}),
+    *(kind for kind in KINDS if kind.name not in {"attack", "too large", "leaving", "websocket"}),
     *(Kind("error", 3, "error"), Kind("closed", 3, fields=(("Connection: close",),))),
 )
 
@@ -89,6 +89,10 @@ class Server(WSGIServer):
     def _tell(self, call: dict[str, Any]) -> None:
         self.found.seen.append(call)
 
+    def _report(self, kind: type[BaseException], error: object, _trace: object) -> None:
+        if not issubclass(kind, (Planned, ClientLeft)):
+            self.found.reported.append(f"{kind.__name__}: {error}")
+
     def write(self, line: str) -> None:
         """Log a *line*."""
         self.found.log.append(line)
@@ -100,10 +104,7 @@ class Server(WSGIServer):
         found = self.found = Found()
         connection = Connection.on(PlainSocket(far.family, far.type, far.proto, far.detach()))
         handler = handler_class(connection, ("127.0.0.1", 1), self)
-        handler._log_error = lambda kind, error, _trace: (
-            issubclass(kind, (Planned, ClientLeft))
-            or found.reported.append(f"{kind.__name__}: {error}")
-        )
+        handler._log_error = self._report
         greenlet = gevent.spawn(handler.handle)
         with near:
             for piece in pieces:
@@ -133,8 +134,6 @@ def replies_in(data: bytes) -> Iterator[Message]:
         if reply is None or (reply.value("transfer-encoding") and not reply.is_whole):
             raise ValueError(f"no reply at {place}: {rest[:60]!r}")
         yield reply
-        if reply.code == 101:
-            return
 
 
 def mutate(request: bytes, dice: random.Random) -> bytes:

@@ -125,6 +125,7 @@ class Kind:
 
 _ANY: Final = Kind("", 0).pages
 _TAKEN: Final = "echo ignore stream"
+_LEFT: Final = "echo ignore part stream file slow slow"
 _UPLOAD: Final = "POST PUT GET DELETE"
 _SIZES: Final = (0, 1, 50, 50, 500, 500, 5000, 5000, 60_000, 150_000)
 _HUGE: Final = MAX_BODY + 100_000
@@ -157,8 +158,7 @@ KINDS: Final = (
     Kind("declined upgrade", 7, methods="GET GET OPTIONS", fields=_UPGRADES),
     Kind("declined with a body", 3, _ANY, "POST", _SIZES, fields=_UPGRADES),
     Kind("websocket", 5, "websocket", fields=(_TALK,), statuses=(101,), ends=True),
-    Kind("leaving", 4, _ANY, _UPLOAD, (None, 50, 60_000), 0.5, sizes=(10, 300_000), ends=True),
-    Kind("leaving", 4, "slow", _UPLOAD, (None, 50, 60_000), 0.5, sizes=(10, 300_000), ends=True),
+    Kind("leaving", 8, _LEFT, _UPLOAD, (None, 50, 60_000), 0.5, sizes=(10, 300_000), ends=True),
     Kind("ambiguous", 12, _TAKEN, statuses=_REPLIES, ends=True),
 )
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any, Final
 from wsgiref.validate import validator
 
@@ -100,7 +101,7 @@ def plain(environ: dict[str, Any], start_response: Any) -> Any:
     environ["call"]["read"] = read = digest(_read(environ, page))
     if page == "error":
         raise Planned
-    size = int((re.findall(r"\bsize=([0-9]{1,6})", environ["QUERY_STRING"]) or [100])[0])
+    size = int((re.findall(r"^size=([0-9]{1,6})$", environ["QUERY_STRING"]) or [100])[0])
     body = reply_body(token, read, size)
     if page not in {"stream", "slow", "writer", "204"}:
         # RFC 9110, 15.4.5: the length of a 304 is that of a 200.
@@ -165,7 +166,7 @@ def _talk(environ: dict[str, Any], start_response: Any, headers: Any) -> list[by
     return []
 
 
-# -- applications of frameworks ------------------------------------------------------------------
+# -- applications of frameworks, of which any may not be installed -------------------------------
 
 
 def describe(method: str, read: Callable[[int], bytes]) -> str:
@@ -175,54 +176,41 @@ def describe(method: str, read: Callable[[int], bytes]) -> str:
 
 
 def flask() -> Any:
-    from flask import Flask, request  # noqa: PLC0415  # may not be installed
-
-    application = Flask("clients")
-
-    @application.route("/<path:_path>", methods=["GET", "POST"])
-    def reply(_path: str) -> str:
-        return describe(request.method, request.stream.read)
-
+    module = import_module("flask")
+    application, request = module.Flask("clients"), module.request
+    reply = application.route("/<path:_path>", methods=["GET", "POST"], endpoint="reply")
+    reply(lambda _path: describe(request.method, request.stream.read))
     return application
 
 
 def django() -> Any:
-    from django.conf import settings  # noqa: PLC0415  # may not be installed
-    from django.core.wsgi import get_wsgi_application  # noqa: PLC0415
-    from django.http import HttpResponse  # noqa: PLC0415
-    from django.urls import re_path  # noqa: PLC0415
-
     # Django's own `read` gives what a Content-Length says: of a chunked body nothing.
     def reply(request: Any) -> Any:
-        return HttpResponse(describe(request.method, request.environ["wsgi.input"].read))
+        body = describe(request.method, request.environ["wsgi.input"].read)
+        return import_module("django.http").HttpResponse(body)
 
     middleware = ["django.middleware.common.CommonMiddleware"]
-    urls = (re_path("", reply),)
+    urls = (import_module("django.urls").re_path("", reply),)
+    settings = import_module("django.conf").settings
     settings.configure(ROOT_URLCONF=urls, ALLOWED_HOSTS=["*"], MIDDLEWARE=middleware)
-    return get_wsgi_application()
+    return import_module("django.core.wsgi").get_wsgi_application()
 
 
 def falcon() -> Any:
-    import falcon  # noqa: PLC0415  # may not be installed
-
     def reply(request: Any, response: Any) -> None:
         response.text = describe(request.method, request.stream.read)
 
-    application = falcon.App()
+    application = import_module("falcon").App()
     application.add_sink(reply)
     return application
 
 
 def bottle() -> Any:
-    import bottle  # noqa: PLC0415  # may not be installed
-
-    application = bottle.Bottle()
-
+    module = import_module("bottle")
+    application, request = module.Bottle(), module.request
+    reply = application.route("/<_path:path>", method=["GET", "POST"])
     # Bottle's own `body` undoes the chunks once more, which a server has undone already.
-    @application.route("/<_path:path>", method=["GET", "POST"])
-    def reply(_path: str) -> str:
-        return describe(bottle.request.method, bottle.request.environ["wsgi.input"].read)
-
+    reply(lambda _path: describe(request.method, request.environ["wsgi.input"].read))
     return application
 
 
