@@ -6,18 +6,17 @@ import json
 import os
 import pathlib
 import shlex
-import shutil
 import socket
 import subprocess
 import tempfile
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 from loadtests.bench.servers.job import REPLY
 
+from .figures import CLIENT_BUSY, RATE, SERVER_BUSY, Figure
 from .process import Cpus, pinned
-
-HERE: Final = pathlib.Path(__file__).parent
 
 #: When a load is given up, in seconds: the slowest contender takes 3 for 10,000 connections.
 GIVE_UP_SECONDS: Final = 30
@@ -26,29 +25,33 @@ GIVE_UP_SECONDS: Final = 30
 #: acknowledges at once, for 16 segments.
 QUICK_ACKS: Final = 16
 
-_BEGINNING: Final = "GET / HTTP/1.1\r\nHost: bench\r\n"
-_CLOSE: Final = "Connection: close\r\n"
-
 #: What a browser says beside Host and Connection: with them there are 10 headers.
-_OF_A_BROWSER: Final = (
+BROWSER: Final = (
     "Upgrade-Insecure-Requests: 1\r\n"
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n"
     "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n"
     "Accept-Language: en-US,en;q=0.5\r\n"
     "Accept-Encoding: gzip, deflate, br, zstd\r\n"
-    "Sec-Fetch-Dest: document\r\n"
-    "Sec-Fetch-Mode: navigate\r\n"
-    "Sec-Fetch-Site: none\r\n"
+    "Sec-Fetch-Dest: document\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Site: none\r\n"
 )
-
-REQUEST: Final = f"{_BEGINNING}\r\n"
-REQUEST_AND_CLOSE: Final = f"{_BEGINNING}{_CLOSE}\r\n"
-BROWSER_REQUEST: Final = f"{_BEGINNING}Connection: keep-alive\r\n{_OF_A_BROWSER}\r\n"
-BROWSER_REQUEST_AND_CLOSE: Final = f"{_BEGINNING}{_CLOSE}{_OF_A_BROWSER}\r\n"
+CLOSE: Final = "Connection: close\r\n"
+KEEP: Final = "Connection: keep-alive\r\n"
 
 
-class CompilerError(Exception):
-    """There is no C compiler, or it failed."""
+def request(more: str = "") -> str:
+    """Return a request with *more* headers than Host."""
+    return f"GET / HTTP/1.1\r\nHost: bench\r\n{more}\r\n"
+
+
+class Served(NamedTuple):
+    """One connection of a load: when it was due and when it was answered, and by which clone.
+
+    In nanoseconds of the clock of `time.monotonic_ns`, which is that of all processes here.
+    """
+
+    due: int
+    answered: int
+    clone: int
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,23 @@ class Load:
     p50: float
     p99: float
     p999: float
+    #: CPU time of the server for it: see `Experiment.load`.
+    server_seconds: float = 0.0
+    #: Each connection, if these were to be noted, in the order in which they were due.
+    connections: Sequence[Served] = field(default=(), repr=False)
 
+    @property
+    def price(self) -> float:
+        """The server's CPU a connection or request, in us."""
+        return self.server_seconds / self.count * 1e6
 
-@dataclass(frozen=True)
-class Answer:
-    """One connection of a load: when it was due and when it was answered, and by which clone.
-
-    In nanoseconds of the clock of `time.monotonic_ns`, which is that of all processes here.
-    """
-
-    due: int
-    answered: int
-    clone: int
+    def rate(self) -> dict[Figure, float]:
+        """Return connections a second, and how busy that kept both sides."""
+        return {
+            RATE: self.count / self.seconds,
+            SERVER_BUSY: self.server_seconds / self.seconds * 100,
+            CLIENT_BUSY: self.cpu_seconds / self.seconds * 100,
+        }
 
 
 class Client:
@@ -83,112 +91,91 @@ class Client:
         self._program = program
         self._cpus = cpus
 
-    def close(
-        self,
-        port: int,
-        count: int,
-        concurrency: int,
-        *,
-        http: bool = False,
-        request: str = REQUEST_AND_CLOSE,
-    ) -> Load:
-        """Open *count* connections, *concurrency* at a time: one reply each."""
-        options = ["-n", str(count), *_reply(http, request)]
-        return self._call("close", port, concurrency, GIVE_UP_SECONDS, options)
+    def close(self, port: int, count: int, concurrency: int, **what: Any) -> Load:
+        """Open *count* connections, *concurrency* at a time: one reply each.
 
-    def keep(self, port: int, seconds: float, concurrency: int, request: str = REQUEST) -> Load:
-        """Ask and ask again on *concurrency* HTTP connections."""
-        options = ["-s", str(QUICK_ACKS), *_reply(True, request)]
-        return self._call("keep", port, concurrency, seconds, options)
-
-    def open(
-        self,
-        port: int,
-        seconds: float,
-        rate: float,
-        *,
-        http: bool = False,
-        body: str | None = REPLY.decode(),
-    ) -> Load:
-        """Open *rate* connections a second, whether they are answered or not.
-
-        Over HTTP a reply counts if its body is *body*; ``None`` is any.
+        Args:
+            what: *http*, with *more* headers than Host, and *body*, which is any if ``None``; or
+                *is_noted*: servers reply with the number of their clone.
         """
-        options = ["-r", str(rate), *_reply(http, REQUEST_AND_CLOSE, body)]
-        return self._call("open", port, 1, seconds, options)
-
-    def close_noted(self, port: int, count: int, concurrency: int) -> tuple[Load, list[Answer]]:
-        """`close`, with each answer, of servers that reply with their name."""
         options = ["-n", str(count)]
-        return self._note("close", port, concurrency, GIVE_UP_SECONDS, options)
+        return self._call("close", port, concurrency, GIVE_UP_SECONDS, options, **what)
 
-    def open_noted(self, port: int, seconds: float, rate: float) -> tuple[Load, list[Answer]]:
-        """`open`, with each answer, of servers that reply with their name."""
-        return self._note("open", port, 1, seconds, ["-r", str(rate)])
+    def keep(self, port: int, seconds: float, concurrency: int, more: str = "") -> Load:
+        """Ask and ask again on *concurrency* HTTP connections."""
+        options = ["-s", str(QUICK_ACKS)]
+        return self._call("keep", port, concurrency, seconds, options, http=True, more=more)
 
-    def _note(
-        self, mode: str, port: int, concurrency: int, seconds: float, more: list[str]
-    ) -> tuple[Load, list[Answer]]:
-        with tempfile.NamedTemporaryFile("r") as file:
-            load = self._call(mode, port, concurrency, seconds, [*more, "-w", file.name])
-            answers = [Answer(*map(int, line.split())) for line in file]
-        return load, sorted(answers, key=lambda answer: answer.due)
+    def open(self, port: int, seconds: float, rate: float, **what: Any) -> Load:
+        """Open *rate* connections a second, answered or not; *what* is `close`'s."""
+        return self._call("open", port, 1, seconds, ["-r", str(rate)], **what)
 
     def _call(
-        self, mode: str, port: int, concurrency: int, seconds: float, more: list[str]
+        self,
+        mode: str,
+        port: int,
+        concurrency: int,
+        seconds: float,
+        options: list[str],
+        *,
+        http: bool = False,
+        more: str = CLOSE,
+        body: str | None = REPLY.decode(),
+        is_noted: bool = False,
     ) -> Load:
         command = [str(self._program), "-m", mode, "-p", str(port), "-c", str(concurrency)]
-        command += ["-t", str(seconds), *more]
-        with pinned(self._cpus.client):
+        command += ["-t", str(seconds), *options]
+        # What has to come back, all of it, and what to send over HTTP.
+        command += ["-e", "HTTP/1.1 200" if http else "" if is_noted else REPLY.decode()]
+        if http:
+            command += ["-q", request(more), *([] if body is None else ["-b", body])]
+        with tempfile.NamedTemporaryFile("r") as file, pinned(self._cpus.client):
+            command += ["-w", file.name] if is_noted else []
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=seconds + 30, check=False
             )
+            noted = sorted(Served(*map(int, line.split())) for line in file)
         if done.returncode != 0:
             raise RuntimeError(f"the client failed: {done.stderr.strip()}")
-        return Load(**json.loads(done.stdout))
+        return Load(**json.loads(done.stdout), connections=noted)
 
 
-def _reply(http: bool, request: str, body: str | None = REPLY.decode()) -> list[str]:
-    # What to send over HTTP, and what has to come back, all of it.
-    if not http:
-        return ["-e", REPLY.decode()]
-    whole = [] if body is None else ["-b", body]
-    return ["-e", "HTTP/1.1 200", *whole, "-q", request]
+def exchange(port: int, text: str = "", *, source: str = "127.0.0.1") -> list[str]:
+    """Connect, send *text*, and return the words of the reply, up to its end."""
+    address = ("127.0.0.1", port)
+    with socket.create_connection(address, GIVE_UP_SECONDS, (source, 0)) as sock:
+        sock.sendall(text.encode())
+        reply = b""
+        while piece := sock.recv(4096):
+            reply += piece
+    return reply.decode().split()
 
 
-def ask_in_turn(port: int, count: int, request: str = "") -> list[int]:
+def ask_in_turn(port: int, count: int, *, http: bool = False) -> list[int]:
     """Connect *count* times, one after the other; return the clone that answered each.
 
-    In Python: the answering clone does not depend on the speed. It is the last word of the reply
-    to *request*.
+    In Python: the answering clone does not depend on the speed.
     """
-    answers = []
-    for _ in range(count):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-            sock.sendall(request.encode())
-            reply = b""
-            while piece := sock.recv(4096):
-                reply += piece
-        answers.append(int(reply.split()[-1]))
-    return answers
+    return [int(exchange(port, request(CLOSE) if http else "")[-1]) for _ in range(count)]
 
 
 def compile_programs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Compile client and C loop into *folder*; return where they are.
+    """Compile client and C loop into *folder*, by ``$CC`` or ``cc``; return where they are.
 
     Raises:
-        CompilerError: None is in ``$CC`` or called ``cc``, or it refused.
+        RuntimeError: There is none, or it refused.
     """
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if shutil.which(compiler[0]) is None:
-        raise CompilerError(
-            f"can't compile the client: no C compiler {compiler[0]!r}; install one, or set CC"
-        )
     programs = folder / "client", folder / "server"
     for program in programs:
-        source = HERE / f"{program.name}.c"
-        command = [*compiler, "-O2", "-o", str(program), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise CompilerError(f"can't compile {source.name}: {done.stderr.strip()}")
+        source = pathlib.Path(__file__).with_name(f"{program.name}.c")
+        compiler = [*shlex.split(os.environ.get("CC", "cc")), "-O2", "-o", str(program)]
+        try:
+            subprocess.run([*compiler, str(source)], capture_output=True, text=True, check=True)
+        except FileNotFoundError as error:
+            says = (
+                f"can't compile the client: no C compiler {compiler[0]!r}; install one, or set CC"
+            )
+            raise RuntimeError(says) from error
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"can't compile {source.name}: {error.stderr.strip()}") from error
     return programs

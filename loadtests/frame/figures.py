@@ -6,31 +6,46 @@ With it the figures that more than one experiment has.
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing that is measured: its name in the JSON, what people read, its unit."""
+    """One thing that is measured."""
 
+    #: In the JSON.
     name: str
-    title: str
-    unit: str = ""
+    #: What people read above it.
+    head: str
     digits: int = 0
+    #: What counts of the samples of all rounds.
+    of_rounds: Callable[[Sequence[float]], float] = statistics.median
+    is_more_better: bool = False
 
 
-RATE: Final = Figure("rate", "connections/s", "/s")
-CPU: Final = Figure("cpu", "CPU a connection", "us", 1)
-OPEN_P99: Final = Figure("open_p99", "p99 in the open loop", "us")
-SERVER_BUSY: Final = Figure("server_busy", "server's CPU", "%")
-CLIENT_BUSY: Final = Figure("client_busy", "client's CPU", "%")
-ERRORS: Final = Figure("errors", "errors")
-FAIRNESS: Final = Figure("fairness", "fairness", "", 3)
-EXACT: Final = Figure("exact", "exact order")
+RATE: Final = Figure("rate", "connections/s", is_more_better=True)
+CPU: Final = Figure("cpu", "CPU us", 1)
+P50: Final = Figure("p50", "p50 us")
+P99: Final = Figure("p99", "p99 us")
+P999: Final = Figure("p999", "p99.9 us")
+OPEN_P50: Final = Figure("open_p50", "p50 us on a schedule")
+OPEN_P99: Final = Figure("open_p99", "p99 us on a schedule")
+OPEN_CPU: Final = Figure("open_cpu", "CPU us on a schedule", 1)
+SERVER_BUSY: Final = Figure("server_busy", "server's CPU %")
+CLIENT_BUSY: Final = Figure("client_busy", "client's CPU %")
+#: Connections and requests without the right answer, in all rounds.
+ERRORS: Final = Figure("errors", "errors", 0, sum)
+#: How busy a load kept both sides, and what went wrong.
+BUSY: Final = (SERVER_BUSY, CLIENT_BUSY, ERRORS)
+#: Jain's index: 1 if all places have served as many, 1/n if one of n has everything.
+FAIRNESS: Final = Figure("fairness", "fairness (Jain)", 3)
+#: Connections that weren't served by the place whose turn it was; the order is exact, or not.
+OUT_OF_ORDER: Final = Figure("out_of_order", "out of order %", 2, max)
 
 
-@dataclass
 class Results:
     """Samples of each contender's figures, in the order of the rounds.
 
@@ -39,11 +54,14 @@ class Results:
     contender that broke has a reason in *failed* and no samples.
     """
 
-    samples: dict[str, dict[Figure, list[float]]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.samples: Final[dict[str, dict[Figure, list[float]]]] = defaultdict(dict)
+        self.failed: Final[dict[str, str]] = {}
 
-    def add(self, contender: str, figure: Figure, sample: float) -> None:
-        self.samples.setdefault(contender, {}).setdefault(figure, []).append(sample)
+    def add(self, contender: str, samples: Mapping[Figure, float]) -> None:
+        """Add a sample of each of some figures."""
+        for figure, sample in samples.items():
+            self.samples[contender].setdefault(figure, []).append(sample)
 
     def fail(self, contender: str, reason: str) -> None:
         self.failed[contender] = reason
@@ -52,28 +70,21 @@ class Results:
     def of(self, contender: str, figure: Figure) -> list[float]:
         return self.samples.get(contender, {}).get(figure, [])
 
-    def median(self, contender: str, figure: Figure) -> float | None:
-        """Return the median, or ``None`` if it was not measured."""
+    def value(self, contender: str, figure: Figure) -> float | None:
+        """Return what counts of the rounds, or ``None`` if it was not measured."""
         samples = self.of(contender, figure)
-        return statistics.median(samples) if samples else None
-
-    def ratios(self, contender: str, beside: str, figure: Figure) -> list[float]:
-        """Return *contender*'s figure by *beside*'s, of each round."""
-        pairs = zip(self.of(contender, figure), self.of(beside, figure), strict=False)
-        return [one / other for one, other in pairs if other]
+        return figure.of_rounds(samples) if samples else None
 
     def ratio(self, contender: str, beside: str, figure: Figure) -> float | None:
-        """Return the median of these over the rounds."""
-        ratios = self.ratios(contender, beside, figure)
+        """Return the median of *contender*'s figure by *beside*'s, of each round."""
+        pairs = zip(self.of(contender, figure), self.of(beside, figure), strict=False)
+        ratios = [one / other for one, other in pairs if other]
         return statistics.median(ratios) if ratios else None
 
-    def note_order(self, contender: str, answers: list[int], places: int) -> None:
-        """Add whether *answers*, the place that gave each, are exactly in turn; and how fair."""
-        is_exact = answers == [index % places for index in range(len(answers))]
-        self.add(contender, EXACT, float(is_exact))
-        self.add(contender, FAIRNESS, fairness([answers.count(each) for each in range(places)]))
-
-
-def fairness(counts: list[int]) -> float:
-    """Return Jain's index of *counts*: 1 if all are alike, 1/n if one has everything."""
-    return sum(counts) ** 2 / (len(counts) * sum(count**2 for count in counts))
+    def note_order(self, contender: str, answers: Sequence[int], places: int) -> None:
+        """Add how many of *answers*, the place that gave each, are out of turn; and how fair."""
+        due = [0, *((place + 1) % places for place in answers)]
+        wrong = sum(one != other for one, other in zip(answers, due, strict=False))
+        counts = [answers.count(each) for each in range(places)]
+        fairness = sum(counts) ** 2 / (places * sum(count**2 for count in counts))
+        self.add(contender, {OUT_OF_ORDER: 100 * wrong / len(answers), FAIRNESS: fairness})

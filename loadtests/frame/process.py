@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -11,9 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Final
 
 import psutil
 
@@ -21,17 +21,6 @@ from loadtests.bench.servers.job import BACKLOG, REPLY, Job
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # Python 3.10 has it nowhere else
-
-__all__ = [
-    "ROOT",
-    "START_MAX_SECONDS",
-    "Contender",
-    "Cpus",
-    "Process",
-    "ProcessError",
-    "Server",
-    "pinned",
-]
 
 #: Of the checkout, from which `loadtests` is imported.
 ROOT: Final = pathlib.Path(__file__).parents[2]
@@ -46,12 +35,11 @@ class ProcessError(RuntimeError):
 
 @dataclass(frozen=True)
 class Contender:
-    """A server that does the job.
+    """A server that does the job, or a client that is measured.
 
     *program* is a function of `servers`, ``None`` for the C loop; *number* of clones or
-    servers it is started with, *options* are the program's other arguments. What it has in the
-    order pass are as many *places*, 0 if the question makes no sense. It *needs* a module that
-    may not be installed. Over HTTP, connections are kept alive if *is_kept*.
+    servers it is started with, *options* are the program's other arguments. An order would go
+    round as many *places*, 0 if there is none. It *needs* a module that may be missing.
     """
 
     name: str
@@ -61,8 +49,6 @@ class Contender:
     places: int = 0
     needs: str | None = None
     is_http: bool = False
-    is_kept: bool = False
-    is_idle_measured: bool = False
     options: tuple[str, ...] = ()
 
     def is_installed(self) -> bool:
@@ -90,7 +76,7 @@ class Cpus:
         return f"servers on CPU {server}, client on CPU {client}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def pinned(cpus: frozenset[int]) -> Iterator[None]:
     """Let what is started here, and its threads and children, run on *cpus* alone."""
     before = os.sched_getaffinity(0)
@@ -116,12 +102,12 @@ class Process:
     ) -> None:
         self._complaints: Final = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the process
         self._seen = b""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._complaints}
         with pinned(frozenset(os.sched_getaffinity(0)) if cpus is None else cpus):
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            pipes["stderr"] = self._complaints
-            self._process: Final[subprocess.Popen[bytes]] = subprocess.Popen(
-                command, cwd=ROOT, **{**pipes, **options}
-            )
+            process: Any = subprocess.Popen(command, cwd=ROOT, **{**pipes, **options})
+        self._process: Final[subprocess.Popen[bytes]] = process
+        self._input: Final[IO[bytes]] = process.stdin
+        self._output: Final[IO[bytes]] = process.stdout
 
     def __enter__(self) -> Self:
         return self
@@ -138,12 +124,9 @@ class Process:
 
     def tell(self, line: str) -> None:
         """Write *line* to its standard input. One that has ended ignores it."""
-        assert self._process.stdin is not None, "it is a pipe"
-        try:
-            self._process.stdin.write(f"{line}\n".encode())
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
+        with contextlib.suppress(BrokenPipeError):
+            self._input.write(f"{line}\n".encode())
+            self._input.flush()
 
     def line(self, within: float) -> str:
         """Return the next line of its standard output.
@@ -151,8 +134,7 @@ class Process:
         Raises:
             ProcessError: There is none *within* so many seconds.
         """
-        assert self._process.stdout is not None, "it is a pipe"
-        number, deadline = self._process.stdout.fileno(), time.monotonic() + within
+        number, deadline = self._output.fileno(), time.monotonic() + within
         while b"\n" not in self._seen:
             left = max(0.0, deadline - time.monotonic())
             ready, _, _ = select.select([number], [], [], left)
@@ -196,7 +178,6 @@ class Process:
         """End it, by the end of its input, or by force. Twice is once."""
         if self._complaints.closed:
             return
-        assert self._process.stdout is not None, "it is a pipe"
         self.close_input()
         self._stop()
         try:
@@ -204,16 +185,13 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._output.close()
         self._complaints.close()
 
     def close_input(self) -> None:
         """Have its standard input end."""
-        assert self._process.stdin is not None, "it is a pipe"
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:
-            pass  # it has ended already, with an order unread
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, with an order unread
+            self._input.close()
 
     def _stop(self) -> None:
         """Do what ends it, if the end of its input doesn't."""
@@ -226,11 +204,10 @@ class Server(Process):
         self, contender: Contender, c_server: pathlib.Path, cpus: Cpus, job: Job = Job.REPLY
     ) -> None:
         self.contender = contender
-        if contender.program is None:
-            command = [str(c_server), str(BACKLOG), REPLY.decode()]
-        else:
-            command = [sys.executable, "-m", "loadtests.bench.serve"]
-            command += [contender.program, job.value, str(contender.number), *contender.options]
+        command = [str(c_server), str(BACKLOG), REPLY.decode()]
+        if contender.program is not None:
+            command = [sys.executable, "-m", "loadtests.bench.servers", contender.program]
+            command += [job.value, str(contender.number), *contender.options]
         super().__init__(command, cpus.server)
         try:
             self.port = int(self.line(START_MAX_SECONDS))

@@ -14,8 +14,6 @@ import gevent
 
 from .promise import Promise, verdict_of
 
-__all__ = ["Answer", "Sheet", "Table", "surroundings"]
-
 
 @dataclass(frozen=True)
 class Table:

@@ -4,46 +4,277 @@
 
 Servers of glb with clones on 1 to 16 hubs, and gevent's, each in a process of its own, in
 interleaved rounds: is the order exact, which connections wait while a hub is blocked, what do
-handlers that block cost, what does a connection cost, and how long does a client wait. It prints
-tables, and glb's promises beside the measurements, and writes JSON, Markdown and a plot to a
-folder.
-Exit status 0 only if every promise was measured and kept.
+handlers that block cost, what does a connection cost, and how long does a client wait: --only
+order,stall,block,price. Printed are tables, and what glb promises beside what was measured; JSON,
+Markdown and a plot are written to a folder. Exit status 0 only if every promise was measured and
+kept.
 """
 
 from __future__ import annotations
 
-import click
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
 
-from loadtests.frame.command import CONCURRENCY, QUICK, chosen, experiment
-
-from .contenders import CONTENDERS, Contender, Question
-from .measure import Run
-from .plan import Plan
-
-
-def choose(only: str | None) -> list[Contender]:
-    names = chosen(only, "question", [question.value for question in Question])
-    return [one for one in CONTENDERS if one.question.value in names]
-
-
-main = experiment(
-    "hubs",
-    __doc__,
-    Plan(),
-    Run,
-    choose,
-    "Questions, with commas between: order, stall, block, price.",
-    click.option(
-        "--stall-rounds",
-        type=click.IntRange(1),
-        default=Plan().stall_rounds,
-        show_default=True,
-        help="Of order and blocked hubs, where the worst round counts.",
-    ),
-    CONCURRENCY,
-    click.option("--unpinned", is_flag=True, help="Servers and client may both use every CPU."),
-    QUICK,
+from loadtests.bench.servers.job import (
+    ANY_HUB,
+    BLOCK_MICROSECONDS,
+    ORDERS_COME_FROM,
+    STALL_MICROSECONDS,
+    Job,
 )
+from loadtests.frame.client import Served, exchange
+from loadtests.frame.experiment import (
+    ORDERED_CONNECTIONS,
+    Experiment,
+    Limit,
+    LoadPlan,
+    Question,
+    Shown,
+    size,
+)
+from loadtests.frame.figures import (
+    BUSY,
+    CPU,
+    ERRORS,
+    OPEN_CPU,
+    OPEN_P50,
+    OPEN_P99,
+    OUT_OF_ORDER,
+    RATE,
+    Figure,
+    Results,
+)
+from loadtests.frame.plot import Panel
+from loadtests.frame.process import Contender, Server
+
+#: By how much the turns of clones differ: by 1 at most if they are exact. After a stall: when the
+#: hub is trusted again.
+SPREAD: Final = Figure("spread", "turns differ by", 0, max)
+SPREAD_AFTER: Final = Figure("spread_after", "trusted again: turns differ by", 0, max)
+#: While a hub is blocked.
+LONGEST_WAIT: Final = Figure("longest_wait", "longest wait ms", 1)
+WORST_WAIT: Final = Figure("worst_wait", "worst wait ms", 1, max)
+WAITED_FOR_IT: Final = Figure("waited_for_it", "waited for it", 0, max)
+WAITS: Final = (LONGEST_WAIT, WORST_WAIT, WAITED_FOR_IT)
+#: Of the hub when it is back, and of what a hub ought to have.
+TURNS_AFTER: Final = Figure("turns_after", "its turns after", 0, min, is_more_better=True)
+SHARE_AFTER: Final = Figure("share_after", "x fair share", 2)
+AFTER: Final = (TURNS_AFTER, SHARE_AFTER, SPREAD_AFTER)
+
+#: Connections/s while a hub is blocked: so few that each is one to look at.
+STALL_RATE: Final = 100
+
+#: What a hub could do at best, if each of its handlers blocks it: connections/s.
+BLOCK_RATE: Final = 1e6 / BLOCK_MICROSECONDS
+
+#: The load goes on for so long before a hub is blocked.
+STALL_BEFORE_SECONDS: Final = 1.0
+
+#: So shortly before the hub is back a connection may be its own: it is handed to it then, and
+#: the client reads the answer a moment later. As long as a client may have to wait at all.
+BACK_NANOSECONDS: Final = 50_000_000
+
+#: So long a hub that was blocked is on probation, and a margin: see `CALM_SECONDS` of
+#: `glb.accept.watchdog`. Its turns are counted before that, too; they are exact only then.
+TRUSTED_NANOSECONDS: Final = 1_200_000_000
+
+#: How often a hub is asked for. With exact turns the fourth time is the last, beside a load; a
+#: race may go on for longer.
+ATTEMPTS: Final = 200
+
+
+def _glb(name: str, title: str, hubs: int, policy: str = "round_robin") -> Contender:
+    # Handlers that block want a clone each; other questions are not about their number.
+    clones, options = hubs if name.startswith("block-") else 8, (str(hubs), policy)
+    return Contender(name, f"glb, {title}", "streams:glb", clones, clones, options=options)
+
+
+def _gevent(name: str) -> Contender:
+    return Contender(name, "gevent StreamServer", "streams:one", places=1)
+
+
+ORDER: Final = (_glb("order-4", "4 hubs", 4),)
+STALL: Final = (
+    _gevent("stall-gevent"),
+    Contender("stall-racing", "gevent, 4 hubs in 4 threads", "streams:threads", 4, 4),
+    _glb("stall-1", "1 hub", 1),
+    _glb("stall-4", "4 hubs, hub 2 blocked", 4),
+    _glb("stall-4-home", "4 hubs, hub 0 blocked", 4),
+)
+BLOCK: Final = (
+    _gevent("block-gevent"),
+    _glb("block-1", "1 hub", 1),
+    *(_glb(f"block-{hubs}", f"{hubs} hubs", hubs) for hubs in (2, 4, 8, 16)),
+)
+PRICE: Final = (
+    _gevent("price-gevent"),
+    _glb("price-1", "1 hub", 1),
+    _glb("price-2", "2 hubs", 2),
+    _glb("price-2-first", "2 hubs, the first first", 2, "first"),
+    _glb("price-4", "4 hubs", 4),
+)
+
+#: Which hub is blocked, of how many.
+STALLED: Final = {
+    "stall-gevent": (0, 1),
+    "stall-racing": (ANY_HUB, 4),
+    "stall-1": (0, 1),
+    "stall-4": (2, 4),
+    "stall-4-home": (0, 4),
+}
+BLOCKED: Final = ("stall-4", "stall-4-home")
+
+
+@dataclass(frozen=True)
+class Plan(LoadPlan):
+    #: What is counted there doesn't become better by a median.
+    stall_rounds: int = size(3, 1, "Of order and blocked hubs, where the worst round counts.")
+    open_seconds: float = size(4.0, 0.5)
+    block_seconds: float = size(2.0, 0.5)
+    #: How long the load goes on when the hub is back.
+    stall_after_seconds: float = size(2.5, 1.5)
+
+
+@dataclass(frozen=True)
+class Stall:
+    """*hub* was blocked from *began* to *ended*, in nanoseconds of `time.monotonic_ns`."""
+
+    hub: int
+    began: int
+    ended: int
+
+    def figures(self, seen: Sequence[Served], hubs: int, clones: int) -> dict[Figure, float]:
+        """Return what became of the connections *seen* on a server of so many hubs and clones."""
+
+        def its(some: Sequence[Served]) -> int:
+            return sum(one.clone % hubs == self.hub for one in some)
+
+        waits = [
+            (one.answered - one.due) / 1e6
+            for one in seen
+            if one.due < self.ended and one.answered > self.began
+        ]
+        last = self.ended - BACK_NANOSECONDS
+        after = [one for one in seen if one.due >= self.ended]
+        trusted = [one.clone for one in after if one.due >= self.ended + TRUSTED_NANOSECONDS]
+        found: dict[Figure, float] = {
+            LONGEST_WAIT: max(waits, default=0),
+            WORST_WAIT: max(waits, default=0),
+            WAITED_FOR_IT: its([one for one in seen if self.began <= one.due < last]),
+            TURNS_AFTER: its(after),
+            SHARE_AFTER: its(after) * hubs / len(after) if after else 0,
+        }
+        if len(trusted) >= clones:  # the load hasn't ended before
+            found[SPREAD_AFTER] = spread(trusted, clones)
+        return found
+
+
+def spread(clones: Sequence[int], count: int) -> int:
+    """Return how many more turns one of *count* clones has had than another."""
+    turns = [clones.count(one) for one in range(count)]
+    return max(turns) - min(turns)
+
+
+def block(port: int, hub: int) -> Stall:
+    """Have *hub* blocked, and return when it is over.
+
+    Raises:
+        RuntimeError: It got none of many connections.
+    """
+    for _ in range(ATTEMPTS):
+        if (reply := exchange(port, str(hub), source=ORDERS_COME_FROM)) != ["no"]:
+            return Stall(*map(int, reply))
+    raise RuntimeError(f"hub {hub} got none of {ATTEMPTS} connections")
+
+
+class Hubs(Experiment[Plan]):
+    name = "hubs"
+    every = (*ORDER, *STALL, *BLOCK, *PRICE)
+    numbers = Plan
+    settle_seconds = 0.15  # glb's watchdog looks around for 0.1 s more, which is part of the price
+    promised = (
+        Limit("order-4", OUT_OF_ORDER, 0),
+        Limit("order-4", SPREAD, 1),
+        *(Limit(name, WORST_WAIT, 50) for name in BLOCKED),
+        *(Limit(name, figure, 0) for name in BLOCKED for figure in (ERRORS, WAITED_FOR_IT)),
+        *(Limit(name, figure, 1) for name in BLOCKED for figure in (TURNS_AFTER, SPREAD_AFTER)),
+        Limit("block-16", RATE, 13, "block-1"),
+        Limit("price-2", CPU, 1.6, "price-1"),
+        Limit("price-2-first", CPU, 1.1, "price-1"),
+        Limit("price-2", OPEN_P99, 2, "price-1"),
+        Limit("price-4", OPEN_P99, 2, "price-1"),
+    )
+
+    shown = (
+        Shown("Is the order exact?", ORDER, (OUT_OF_ORDER, SPREAD, ERRORS)),
+        Shown("Which connections wait for a hub that is blocked?", STALL, (*WAITS, *AFTER, ERRORS)),
+        Shown("If every handler blocks for 5 ms", BLOCK, BUSY, (RATE,), ("block-1",)),
+        Shown("What does a connection cost?", PRICE, BUSY, (CPU, RATE), ("price-1",)),
+        Shown("At 1,000 connections/s", PRICE, (OPEN_P50,), (OPEN_P99, OPEN_CPU), ("price-1",)),
+    )
+
+    #: Of each contender that was asked about stalls, of the last round.
+    _seen: dict[str, tuple[Stall, Sequence[Served]]]
+
+    def questions(self) -> Iterator[Question]:
+        self._seen = {}
+        rounds, few = self.plan.rounds, self.plan.stall_rounds
+        some = functools.partial(self.warm_up, count=160)
+        told = functools.partial(some, is_noted=True)
+        many = functools.partial(self.warm_up, count=2000)
+        yield Question("order", ORDER, self._order, few, Job.ORDER, is_fresh=True)
+        yield Question("stall", STALL, self._stall, few, Job.STALL, told)
+        yield Question("block", BLOCK, self._block, rounds, Job.BLOCK, some)
+        yield Question("price", PRICE, self._price, rounds, begin=many)
+
+    def _order(self, one: Contender, server: Server) -> None:
+        self.order(one, server)
+        load = self.close(server, ORDERED_CONNECTIONS, is_noted=True)
+        clones = [each.clone for each in load.connections]
+        self.results.add(one.name, {SPREAD: spread(clones, one.places)})
+
+    def _stall(self, one: Contender, server: Server) -> None:
+        hub, hubs = STALLED[one.name]
+        seconds = STALL_BEFORE_SECONDS + STALL_MICROSECONDS / 1e6 + self.plan.stall_after_seconds
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(self.open, server, seconds, STALL_RATE, is_noted=True)
+            time.sleep(STALL_BEFORE_SECONDS)
+            stall = block(server.port, hub)
+            seen = loading.result().connections
+        self._seen[one.name] = stall, seen
+        self.results.add(one.name, stall.figures(seen, hubs, one.places))
+
+    def _block(self, one: Contender, server: Server) -> None:
+        # As many as take as long, if hubs do what they could.
+        hubs = int(one.options[0]) if one.options else 1
+        count = round(BLOCK_RATE * hubs * self.plan.block_seconds)
+        self.results.add(one.name, self.close(server, count).rate())
+
+    def _price(self, one: Contender, server: Server) -> None:
+        self.results.add(one.name, self.price(server, self.plan))
+
+    def panels(self) -> list[Panel]:
+        return [*([self._draw_waits] if self._seen else []), *super().panels()]
+
+    def _draw_waits(self, axes: Any, _results: Results) -> None:
+        axes.set_title(f"waits while a hub is blocked, {STALL_RATE} connections/s", loc="left")
+        for name, (stall, seen) in self._seen.items():
+            due = [(each.due - stall.began) / 1e9 for each in seen]
+            waits = [(each.answered - each.due) / 1e6 for each in seen]
+            axes.plot(due, waits, ".", label=name)
+        # From a tenth of a millisecond to a second: nothing else shows both.
+        axes.set_yscale("log")
+        axes.set_yticks([0.1, 1, 10, 100, 1000], ["0.1 ms", "1 ms", "10 ms", "100 ms", "1 s"])
+        axes.set_ylabel("wait for the answer")
+        axes.set_xlabel("when the connection was due, s after the hub was blocked")
+        axes.legend(frameon=False)
+
+
+main = Hubs.command(__doc__)
 
 if __name__ == "__main__":
     main()

@@ -13,18 +13,20 @@ from typing import Final
 import click
 import pytest
 
-from loadtests.bench import figures
-from loadtests.bench.__main__ import choose
-from loadtests.bench.contenders import CONTENDERS
-from loadtests.bench.crowd import Crowd
-from loadtests.bench.plan import Plan
-from loadtests.bench.promises import PROMISES
-from loadtests.bench.report import Report
-from loadtests.frame import client
-from loadtests.frame.client import BROWSER_REQUEST, BROWSER_REQUEST_AND_CLOSE, Client
-from loadtests.frame.figures import Figure, Results
-from loadtests.frame.old_promise import Promise
+from loadtests.bench.__main__ import (
+    HTTP,
+    HTTP_CPU,
+    IDLE_KIB,
+    Bench,
+    Plan,
+    crowd,
+)
+from loadtests.frame.client import BROWSER, CLOSE, KEEP, Client, compile_programs, request
+from loadtests.frame.experiment import chosen
+from loadtests.frame.figures import Figure
 from loadtests.frame.process import Cpus
+from loadtests.frame.promise import Promise
+from loadtests.frame.sheet import Sheet
 
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"
 WHOLE: Final = HEAD + b"ok\n"
@@ -37,7 +39,7 @@ needs_client = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Client:
-    program, _ = client.compile_programs(tmp_path_factory.mktemp("bench"))
+    program, _ = compile_programs(tmp_path_factory.mktemp("bench"))
     return Client(program, Cpus.available())
 
 
@@ -122,10 +124,10 @@ def test_a_tcp_reply_is_compared_as_a_whole(load: Client, reply: bytes, is_whole
     assert (seen.count, seen.errors) == (is_whole, not is_whole)
 
 
-@pytest.mark.parametrize("request_", [BROWSER_REQUEST, BROWSER_REQUEST_AND_CLOSE])
-def test_a_browsers_request_has_ten_headers(request_: str) -> None:
+@pytest.mark.parametrize("how", [CLOSE, KEEP])
+def test_a_browsers_request_has_ten_headers(how: str) -> None:
     """Upgrade-Insecure-Requests, which must not look like an upgrade, is one of them."""
-    head, end = request_.split("\r\n\r\n")
+    head, end = request(how + BROWSER).split("\r\n\r\n")
     names = [line.partition(":")[0] for line in head.split("\r\n")[1:]]
     assert end == ""
     assert len(set(names)) == len(names) == 10
@@ -134,63 +136,65 @@ def test_a_browsers_request_has_ten_headers(request_: str) -> None:
 
 def test_contenders_are_chosen_by_name_or_by_what_it_begins_with() -> None:
     """Glb is each number of its clones, wsgi all servers of HTTP; c is no beginning of clones."""
-    assert [one.name for one in choose("c,gevent")] == ["c", "gevent"]
-    assert {one.name.partition("-")[0] for one in choose("glb")} == {"glb"}
-    assert choose("wsgi") == [one for one in CONTENDERS if one.is_http]
-    assert choose(None) == [*CONTENDERS]
+    assert [one.name for one in chosen("c,gevent", Bench.every)] == ["c", "gevent"]
+    assert {one.name.partition("-")[0] for one in chosen("glb", Bench.every)} == {"glb"}
+    assert chosen("wsgi", Bench.every) == [*HTTP]
+    assert chosen(None, Bench.every) == [*Bench.every]
     with pytest.raises(click.BadParameter, match="no contender 'gl'; there are c, gevent, "):
-        choose("gl")
+        chosen("gl", Bench.every)
 
 
 def test_idle_connections_have_to_be_there_at_the_end() -> None:
     """A server that closed one in between was not measured with them."""
-    with _server(WHOLE, 2, 1) as port, Crowd(port, 1, http=True):
+    with _server(WHOLE, 2, 1) as port, crowd(port, 1, http=True):
         pass
     with (
         pytest.raises(RuntimeError, match="idle connection"),
         _server(WHOLE, 1, 1) as port,
-        Crowd(port, 1, http=True),
+        crowd(port, 1, http=True),
     ):
         pass
 
 
-def _promised(contender: str, figure: Figure, beside: str | None) -> Promise:
+def _promised(run: Bench, contender: str, figure: Figure, beside: str) -> Promise:
+    promises = zip(run.promised, run.promises(), strict=True)
     [promise] = [
-        one
-        for one in PROMISES
-        if (one.contender, one.figure, one.beside) == (contender, figure, beside)
+        promise
+        for limit, promise in promises
+        if (limit.contender, limit.figure, limit.beside) == (contender, figure, beside)
     ]
     return promise
 
 
 def test_what_http_promises_is_of_paired_rounds() -> None:
     """CPU of a request beside gevent's and granian's: at most 0.25, and at most 1.3."""
-    results = Results()
+    run = Bench(Plan(), Bench.every)
+    run.results.failed.clear()
     for gevent, granian, glb in ((100, 20, 24), (200, 40, 50), (100, 18, 26)):
-        for figure in (figures.CPU, figures.KEEP_CPU, figures.KEEP_BROWSER_CPU):
-            results.add("wsgi-gevent", figure, gevent)
-            results.add("wsgi-granian", figure, granian)
-            results.add("wsgi-glb", figure, glb)
-    for figure in (figures.CPU, figures.KEEP_CPU, figures.KEEP_BROWSER_CPU):
-        beside_gevent = _promised("wsgi-glb", figure, "wsgi-gevent")
-        assert (beside_gevent.limit, beside_gevent.measured(results)) == (0.25, 0.25)
-        assert beside_gevent.is_kept(results)
-        beside_granian = _promised("wsgi-glb", figure, "wsgi-granian")
-        assert (beside_granian.limit, beside_granian.measured(results)) == (1.3, 1.25)
-        assert beside_granian.is_kept(results)
-    idle = _promised("wsgi-glb", figures.IDLE_KIB, "wsgi-gevent")
-    assert idle.limit == 1
-    assert idle.is_kept(results) is None
+        for figure in HTTP_CPU:
+            run.results.add("wsgi-gevent", {figure: gevent})
+            run.results.add("wsgi-granian", {figure: granian})
+            run.results.add("wsgi-glb", {figure: glb})
+    for figure in HTTP_CPU:
+        beside_gevent = _promised(run, "wsgi-glb", figure, "wsgi-gevent")
+        assert (beside_gevent.limit, beside_gevent.measured) == (0.25, 0.25)
+        assert beside_gevent.is_kept
+        beside_granian = _promised(run, "wsgi-glb", figure, "wsgi-granian")
+        assert (beside_granian.limit, beside_granian.measured) == (1.3, 1.25)
+        assert beside_granian.is_kept
+    idle = _promised(run, "wsgi-glb", IDLE_KIB, "wsgi-gevent")
+    assert (idle.limit, idle.measured, idle.is_kept) == (1, None, False)
 
 
 def test_a_report_of_nothing_has_all_tables_and_keeps_no_promise() -> None:
     """Contenders that are not installed are a line each; what was not measured is not kept."""
-    report = Report(Results(), CONTENDERS, "CPU 0", "command", Plan(), CONTENDERS)
-    text = report.markdown()
-    assert not report.all_kept()
-    assert text.count("not measured") == len(PROMISES)
-    for contender in CONTENDERS:
+    run = Bench(Plan(), Bench.every)
+    for contender in Bench.every:
+        run.results.fail(contender.name, "not installed")
+    answer = run.answer()
+    text = Sheet("command", "CPU 0", {"bench": answer}).markdown()
+    assert not answer.is_kept
+    assert text.count("not measured") == len(Bench.promised)
+    for contender in Bench.every:
         assert f"| {contender.title} | not installed |" in text
-    written = report.as_json()
-    assert set(written["contenders"]) == {one.name for one in CONTENDERS}
-    assert len(written["promises"]) == len(PROMISES)
+    assert len(answer.tables) == len(Bench.shown)

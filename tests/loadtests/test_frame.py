@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from loadtests.frame.command import chosen, command_line, seed_option
-from loadtests.frame.figures import Figure, Results
-from loadtests.frame.old_sheet import Sheet
-from loadtests.frame.process import Contender, Cpus, Process, ProcessError
-from loadtests.frame.rounds import Rounds, Tools
+from loadtests import client_cost, monkey
+from loadtests.bench.__main__ import Bench
+from loadtests.frame.command import command_line, seed_option
+from loadtests.frame.experiment import Experiment, Limit, Plan, Question, Shown, size
+from loadtests.frame.figures import ERRORS, FAIRNESS, OUT_OF_ORDER, Figure, Results
+from loadtests.frame.process import Contender, Process, ProcessError
+from loadtests.frame.promise import Promise
+from loadtests.frame.sheet import Answer, Sheet, Table
+from loadtests.hubs.__main__ import Hubs
 
 ECHO = "import sys\nfor line in sys.stdin: print(line.strip().upper(), flush=True)"
 
-FIGURE = Figure("it", "a thing", "us", 1)
+FIGURE = Figure("it", "a thing", 1)
+WORST = Figure("worst", "the worst", 0, max)
+MORE = Figure("more", "more", is_more_better=True)
 
 
 def python(program: str) -> list[str]:
@@ -72,86 +81,216 @@ def test_a_process_that_does_not_end_is_killed() -> None:
 # -- runs ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(tmp_path: Any) -> Rounds[Contender]:
-    cpus = Cpus(frozenset(), frozenset())
-    contenders = [Contender(name, name, None) for name in ("one", "two", "three")]
-    return Rounds(contenders, 12, Tools((tmp_path, tmp_path), cpus, lambda _: None))
+class Trial(Experiment[Plan]):
+    """Three contenders, no process."""
 
+    name = "trial"
+    every = tuple(Contender(name, name.title(), None) for name in ("one", "two", "three"))
+    shown: ClassVar[Sequence[Shown]] = (
+        Shown("A title", every, (WORST, ERRORS), (FIGURE,), ("one",)),
+    )
+    promised = (Limit("one", FIGURE, 2), Limit("two", MORE, 2, "one"), Limit("three", WORST, 1))
 
-def test_rounds_have_each_contender_once_in_an_order_of_the_seed(run: Rounds[Contender]) -> None:
-    """So that a noisy minute is noisy for all, and a run can be done again."""
-    order = [(number, one.name) for number, one in run.rounds(run.contenders, 50)]
-    for number in range(50):
-        part = order[3 * number : 3 * number + 3]
-        assert {each for each, _ in part} == {number + 1}
-        assert sorted(name for _, name in part) == ["one", "three", "two"]
-    assert len({tuple(name for _, name in order[at : at + 3]) for at in range(0, 150, 3)}) == 6
+    def questions(self) -> Iterator[Question]:
+        yield Question("trial", self.every[:2], self.turn, rounds=3)
 
-
-def test_a_contender_that_breaks_is_left_out_and_the_others_go_on(run: Rounds[Contender]) -> None:
-    """It keeps the reason, and none of its figures."""
-
-    def step(one: Contender) -> None:
-        run.results.add(one.name, FIGURE, 1)
+    def turn(self, one: Contender, _server: object) -> None:
+        self.results.add(one.name, {FIGURE: 1})
         if one.name == "two":
             raise ValueError("no")
-        taken.append(one.name)
+        self.taken.append(one.name)
 
-    taken: list[str] = []
-    for _ in range(2):
-        for contender in run.contenders:
-            run.attempt(contender, step)
-    assert taken == ["one", "three", "one", "three"]
+    def start(self, one: Contender, *_: Any, **__: Any) -> Any:
+        return contextlib.nullcontext(one)
+
+    taken: list[str]
+
+
+def trial(*names: str, seed: int = 12) -> Trial:
+    contenders = [one for one in Trial.every if one.name in (names or ("one", "two", "three"))]
+    run = Trial(Plan(seed), contenders)
+    run.taken = []
+    return run
+
+
+def test_rounds_have_each_contender_once_in_an_order_of_the_seed() -> None:
+    """So that a noisy minute is noisy for all, and a run can be done again."""
+    orders = []
+    for seed in (12, 12, 13):
+        run = trial(seed=seed)
+        steps: list[str] = []
+        run.ask(Question("it", run.every, lambda *_: None, 50), steps.append)
+        assert sorted(steps[:3]) == ["it: start One", "it: start Three", "it: start Two"]
+        rounds = [steps[at : at + 3] for at in range(3, 153, 3)]
+        for number, each in enumerate(rounds, 1):
+            names = [step.removeprefix(f"it: round {number}, ") for step in each]
+            assert sorted(names) == ["One", "Three", "Two"]
+        assert len({tuple(step[-3:] for step in each) for each in rounds}) == 6
+        orders.append(steps)
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_contender_that_breaks_is_left_out_and_the_others_go_on() -> None:
+    """It keeps the reason, and none of its figures; what isn't chosen has no turn."""
+    run = trial()
+    for question in run.questions():
+        run.ask(question, lambda _: None)
+    assert run.taken == ["one"] * 3
     assert run.results.failed == {"two": "ValueError: no"}
     assert run.results.of("two", FIGURE) == []
+    only = trial("two")
+    for question in only.questions():
+        only.ask(question, lambda _: None)
+    assert only.taken == []
+
+
+def test_a_server_is_fresh_for_each_turn_or_up_during_all_rounds() -> None:
+    """Each is begun with when it has started, and ended when it isn't needed."""
+    for is_fresh in (False, True):
+        run = trial("one", "three")
+        begun: list[object] = []
+        question = Question("it", run.every, run.turn, 2, begin=begun.append, is_fresh=is_fresh)
+        run.ask(question, lambda _: None)
+        assert len(begun) == (4 if is_fresh else 2)
+        assert len(run.taken) == 4
 
 
 def test_an_order_is_exact_or_it_is_not() -> None:
     """From the first place on; the fairness counts places that got nothing."""
     results = Results()
-    for name, answers in (("exact", [0, 1, 0, 1]), ("late", [1, 0, 1, 0]), ("one", [0, 0, 0, 0])):
-        results.note_order(name, answers, 2)
-    sheet = Sheet(results, (), "CPUs", "a command")
-    names = ("exact", "late", "one", "none")
-    assert [sheet.is_exact(name) for name in names] == ["yes", "no", "no", "-"]
-    fairness = [results.samples[name] for name in names[:3]]
-    assert [[*each.values()][1] for each in fairness] == [[1.0], [1.0], [0.5]]
+    answers = {"exact": [0, 1, 0, 1], "late": [1, 0, 1, 0], "one": [0, 0, 0, 0], "alone": [0, 0]}
+    for name, each in answers.items():
+        results.note_order(name, each, 1 if name == "alone" else 2)
+    assert {name: results.value(name, OUT_OF_ORDER) for name in (*answers, "none")} == {
+        "exact": 0, "late": 25, "one": 75, "alone": 0, "none": None
+    }  # fmt: skip
+    fairness = [results.value(name, FAIRNESS) for name in ("exact", "late", "one")]
+    assert fairness == [1.0, 1.0, 0.5]
 
 
 def test_a_table_has_a_cell_for_each_column_and_a_gap_for_what_failed() -> None:
     """Medians, ratios and the worst, with as many digits as the figure has."""
-    results = Results()
-    for name, samples in (("base", (2.0, 4.0)), ("other", (1.0, 3.0))):
+    run = trial()
+    for name, samples in (("one", (2.0, 4.0)), ("two", (1.0, 3.0))):
         for sample in samples:
-            results.add(name, FIGURE, sample)
-    results.fail("broken", "why")
-    sheet = Sheet(results, (), "CPUs", "a command")
-    contenders = [Contender(name, name.title(), None) for name in ("base", "other", "broken")]
-    columns = (
-        ("it", sheet.median(FIGURE, " us")),
-        ("x base", sheet.beside("base", FIGURE)),
-        ("worst", sheet.worst(FIGURE)),
-        ("", sheet.errors),
-    )
-    table = sheet.table("A title", "who", contenders, *columns)
-    assert table.head == ("who", "it", "x base", "worst", "")
+            run.results.add(name, {FIGURE: sample, WORST: sample, ERRORS: 1})
+    run.results.fail("three", "TypeError: why")
+    [table] = run.tables()
+    assert table.head == ["", "a thing", "x one", "the worst", "errors"]
     assert table.rows == [
-        ("Base", "3.0 us", "1", "4.0", ""),
-        ("Other", "2.0 us", "0.625", "3.0", ""),
-        ("Broken", "failed", "-", "-", "-"),
+        ["One", "3.0", "1", "4", "2"],
+        ["Two", "2.0", "0.625", "3", "2"],
+        ["Three", "TypeError", "-", "-", "-"],
     ]
+
+
+def test_a_promise_is_of_a_figure_or_of_its_ratio_and_of_what_was_asked() -> None:
+    """At most so much, or at least, where more is better."""
+    run = trial("one", "two")
+    for one, two in ((2.0, 4.0), (3.0, 6.3), (2.0, 4.2)):
+        run.results.add("one", {FIGURE: one, MORE: one})
+        run.results.add("two", {MORE: two})
+    assert run.promises() == [
+        Promise("One: a thing", 2.0, 2),
+        Promise("Two: more, beside One", 2.1, 2, is_floor=True),
+    ]
+    assert [one.is_kept for one in run.promises()] == [True, True]
+
+
+@pytest.mark.parametrize("kind", [Bench, Hubs, monkey.Monkey, client_cost.ClientCost])
+def test_each_promise_and_each_table_is_of_contenders_there_are(kind: type[Any]) -> None:
+    """A name with a slip in it would never be measured."""
+    names = {one.name for one in kind.every}
+    assert len(names) == len(kind.every)
+    for limit in kind.promised:
+        assert {limit.contender, limit.beside or limit.contender} <= names
+    for shown in kind.shown:
+        assert names.issuperset([*(one.name for one in shown.contenders), *shown.beside])
+
+
+# -- reports ------------------------------------------------------------------------------------
+
+
+def test_a_promise_says_how_much_it_is_and_whether_it_was_kept() -> None:
+    """What was not measured isn't kept."""
+    assert Promise("lost", 0).row() == ("lost", "<= 0", "0", "kept")
+    assert Promise("p99", 2.3456, 2).row() == ("p99", "<= 2", "2.35", "NOT KEPT")
+    assert Promise("rate", 1234.5, 1000, is_floor=True).row()[1:] == (">= 1,000", "1,234", "kept")
+    assert Promise("rate", None, 1, is_floor=True).row()[2:] == ("-", "not measured")
+    assert not Promise("rate", None).is_kept
+
+
+def test_a_sheet_is_kept_if_every_answer_is_and_nothing_failed() -> None:
+    """An answer without a promise is none."""
+    good = Answer("Is it?", [Promise("lost", 0)], [("seen", "12")])
+    bad = Answer("Is it?", [Promise("lost", 0), Promise("late", 1)])
+    assert Sheet("it", "here", {"a": good, "b": good}).is_kept
+    assert not Sheet("it", "here", {"a": good, "b": bad}).is_kept
+    assert not Sheet("it", "here", {"a": good, "b": Answer("Is it?", [])}).is_kept
+    broken = Sheet("it", "here", {"a": good}, {"b": "ValueError: no"}, {"a": 1.2})
+    assert not broken.is_kept
+    assert broken.tables()[-1].rows == [("a", "kept", "1"), ("b", "NOT MEASURED", "")]
+    assert "b failed: ValueError: no" in broken.text()
+    assert broken.as_json()["failed"] == {"b": "ValueError: no"}
+
+
+def test_a_table_is_written_as_text_and_in_markdown() -> None:
+    """The first column is names; a caption stands below."""
+    table = Table("What?", ("", "us"), [("glb", "1.5"), ("gevent", "10.0")], "of 3")
+    assert table.text() == "What?\n\n          us\nglb      1.5\ngevent  10.0\n\nof 3\n"
+    assert table.markdown() == (
+        "**What?**\n\n|  | us |\n| --- | ---: |\n| glb | 1.5 |\n| gevent | 10.0 |\n\nof 3\n"
+    )
 
 
 # -- commands -----------------------------------------------------------------------------------
 
 
-def test_what_is_chosen_is_known() -> None:
-    """All, if nothing is said."""
-    assert chosen(None, "thing", ["a", "b"]) == ["a", "b"]
-    assert chosen(" b ,a", "thing", ["a", "b"]) == ["b", "a"]
-    with pytest.raises(click.BadParameter, match="no thing 'c'; there are a, b"):
-        chosen("a,c", "thing", ["a", "b"])
+@dataclass(frozen=True)
+class Sizes(Plan):
+    """Those of `Sized`."""
+
+    wait_seconds: float = size(1.5, 0.5, "Of a turn.")
+    hidden: int = size(7, 1)
+
+
+class Sized(Trial):
+    """It has sizes."""
+
+    name = "sized"
+    numbers = Sizes
+    shown = ()  # and so there is no picture
+
+    def run(self, _tell: object) -> Answer:
+        return self.answer()
+
+
+@pytest.mark.parametrize(
+    ("options", "line", "sizes"),
+    [
+        ("", "--rounds 7 --concurrency 64 --wait-seconds 1.5", (7, 1.5, 7)),
+        ("--quick", "--rounds 2 --concurrency 64 --wait-seconds 0.5 --quick", (2, 0.5, 1)),
+        (
+            "--quick --rounds 3",
+            "--rounds 3 --concurrency 64 --wait-seconds 0.5 --quick",
+            (3, 0.5, 1),
+        ),
+        ("--unpinned", "--unpinned --rounds 7 --concurrency 64 --wait-seconds 1.5", (7, 1.5, 7)),
+    ],
+)
+def test_an_experiment_has_an_option_for_each_size_of_its_plan(
+    options: str, line: str, sizes: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """`--quick` makes those small that are not given; the exit status is that of the promises."""
+    runner = CliRunner()
+    words = [*options.split(), "--seed", "3", "--only", "two", "--output", str(tmp_path)]
+    done = runner.invoke(Sized.command("words"), words)
+    assert done.exit_code == 1, done.output  # what is promised was not measured
+    assert f"python -m loadtests.sized {line} --only two --seed 3\n" in done.output
+    plan = json.loads((tmp_path / "results.json").read_text())["answers"]["sized"]["plan"]
+    assert (plan["rounds"], plan["wait_seconds"], plan["hidden"]) == sizes
+    assert plan["seed"] == 3
+    assert (tmp_path / "results.md").exists()
 
 
 @dataclass

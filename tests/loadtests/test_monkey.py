@@ -11,63 +11,45 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.frame.figures import Results
-from loadtests.monkey import figures
-from loadtests.monkey.contenders import COPIES, GROUPS, PROGRAMS, SIDES
-from loadtests.monkey.plan import Plan
-from loadtests.monkey.promises import PROMISES
-from loadtests.monkey.report import Report
+from loadtests.frame.figures import CPU
+from loadtests.frame.sheet import Sheet
+from loadtests.monkey import COPIED, GROUPS, PROGRAMS, SIDES, Monkey, Plan
 
 from ..support.helpers import run_load_test
 
 pytestmark = pytest.mark.process
 
-EVERY = [contender for group in GROUPS for contender in group]
-
-
-def test_each_promise_is_of_contenders_there_are() -> None:
-    """A name with a slip in it would never be measured."""
-    names = {contender.name for contender in EVERY}
-    assert len(names) == len(EVERY)
-    for promise in PROMISES:
-        assert promise.contender in names
-        assert promise.beside is None or promise.beside in names
-
 
 def test_what_is_compared_runs_the_same_program() -> None:
     """Contenders of a group differ in the patch alone."""
-    for group in GROUPS:
-        assert len({(one.program, one.number, one.is_http, one.of) for one in group}) == 1
-        assert len({one.side for one in group}) == len(group)
-    assert len(GROUPS) == 2 * len(PROGRAMS) - 1  # a client has no copies
+    for group in (*GROUPS.values(), *COPIED.values()):
+        assert len({(one.program, one.number, one.places, one.is_http) for one in group}) == 1
+        assert len({one.name for one in group}) == len(group)
+        assert {one.options[0] for one in group} >= {"gevent", "glb"}
+    assert len(GROUPS) == len(PROGRAMS)
+    assert len(COPIED) == len(PROGRAMS) - 1  # a client has no copies
 
 
-def test_ratios_are_of_one_round() -> None:
-    """A minute in which the machine is slow is slow for both."""
-    results = Results()
+def test_ratios_are_of_one_turn() -> None:
+    """A moment in which the machine is slow is slow for both."""
+    run = Monkey(Plan(), GROUPS["threads"])
     for other, one in ((100, 101), (200, 202), (150, 159)):
-        results.add("one", figures.CPU, one)
-        results.add("other", figures.CPU, other)
-    ratios = results.ratios("one", "other", figures.CPU)
-    assert ratios == [1.01, 1.01, 1.06]
-    assert figures.quartiles(ratios) == pytest.approx((1.01, 1.035))
-    assert figures.quartiles([1.5]) == (1.5, 1.5)
+        run.results.add("threads-gevent", {CPU: other})
+        run.results.add("threads-glb", {CPU: one})
+    assert [one.measured for one in run.promises()] == [None, 1.01]
 
 
 def test_a_price_beyond_the_limit_is_not_kept() -> None:
     """3 % are kept, 4 % are not; and what wasn't measured isn't kept either."""
-    results = Results()
-    group = GROUPS[0]
-    for one, cpu in zip(group, (100, 100, 103, 104), strict=True):
-        results.add(one.name, figures.CPU, cpu)
-    verdicts = [one.is_kept(results) for one in PROMISES if one.contender.startswith("threads-")]
-    assert verdicts == [True, False, None]
-    report = Report(results, group, "CPUs", "a command", Plan())
-    assert len(report.promises()) == 2  # of contenders that were in the run
-    assert not report.all_kept()
-    assert (
-        "| accept, a thread each: glb's | 104.0 | 1.040 | 1.040 to 1.040 |  |" in report.markdown()
-    )
+    run = Monkey(Plan(), GROUPS["threads"])
+    for side, cpu in zip(SIDES, (100, 100, 103, 104), strict=True):
+        run.results.add(f"threads-{side}", {CPU: cpu})
+    answer = run.answer()
+    assert [one.is_kept for one in answer.promises] == [True, False]  # of what was in the run
+    assert not answer.is_kept
+    text = Sheet("a command", "CPUs", {"monkey": answer}).markdown()
+    assert "| accept, a thread each: glb's | 104.0 | 1.04 | - |" in text
+    assert not any(one.is_kept for one in Monkey(Plan(), Monkey.every).promises())
 
 
 @pytest.mark.skipif(
@@ -80,13 +62,12 @@ def test_a_tiny_run_measures_everything(tmp_path: Path) -> None:
     plan = ("--rounds", "1", "--connections", "50", "--turns", "1", "--only", "threads")
     status, printed = run_load_test("monkey", *plan, "--seed", "1", "--output", str(tmp_path))
     assert status in (0, 1), printed  # the price is a matter of chance here
-    assert "What does the patch cost" in printed
-    seen = json.loads((tmp_path / "results.json").read_text())
-    contenders = seen["contenders"]
-    assert [one["failed"] for one in contenders.values()] == [None] * (len(SIDES) + 2)
-    for one in contenders.values():
-        assert one["figures"]["cpu"]["median"] > 0
-        assert one["figures"]["errors"]["rounds"] == [0]
-    assert contenders[f"threads-{COPIES}-glb"]["figures"]["exact"]["rounds"] == [1]
-    assert contenders[f"threads-{COPIES}-glb"]["figures"]["fairness"]["rounds"] == [1]
+    seen = json.loads((tmp_path / "results.json").read_text())["answers"]["monkey"]
+    assert seen["lines"] == []  # nothing failed
+    assert len(seen["figures"]) == len(SIDES) + 2
+    for figures in seen["figures"].values():
+        assert figures["cpu"][0] > 0
+        assert figures["errors"] == [0]
+    ordered = seen["figures"]["threads-4-glb"]
+    assert (ordered["out_of_order"], ordered["fairness"]) == ([0], [1])
     assert (tmp_path / "results.md").exists()

@@ -6,7 +6,7 @@ A `Protocol`, not streams: a task and two buffers a connection less, and as hone
 from __future__ import annotations
 
 import asyncio
-from typing import Final, cast
+from typing import cast
 
 from .job import BACKLOG, REPLY, Job, announce
 
@@ -25,18 +25,11 @@ async def _serve() -> None:
     await server.serve_forever()
 
 
-#: The only one there is a program for.
-JOB: Final = Job.REPLY
-
-
-def on_asyncio(job: Job, _number: int) -> None:
-    assert job is JOB, job
+def on_asyncio(_job: Job, _number: int) -> None:
     asyncio.run(_serve())
 
 
-def on_uvloop(job: Job, _number: int) -> None:
+def on_uvloop(_job: Job, _number: int) -> None:
     import uvloop  # noqa: PLC0415  # only needed here
 
-    assert job is JOB, job
-    loop = uvloop.new_event_loop()
-    loop.run_until_complete(_serve())
+    uvloop.run(_serve())

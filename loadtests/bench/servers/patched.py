@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from .job import BACKLOG, REPLY, Job, announce
+from .job import BACKLOG, REPLY, Job, announce, take_orders
 
 #: Whose patch: gevent's alone; glb's, without its servers; all of glb's.
 GEVENT: Final = "gevent"
@@ -32,18 +32,13 @@ def _patch(how: str) -> None:
         glb.monkey.patch_all(servers=how == GLB)
 
 
-def _reply(job: Job, index: int) -> bytes:
-    return REPLY if job is Job.REPLY else b"%d\n" % index
-
-
-def _run_copies(number: int, run: Callable[[Any, int], None]) -> None:
-    """Listen *number* times on one port, and run each listener in a thread. For ever."""
+def _run_copies(job: Job, number: int, run: Callable[[Any, bytes], None]) -> None:
+    """Listen *number* times on one port, and *run* each listener in a thread, with its reply."""
     import socket
     import threading
 
-    port = 0
-    listeners = []
-    for _ in range(number):
+    port, copies = 0, []
+    for index in range(number):
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if number > 1:
@@ -51,15 +46,12 @@ def _run_copies(number: int, run: Callable[[Any, int], None]) -> None:
         listener.bind(("127.0.0.1", port))
         listener.listen(BACKLOG)
         port = listener.getsockname()[1]
-        listeners.append(listener)
-    threads = [
-        threading.Thread(target=run, args=(listener, index))
-        for index, listener in enumerate(listeners)
-    ]
-    for thread in threads:
+        reply = REPLY if job is Job.REPLY else b"%d\n" % index
+        copies.append(threading.Thread(target=run, args=(listener, reply)))
+    for thread in copies:
         thread.start()
     announce(port)
-    threads[0].join()
+    copies[0].join()
 
 
 def threads(job: Job, number: int, how: str) -> None:
@@ -71,13 +63,12 @@ def threads(job: Job, number: int, how: str) -> None:
         with connection:
             connection.sendall(reply)
 
-    def run(listener: Any, index: int) -> None:
-        reply = _reply(job, index)
+    def run(listener: Any, reply: bytes) -> None:
         while True:
             connection, _ = listener.accept()
             threading.Thread(target=serve, args=(connection, reply), daemon=True).start()
 
-    _run_copies(number, run)
+    _run_copies(job, number, run)
 
 
 def socketservers(job: Job, number: int, how: str) -> None:
@@ -88,17 +79,14 @@ def socketservers(job: Job, number: int, how: str) -> None:
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
 
-    def handler(reply: bytes) -> type[socketserver.BaseRequestHandler]:
+    def run(listener: Any, reply: bytes) -> None:
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 self.request.sendall(reply)
 
-        return Handler
+        _serve(Server(("127.0.0.1", 0), Handler, False), listener)
 
-    def run(listener: Any, index: int) -> None:
-        _serve(Server(("127.0.0.1", 0), handler(_reply(job, index)), False), listener)
-
-    _run_copies(number, run)
+    _run_copies(job, number, run)
 
 
 def http(job: Job, number: int, how: str) -> None:
@@ -106,7 +94,7 @@ def http(job: Job, number: int, how: str) -> None:
     _patch(how)
     import http.server
 
-    def handler(reply: bytes) -> type[http.server.BaseHTTPRequestHandler]:
+    def run(listener: Any, reply: bytes) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -120,15 +108,9 @@ def http(job: Job, number: int, how: str) -> None:
             def log_message(self, *_args: Any) -> None:
                 pass
 
-        return Handler
+        _serve(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler, False), listener)
 
-    def run(listener: Any, index: int) -> None:
-        server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), handler(_reply(job, index)), False
-        )
-        _serve(server, listener)
-
-    _run_copies(number, run)
+    _run_copies(job, number, run)
 
 
 def _serve(server: Any, listener: Any) -> None:
@@ -145,9 +127,8 @@ def selects(job: Job, number: int, how: str) -> None:
     _patch(how)
     import select
 
-    def run(listener: Any, index: int) -> None:
-        reply = _reply(job, index)
-        reply = HEAD % len(reply) + reply
+    def run(listener: Any, body: bytes) -> None:
+        reply = HEAD % len(body) + body
         listener.setblocking(False)
         connections: set[Any] = set()
         while True:
@@ -166,43 +147,25 @@ def selects(job: Job, number: int, how: str) -> None:
                         sock.recv(4096)
                         sock.sendall(reply)
 
-    _run_copies(number, run)
+    _run_copies(job, number, run)
 
 
 def clients(_job: Job, _number: int, how: str) -> None:
-    """Connect, send, receive, close: as often, and to the port, as each connection asks here."""
+    """Connect, send, receive, close: as often, and to the port, as each order says."""
     _patch(how)
     import socket
     import struct
 
     # Away without a trace: what waits for its end, minutes later, would slow the others' rounds.
     at_once = struct.pack("ii", 1, 0)
-    listener = socket.create_server(("127.0.0.1", 0))
-    announce(listener.getsockname()[1])
-    while True:
-        orders, _ = listener.accept()
-        with orders:
-            port, count = map(int, orders.recv(100).split())
-            answered = 0
-            for _ in range(count):
-                with socket.create_connection(("127.0.0.1", port)) as connection:
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-                    connection.sendall(REPLY)
-                    answered += connection.recv(100) == REPLY
-            orders.sendall(b"%d\n" % answered)
 
+    def ask(port: str, count: str) -> int:
+        answered = 0
+        for _ in range(int(count)):
+            with socket.create_connection(("127.0.0.1", int(port))) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+                connection.sendall(REPLY)
+                answered += connection.recv(100).endswith(REPLY)
+        return answered
 
-def echo(_job: Job, _number: int) -> None:
-    """Serve `clients`, without a patch: send back what comes, until they leave."""
-    import socket
-
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-    announce(listener.getsockname()[1])
-    while True:
-        connection, _ = listener.accept()
-        with connection:
-            try:
-                while received := connection.recv(100):
-                    connection.sendall(received)
-            except ConnectionError:
-                pass  # that is how they leave
+    take_orders(ask)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from .job import BACKLOG, REPLY, Job, announce
+from .job import BACKLOG, REPLY, Job, announce, end_with_parent, run
 
 #: Connections at a time for which uWSGI has room from the beginning.
 UWSGI_CORES: Final = 2048
@@ -30,6 +31,14 @@ def application(_environ: dict[str, Any], start_response: Callable[..., Any]) ->
     return [REPLY]
 
 
+def _listen() -> str:
+    # For servers that don't tell their port.
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    listener.set_inheritable(True)
+    announce(listener.getsockname()[1])
+    return f"fd://{listener.detach()}"
+
+
 def on_gevent(_job: Job, _number: int) -> None:
     from gevent.pywsgi import WSGIServer
 
@@ -37,43 +46,20 @@ def on_gevent(_job: Job, _number: int) -> None:
     server.init_socket()
     # What it accepts inherits it. glb's server does so by itself.
     server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server.start()
-    announce(server.server_port)
-    server.serve_forever()
+    run(server)
 
 
 def on_glb(_job: Job, number: int) -> None:
     from glb.pywsgi import WSGIServer
 
-    server = WSGIServer(("127.0.0.1", 0), application, backlog=BACKLOG, log=None, clones=number)
-    server.start()
-    announce(server.server_port)
-    server.serve_forever()
+    run(WSGIServer(("127.0.0.1", 0), application, backlog=BACKLOG, log=None, clones=number))
 
 
-def on_gunicorn(_job: Job, _number: int) -> None:
-    _run_gunicorn("gevent")
-
-
-def on_gunicorn_worker(_job: Job, _number: int) -> None:
-    _run_gunicorn("glb.gunicorn.Worker")
-
-
-def on_gunicorn_fast(_job: Job, _number: int) -> None:
-    _run_gunicorn("glb.gunicorn.FastWorker")
-
-
-def _run_gunicorn(worker: str) -> None:
+def on_gunicorn(_job: Job, _number: int, worker: str) -> None:
     import gunicorn.config
     from gunicorn.app import wsgiapp
 
-    # gunicorn doesn't tell its port, so it is given its listener.
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-    listener.set_inheritable(True)
-    announce(listener.getsockname()[1])
-    options = (
-        f"-k {worker} -w 1 -b fd://{listener.detach()} --backlog {BACKLOG} --log-level warning"
-    )
+    options = f"-k {worker} -w 1 -b {_listen()} --backlog {BACKLOG} --log-level warning"
     sys.argv = ["gunicorn", *options.split(), f"{__name__}:application"]
     if hasattr(gunicorn.config, "ControlSocketDisable"):  # a thread in the arbiter, since 25
         sys.argv.insert(1, "--no-control-socket")
@@ -107,37 +93,20 @@ def on_granian(_job: Job, _number: int) -> None:
 
 
 def _load_in_granian(port: str) -> Callable[..., Any]:
-    # In its worker. It ends with its parent, as the parent does with the benchmark.
-    import ctypes
-    import signal
-
-    from loadtests.bench.serve import PR_SET_PDEATHSIG
-
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()  # in its worker; the parent ends with the benchmark
     threading.Thread(target=_announce_when_up, args=(int(port),), daemon=True).start()
     return application
 
 
 def _announce_when_up(port: int) -> None:
-    import time
-
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            time.sleep(0.01)  # in a thread: these servers don't tell when they listen
-        else:
-            break
+    while socket.socket().connect_ex(("127.0.0.1", port)):
+        time.sleep(0.01)  # in a thread: it doesn't tell when it listens
     announce(port)
 
 
 def on_uwsgi(_job: Job, _number: int) -> None:
     import pyuwsgi
 
-    # uWSGI doesn't tell its port either.
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-    listener.set_inheritable(True)
-    announce(listener.getsockname()[1])
-    options = f"--http-socket fd://{listener.detach()} --gevent {UWSGI_CORES} --tcp-nodelay"
+    options = f"--http-socket {_listen()} --gevent {UWSGI_CORES} --tcp-nodelay"
     options += f" --disable-logging --module {__name__}:application"
     pyuwsgi.run(options.split())

@@ -1,0 +1,113 @@
+"""Clients of locust's, and one without: for each order a round.
+
+An order has a port, seconds, and how many users; the answer is how much a second was done, and what
+each cost, in us of the process's CPU time.
+"""
+# ruff: noqa: PLC0415  # locust patches the process when it is imported
+
+from __future__ import annotations
+
+import gc
+import importlib
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import gevent
+from gevent import socket
+
+from .job import ADDRESSES, Job, take_orders
+
+LINE: Final = b"hello\n"
+
+#: Until users are spawned and the server's recycled greenlets are warm.
+WARM_UP_SECONDS: Final = 0.2
+
+
+def _rate(count: Callable[[], int], seconds: str) -> str:
+    """Return by how much *count* grows, while others run."""
+    gevent.sleep(WARM_UP_SECONDS)
+    gc.collect()
+    before, start, cpu = count(), time.perf_counter(), time.process_time()
+    gevent.sleep(float(seconds))
+    done = count() - before
+    rate = done / (time.perf_counter() - start)
+    return f"{rate} {(time.process_time() - cpu) / max(done, 1) * 1e6}"
+
+
+def bare(_job: Job, _number: int) -> None:
+    """Run greenlets in a loop: what any client of gevent's has to do."""
+
+    def work(port: str, seconds: str, users: str) -> str:
+        done = 0
+        is_over = False
+
+        def loop(host: str) -> None:
+            nonlocal done
+            while not is_over:
+                sock = socket.socket()
+                sock.connect((host, int(port)))
+                sock.sendall(LINE)
+                reply = sock.recv(4096)
+                while not reply.endswith(b"\n"):
+                    reply += sock.recv(4096)
+                sock.close()
+                done += 1
+
+        hosts = itertools.islice(itertools.cycle(ADDRESSES), int(users))
+        greenlets = [gevent.spawn(loop, host) for host in hosts]
+        found = _rate(lambda: done, seconds)
+        is_over = True
+        gevent.joinall(greenlets, raise_error=True)
+        return found
+
+    take_orders(work)
+
+
+def users(_job: Job, _number: int, kind: str, *plugins: str) -> None:
+    """Run users in locust's runner: `glb.locust.EchoUser`s, or FastHttpUsers, with *plugins*."""
+    import locust
+    from locust.env import Environment
+
+    for plugin in plugins:
+        importlib.import_module(plugin)  # which adds listeners
+    hosts: Iterator[str] = iter(())
+    user: Any = sys.modules["glb.locust"].EchoUser if kind == "echo" else locust.FastHttpUser
+
+    class Client(user):  # type: ignore[misc]  # one of two
+        def __init__(self, environment: Any) -> None:
+            self.host = next(hosts)
+            super().__init__(environment)
+
+        if kind == "http":
+
+            @locust.task
+            def get(self) -> None:
+                self.client.get("/")
+
+    environment = Environment(user_classes=[Client], events=locust.events)
+    runner = environment.create_local_runner()
+    init: Any = locust.events.init
+    init.fire(environment=environment, runner=runner, web_ui=None)
+    stats, entry = environment.stats, ("echo", "TCP") if kind == "echo" else ("/", "GET")
+
+    def count() -> int:
+        if stats.num_failures:
+            raise RuntimeError(next(iter(stats.errors.values())).to_name())
+        return int(stats.get(*entry).num_requests)
+
+    def work(port: str, seconds: str, users: str) -> str:
+        nonlocal hosts
+        addresses = ADDRESSES if kind == "echo" else ADDRESSES[:1]
+        scheme = "tcp" if kind == "echo" else "http"
+        hosts = itertools.cycle(f"{scheme}://{address}:{port}" for address in addresses)
+        runner.start(int(users), spawn_rate=int(users))
+        found = _rate(count, seconds)
+        runner.stop()
+        if ours := sys.modules.get("glb.locust"):
+            assert ours.MEASURE.figures().replies > 0, "no clone has been read"
+        return found
+
+    take_orders(work)
