@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from loadtests.bench.servers.job import end_with_parent
 from loadtests.frame.process import ROOT, Cpus, Process, ProcessError
 from loadtests.frame.promise import Promise
 from loadtests.frame.sheet import Table
 from loadtests.frame.traffic import GOOD, Place, Visit
-from loadtests.frame.worker import ANSWER_SECONDS, Worker, end_with_parent
+from loadtests.frame.worker import ANSWER_SECONDS, Worker
 
 #: What worker processes run; it has what `glb serve` serves, too.
 WORKERS: Final = f"{__package__}.workers"
