@@ -7,11 +7,9 @@ runs the functions in the module's ``COMMANDS``, by name, and ends when standard
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -19,7 +17,7 @@ from typing import Any, Final
 import psutil
 from gevent.fileobject import FileObjectPosix
 
-from loadtests.bench.serve import PR_SET_PDEATHSIG
+from loadtests.bench.servers import job
 
 from .process import Process
 
@@ -68,9 +66,7 @@ class Worker(Process):
         return float(psutil.Process(self.pid).memory_info().rss / 2**20)
 
 
-def end_with_parent() -> None:
-    """Have this process killed when the one that started it has ended."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+end_with_parent = job.end_with_parent
 
 
 def commands_of(*things: object) -> dict[str, Callable[..., Any]]:
