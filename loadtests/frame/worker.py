@@ -17,7 +17,7 @@ from typing import Any, Final
 import psutil
 from gevent.fileobject import FileObjectPosix
 
-from loadtests.bench.servers import job
+from loadtests.bench.servers.job import end_with_parent
 
 from .process import Process
 
@@ -64,9 +64,6 @@ class Worker(Process):
     def rss_mib(self) -> float:
         """Return its resident memory."""
         return float(psutil.Process(self.pid).memory_info().rss / 2**20)
-
-
-end_with_parent = job.end_with_parent
 
 
 def commands_of(*things: object) -> dict[str, Callable[..., Any]]:

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from loadtests.bench.servers.job import end_with_parent
 from loadtests.frame.process import ROOT, Cpus, Process, ProcessError
 from loadtests.frame.promise import Promise
 from loadtests.frame.sheet import Table
 from loadtests.frame.traffic import GOOD, Place, Visit
-from loadtests.frame.worker import ANSWER_SECONDS, Worker, end_with_parent
+from loadtests.frame.worker import ANSWER_SECONDS, Worker
 
 #: What worker processes run; it has what `glb serve` serves, too.
 WORKERS: Final = f"{__package__}.workers"
@@ -193,7 +194,7 @@ class Serving(Process):
     def __init__(self, folder: pathlib.Path, *words: object, before: Sequence[str] = ()) -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._fate: Final = folder / "fate"
-        self._successor = self._lines = 0
+        self._successor = self._lines = self._served_ns = 0
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         given = {"PYTHONPATH": path, "LOADTEST_GENERATION": "0", "LOADTEST_FATE": str(self._fate)}
         super().__init__(
@@ -231,28 +232,27 @@ class Serving(Process):
         raise ProcessError(f"no line has {pattern!r}: {self.complaints()[-5:]}")
 
     def upgrade(self) -> tuple[int, int]:
-        """Have the next process take over, and the last one end; return from when to when, in ns.
-
-        It is over when the new process says that it serves.
-        """
+        """Have the next process take over; return from when until it serves, in ns."""
         began = time.monotonic_ns()
-        os.kill(self.pid, signal.SIGUSR2)
-        found = self.wait_for(r"process (\d+) serves now|no upgrade: (.*)")
-        if not found[1]:
-            raise ProcessError(found[2])
-        ended = time.monotonic_ns()
-        old, self._successor = self.pid, int(found[1])
-        if status := _wait(old):
-            raise ProcessError(f"process {old} ended with status {status}")
-        return began, ended
+        said = self.replace()
+        if "serves now" not in said:
+            raise ProcessError(said)
+        return began, self._served_ns
 
-    def fail(self, fate: str) -> str:
-        """Have the next process meet its *fate*; return what the log says of it."""
+    def replace(self, fate: str = "") -> str:
+        """Have the next process take over, or meet its *fate*; return what the log says of it.
+
+        The last one has ended then, if it was replaced.
+        """
         self._fate.write_text(fate)
         os.kill(self.pid, signal.SIGUSR2)
-        found = self.wait_for("no upgrade: (.*)|(.*) serves now")
-        self._fate.unlink()
-        return found[1] or "it was replaced all the same"
+        found = self.wait_for(r"process (\d+) serves now|no upgrade: .*")
+        self._served_ns = time.monotonic_ns()
+        if found[1]:
+            old, self._successor = self.pid, int(found[1])
+            if status := _wait(old):
+                raise ProcessError(f"process {old} ended with status {status}")
+        return found[0]
 
     def finish(self) -> int:
         """End it by SIGTERM; return its exit status."""
