@@ -139,8 +139,6 @@ class Experiment(ABC, Generic[Numbers]):
     def questions(self) -> Iterator[Question]:
         """Yield one after the other: each has been asked when the next is wanted."""
 
-    # -- a run --------------------------------------------------------------------------------
-
     def run(self, tell: Tell) -> Answer:
         with tempfile.TemporaryDirectory() as folder, pinned(self.cpus.client):
             client, self._c_server = compile_programs(pathlib.Path(folder))
@@ -235,8 +233,6 @@ class Experiment(ABC, Generic[Numbers]):
         if load.count < count / 2:
             raise RuntimeError(f"doesn't answer: {server.last_words()}")
 
-    # -- a report -----------------------------------------------------------------------------
-
     def tables(self) -> list[Table]:
         tables = []
         for shown in self.shown:
@@ -296,8 +292,6 @@ class Experiment(ABC, Generic[Numbers]):
         (folder / "results.md").write_text(sheet.markdown())
         draw(folder / "results.png", sheet.heading, self.panels(), self.results)
         click.echo(f"written: {folder}", err=True)
-
-    # -- the command --------------------------------------------------------------------------
 
     @classmethod
     def command(cls, words: str | None) -> click.Command:

@@ -217,11 +217,12 @@ class Hubs(Experiment[Plan]):
         Shown("At 1,000 connections/s", PRICE, (OPEN_P50,), (OPEN_P99, OPEN_CPU), ("price-1",)),
     )
 
-    #: Of each contender that was asked about stalls, of the last round.
-    _seen: dict[str, tuple[Stall, Sequence[Served]]]
+    def __init__(self, plan: Plan, contenders: Sequence[Contender]) -> None:
+        super().__init__(plan, contenders)
+        #: Of each contender that was asked about stalls, of the last round.
+        self._seen: Final[dict[str, tuple[Stall, Sequence[Served]]]] = {}
 
     def questions(self) -> Iterator[Question]:
-        self._seen = {}
         rounds, few = self.plan.rounds, self.plan.stall_rounds
         some = functools.partial(self.warm_up, count=160)
         told = functools.partial(some, is_noted=True)
