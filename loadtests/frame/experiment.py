@@ -104,7 +104,7 @@ class Question:
     turn: Callable[[Contender, Server], None]
     rounds: int = 1
     job: Job = Job.REPLY
-    begin: Callable[[Server], object] = id
+    begin: Callable[[Server], object] = lambda _: None
     is_fresh: bool = False
 
 
@@ -336,9 +336,10 @@ def _option(each: Any) -> Callable[[Any], Any]:
     name, words = f"--{each.name.replace('_', '-')}", each.metadata["words"]
     if isinstance(each.default, bool):
         return click.option(name, is_flag=True, default=None, help=words)
-    kind: Any = click.IntRange if isinstance(each.default, int) else click.FloatRange
-    least = kind(each.metadata["least"])
-    return click.option(name, type=least, help=words, show_default=str(each.default))
+    kind: Any = click.FloatRange(0, min_open=True)
+    if isinstance(each.default, int):
+        kind = click.IntRange(each.metadata["least"])
+    return click.option(name, type=kind, help=words, show_default=str(each.default))
 
 
 def chosen(only: str | None, every: Sequence[Contender]) -> list[Contender]:

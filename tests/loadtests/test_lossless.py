@@ -261,7 +261,13 @@ def test_resets_are_resets() -> None:
 
 def test_gevents_stop_loses_what_is_in_flight() -> None:
     """So the measure sees it: `gevent` stops, its process ends, and no reply is sent."""
-    sizes: dict[str, Any] = {"slow": 3, "slow_seconds": 5, "idle": 2, "timeout": 1.0, "others": ["gevent"]}
+    sizes: dict[str, Any] = {
+        "slow": 3,
+        "slow_seconds": 5,
+        "idle": 2,
+        "timeout": 1.0,
+        "others": ["gevent"],
+    }
     (table,) = play("drain", lambda _: None, is_quick=True, **sizes).tables
     rows = {row[0]: row for row in table.rows}
     assert [*rows] == ["glb, HTTP", "gevent, HTTP", "glb, HTTPS", "gevent, HTTPS"]
