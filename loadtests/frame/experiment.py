@@ -259,6 +259,7 @@ class Experiment(ABC, Generic[Numbers]):
         return [
             bars(f"{shown.title}: {figure.head}", shown.contenders, figure)
             for shown in self.shown
+            if any(one in self.contenders for one in shown.contenders)
             for figure in shown.compared
         ]
 

@@ -263,6 +263,7 @@ class Hubs(Experiment[Plan]):
 
     def _draw_waits(self, axes: Any, _results: Results) -> None:
         axes.set_title(f"waits while a hub is blocked, {STALL_RATE} connections/s", loc="left")
+        axes.axvspan(0, STALL_MICROSECONDS / 1e6, color="0.93", label="a hub is blocked")
         for name, (stall, seen) in self._seen.items():
             due = [(each.due - stall.began) / 1e9 for each in seen]
             waits = [(each.answered - each.due) / 1e6 for each in seen]
