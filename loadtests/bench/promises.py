@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from loadtests.frame.promise import Promise
+from loadtests.frame.old_promise import Promise
 
 from . import figures
 from .contenders import GUNICORN, GUNICORN_FAST, GUNICORN_WORKER

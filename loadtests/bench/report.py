@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final
 
 from loadtests.frame.figures import Figure
+from loadtests.frame.old_promise import Promise
+from loadtests.frame.old_sheet import Cell, Sheet
 from loadtests.frame.process import Contender
-from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import Cell, Sheet, Table
+from loadtests.frame.sheet import Table
 
 from . import figures
 from .contenders import BASE, BASE_HTTP, FLOOR, RUST_HTTP

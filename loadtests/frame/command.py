@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import random
 import resource
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import click
 from rich.console import Console
 
+from . import old_sheet
 from .client import CompilerError, compile_programs
 from .process import Cpus, pinned
 from .progress import Progress
 from .rounds import Tools
-from .sheet import Sheet
+from .sheet import Answer, Sheet, surroundings
 
 __all__ = [
     "CONCURRENCY",
@@ -27,6 +30,7 @@ __all__ = [
     "allow_descriptors",
     "chosen",
     "command_line",
+    "conduct",
     "experiment",
     "json_option",
     "seed_option",
@@ -115,6 +119,47 @@ def command_line(context: click.Context, name: str) -> str:
     return " ".join(words)
 
 
+#: Is called with each step, "part: of what", before it.
+Tell = Callable[[str], None]
+
+
+def conduct(
+    command: str,
+    scenarios: Mapping[str, Callable[[Tell], Answer]],
+    heading: str = "Over loopback",
+    *,
+    markdown: bool = False,
+    file: pathlib.Path | None = None,
+) -> NoReturn:
+    """Ask all *scenarios*, print what was found, and exit: with 0 if every promise was kept.
+
+    One that breaks is a line in the end, and the others go on: a run takes minutes.
+
+    Args:
+        command: What a user types to run it again.
+        heading: How it was measured. The versions are added.
+        file: Gets all of it as JSON.
+    """
+    answers: dict[str, Answer] = {}
+    failed: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    print(command, file=sys.stderr)
+    with Progress(Console(stderr=True)) as progress:
+        for name, ask in scenarios.items():
+            began = time.monotonic()
+            try:
+                answers[name] = ask(progress.tell)
+            except Exception as error:
+                failed[name] = f"{type(error).__name__}: {error}"
+            seconds[name] = time.monotonic() - began
+    sheet = Sheet(command, f"{heading}. {surroundings()}.", answers, failed, seconds)
+    print(sheet.markdown() if markdown else sheet.text())
+    if file is not None:
+        file.write_text(json.dumps(sheet.as_json(), indent=2) + "\n")
+        print(f"written: {file}", file=sys.stderr)
+    sys.exit(0 if sheet.is_kept else 1)
+
+
 class Run(Protocol):
     """What an experiment does: see `loadtests.frame.rounds.Rounds`."""
 
@@ -127,7 +172,7 @@ class Run(Protocol):
         """Do everything."""
         ...
 
-    def report(self, command: str) -> Sheet:
+    def report(self, command: str) -> old_sheet.Sheet:
         """Return what was measured, beside what is promised."""
         ...
 
@@ -218,7 +263,7 @@ def _conduct(
     sys.exit(0 if report.all_kept() else 1)
 
 
-def show(report: Sheet, console: Console, *, markdown: bool) -> None:
+def show(report: old_sheet.Sheet, console: Console, *, markdown: bool) -> None:
     """Print *report*, as *markdown* or for people."""
     if markdown:
         print(report.markdown())

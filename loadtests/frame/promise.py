@@ -1,42 +1,47 @@
-"""A promise: what a figure may be, and whether it was kept."""
+"""A promise: how much something may be, how much it was, and whether that is kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from .figures import Figure, Results
+__all__ = ["NOTHING", "Promise", "number"]
 
-__all__ = ["Promise"]
+#: In place of what was not measured.
+NOTHING: Final = "-"
 
 
 @dataclass(frozen=True)
 class Promise:
-    """*figure* of *contender* is at most *limit*, or at least, if *is_floor*.
-
-    With *beside*, it is the ratio to that contender's, and not the figure itself. One that
-    *is_always* to hold is judged by the worst round, and not by the median.
-    """
+    """What it *says* is at most *limit*, or at least, if *is_floor*."""
 
     says: str
-    contender: str
-    figure: Figure
-    limit: float
-    beside: str | None = None
+    #: ``None`` if there was nothing to measure: then it isn't kept.
+    measured: float | None
+    limit: float = 0
     is_floor: bool = False
-    is_always: bool = False
+    #: Stands beside the verdict.
+    remark: str = ""
 
-    def measured(self, results: Results) -> float | None:
-        """Return the value that is compared with *limit*; ``None`` if there is none."""
-        samples = results.of(self.contender, self.figure)
-        if self.is_always and samples:
-            return min(samples) if self.is_floor else max(samples)
-        if self.beside is None:
-            return results.median(self.contender, self.figure)
-        return results.ratio(self.contender, self.beside, self.figure)
+    @property
+    def is_kept(self) -> bool:
+        if self.measured is None:
+            return False
+        return self.measured >= self.limit if self.is_floor else self.measured <= self.limit
 
-    def is_kept(self, results: Results) -> bool | None:
-        """Return True if it was kept; ``None`` if it was not measured."""
-        value = self.measured(results)
-        if value is None:
-            return None
-        return value >= self.limit if self.is_floor else value <= self.limit
+    def row(self) -> tuple[str, str, str, str]:
+        """Return it as a line of a table: what, how much, how much it was, and the verdict."""
+        verdict = "not measured" if self.measured is None else verdict_of(self.is_kept)
+        bound = f"{'>=' if self.is_floor else '<='} {number(self.limit)}"
+        return (self.says, bound, number(self.measured), verdict + self.remark)
+
+
+def verdict_of(is_kept: bool) -> str:
+    return "kept" if is_kept else "NOT KEPT"
+
+
+def number(value: float | None) -> str:
+    """Return *value* as people read it: whole if it is, with three digits that count if not."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"

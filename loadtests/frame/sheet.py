@@ -1,31 +1,20 @@
-"""What reports of load tests have in common: tables, promises, the forms they are written in."""
+"""What a run has found: answers with promises and tables, as text, in Markdown and JSON."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import json
 import os
-import pathlib
 import platform
-import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any, ClassVar, Final
+from typing import Any
 
-import rich.box
-import rich.table
-from rich.console import Console
+import gevent
 
-from .figures import ERRORS, EXACT, Figure, Results
-from .process import Contender
-from .promise import Promise
+from .promise import Promise, verdict_of
 
-NOTHING: Final = "-"
-
-#: What a column says of a contender, by its name.
-Cell = Callable[[str], str]
+__all__ = ["Answer", "Sheet", "Table", "surroundings"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +24,8 @@ class Table:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-    def rich(self) -> rich.table.Table:
-        table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
-        for index, head in enumerate(self.head):
-            table.add_column(head, justify="right" if index else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+    #: A line below it.
+    caption: str = ""
 
     def text(self) -> str:
         widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
@@ -53,206 +36,117 @@ class Table:
             ).rstrip()
             for row in (self.head, *self.rows)
         ]
-        return "\n".join([self.title, "", *lines, ""])
+        return self._whole(self.title, lines)
 
     def markdown(self) -> str:
         rule = ["---", *["---:"] * (len(self.head) - 1)]
         lines = [f"| {' | '.join(row)} |" for row in (self.head, rule, *self.rows)]
-        return "\n".join([f"**{self.title}**", "", *lines, ""])
+        return self._whole(f"**{self.title}**", lines)
+
+    def _whole(self, title: str, lines: Sequence[str]) -> str:
+        return "\n".join([title, "", *lines, "", *([self.caption, ""] if self.caption else ())])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to *question*: what was promised, and what was seen beside it."""
+
+    question: str
+    promises: Sequence[Promise]
+    #: Further lines of the promises' table: what, and how much it was.
+    notes: Sequence[tuple[str, str]] = ()
+    #: Stand before it.
+    tables: Sequence[Table] = ()
+    #: Stand behind it: what broke, and how.
+    lines: Sequence[str] = ()
+    #: For the JSON alone.
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_kept(self) -> bool:
+        """True if every promise was measured and kept; and there is one."""
+        return bool(self.promises) and all(promise.is_kept for promise in self.promises)
+
+    def all_tables(self) -> list[Table]:
+        rows = [promise.row() for promise in self.promises]
+        rows += [(says, "", value, "") for says, value in self.notes]
+        return [*self.tables, Table(self.question, ("promise", "limit", "measured", ""), rows)]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "question": self.question,
+            "kept": self.is_kept,
+            "promises": [{**asdict(one), "kept": one.is_kept} for one in self.promises],
+            "notes": dict(self.notes),
+            "tables": [asdict(one) for one in self.tables],
+            "lines": [*self.lines],
+            **self.details,
+        }
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A run that is over. Subclasses say which tables there are, and what was promised."""
+    """A run of *command* that is over: *answers* by name, and why there is none of what *failed*.
 
-    results: Results
-    contenders: Sequence[Contender]
-    cpus: str
+    With more than one, each has its line in a table at the end, with the *seconds* it took.
+    """
+
     command: str
+    heading: str
+    answers: Mapping[str, Answer]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
-    #: The packages whose versions are shown.
-    packages: ClassVar[Sequence[str]] = ("gevent", "greenlet")
-
-    #: Draws a sheet into a file, where matplotlib is installed: "module:function".
-    plotter: ClassVar[str] = ""
-
-    # -- what subclasses say --------------------------------------------------------------------
-
-    def heading(self) -> str:
-        raise NotImplementedError
+    @property
+    def is_kept(self) -> bool:
+        """True if nothing failed, and every promise was kept."""
+        return not self.failed and all(one.is_kept for one in self.answers.values())
 
     def tables(self) -> list[Table]:
-        raise NotImplementedError
+        tables = [table for answer in self.answers.values() for table in answer.all_tables()]
+        rows = [
+            (name, verdict_of(answer.is_kept), f"{self.seconds.get(name, 0):.0f}")
+            for name, answer in self.answers.items()
+        ]
+        rows += [(name, "NOT MEASURED", "") for name in self.failed]
+        if len(rows) > 1:
+            tables.append(Table("All in all", ("", "promises", "seconds"), rows))
+        return tables
 
-    def promises(self) -> Sequence[Promise]:
-        raise NotImplementedError
-
-    def plan_as_json(self) -> dict[str, Any]:
-        """Return how much of everything there was."""
-        raise NotImplementedError
-
-    def ratios_as_json(self, contender: Contender, figure: Figure) -> dict[str, float | None]:
-        """Return *contender*'s *figure* beside that of others."""
-        raise NotImplementedError
-
-    def contender_as_json(self, contender: Contender) -> dict[str, Any]:
-        """Return what there is to say of *contender* beside its figures."""
-        return {"title": contender.title, "failed": self.results.failed.get(contender.name)}
-
-    def remark(self, promise: Promise) -> str:
-        """Return what is to be said of *promise* beside the verdict, if anything."""
-        return ""
-
-    def gap(self, contender: Contender) -> str:
-        """Return why there are no figures of *contender*; "" if there are."""
-        return "failed" if contender.name in self.results.failed else ""
-
-    # -- what it was measured with ------------------------------------------------------------
-
-    def surroundings(self) -> str:
-        """Return the versions, the kernel and the number of CPUs: no names, no paths."""
-        words = [f"{platform.python_implementation()} {platform.python_version()}"]
-        for package in self.packages:
-            if importlib.util.find_spec(package) is not None:
-                words.append(f"{package} {metadata.version(package)}")
-        words.append(f"{platform.system()} {platform.release()}")
-        words.append(f"{os.cpu_count()} CPUs")
-        return ", ".join(words)
-
-    # -- pieces of tables -----------------------------------------------------------------------
-
-    def promised(self) -> Table:
-        """Return the table of what was promised, and whether it was kept."""
-        rows = []
-        for promise in self.promises():
-            value, is_kept = promise.measured(self.results), promise.is_kept(self.results)
-            verdict = {None: "not measured", True: "kept", False: "NOT KEPT"}[is_kept]
-            rows.append(
-                (
-                    promise.says,
-                    f"{'>=' if promise.is_floor else '<='} {promise.limit:g}",
-                    NOTHING if value is None else number(value),
-                    verdict + self.remark(promise),
-                )
-            )
-        return Table("What glb promises", ("promise", "limit", "measured", ""), rows)
-
-    def all_kept(self) -> bool:
-        """Return True if every promise was measured and kept."""
-        return all(promise.is_kept(self.results) for promise in self.promises())
-
-    def table(
-        self,
-        title: str,
-        first: str,
-        contenders: Iterable[Contender],
-        *columns: tuple[str, Cell],
-    ) -> Table:
-        """Return a row for each of *contenders*, with *columns*: what stands above, and a cell."""
-        rows = []
-        for contender in contenders:
-            if gap := self.gap(contender):
-                cells = [gap, *[NOTHING] * (len(columns) - 1)]
-            else:
-                cells = [cell(contender.name) for _, cell in columns]
-            rows.append((contender.title, *cells))
-        return Table(title, (first, *(head for head, _ in columns)), rows)
-
-    def median(self, figure: Figure, unit: str = "") -> Cell:
-        return lambda name: _written(self.results.median(name, figure), figure, unit)
-
-    def worst(self, figure: Figure) -> Cell:
-        return lambda name: _written(max(self.results.of(name, figure), default=None), figure)
-
-    def beside(self, base: str, figure: Figure) -> Cell:
-        """The ratio to *base*'s."""
-
-        def cell(name: str) -> str:
-            value = self.results.ratio(name, base, figure)
-            return NOTHING if value is None else number(value)
-
-        return cell
-
-    def is_exact(self, name: str) -> str:
-        """Tell whether the order was exact in every round."""
-        samples = self.results.of(name, EXACT)
-        return ("yes" if min(samples) == 1 else "no") if samples else NOTHING
-
-    def errors(self, name: str) -> str:
-        count = sum(self.results.of(name, ERRORS))
-        return f"{count:,.0f} errors" if count else ""
-
-    # -- forms --------------------------------------------------------------------------------
-
-    def print(self, console: Console) -> None:
-        """Print the tables; plain text if *console* is not a terminal."""
-        for table in self.tables():
-            if console.is_terminal:
-                console.print(table.rich())
-            else:
-                print(table.text())
-        print(self.heading())
-        for name, reason in self.results.failed.items():
-            print(f"{name} failed: {reason}")
+    def text(self) -> str:
+        tables = [table.text() for table in self.tables()]
+        return "\n".join([*tables, self.heading, *self._lines(), self._verdict()])
 
     def markdown(self) -> str:
         tables = [table.markdown() for table in self.tables()]
-        return "\n".join([f"`{self.command}`", "", self.heading(), "", *tables])
+        return "\n".join([f"`{self.command}`", "", self.heading, "", *tables, *self._lines()])
 
     def as_json(self) -> dict[str, Any]:
-        results = self.results
-        contenders = {}
-        for contender in self.contenders:
-            measured = {
-                figure.name: {
-                    "unit": figure.unit,
-                    "median": statistics.median(samples),
-                    "min": min(samples),
-                    "max": max(samples),
-                    "rounds": samples,
-                    **self.ratios_as_json(contender, figure),
-                }
-                for figure, samples in results.samples.get(contender.name, {}).items()
-            }
-            contenders[contender.name] = {
-                **self.contender_as_json(contender),
-                "figures": measured,
-            }
-        promises = [
-            {
-                **asdict(promise),
-                "figure": promise.figure.name,
-                "measured": promise.measured(results),
-                "kept": promise.is_kept(results),
-            }
-            for promise in self.promises()
-        ]
         return {
             "command": self.command,
-            "surroundings": self.surroundings(),
-            "cpus": self.cpus,
-            "plan": self.plan_as_json(),
-            "contenders": contenders,
-            "promises": promises,
+            "heading": self.heading,
+            "kept": self.is_kept,
+            "failed": dict(self.failed),
+            "seconds": dict(self.seconds),
+            "answers": {name: answer.as_json() for name, answer in self.answers.items()},
         }
 
-    def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
-        """Write JSON, Markdown and the plot, if there may be one; return the files."""
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / "results.json", folder / "results.md"]
-        files[0].write_text(json.dumps(self.as_json(), indent=2) + "\n")
-        files[1].write_text(self.markdown())
-        if self.plotter and importlib.util.find_spec("matplotlib") is not None:
-            files.append(folder / "results.png")
-            module, function = self.plotter.split(":")
-            getattr(importlib.import_module(module), function)(self, files[-1])
-        return files
+    def _lines(self) -> list[str]:
+        lines = [line for answer in self.answers.values() for line in answer.lines]
+        return lines + [f"{name} failed: {reason}" for name, reason in self.failed.items()]
+
+    def _verdict(self) -> str:
+        return "every promise was kept" if self.is_kept else "NOT every promise was kept"
 
 
-def _written(value: float | None, figure: Figure, unit: str = "") -> str:
-    return NOTHING if value is None else f"{value:,.{figure.digits}f}{unit}"
-
-
-def number(value: float) -> str:
-    """Return *value* with three digits that count."""
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+def surroundings(*packages: str) -> str:
+    """Return versions, those of *packages* if installed, kernel and CPUs: no names, no paths."""
+    loop = gevent.config.loop
+    words = [f"{platform.python_implementation()} {platform.python_version()}"]
+    for package in ("gevent", "greenlet", *packages):
+        if importlib.util.find_spec(package) is not None:
+            words.append(f"{package} {metadata.version(package)}")
+    words[1] += f" on {loop.__module__.split('.')[1]}"
+    words.append(f"{platform.system()} {platform.release()}")
+    words.append(f"{os.cpu_count()} CPUs")
+    return ", ".join(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from loadtests.frame.figures import Figure
-from loadtests.frame.promise import Promise
+from loadtests.frame.old_promise import Promise
 
 from . import figures
 

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Final
 from loadtests.bench.servers.blocking import BLOCK_MICROSECONDS
 from loadtests.frame import process
 from loadtests.frame.figures import Figure
-from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import Sheet, Table
+from loadtests.frame.old_promise import Promise
+from loadtests.frame.old_sheet import Sheet
+from loadtests.frame.sheet import Table
 
 from . import figures
 from .contenders import Contender, Question

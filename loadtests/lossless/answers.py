@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from loadtests.frame.sheet import NOTHING, Table, number
+from loadtests.frame.promise import NOTHING, number
+from loadtests.frame.sheet import Table
 
 __all__ = ["Answer", "Promise", "Scenario", "Tell", "verdict"]
 

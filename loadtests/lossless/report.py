@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtests.frame.sheet import Sheet, Table
+from loadtests.frame.old_sheet import Sheet
+from loadtests.frame.sheet import Table
 
 from .answers import Answer, verdict
 

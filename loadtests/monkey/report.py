@@ -8,8 +8,10 @@ from typing import Any
 
 from loadtests.frame import process
 from loadtests.frame.figures import Figure
-from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import NOTHING, Cell, Sheet, Table
+from loadtests.frame.old_promise import Promise
+from loadtests.frame.old_sheet import Cell, Sheet
+from loadtests.frame.promise import NOTHING
+from loadtests.frame.sheet import Table
 
 from . import figures
 from .contenders import AGAIN, BASE, COPIES, Contender, contender

@@ -23,8 +23,8 @@ from loadtests.bench.report import Report
 from loadtests.frame import client
 from loadtests.frame.client import BROWSER_REQUEST, BROWSER_REQUEST_AND_CLOSE, Client
 from loadtests.frame.figures import Figure, Results
+from loadtests.frame.old_promise import Promise
 from loadtests.frame.process import Cpus
-from loadtests.frame.promise import Promise
 
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"
 WHOLE: Final = HEAD + b"ok\n"

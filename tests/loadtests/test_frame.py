@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from loadtests.frame.command import chosen, command_line, seed_option
 from loadtests.frame.figures import Figure, Results
+from loadtests.frame.old_sheet import Sheet
 from loadtests.frame.process import Contender, Cpus, Process, ProcessError
 from loadtests.frame.rounds import Rounds, Tools
-from loadtests.frame.sheet import Sheet
 
 ECHO = "import sys\nfor line in sys.stdin: print(line.strip().upper(), flush=True)"
 

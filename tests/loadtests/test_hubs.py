@@ -7,7 +7,7 @@ from typing import Final
 
 from loadtests.frame.client import Answer
 from loadtests.frame.figures import Results
-from loadtests.frame.promise import Promise
+from loadtests.frame.old_promise import Promise
 from loadtests.hubs import figures
 from loadtests.hubs.contenders import CONTENDERS
 from loadtests.hubs.promises import PROMISES
