@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Iterator
 from typing import Any, Final
 
 import gevent.pywsgi
@@ -97,6 +98,17 @@ class RequestReader(HandlerAttributes):
         except BadRequest:
             self._rest = data  # for the log
             raise
+
+    def _headers(self) -> Iterator[tuple[str, str]]:
+        """Yield the fields of the environ. gevent's would strip NEL and NBSP."""
+        if self._head is None:  # a `read_request` of the program's own
+            yield from super()._headers()
+            return
+        for line in self.headers.headers:
+            name, _, value = line.partition(":")
+            key = name.replace("-", "_").upper()
+            if "_" not in name and key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
+                yield f"HTTP_{key}", value.strip(" \t\r\n")
 
     def _leave_head(self) -> None:
         self._is_in_head = False
