@@ -7,7 +7,6 @@ many there are of each kind.
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import os
@@ -19,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from contextvars import ContextVar
-from itertools import chain, pairwise, repeat
+from itertools import pairwise
 from typing import Any, Final
 
 import gevent
@@ -28,17 +27,18 @@ import gevent.local
 import gevent.pywsgi
 import pytest
 from gevent import socket
-from gevent.pool import Pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import glb
 from glb.accept.registry import REGISTRY
-from glb.pywsgi import WSGIHandler, WSGIServer
+from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
+from loadtests.http.serve import Planned
 
 from ..conftest import open_descriptors
 from ..support.helpers import close_all, comes_true
+from .mutants import mutate
 
 pytestmark = [
     pytest.mark.thorough,
@@ -65,16 +65,7 @@ def fuzz(examples: int) -> settings:
     )
 
 
-@pytest.fixture(autouse=True)
-def hangs_fail() -> None:
-    """In place of conftest's: each example has its own bound, and there may be many."""
-
-
 # -- what is reported of errors -------------------------------------------------------------------
-
-
-class Planned(Exception):  # noqa: N818  # it is no error, it was planned
-    """What a handler raises when it is asked to."""
 
 
 class Reports:
@@ -107,7 +98,7 @@ class Reports:
         assert (self.stderr.getvalue(), self.logged) == ("", [])
 
 
-def _nameless(text: str) -> str:
+def nameless(text: str) -> str:
     return re.sub(r"0x[0-9a-f]+|\('127\.0\.0\.1', \d+\)|<.*?>: ", "", text)
 
 
@@ -117,13 +108,13 @@ def listening_in() -> Iterator[Reports]:
     told = Reports()
 
     def report(_hub: object, context: object, kind: Any, error: object, _tb: object) -> None:
-        told.reported.append((kind, _nameless(str(error))))
+        told.reported.append((kind, nameless(str(error))))
         told.ended += not isinstance(context, dict)  # then it is a request's environ
 
     def print_exc() -> None:
         kind, error, _ = sys.exc_info()
         assert kind is not None
-        told.printed.append((kind, _nameless(str(error))))
+        told.printed.append((kind, nameless(str(error))))
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -311,7 +302,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 # -- what is drawn --------------------------------------------------------------------------------
 
-_places = st.lists(st.integers(0, 1000), max_size=3)
+PLACES_OF_CUTS = st.lists(st.integers(0, 1000), max_size=3)
 _ends = st.sampled_from(["reset", "close", "half", "stay"])
 
 _methods = st.sampled_from([b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"get", b"", b"G\0T"])
@@ -423,16 +414,9 @@ def messages(draw: Any) -> bytes:
 
 @st.composite
 def malformed(draw: Any) -> bytes:
-    """One message, or several in a row; perhaps not all of it, perhaps with a byte changed."""
+    """One message, or several in a row; perhaps not all of it, or changed."""
     data = b"".join(draw(st.lists(messages(), min_size=1, max_size=3)))
-    what = draw(st.sampled_from(["whole", "whole", "truncated", "changed"]))
-    if what == "whole" or not data:
-        return data
-    place = draw(st.integers(0, len(data) - 1))
-    if what == "truncated":
-        return data[:place]
-    byte: bytes = draw(st.sampled_from([b"", b"\0", b"\r", b"\n", b":"]))
-    return data[:place] + byte + data[place + 1 :]
+    return data if draw(st.booleans()) else mutate(data, draw(st.randoms()))
 
 
 _lines = st.lists(
@@ -471,7 +455,7 @@ Play = tuple[list[Drawn], list[tuple[int, bool]]]
 
 def plays(good: Any, bad: Any) -> st.SearchStrategy[Play]:
     asks = st.one_of(good, bad, bad)
-    clients = st.lists(st.tuples(asks, _places, _ends), min_size=1, max_size=8)
+    clients = st.lists(st.tuples(asks, PLACES_OF_CUTS, _ends), min_size=1, max_size=8)
     return st.tuples(clients, st.lists(st.tuples(st.integers(0, 7), st.booleans()), max_size=40))
 
 
@@ -638,165 +622,6 @@ def test_good_lines_are_served_among_clients_that_vanish(places: str) -> None:
         @given(plays(_good_lines, _lines))
         def run(play: Play) -> None:
             stage.run(play, LINE_ERRORS)
-
-        run()
-
-
-# -- one beside the other -------------------------------------------------------------------------
-
-
-class ByHooks(WSGIHandler):
-    """It overrides a hook of gevent's and changes nothing by it: see `glb.http.handler`."""
-
-    def get_environ(self) -> dict[str, Any]:
-        return super().get_environ()
-
-
-class Pair:
-    """Two servers, asked the same."""
-
-    def __init__(self, told: Reports, kinds: list[Any]) -> None:
-        self.told = told
-        self.logs: list[io.StringIO] = [io.StringIO(), io.StringIO()]
-        self.pools = [Pool(), Pool()]
-        self.servers = [
-            kind(ANY, application, spawn=pool, log=log, error_log=log)
-            for kind, pool, log in zip(kinds, self.pools, self.logs, strict=True)
-        ]
-
-    def __enter__(self) -> Pair:
-        for server in self.servers:
-            server.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for server in self.servers:
-            server.close()
-
-    def ask(self, server: Any, parts: list[bytes], turns: list[bool]) -> bytes:
-        client = Client((server.server_host, server.server_port), parts, "half")
-        client.connect(0)
-        try:
-            for step, has_turn in zip(client.steps(), chain(turns, repeat(False)), strict=False):
-                step()
-                if has_turn:
-                    gevent.sleep(0)
-            return client.receive()
-        finally:
-            client.close()
-
-    def outcome_of(self, which: int, parts: list[bytes], turns: list[bool]) -> tuple[Any, ...]:
-        """Return the reply, what was logged, and what was reported and printed."""
-        server, log = self.servers[which], self.logs[which]
-        self.told.clear()
-        log.seek(0)
-        log.truncate()
-        with gevent.Timeout(EXAMPLE_SECONDS, RuntimeError("the example hangs")):
-            reply = self.ask(server, parts, turns)
-            self.pools[which].join()
-        lines = re.sub(r"\[\d+-\d\d-\d\d [^]]*\]| [\d.]+$", "", log.getvalue(), flags=re.MULTILINE)
-        return (
-            re.sub(rb"\r\nDate: [^\r]*GMT", b"", reply),
-            _nameless(lines),
-            [*self.told.reported],
-            [*self.told.printed],
-        )
-
-
-_sound_headers = st.sampled_from(
-    [
-        *(b"Host: x", b"A_B: 1", b"A-B: 2", b"A-B:3 \t", b"Cookie: a=1", b"Cookie: b=2"),
-        *(
-            b"Content-Type: multipart/form-data; boundary=x",
-            b"A: \xe4\xff",
-            b"Expect: 100-continue",
-        ),
-        *(b"B: " + b"b" * 9000, b"Upgrade-Insecure-Requests: 1"),
-    ]
-)
-
-
-@st.composite
-def sound(draw: Any) -> bytes:
-    """Requests that gevent reads as they are meant."""
-    data = b""
-    for _ in range(draw(st.integers(1, 3))):
-        method = draw(st.sampled_from([b"GET", b"POST", b"PUT", b"DELETE"]))
-        path = draw(
-            st.sampled_from(
-                [b"/", b"/some", b"/none", b"/line", b"/raise", b"/parts", b"/%e4?x=%2f"]
-            )
-        )
-        lines = [b"%b %b HTTP/1.1" % (method, path)]
-        lines += draw(st.lists(_sound_headers, max_size=4, unique=True))
-        body = draw(st.sampled_from([b"", b"hello", b"a\nb\r\nc", b"x" * 9000]))
-        framing = draw(st.sampled_from(["length", "chunked", "none"]))
-        if framing == "chunked" and path in {b"/some", b"/none"}:
-            framing = "length"  # the connection ends if the end of such a body has not come
-        if framing == "length":
-            lines.append(b"Content-Length: %d" % len(body))
-        elif framing == "chunked":
-            lines.append(b"Transfer-Encoding: chunked")
-            size = max(draw(st.integers(1, 9000)), len(body) // 20)  # gevent's reader is slow
-            chunks = [body[at : at + size] for at in range(0, len(body), size)]
-            body = b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in chunks)
-            body += b"0\r\n\r\n"
-        else:
-            body = b""
-        data += b"\r\n".join([*lines, b"", b""]) + body
-    return data
-
-
-def test_sound_requests_are_answered_as_by_gevent() -> None:
-    """The same bytes and log, but that the last reply of a connection says so."""
-    with listening_in() as told, Pair(told, [gevent.pywsgi.WSGIServer, WSGIServer]) as pair:
-
-        @fuzz(100)
-        @given(sound(), _places, st.lists(st.booleans(), max_size=4))
-        def run(data: bytes, places: list[int], turns: list[bool]) -> None:
-            parts = cut(data, places)
-            expected, ours = (
-                (
-                    reply.replace(b"Connection: close\r\n", b""),
-                    re.sub(r" \d+$", "", log, flags=re.MULTILINE),
-                    *more,
-                )
-                for reply, log, *more in (pair.outcome_of(which, parts, turns) for which in (0, 1))
-            )
-            assert ours == expected
-
-        run()
-
-
-# Of several faults in one head, which is found first depends on how it came.
-_REFUSED: Final = re.compile(
-    rb"HTTP/1\.1 (?:400|414|431|505) [A-Z][A-Za-z ]*\r\nConnection: close\r\n"
-    rb"Content-length: 0\r\n\r\n\Z"
-)
-_REFUSED_IN_LOG: Final = re.compile(
-    r"Invalid request \(from \):.*|(?<=\") (?:400|414|431|505) \d+(?=\n\Z)"
-)
-
-
-def test_both_loops_answer_malformed_requests_alike() -> None:
-    """The lean one and the one by hooks: the same bytes, lines and reports, and no tracebacks."""
-    kinds = [WSGIServer, functools.partial(WSGIServer, handler_class=ByHooks)]
-    with listening_in() as told, Pair(told, kinds) as pair:
-
-        @fuzz(150)
-        @given(malformed(), _places, st.lists(st.booleans(), max_size=4))
-        def run(data: bytes, places: list[int], turns: list[bool]) -> None:
-            parts = cut(data, places)
-            lean, hooks = (
-                (
-                    _REFUSED.sub(b"refused", reply),
-                    _REFUSED_IN_LOG.sub("refused", log),
-                    *more,
-                )
-                for reply, log, *more in (pair.outcome_of(which, parts, turns) for which in (0, 1))
-            )
-            assert lean == hooks
-            told.check(expected=HTTP_ERRORS)
 
         run()
 

@@ -64,11 +64,6 @@ def fuzz(examples: int, **more: Any) -> settings:
     )
 
 
-@pytest.fixture(autouse=True)
-def hangs_fail() -> None:
-    """In place of conftest's: each step has its own bound, and there may be many."""
-
-
 # -- the registry ---------------------------------------------------------------------------------
 
 
