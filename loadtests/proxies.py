@@ -1,6 +1,6 @@
 """Does an application see through HAProxy and nginx what the proxy sent?
 
-    python -m loadtests.proxies --requests 5000 --handler hooks --hubs 2 --seed 1
+    python -m loadtests.proxies --requests 5000 --server hooks --hubs 2 --seed 1
 
 Clients send each proxy thousands of requests: uploads, websockets, replies that come early, what a
 proxy and a server may read in two ways, and requests within requests; pipelined, and cut into
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
-import platform
 import random
 import shutil
 import socket as native
@@ -24,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
@@ -38,12 +36,14 @@ from gevent.socket import SHUT_WR, create_connection
 
 from .frame.command import seed_option, wants_linux
 from .frame.process import Process
+from .frame.sheet import surroundings
 from .frame.traffic import reset
+from .frame.worker import Worker
 from .http.messages import FORGED, KINDS, SECOND_SIZE, Exchange, Kind, Maker, Message, read_message
-from .http.serve import UNCHECKED, digest, page_of, part_of, reply_body
+from .http.serve import SERVERS, digest, page_of, part_of, reply_body
 
 #: The server's process in a run.
-SERVER = (sys.executable, "-m", "loadtests.http.serve")
+SERVER = "loadtests.http.serve"
 
 #: In the fault of a request that no proxy has sent, from where no client is.
 SMUGGLED: Final = "a smuggled request"
@@ -118,12 +118,6 @@ def find(name: str) -> str | None:
     # Debian has them there, and a user's PATH may not.
     path = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"))
     return shutil.which(PROXIES[name][0][0], path=path)
-
-
-def version(program: str) -> str:
-    """Return what a proxy says of itself."""
-    said = subprocess.run([program, "-v"], capture_output=True, text=True, check=True)
-    return (said.stdout + said.stderr).splitlines()[0].partition(" - ")[0]
 
 
 def start(name: str, server_port: int, home: Path) -> tuple[Process, int]:
@@ -228,16 +222,17 @@ class Trial:
     port: int = 0
     left: int = 0  # so many requests are to be sent
     asked: dict[str, Exchange] = field(default_factory=dict)  # by tokens
-    counts: Counter[str] = field(default_factory=Counter)
+    lines: dict[str, Line] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def run(self, relay: Relay, home: Path, requests: int, at_once: int) -> None:
         """Have clients ask the server behind *relay*."""
         proxy, self.port = start(self.name, relay.server.server_port, home)
+        self.lines = relay.lines
         try:
             with self.connect() as sock, sock.makefile("rb") as file:
                 self.exchange(sock, file, [self.maker.second()])
-            [line] = relay.lines.values()
+            [line] = self.lines.values()
             self.maker.second_head, self.left = len(line.sent) - SECOND_SIZE, requests
             gevent.joinall([gevent.spawn(self._ask) for _ in range(at_once)], raise_error=True)
             if not proxy.is_running():
@@ -273,10 +268,7 @@ class Trial:
         sending, goes_on = gevent.spawn(send, sock, self.maker.pieces(data)), True
         try:
             for each in batch:
-                how = "not asked"  # a reply before has said so
-                if goes_on:
-                    how, goes_on = self._receive(sock, file, each)
-                self.counts[f"{self.name}, {each.kind.name}: {how}"] += 1
+                goes_on = goes_on and self._receive(sock, file, each)
             sending.join(PATIENCE_SECONDS if goes_on else 0.0)
             return goes_on and not batch[-1].ends
         finally:
@@ -288,10 +280,9 @@ class Trial:
         gevent.sleep(choose.choice((0.0, 0.005, 0.02, 0.05)))
         if choose.random() < 0.5:
             reset(sock)
-        self.counts[f"{self.name}, leaving"] += 1
 
-    def _receive(self, sock: Any, file: IO[bytes], exchange: Exchange) -> tuple[str, bool]:
-        """Return how it went, and whether the connection goes on."""
+    def _receive(self, sock: Any, file: IO[bytes], exchange: Exchange) -> bool:
+        """Look at the reply to *exchange*; return whether the connection goes on."""
         kind, reply, failure = exchange.kind, None, "no reply"
         is_excused = kind.name in MAY_BE_OUTRUN
         tail = [exchange.tail] if kind.waits else []
@@ -306,12 +297,12 @@ class Trial:
         if reply is None:
             if not is_excused:
                 self._fault(exchange, failure)
-            return "without a reply", False
+            return False
         self._look_at(exchange, reply)
         if reply.code == 101:
             self._talk(sock, file, exchange)
         is_last = reply.code == 101 or "close" in reply.value("connection").lower()
-        return str(reply.code), reply.is_whole and not is_last
+        return reply.is_whole and not is_last
 
     def _look_at(self, exchange: Exchange, reply: Message) -> None:
         kind, token, code = exchange.kind, reply.value("x-token"), reply.code
@@ -371,7 +362,6 @@ class Trial:
                 # The server refuses without the application, or while that reads the body.
                 if calls and page_of(calls[0]["PATH_INFO"])[1] in target:
                     calls.pop(0)
-                self.counts[f"{self.name}, refused by the server with {reply.code}"] += 1
                 if not is_last:
                     fault("refused, but not closed")
                 break
@@ -425,56 +415,55 @@ def _kind_of(call: dict[str, Any], otherwise: str) -> str:
 @click.command(help=__doc__)
 @click.option("--requests", type=click.IntRange(1, 100_000), default=5000, help="A proxy.")
 @click.option("--clients", type=click.IntRange(1, 100), default=8)
-@click.option("--hubs", type=click.IntRange(1, 8), default=1)
+@click.option("--hubs", type=click.IntRange(1, 8), help="Of glb's server.")
 @seed_option()
-@click.option("--server", type=click.Choice(["glb", "gevent"]), default="glb")
-@click.option("--handler", type=click.Choice(["lean", "hooks"]), default="lean", help="Its loop.")
+@click.option("--server", type=click.Choice([*SERVERS]), default="lean", help="Or glb's loop.")
 @click.option("--proxy", "names", type=click.Choice([*PROXIES]), multiple=True)
 @click.option("--kind", "kinds", type=click.Choice([each.name for each in KINDS]), multiple=True)
-@click.option("--counts", is_flag=True, help="Print how each kind of exchange went.")
-def main(seed: int, names: tuple[str, ...], kinds: tuple[str, ...], **plan: Any) -> None:
+def main(
+    requests: int,
+    clients: int,
+    hubs: int | None,
+    seed: int,
+    server: str,
+    names: tuple[str, ...],
+    kinds: tuple[str, ...],
+) -> None:
     wants_linux("all of 127.0.0.0/8")
-    began, programs = time.monotonic(), {name: find(name) for name in names or PROXIES}
-    for name, program in programs.items():
-        print(f"{name}: {version(program) if program else 'passed over, it is not installed'}")
-    if not any(programs.values()):
-        raise click.ClickException("no proxy is installed: apt-get install haproxy nginx")
-    loop = os.environ.get("GEVENT_LOOP", "gevent's default loop")
-    words = "{server}, {handler} handler; {hubs} hubs".format_map(plan)
-    print(f"Python {platform.python_version()}, {loop}, {words}, seed {seed}", flush=True)
+    began, trials = time.monotonic(), []
     chosen = [kind for kind in KINDS if kind.name in kinds or not kinds]
-    trials = [
-        # nginx (1.22) takes the 103 of early hints for the reply.
-        Trial(name, Maker(random.Random(f"{seed} {name}"), name != "nginx"), chosen)
-        for name, program in programs.items()
-        if program
-    ]
-    server = "glb by hooks" if plan["handler"] == "hooks" else plan["server"]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "calls")
-        with Process([*SERVER, server, str(plan["hubs"]), str(file), UNCHECKED]) as process:
-            [port] = json.loads(process.line(PATIENCE_SECONDS))
-            relays = [Relay(200 + number, port) for number in range(len(trials))]
-            for trial, relay in zip(trials, relays, strict=True):
-                trial.run(relay, Path(folder, trial.name), plan["requests"], plan["clients"])
-            status = process.status(2 * PATIENCE_SECONDS)
-            said = process.complaints()
-        calls = defaultdict(list)
-        for _, call in map(json.loads, file.read_text().splitlines()):
+    for name in names or PROXIES:
+        if program := find(name):
+            said = subprocess.check_output([program, "-v"], stderr=subprocess.STDOUT, text=True)
+            print(f"{name}: {said.splitlines()[0]}")
+            # nginx (1.22) takes the 103 of early hints for the reply.
+            maker = Maker(random.Random(f"{seed} {name}"), name != "nginx")
+            trials.append(Trial(name, maker, chosen))
+        else:
+            print(f"{name}: passed over, it isn't installed")
+    if not trials:
+        raise click.ClickException("no proxy is installed: apt-get install haproxy nginx")
+    print(f"{surroundings()}; {server} server, seed {seed}", flush=True)
+    calls = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder, Worker(SERVER) as process:
+        options = {} if hubs is None else {"hubs": hubs}
+        port = process.ask("start", name=server, **options)
+        for number, trial in enumerate(trials, 200):
+            trial.run(Relay(number, port), Path(folder, trial.name), requests, clients)
+        for call in process.ask("stop"):
             calls[call["REMOTE_ADDR"]].append(call)
+        status = process.status(PATIENCE_SECONDS)
+        said = process.said()
     faults = [f"the server has ended with status {status}"] if status else []
-    for trial, relay in zip(trials, relays, strict=True):
-        lines = relay.lines.items()
+    for trial in trials:
+        lines = trial.lines.items()
         counts = [trial.compare(line, calls.pop(address, [])) for address, line in lines]
         faults += trial.faults
         most = f"over {len(counts):,} connections, up to {max(counts)} on one"
         print(f"{trial.name}: {sum(counts):,} requests to the server, {most}")
-        for what, count in sorted(trial.counts.items()) if plan["counts"] else ():
-            print(f"{count:7,} {what}")
     faults += [f"calls on no connection of ours: {some}" for some in calls.values()]
-    print(f"{len(said):,} lines on the server's standard error")
-    if traces := [place for place, line in enumerate(said) if "Traceback" in line]:
-        faults.append("the server said: " + " | ".join(said[traces[0] : traces[0] + 30]))
+    if "Traceback" in said:
+        faults.append("the server said: Traceback" + said.partition("Traceback")[2])
     asked = sum(len(trial.asked) for trial in trials)
     print(f"{asked:,} requests of clients, in {time.monotonic() - began:.0f} s")
     smuggled = [fault for fault in faults if SMUGGLED in fault]

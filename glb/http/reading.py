@@ -102,7 +102,7 @@ class RequestReader(HandlerAttributes):
     def _headers(self) -> Iterator[tuple[str, str]]:
         """Yield the fields of the environ. gevent's would strip NEL and NBSP."""
         if self._head is None:  # a `read_request` of the program's own
-            yield from super()._headers()
+            yield from super()._headers()  # type: ignore[misc]  # the stubs have none
             return
         for line in self.headers.headers:
             name, _, value = line.partition(":")

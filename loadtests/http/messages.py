@@ -51,8 +51,8 @@ def read_message(
 ) -> Message | None:
     """Return the next request or final reply of a *file*; ``None`` if there is no whole head.
 
-    It is a reply to a request with *method*; if that is empty, the field X-Method tells. Without
-    one it is a request. *on_continue* is called when a server says that it waits for the body.
+    It is a reply to a request with *method*; without one it is a request. *on_continue* is called
+    when a server says that it waits for the body.
 
     Raises:
         ValueError: It is no reply.
@@ -65,9 +65,7 @@ def read_message(
     if message is None:
         return None
     length = message.value("content-length").partition(",")[0]
-    if method is not None and (
-        message.code in {101, 204, 304} or (method or message.value("x-method")) == "HEAD"
-    ):
+    if method == "HEAD" or (method is not None and message.code in {101, 204, 304}):
         message.is_whole = True
     elif "chunked" in message.value("transfer-encoding").lower():
         _read_chunks(message, file)

@@ -1,33 +1,22 @@
-"""The servers' process of `loadtests.clients` and `loadtests.proxies`, and its applications.
-
-    python -m loadtests.http.serve SERVER HUBS CALLS APPLICATION...
-
-It serves each application on a port of its own, prints the ports, and stops when its standard
-input ends. Into the file *CALLS* it writes what each application saw, a call a line, as JSON.
-"""
+"""An application that has a page for all that HTTP allows, and the process that serves it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from typing import Any, Final
-from wsgiref.validate import validator
 
 import gevent
 import gevent.pywsgi
-from gevent import get_hub, socket
 
 import glb.pywsgi
 
-LOCAL: Final = ("127.0.0.1", 0)
+from ..frame.worker import commands_of
+
 PIECE_BYTES: Final = 1000
 
 #: A request that announces more gets a 413.
@@ -60,9 +49,6 @@ def recorded(application: Any, tell: Callable[[dict[str, Any]], object]) -> Any:
             tell(call)
 
     return called
-
-
-# -- the application that has a page for all that HTTP allows ------------------------------------
 
 
 class Planned(Exception):  # noqa: N818  # it is no error, it was planned
@@ -166,74 +152,7 @@ def _talk(environ: dict[str, Any], start_response: Any, headers: Any) -> list[by
     return []
 
 
-# -- applications of frameworks, of which any may not be installed -------------------------------
-
-
-def describe(method: str, read: Callable[[int], bytes]) -> str:
-    """Read a body, and return the body of the reply."""
-    data = b"".join(iter(lambda: read(65536), b""))
-    return f"{method.replace('HEAD', 'GET')} {digest(data)}\n"
-
-
-def flask() -> Any:
-    module = import_module("flask")
-    application, request = module.Flask("clients"), module.request
-    reply = application.route("/<path:_path>", methods=["GET", "POST"], endpoint="reply")
-    reply(lambda _path: describe(request.method, request.stream.read))
-    return application
-
-
-def django() -> Any:
-    # Django's own `read` gives what a Content-Length says: of a chunked body nothing.
-    def reply(request: Any) -> Any:
-        body = describe(request.method, request.environ["wsgi.input"].read)
-        return import_module("django.http").HttpResponse(body)
-
-    middleware = ["django.middleware.common.CommonMiddleware"]
-    urls = (import_module("django.urls").re_path("", reply),)
-    settings = import_module("django.conf").settings
-    settings.configure(ROOT_URLCONF=urls, ALLOWED_HOSTS=["*"], MIDDLEWARE=middleware)
-    return import_module("django.core.wsgi").get_wsgi_application()
-
-
-def falcon() -> Any:
-    def reply(request: Any, response: Any) -> None:
-        response.text = describe(request.method, request.stream.read)
-
-    application = import_module("falcon").App()
-    application.add_sink(reply)
-    return application
-
-
-def bottle() -> Any:
-    module = import_module("bottle")
-    application, request = module.Bottle(), module.request
-    reply = application.route("/<_path:path>", method=["GET", "POST"])
-    # Bottle's own `body` undoes the chunks once more, which a server has undone already.
-    reply(lambda _path: describe(request.method, request.environ["wsgi.input"].read))
-    return application
-
-
-#: What makes those that are served within `wsgiref.validate`. `plain` needs no package.
-APPLICATIONS: Final[dict[str, Callable[[], Any]]] = {
-    "plain": lambda: plain,
-    **{each.__name__: each for each in (flask, django, falcon, bottle)},
-}
-
-#: `plain` without the checker, which hides the socket, and files from the server.
-UNCHECKED: Final = "unchecked"
-
 # -- servers -------------------------------------------------------------------------------------
-
-
-class ByGevent(gevent.pywsgi.WSGIHandler):
-    """gevent's, without the bodies that frameworks have for HEAD and leave to the server.
-
-    gevent sends them; clients take them for the beginning of the next reply (RFC 9110, 9.3.2).
-    """
-
-    def write(self, data: bytes) -> None:
-        super().write(b"" if self.command == "HEAD" else data)
 
 
 class ByHooks(glb.pywsgi.WSGIHandler):
@@ -247,40 +166,29 @@ class Limited(glb.pywsgi.WSGIServer):
     max_body = MAX_BODY
 
 
-def start(server: str, hubs: int, application: Any) -> Any:
-    """Return a server that has started: "gevent", "glb", or "glb by hooks"."""
-    if server == "gevent":
-        started: Any = gevent.pywsgi.WSGIServer(
-            LOCAL, application, backlog=1024, log=None, handler_class=ByGevent
-        )
-        started.init_socket()
-        # For its connections too: else clients that don't acknowledge at once wait 40 ms.
-        started.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    else:
-        handler = ByHooks if server == "glb by hooks" else None
-        options: dict[str, Any] = {"log": None, "handler_class": handler, "clones": 4}
-        started = Limited(LOCAL, application, hubs=hubs, **options)
-    started.start()
-    return started
+#: What makes a server, by names.
+SERVERS: Final[dict[str, Callable[..., Any]]] = {
+    "lean": partial(Limited, clones=4),
+    "hooks": partial(Limited, clones=4, handler_class=ByHooks),
+    "gevent": gevent.pywsgi.WSGIServer,
+}
 
 
-def main(server: str, hubs: str, calls: str, *names: str) -> None:
-    file = os.open(calls, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+class Serving:
+    """The server of a process, and what its application saw."""
 
-    def tell(name: str, call: dict[str, Any]) -> None:
-        os.write(file, json.dumps([name, call]).encode() + b"\n")  # at once: hubs don't mix theirs
+    def start(self, name: str, **options: Any) -> int:
+        """Start one of `SERVERS`, and return its port."""
+        self._calls: list[dict[str, Any]] = []
+        application = recorded(plain, self._calls.append)
+        self._server = SERVERS[name](("127.0.0.1", 0), application, log=None, **options)
+        self._server.start()
+        return int(self._server.server_port)
 
-    servers = []
-    for name in names:
-        is_checked = name != UNCHECKED
-        application = recorded(APPLICATIONS[name]() if is_checked else plain, partial(tell, name))
-        application = validator(application) if is_checked else application
-        servers.append(start(server, int(hubs), application))
-    print(json.dumps([each.address[1] for each in servers]), flush=True)
-    get_hub().threadpool.apply(sys.stdin.read)  # the hub serves meanwhile
-    for each in servers:
-        each.stop(timeout=10)
+    def stop(self) -> list[dict[str, Any]]:
+        """Stop it, and return each call."""
+        self._server.stop(timeout=10)
+        return self._calls
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+COMMANDS: Final = commands_of(Serving())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from loadtests.proxies import PROXIES, find
 
 from ..support.helpers import run_load_test
-from .test_clients import with_fault
 
 pytestmark = [
     pytest.mark.process,
@@ -39,18 +40,24 @@ WSGIHandler._end_input = end_all
 """
 
 
-def run(*options: str, fault: str = "", **environ: str) -> tuple[int, str]:
-    """Return the exit status of a run, of a server with a *fault*, and what it printed."""
-    program = with_fault("proxies", fault) if fault else ""
+PROGRAM = """
+from loadtests import proxies
+proxies.SERVER = "faulty"
+proxies.main()
+"""
+
+
+def run(*options: str, program: str = "", **environ: str) -> tuple[int, str]:
+    """Return the exit status of a run, and what it printed."""
     return run_load_test("proxies", "--seed", "1", *options, program=program, **environ)
 
 
 @NEEDED
 @pytest.mark.parametrize("hubs", ["1", "2"])
-@pytest.mark.parametrize("handler", ["lean", "hooks"])
-def test_a_short_run_finds_nothing(handler: str, hubs: str) -> None:
+@pytest.mark.parametrize("server", ["lean", "hooks"])
+def test_a_short_run_finds_nothing(server: str, hubs: str) -> None:
     """Of all kinds of requests, through each proxy."""
-    status, printed = run("--requests", "300", "--handler", handler, "--hubs", hubs)
+    status, printed = run("--requests", "300", "--server", server, "--hubs", hubs)
     assert (status, "\n0 faults, " in printed) == (0, True), printed
     for name in PROXIES:
         assert f"\n{name}: " in printed
@@ -74,10 +81,12 @@ def test_a_request_in_the_body_of_an_upgrade_is_smuggled_into_gevents_server() -
     [(LOSES, "another body: "), (CLOSES, "not given to the application: ")],
     ids=["a byte less", "a close without a word"],
 )
-def test_what_is_lost_is_found(fault: str, found: str) -> None:
+def test_what_is_lost_is_found(tmp_path: Path, fault: str, found: str) -> None:
     """By what was recorded between the proxy and the server."""
-    kinds = ("--kind", "upload", "--kind", "plain")
-    status, printed = run("--requests", "300", "--proxy", "haproxy", *kinds, fault=fault)
+    (tmp_path / "faulty.py").write_text(f"{fault}\nfrom loadtests.http.serve import COMMANDS\n")
+    options = ("--requests", "300", "--proxy", "haproxy", "--kind", "upload", "--kind", "plain")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    status, printed = run(*options, program=PROGRAM, PYTHONPATH=path)
     assert status == 1, printed
     assert found in printed
 
