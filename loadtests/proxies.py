@@ -120,24 +120,28 @@ def find(name: str) -> str | None:
     return shutil.which(PROXIES[name][0][0], path=path)
 
 
-def start(name: str, server_port: int, home: Path) -> tuple[Process, int]:
-    """Start a proxy in front of a server, in a folder of its own; return it and its port."""
-    (_, *options), configuration = PROXIES[name]
-    with native.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    home.mkdir()
-    file = home / "proxy.conf"
-    file.write_text(configuration.format(port=port, server_port=server_port, home=home))
-    proxy = Process([find(name) or name, *options, str(file)])
-    until = time.monotonic() + PATIENCE_SECONDS
-    with native.socket() as sock:
-        while sock.connect_ex(("127.0.0.1", port)):
-            if not proxy.is_running() or time.monotonic() > until:
-                said = proxy.said()
-                proxy.end()
-                raise RuntimeError(f"{name} doesn't start: {said[:1000]}")
-            time.sleep(0.02)
-    return proxy, port
+class Proxy(Process):
+    """A proxy in front of a server, in a folder of its own; it listens on *port*."""
+
+    def __init__(self, name: str, server_port: int, home: Path) -> None:
+        (_, *options), configuration = PROXIES[name]
+        with native.create_server(("127.0.0.1", 0)) as free:
+            self.port: Final[int] = free.getsockname()[1]
+        home.mkdir()
+        file = home / "proxy.conf"
+        file.write_text(configuration.format(port=self.port, server_port=server_port, home=home))
+        super().__init__([find(name) or name, *options, str(file)])
+        until = time.monotonic() + PATIENCE_SECONDS
+        with native.socket() as sock:
+            while sock.connect_ex(("127.0.0.1", self.port)):
+                if not self.is_running() or time.monotonic() > until:
+                    said = self.said()
+                    self.end()
+                    raise RuntimeError(f"{name} doesn't start: {said[:1000]}")
+                time.sleep(0.02)
+
+    def _stop(self) -> None:
+        self.signal(15)
 
 
 # -- the connections between a proxy and the server, recorded ------------------------------------
@@ -227,9 +231,9 @@ class Trial:
 
     def run(self, relay: Relay, home: Path, requests: int, at_once: int) -> None:
         """Have clients ask the server behind *relay*."""
-        proxy, self.port = start(self.name, relay.server.server_port, home)
         self.lines = relay.lines
-        try:
+        with Proxy(self.name, relay.server.server_port, home) as proxy:
+            self.port = proxy.port
             with self.connect() as sock, sock.makefile("rb") as file:
                 self.exchange(sock, file, [self.maker.second()])
             [line] = self.lines.values()
@@ -237,8 +241,6 @@ class Trial:
             gevent.joinall([gevent.spawn(self._ask) for _ in range(at_once)], raise_error=True)
             if not proxy.is_running():
                 self.faults.append(f"{self.name} has ended: {proxy.last_words()}")
-        finally:
-            proxy.signal(15)
             # In a thread: the relay goes on meanwhile.
             gevent.get_hub().threadpool.apply(proxy.end)
             relay.server.stop(timeout=2 * CLOSE_SECONDS)
@@ -421,13 +423,7 @@ def _kind_of(call: dict[str, Any], otherwise: str) -> str:
 @click.option("--proxy", "names", type=click.Choice([*PROXIES]), multiple=True)
 @click.option("--kind", "kinds", type=click.Choice([each.name for each in KINDS]), multiple=True)
 def main(
-    requests: int,
-    clients: int,
-    hubs: int | None,
-    seed: int,
-    server: str,
-    names: tuple[str, ...],
-    kinds: tuple[str, ...],
+    seed: int, server: str, names: tuple[str, ...], kinds: tuple[str, ...], **plan: Any
 ) -> None:
     wants_linux("all of 127.0.0.0/8")
     began, trials = time.monotonic(), []
@@ -446,10 +442,11 @@ def main(
     print(f"{surroundings()}; {server} server, seed {seed}", flush=True)
     calls = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder, Worker(SERVER) as process:
-        options = {} if hubs is None else {"hubs": hubs}
-        port = process.ask("start", name=server, **options)
+        hubs = plan["hubs"]
+        port = process.ask("start", name=server, **({"hubs": hubs} if hubs else {}))
         for number, trial in enumerate(trials, 200):
-            trial.run(Relay(number, port), Path(folder, trial.name), requests, clients)
+            home = Path(folder, trial.name)
+            trial.run(Relay(number, port), home, plan["requests"], plan["clients"])
         for call in process.ask("stop"):
             calls[call["REMOTE_ADDR"]].append(call)
         status = process.status(PATIENCE_SECONDS)
