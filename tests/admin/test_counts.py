@@ -24,9 +24,9 @@ from glb.model.stats import PAUSE_REASONS, TIMEOUT_KINDS
 from glb.net.proxied import read_header
 from glb.pywsgi import WSGIHandler, WSGIServer
 from glb.server import StreamServer
-from loadtests.http.serve import ByHooks
 
 from ..accept import test_watchdog as stalls
+from ..fuzz.pages import ByHooks
 from ..support.engine import entry_of, workers_of
 from ..support.failing import failing_accepts
 from ..support.helpers import Holder, ask, close_all, comes_true, connect, receive_all, wait_until

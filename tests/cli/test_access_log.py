@@ -22,8 +22,8 @@ import glb.cli.console
 from glb.cli.access_log import FORMATS, AccessLog, handler_class
 from glb.cli.serve import serve
 from glb.pywsgi import WSGIHandler, WSGIServer
-from loadtests.http.serve import ByHooks
 
+from ..fuzz.pages import ByHooks
 from ..support.helpers import ask, comes_true, connect, http_get, receive_all
 from .test_commands import Served, child, in_terminal, serving
 

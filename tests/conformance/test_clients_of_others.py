@@ -34,8 +34,8 @@ from gevent.pool import Pool
 
 from glb.http.body import Body
 from glb.pywsgi import WSGIHandler, WSGIServer
-from loadtests.http.serve import ByHooks, digest, plain, recorded
 
+from ..fuzz.pages import ByHooks, digest, plain, recorded
 from ..fuzz.test_servers import ANY, listening_in
 
 pytestmark = [pytest.mark.process, pytest.mark.thorough]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from loadtests.http.messages import KINDS, Kind, Maker
+from .messages import KINDS, Kind, Maker
 
 #: Requests on a connection, at most.
 PIPELINED_MAX: Final = 4

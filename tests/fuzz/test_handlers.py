@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 from glb.net.connection import Connection, PlainSocket
 from glb.pywsgi import WSGIHandler, WSGIServer
-from loadtests.http.serve import ByHooks, plain, recorded
 
 from ..http.test_handler import parse_replies
 from ..support.helpers import receive_all
 from .mutants import make, mutate
+from .pages import ByHooks, plain, recorded
 from .test_servers import (
     ANY,
     EXAMPLE_SECONDS,

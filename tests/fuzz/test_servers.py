@@ -34,11 +34,11 @@ import glb
 from glb.accept.registry import REGISTRY
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
-from loadtests.http.serve import Planned
 
 from ..conftest import open_descriptors
 from ..support.helpers import close_all, comes_true
 from .mutants import mutate
+from .pages import Planned
 
 pytestmark = [
     pytest.mark.thorough,

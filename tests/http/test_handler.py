@@ -34,8 +34,8 @@ import glb.http.replies
 from glb.http.head import Limits
 from glb.http.stream import FileWrapper, send_file
 from glb.pywsgi import WSGIHandler, WSGIServer
-from loadtests.http.serve import ByHooks
 
+from ..fuzz.pages import ByHooks
 from ..fuzz.test_servers import fuzz
 from ..support.helpers import connect, let_hub_turn, receive_all, wait_until
 from ..support.tls import client_context, server_context

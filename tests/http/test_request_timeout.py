@@ -14,8 +14,8 @@ from glb.http.head import Limits
 from glb.hubs.greenlet_pool import handlers_here
 from glb.pywsgi import RequestTimeout, WSGIHandler, WSGIServer
 from glb.serve.sweep import NEVER
-from loadtests.http.serve import ByHooks
 
+from ..fuzz.pages import ByHooks
 from ..support.helpers import (
     Clock,
     close_all,

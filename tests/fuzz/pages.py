@@ -14,8 +14,7 @@ import gevent
 import gevent.pywsgi
 
 import glb.pywsgi
-
-from ..frame.worker import commands_of
+from loadtests.frame.worker import commands_of
 
 PIECE_BYTES: Final = 1000
 

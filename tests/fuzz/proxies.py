@@ -1,13 +1,10 @@
-"""Does an application see through HAProxy and nginx what the proxy sent?
+"""Through real HAProxy and nginx, an application sees what the proxy sent.
 
-    python -m loadtests.proxies --requests 5000 --server hooks --hubs 2 --seed 1
-
-Clients send each proxy thousands of requests: uploads, websockets, replies that come early, what a
+Clients send a proxy hundreds of requests: uploads, websockets, replies that come early, what a
 proxy and a server may read in two ways, and requests within requests; pipelined, and cut into
 pieces. The proxy passes them on over connections that all clients share, through a relay that
 records both directions. What the application saw on a connection is compared with what the proxy
-sent there. The exit status is 1 if a request was seen otherwise, a reply was another's, or anything
-was lost or left open.
+sent there.
 """
 
 from __future__ import annotations
@@ -18,32 +15,26 @@ import os
 import random
 import shutil
 import socket as native
-import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import unquote
 
-import click
 import gevent
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gevent.socket import SHUT_WR, create_connection
 
-from .frame.command import seed_option, wants_linux
-from .frame.process import Process
-from .frame.sheet import surroundings
-from .frame.traffic import reset
-from .frame.worker import Worker
-from .http.messages import FORGED, KINDS, SECOND_SIZE, Exchange, Kind, Maker, Message, read_message
-from .http.serve import SERVERS, digest, page_of, part_of, reply_body
+from loadtests.frame.process import Process
+from loadtests.frame.traffic import reset
+from loadtests.frame.worker import Worker
 
-#: The server's process in a run.
-SERVER = "loadtests.http.serve"
+from . import pages
+from .messages import FORGED, KINDS, SECOND_SIZE, Exchange, Kind, Maker, Message, read_message
+from .pages import digest, page_of, part_of, reply_body
 
 #: In the fault of a request that no proxy has sent, from where no client is.
 SMUGGLED: Final = "a smuggled request"
@@ -127,7 +118,6 @@ class Proxy(Process):
         (_, *options), configuration = PROXIES[name]
         with native.create_server(("127.0.0.1", 0)) as free:
             self.port: Final[int] = free.getsockname()[1]
-        home.mkdir()
         file = home / "proxy.conf"
         file.write_text(configuration.format(port=self.port, server_port=server_port, home=home))
         super().__init__([find(name) or name, *options, str(file)])
@@ -160,8 +150,7 @@ class Line:
 class Relay:
     """Passes on what a proxy and a server say, and keeps it, by the addresses of its own end."""
 
-    def __init__(self, number: int, port: int) -> None:
-        self._number: Final = number
+    def __init__(self, port: int) -> None:
         self._target: Final = ("127.0.0.1", port)
         self.lines: Final[dict[str, Line]] = {}
         # A pool, so that its end can be waited for.
@@ -171,7 +160,7 @@ class Relay:
 
     def _handle(self, proxy: Any, _peer: object) -> None:
         count = len(self.lines) + 1
-        address = f"127.{self._number}.{count >> 8}.{count & 255}"
+        address = f"127.200.{count >> 8}.{count & 255}"
         line = self.lines[address] = Line()
         server = create_connection(self._target, source_address=(address, 0))
         for each in (proxy, server):
@@ -338,10 +327,10 @@ class Trial:
 
     # -- what was sent on a connection, and what the application saw there -------------------------
 
-    def compare(self, line: Line, calls: list[dict[str, Any]]) -> int:
-        """Look at a connection and the application's *calls* there; return how many requests."""
+    def compare(self, line: Line, calls: list[dict[str, Any]]) -> None:
+        """Look at a connection and the application's *calls* there."""
         sent, answered = io.BytesIO(line.sent), io.BytesIO(line.answered)
-        requests, about = 0, "nothing"
+        about = "nothing"
 
         def fault(what: str) -> None:
             self.faults.append(f"{self.name} and the server: {what}: {about}")
@@ -352,7 +341,6 @@ class Trial:
             method, target, *_ = f"{request.line} ".split(" ")
             fields = [f"{name}: {value}"[:60] for name, value in request.fields]
             about = f"{request.line[:150]!r} {fields}, behind {about[:600]}"
-            requests += 1
             try:
                 reply = read_message(answered, method)
             except ValueError as error:
@@ -384,7 +372,6 @@ class Trial:
                 fault(f"a reply too many: {rest[:100]!r}")
         for call in calls:
             fault(f"{_kind_of(call, 'a call too many')}: {call}")
-        return requests
 
 
 def _difference(request: Message, call: dict[str, Any]) -> str:
@@ -411,66 +398,46 @@ def _kind_of(call: dict[str, Any], otherwise: str) -> str:
     return SMUGGLED if call.get("HTTP_X_FORWARDED_FOR") == FORGED else otherwise
 
 
-# -- the command ---------------------------------------------------------------------------------
+# -- all of it -----------------------------------------------------------------------------------
 
 
-@click.command(help=__doc__)
-@click.option("--requests", type=click.IntRange(1, 100_000), default=5000, help="A proxy.")
-@click.option("--clients", type=click.IntRange(1, 100), default=8)
-@click.option("--hubs", type=click.IntRange(1, 8), help="Of glb's server.")
-@seed_option()
-@click.option("--server", type=click.Choice([*SERVERS]), default="lean", help="Or glb's loop.")
-@click.option("--proxy", "names", type=click.Choice([*PROXIES]), multiple=True)
-@click.option("--kind", "kinds", type=click.Choice([each.name for each in KINDS]), multiple=True)
-def main(
-    seed: int, server: str, names: tuple[str, ...], kinds: tuple[str, ...], **plan: Any
-) -> None:
-    wants_linux("all of 127.0.0.0/8")
-    began, trials = time.monotonic(), []
+def ask_through(
+    name: str,
+    home: Path,
+    requests: int,
+    *,
+    server: str = "lean",
+    kinds: Collection[str] = (),
+    clients: int = 8,
+    seed: str = "",
+    module: str = pages.__name__,
+    **options: Any,
+) -> list[str]:
+    """Have clients send *requests* by the proxy *name* to a server; return what was wrong.
+
+    Args:
+        home: A folder, for the proxy.
+        server: One of `pages.SERVERS`, with *options*.
+        kinds: Of requests; all, if there are none.
+        seed: Of all that is chosen.
+        module: Has the commands of the server's process.
+    """
     chosen = [kind for kind in KINDS if kind.name in kinds or not kinds]
-    for name in names or PROXIES:
-        if program := find(name):
-            said = subprocess.check_output([program, "-v"], stderr=subprocess.STDOUT, text=True)
-            print(f"{name}: {said.splitlines()[0]}")
-            # nginx (1.22) takes the 103 of early hints for the reply.
-            maker = Maker(random.Random(f"{seed} {name}"), name != "nginx")
-            trials.append(Trial(name, maker, chosen))
-        else:
-            print(f"{name}: passed over, it isn't installed")
-    if not trials:
-        raise click.ClickException("no proxy is installed: apt-get install haproxy nginx")
-    print(f"{surroundings()}; {server} server, seed {seed}", flush=True)
+    # nginx (1.22) takes the 103 of early hints for the reply.
+    trial = Trial(name, Maker(random.Random(f"{seed} {name}"), name != "nginx"), chosen)
     calls = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder, Worker(SERVER) as process:
-        hubs = plan["hubs"]
-        port = process.ask("start", name=server, **({"hubs": hubs} if hubs else {}))
-        for number, trial in enumerate(trials, 200):
-            home = Path(folder, trial.name)
-            trial.run(Relay(number, port), home, plan["requests"], plan["clients"])
+    with Worker(module) as process:
+        trial.run(Relay(process.ask("start", name=server, **options)), home, requests, clients)
         for call in process.ask("stop"):
             calls[call["REMOTE_ADDR"]].append(call)
-        status = process.status(PATIENCE_SECONDS)
-        said = process.said()
-    faults = [f"the server has ended with status {status}"] if status else []
-    for trial in trials:
-        lines = trial.lines.items()
-        counts = [trial.compare(line, calls.pop(address, [])) for address, line in lines]
-        faults += trial.faults
-        most = f"over {len(counts):,} connections, up to {max(counts)} on one"
-        print(f"{trial.name}: {sum(counts):,} requests to the server, {most}")
-    faults += [f"calls on no connection of ours: {some}" for some in calls.values()]
-    if "Traceback" in said:
-        faults.append("the server said: Traceback" + said.partition("Traceback")[2])
-    asked = sum(len(trial.asked) for trial in trials)
-    print(f"{asked:,} requests of clients, in {time.monotonic() - began:.0f} s")
-    smuggled = [fault for fault in faults if SMUGGLED in fault]
-    print(f"{len(faults)} faults, of which {len(smuggled)} are smuggled requests")
+        status, said = process.status(PATIENCE_SECONDS), process.said()
+    for address, line in trial.lines.items():
+        trial.compare(line, calls.pop(address, []))
+    faults = [
+        *trial.faults,
+        *(f"calls on no connection of ours: {each}" for each in calls.values()),
+    ]
+    if status or "Traceback" in said:
+        faults.append(f"the server has ended with status {status}, and said: {said}")
     # The gravest first; and what was recorded tells more than what a client has seen.
-    faults.sort(key=lambda fault: (SMUGGLED not in fault, " and the server: " not in fault))
-    for fault in faults[:10]:
-        print(fault[:1000])
-    sys.exit(1 if faults else 0)
-
-
-if __name__ == "__main__":
-    main()
+    return sorted(faults, key=lambda each: (SMUGGLED not in each, " and the server: " not in each))

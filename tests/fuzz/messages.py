@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Final
 
-from .serve import MAX_BODY
+from .pages import MAX_BODY
 
 FORGED: Final = "203.0.113.9"
 
