@@ -203,6 +203,8 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
 
     def set_listener(self, listener: Any) -> None:
         if hasattr(listener, "accept"):
+            if isinstance(listener, Listener):
+                listener.check_open()
             try:
                 super().set_listener(listener)
             except AttributeError as error:
