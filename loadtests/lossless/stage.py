@@ -39,13 +39,8 @@ STEP_SECONDS: Final = 60.0
 PR_SET_CHILD_SUBREAPER: Final = 36
 
 
-@dataclass(frozen=True)
-class Change:
-    """A change of a server, with which *generation* began; in ns."""
-
-    began: int
-    ended: int
-    generation: int
+#: From when to when, in ns.
+Span = tuple[int, int]
 
 
 @dataclass
@@ -64,12 +59,12 @@ class Load:
     def fates(self) -> Counter[str]:
         return Counter(visit.fate for visit in self.visits)
 
-    def stale(self, changes: Sequence[Change]) -> int:
-        """Count the clients that came after a change was over, and got the handler of before."""
+    def stale(self, changes: Sequence[Span]) -> int:
+        """Count the clients that came after a change was over, and got a handler of before it."""
         return sum(
             any(
-                visit.came > change.ended and int(visit.words[0]) < change.generation
-                for change in changes
+                visit.came > ended and int(visit.words[0]) < generation
+                for generation, (_, ended) in enumerate(changes, 1)
             )
             for visit in self.visits
             if visit.fate == GOOD
@@ -138,19 +133,28 @@ class Stage:
         if +fates:
             self.note(f"{title}: fates", dict(+fates))
 
-    def change(self, times: int, step: Callable[[], tuple[int, int]]) -> list[Change]:
-        """Do *step* so many times, with pauses around each; it returns from when to when."""
-        changes = []
-        for generation in range(1, times + 1):
-            time.sleep(self.pause)
-            changes.append(Change(*step(), generation))
-        time.sleep(self.pause)
-        return changes
+    def change(
+        self,
+        client: Worker,
+        place: Place,
+        kind: str,
+        title: str,
+        times: int,
+        step: Callable[[], Span],
+    ) -> None:
+        """Do *step* so many times under load, with pauses around each.
 
-    def changed(self, load: Load, changes: Sequence[Change], title: str) -> None:
-        """Promise that after each of *changes* there was no old handler."""
+        Each is a change of the server, and begins a generation of handlers. After it there is to be
+        none of before.
+        """
+        changes = []
+        with self.load(client, place, kind, title) as load:
+            for _ in range(times):
+                time.sleep(self.pause)
+                changes.append(step())
+            time.sleep(self.pause)
         self.promise(f"{title}: made after a change, old handler's", load.stale(changes))
-        longest = max(change.ended - change.began for change in changes) / 1e6
+        longest = max(ended - began for began, ended in changes) / 1e6
         self.note(f"{title}: the longest change, ms", f"{longest:.0f}")
 
 
@@ -231,7 +235,7 @@ class Serving(Process):
             time.sleep(0.002)
         raise ProcessError(f"no line has {pattern!r}: {self.complaints()[-5:]}")
 
-    def upgrade(self) -> tuple[int, int]:
+    def upgrade(self) -> Span:
         """Have the next process take over; return from when until it serves, in ns."""
         began = time.monotonic_ns()
         said = self.replace()

@@ -29,7 +29,7 @@ from loadtests.frame.traffic import (
 )
 from loadtests.frame.worker import Worker
 from loadtests.lossless.__main__ import NAMES, play
-from loadtests.lossless.stage import Change, Load, Stage, spread
+from loadtests.lossless.stage import Load, Stage, spread
 from loadtests.lossless.workers import Clients
 
 from ..support.helpers import run_load_test, wait_until
@@ -61,7 +61,7 @@ def loaded(*visits: tuple[int, int, str, int]) -> Load:
 
 def test_a_client_that_came_after_a_change_and_met_the_old_handler_is_stale() -> None:
     """A client that came during it may get either."""
-    changes = [Change(10, 20, 1), Change(30, 40, 2)]
+    changes = [(10, 20), (30, 40)]
     load = loaded(
         (5, 15, "good", 0),  # there as it began
         (12, 25, "good", 0),  # during it
@@ -261,14 +261,9 @@ def test_resets_are_resets() -> None:
 
 def test_gevents_stop_loses_what_is_in_flight() -> None:
     """So the measure sees it: `gevent` stops, its process ends, and no reply is sent."""
-    sizes: dict[str, Any] = {
-        "slow": 3,
-        "slow_seconds": 5,
-        "idle": 2,
-        "timeout": 1.0,
-        "others": ["gevent"],
-    }
-    (table,) = play("drain", lambda _: None, is_quick=True, **sizes).tables
+    sizes: dict[str, Any] = {"slow": 3, "slow_seconds": 5, "idle": 2, "timeout": 1.0}
+    answer = play("drain", lambda _: None, is_quick=True, others=["gevent"], **sizes)
+    (table,) = answer.tables
     rows = {row[0]: row for row in table.rows}
     assert [*rows] == ["glb, HTTP", "gevent, HTTP", "glb, HTTPS", "gevent, HTTPS"]
     assert rows["gevent, HTTP"][1] == "0"
