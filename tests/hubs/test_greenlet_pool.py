@@ -32,7 +32,7 @@ import glb
 from glb.hubs import greenlet_pool, handler_greenlets, proof
 from glb.hubs.greenlet_pool import HandlerGreenlet, HandlerPool, Handlers, handlers_here
 from glb.server import StreamServer
-from loadtests.isolation.traces import (
+from loadtests.chaos.traces import (
     BY_CONTEXT,
     BY_TRACER,
     TRACES,
@@ -1752,7 +1752,7 @@ def test_nothing_is_left_of_any_handler(
                         talk(connect(server.address))
 
             gevent.joinall([gevent.spawn(client) for _ in range(20)], raise_error=True)
-            wait_until(lambda: len(fuzz.done) == connections)
+            wait_until(lambda: fuzz.done == connections)
             fuzz.end()
             let_hub_turn()
             stats = server.clone_stats()
@@ -1760,17 +1760,12 @@ def test_nothing_is_left_of_any_handler(
     seconds = time.perf_counter() - begun
     print(f"{connections} connections in {seconds:.1f} s, {len(created)} greenlets")
     print(", ".join(f"{what}: {count}" for what, count in sorted(fuzz.counts.items())))
+    fuzz.look()
     assert fuzz.faults == []
     assert sum(clone.accepted for clone in stats) == connections == fuzz.begun
     assert sum(clone.completed + clone.failed for clone in stats) == connections
     assert sum(clone.active for clone in stats) == 0
-    assert fuzz.linked == fuzz.expected_links
-    for greenlet, value in fuzz.values.items():
-        assert greenlet.dead and greenlet.ready()
-        if value is not GreenletExit and greenlet.exception is None:
-            assert greenlet.value == value
     assert len(created) < connections * 0.9, "nothing was used again"
     assert isinstance(spawn, str) or (len(server.pool), server.pool._semaphore.counter) == (0, 12)
     fuzz.values.clear()
-    del greenlet
     assert alive() == 0

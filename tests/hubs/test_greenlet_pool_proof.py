@@ -21,7 +21,7 @@ import glb
 from glb.hubs import greenlet_pool
 from glb.hubs.greenlet_pool import PROOF, HandlerGreenlet, Handlers, Proof
 from glb.hubs.proof import count
-from loadtests.isolation.traces import BY_TRACER
+from loadtests.chaos.traces import BY_TRACER
 
 from .test_greenlet_pool import (
     COUNTING,

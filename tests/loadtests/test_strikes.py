@@ -6,81 +6,84 @@ import sys
 
 import pytest
 
-from loadtests.strikes.words import Kind, Mixed, is_whole, request, tokens
-
-from ..support.helpers import run_load_test
+from loadtests.chaos.tally import Tally
+from loadtests.strikes import strike
 
 pytestmark = [
     pytest.mark.process,
     pytest.mark.thorough,
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs epoll and /proc"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc"),
 ]
 
-MINE, ANOTHERS = b"<0000000000000001>", b"<0000000000000002>"
-
-# The servers' process with faults, before its `main`: the guard sees nothing, a client gets
-# another's words.
-NO_GUARD = "glb.hubs.guard.Guard._tick = lambda self: None"
+# The servers' process with faults: the guard sees nothing, a client gets another's words, a
+# descriptor is closed twice.
+NO_GUARD = """
+from glb.hubs.guard import Guard
+Guard._tick = lambda self: None
+"""
 MIXES = """
-def echo(sock, peer):
-    while data := sock.recv(18):
-        last.append(data)
-        sock.sendall(last[-2] if data[-2] == ord("7") else data)
-last = [b"<0000000000000000>"]
-server.echo = echo
+from loadtests.chaos.work import Work
+answer, last = Work._answer, []
+def mixing(self, request, marks):
+    last.append(request)
+    is_mixed = request.number % 8 == 7 and len(last) > 1
+    return answer(self, last[-2] if is_mixed else request, marks)
+Work._answer = mixing
+"""
+CLOSES_TWICE = """
+import errno, os, time
+from glb.net.connection import Connection
+close = Connection.close
+def close_twice(self):
+    number = self.fileno()
+    close(self)
+    time.sleep(0.002)  # by then it is another thread's
+    try:
+        os.close(number)
+    except OSError as error:
+        assert error.errno == errno.EBADF
+Connection.close = close_twice
 """
 
-
-SERVER = """
-import os, sys, time
-import glb.hubs.guard
-from loadtests.strikes import server
+SERVERS = """
 {fault}
-server.main(*sys.argv[1:])
-sys.stdout.flush()
-os._exit(0)
+from loadtests.frame.worker import serve
+from loadtests.strikes import COMMANDS
+serve(COMMANDS)
 """
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_a_reply_is_known_as_ones_own(kind: Kind) -> None:
-    """A part may become the whole; what is another's, or too much, is mixed up."""
-    head = b"" if kind is Kind.STREAM else b"HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n"
-    assert tokens(request(kind, MINE)) == [MINE]
-    assert is_whole(kind, MINE, head + MINE)
-    assert not any(is_whole(kind, MINE, (head + MINE)[:length]) for length in range(1, 18))
-    for wrong in (head + ANOTHERS, head + ANOTHERS[:17], head + MINE + b"Internal Server Error"):
-        with pytest.raises(Mixed):
-            is_whole(kind, MINE, wrong)
-    if kind is Kind.HTTP:
-        with pytest.raises(ConnectionError):
-            is_whole(kind, MINE, b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
-
-
-def run(*options: str, fault: str = "", loop: str = "libev-cext") -> tuple[int, str]:
-    """Return the exit status of a run, of servers with a *fault*, and what it printed."""
-    server = SERVER.format(fault=fault) if fault else ""
-    return run_load_test("strikes", "--seed", "1", *options, server=server, GEVENT_LOOP=loop)
+def run(
+    signals: int, monkeypatch: pytest.MonkeyPatch, hubs: int = 1, fault: str = "", loop: str = ""
+) -> Tally:
+    """Return what was found of servers with a *fault*, on that *loop*."""
+    monkeypatch.setenv("GEVENT_LOOP", loop or "libev-cext")
+    return strike(signals, hubs, 1, (sys.executable, "-c", SERVERS.format(fault=fault)))
 
 
 @pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
 @pytest.mark.parametrize("hubs", [1, 2])
-def test_both_servers_serve_on(hubs: int, loop: str) -> None:
+def test_both_servers_serve_on(hubs: int, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Struck 30 times, no client is left waiting. (What else may be wrong, a longer run tells.)"""
-    _, printed = run("--signals", "30", "--hubs", str(hubs), loop=loop)
-    assert "deaf after" not in printed, printed
-    assert "30 signals struck: " in printed
+    tally = run(30, monkeypatch, hubs, loop=loop)
+    served = "new clients are served after a signal"
+    assert (tally.checked[served], tally.violated[served]) == (30, 0), tally.found
+    assert sum(count for what, count in tally.counts.items() if "struck: " in what) >= 30
 
 
-def test_a_server_that_stays_deaf_is_found() -> None:
+def test_a_server_that_stays_deaf_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is struck until no client is served."""
-    status, printed = run("--signals", "3000", fault=NO_GUARD)
-    assert status == 1, printed
-    assert "deaf after so many signals: " in printed
+    tally = run(3000, monkeypatch, fault=NO_GUARD)
+    assert tally.violated["new clients are served after a signal"], tally.counts
 
 
-def test_words_of_another_client_are_found() -> None:
+def test_words_of_another_client_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each client knows its own."""
-    status, printed = run("--signals", "100", fault=MIXES)
-    assert status == 1, printed
-    assert "was read for " in printed
+    tally = run(100, monkeypatch, fault=MIXES)
+    assert any("another's" in what for *_, what in tally.found), tally.found
+
+
+def test_a_descriptor_that_is_closed_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another thread's by then."""
+    tally = run(10, monkeypatch, fault=CLOSES_TWICE)
+    assert tally.violated["a descriptor is closed by its owner alone"], tally.found

@@ -98,8 +98,9 @@ TRACES: dict[str, Callable[[list[Any]], object]] = {
 class Fuzz:
     """A handler that does anything, and looks on entry for what others left."""
 
+    #: Any trace but a "switch on its way": the next wait would get it.
     TRACES = (
-        *(name for name in TRACES if name != "child"),
+        *(name for name in TRACES if name != "switch on its way"),
         *("reference", "weak reference", "link", "local", "attribute", "context", "context"),
         *("timeout soon", "timeout soon", "value link", "child"),
     )
@@ -108,27 +109,26 @@ class Fuzz:
     def __init__(self, seed: str) -> None:
         self.random = random.Random(seed)
         self.server: Any = None
-        self.begun = 0
+        #: How many have begun, are done, and may have left a trace.
+        self.begun = self.done = self.spoiled = 0
         self.faults: list[str] = []
         self.counts: Counter[str] = Counter()
-        self.values: dict[Any, object] = {}  # by greenlets that were kept
-        self.weak: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self.linked: Counter[object] = Counter()
-        self.expected_links: Counter[object] = Counter()
-        self.timeouts: dict[gevent.Timeout, int] = {}
-        self.raised: set[gevent.Timeout] = set()
-        self.done: set[int] = set()
+        #: By greenlets that were kept.
+        self.values: dict[Any, object] = {}
+        #: Links that have to run yet.
+        self.links: Counter[int] = Counter()
+        #: By timeout: the handler that is to get it; `None` if it is over.
+        self.timeouts: dict[gevent.Timeout, int | None] = {}
         self.kept: list[Any] = []
         self.go_on = Event()
         self.never = Event()
 
     def report(self, context: Any, kind: type[BaseException], value: Any, _tb: Any) -> None:
         """Stand in for the hub's `handle_error`."""
-        text = repr(context)
-        if kind is gevent.Timeout and value not in self.raised:
-            self.faults.append(f"a timeout of a handler that was done hit {text}")
+        if kind is gevent.Timeout and self.timeouts.get(value, -1) is not None:
+            self.faults.append(f"a timeout of a handler that was done hit {context!r}")
         elif kind not in (LookupError, OwnExit, gevent.Timeout):
-            self.faults.append(f"{text} failed with {value!r}")
+            self.faults.append(f"{context!r} failed with {value!r}")
         self.counts["reported"] += 1
 
     def __call__(self, sock: Any, _peer: Any) -> object:
@@ -137,38 +137,40 @@ class Fuzz:
         try:
             self.check(number)
         except AssertionError as error:
-            self.faults.append(f"connection {number}: {str(error) or _line_of(error)}")
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            self.faults.append(f"connection {number}: {str(error) or line}")
         try:
             return self.act(sock, number)
         except gevent.Timeout as error:
-            self.raised.add(error)
             if self.timeouts[error] != number:
                 self.faults.append(f"connection {number}: another's timeout")
+            self.timeouts[error] = None
             raise
         finally:
-            self.done.add(number)
+            self.done += 1
 
     def check(self, number: int) -> None:
         assert_fresh()
-        greenlet = here()
-        assert greenlet not in self.values, "its greenlet is another's as well"
-        assert greenlet not in self.weak, "its greenlet is known to another"
+        assert here() not in self.values, "its greenlet is another's as well"
         clone = glb.current_clone()
         assert clone is not None and clone.server is self.server
         if self.server.hubs == 1:
             assert clone.index == number % self.server.clones, "out of order"
-        if self.random.random() < 0.3:
-            assert vars(BY_GREENLET) == {}, "a local"
 
     def act(self, sock: Any, number: int) -> object:
         choose = self.random
+        traces = choose.choices(self.TRACES, k=choose.choice((0, 0, 0, 0, 0, 1, 1, 2, 3)))
+        ending = choose.choice(self.ENDINGS)
+        looks = choose.random() < 0.3
+        self.spoiled += bool(traces or looks or ending != "return")
+        if looks and vars(BY_GREENLET):
+            self.faults.append(f"connection {number}: a local")
         if choose.random() < 0.5:
             self.wait(sock, choose.choice(("answer", "turn", "timer", "event")))
-        for trace in choose.choices(self.TRACES, k=choose.choice((0, 0, 0, 0, 0, 1, 1, 2, 3))):
+        for trace in traces:
             self.leave(trace, number)
         if choose.random() < 0.2:
             self.wait(sock, choose.choice(("answer", "turn", "timer")))
-        ending = choose.choice(self.ENDINGS)
         self.counts[ending] += 1
         if ending == "raise":
             fail()
@@ -176,11 +178,8 @@ class Fuzz:
             raise OwnExit
         elif ending == "exit":
             raise GreenletExit
-        elif ending == "killed":
-            here().kill(block=False)
-            gevent.sleep(10)
-        elif ending == "timeout":
-            self.timeouts[gevent.Timeout.start_new(0.001)] = number
+        elif ending in ("killed", "timeout"):
+            self.leave("kill" if ending == "killed" else "timeout soon", number)
             gevent.sleep(10)
         if here() in self.values:
             self.values[here()] = number
@@ -190,12 +189,10 @@ class Fuzz:
         self.counts[f"waited for {how}"] += 1
         if how == "answer":
             wait_for_answer(sock)
-        elif how == "turn":
-            gevent.sleep(0)
-        elif how == "timer":
-            gevent.sleep(self.soon())
-        else:
+        elif how == "event":
             self.never.wait(0.001)
+        else:
+            gevent.sleep(self.soon() if how == "timer" else 0)
 
     def soon(self) -> float:
         """Return some time; less than 1 ms would be a warning with libuv."""
@@ -203,50 +200,42 @@ class Fuzz:
 
     def leave(self, trace: str, number: int) -> None:
         self.counts[f"left {trace}"] += 1
-        if trace == "reference":
+        if trace in ("reference", "its switch"):
             self.values.setdefault(here(), GreenletExit)
-        elif trace == "weak reference":
-            self.weak[here()] = number
-        elif trace == "context":
+        if trace == "context":
             BY_CONTEXT.set(number)
         elif trace == "value link":
-            self.expected_links[number] += 1
-            here().rawlink(lambda greenlet: self.note(greenlet, number))
-        elif trace == "timeout soon":
-            self.timeouts[gevent.Timeout.start_new(self.soon())] = number
-        elif trace in ("timeout", "Timeout on its way"):
+            self.links[number] += 1
+            here().rawlink(lambda greenlet: self.links.update({number: -greenlet.dead}))
+        elif trace == "Timeout on its way":
             timeout = gevent.Timeout()
             self.timeouts[timeout] = number
-            if trace == "timeout":
-                self.kept.append(gevent.Timeout.start_new(3600))
-                self.timeouts[self.kept[-1]] = number
-            else:
-                gevent.get_hub().loop.run_callback(here().throw, timeout)
+            gevent.get_hub().loop.run_callback(here().throw, timeout)
+        elif trace in ("timeout", "timeout soon"):
+            seconds = 3600 if trace == "timeout" else self.soon()
+            self.timeouts[gevent.Timeout.start_new(seconds)] = number
         elif trace == "child":
             self.kept.append(gevent.spawn(self.go_on.wait))
-        elif trace == "its switch":
-            self.kept.append(here().switch)
-        elif trace != "switch on its way":  # the next wait would get it
+        else:
             TRACES[trace](self.kept)
             if trace == "kill":
                 gevent.sleep(0)
 
-    def note(self, greenlet: Any, number: int) -> None:
-        self.linked[number] += 1
-        if not greenlet.dead:
-            self.faults.append(f"connection {number}: linked while it lives")
-
     def end(self) -> None:
         """Let go of all that was kept."""
         self.go_on.set()
-        for each in self.kept:
-            if isinstance(each, gevent.Timeout):
-                each.close()
-            elif isinstance(each, Greenlet):
-                each.join()
+        gevent.joinall([each for each in self.kept if isinstance(each, Greenlet)])
         for timeout in self.timeouts:
             timeout.close()
 
-
-def _line_of(error: BaseException) -> str | None:
-    return traceback.extract_tb(error.__traceback__)[-1].line
+    def look(self) -> None:
+        """Find what is wrong with links, and with greenlets that were kept. All are done."""
+        if +self.links or -self.links:
+            self.faults.append(f"links didn't run once, when all was over: {self.links}")
+        for greenlet, value in self.values.items():
+            if not (greenlet.dead and greenlet.ready()):
+                self.faults.append(f"{greenlet!r} was kept, and is alive")
+            elif (
+                value is not GreenletExit and greenlet.exception is None and greenlet.value != value
+            ):
+                self.faults.append(f"{greenlet!r} returned {greenlet.value!r}, not {value!r}")
