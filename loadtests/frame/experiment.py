@@ -104,7 +104,7 @@ class Question:
     turn: Callable[[Contender, Server], None]
     rounds: int = 1
     job: Job = Job.REPLY
-    begin: Callable[[Server], object] = id
+    begin: Callable[[Server], object] = lambda _: None
     is_fresh: bool = False
 
 
@@ -138,8 +138,6 @@ class Experiment(ABC, Generic[Numbers]):
     @abstractmethod
     def questions(self) -> Iterator[Question]:
         """Yield one after the other: each has been asked when the next is wanted."""
-
-    # -- a run --------------------------------------------------------------------------------
 
     def run(self, tell: Tell) -> Answer:
         with tempfile.TemporaryDirectory() as folder, pinned(self.cpus.client):
@@ -235,8 +233,6 @@ class Experiment(ABC, Generic[Numbers]):
         if load.count < count / 2:
             raise RuntimeError(f"doesn't answer: {server.last_words()}")
 
-    # -- a report -----------------------------------------------------------------------------
-
     def tables(self) -> list[Table]:
         tables = []
         for shown in self.shown:
@@ -263,6 +259,7 @@ class Experiment(ABC, Generic[Numbers]):
         return [
             bars(f"{shown.title}: {figure.head}", shown.contenders, figure)
             for shown in self.shown
+            if any(one in self.contenders for one in shown.contenders)
             for figure in shown.compared
         ]
 
@@ -296,8 +293,6 @@ class Experiment(ABC, Generic[Numbers]):
         (folder / "results.md").write_text(sheet.markdown())
         draw(folder / "results.png", sheet.heading, self.panels(), self.results)
         click.echo(f"written: {folder}", err=True)
-
-    # -- the command --------------------------------------------------------------------------
 
     @classmethod
     def command(cls, words: str | None) -> click.Command:
@@ -342,9 +337,10 @@ def _option(each: Any) -> Callable[[Any], Any]:
     name, words = f"--{each.name.replace('_', '-')}", each.metadata["words"]
     if isinstance(each.default, bool):
         return click.option(name, is_flag=True, default=None, help=words)
-    kind: Any = click.IntRange if isinstance(each.default, int) else click.FloatRange
-    least = kind(each.metadata["least"])
-    return click.option(name, type=least, help=words, show_default=str(each.default))
+    kind: Any = click.FloatRange(0, min_open=True)
+    if isinstance(each.default, int):
+        kind = click.IntRange(each.metadata["least"])
+    return click.option(name, type=kind, help=words, show_default=str(each.default))
 
 
 def chosen(only: str | None, every: Sequence[Contender]) -> list[Contender]:

@@ -39,7 +39,9 @@ def verdict_of(is_kept: bool) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return *value* as people read it: whole if it is, with three digits that count if not."""
+    """Return *value* as people read it: whole if it is, else with the digits that count."""
     if value is None:
         return NOTHING
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 10 else f"{value:.3g}"  # 1.034 isn't at most 1.03

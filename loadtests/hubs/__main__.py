@@ -217,11 +217,12 @@ class Hubs(Experiment[Plan]):
         Shown("At 1,000 connections/s", PRICE, (OPEN_P50,), (OPEN_P99, OPEN_CPU), ("price-1",)),
     )
 
-    #: Of each contender that was asked about stalls, of the last round.
-    _seen: dict[str, tuple[Stall, Sequence[Served]]]
+    def __init__(self, plan: Plan, contenders: Sequence[Contender]) -> None:
+        super().__init__(plan, contenders)
+        #: Of each contender that was asked about stalls, of the last round.
+        self._seen: Final[dict[str, tuple[Stall, Sequence[Served]]]] = {}
 
     def questions(self) -> Iterator[Question]:
-        self._seen = {}
         rounds, few = self.plan.rounds, self.plan.stall_rounds
         some = functools.partial(self.warm_up, count=160)
         told = functools.partial(some, is_noted=True)
@@ -262,6 +263,7 @@ class Hubs(Experiment[Plan]):
 
     def _draw_waits(self, axes: Any, _results: Results) -> None:
         axes.set_title(f"waits while a hub is blocked, {STALL_RATE} connections/s", loc="left")
+        axes.axvspan(0, STALL_MICROSECONDS / 1e6, color="0.93", label="a hub is blocked")
         for name, (stall, seen) in self._seen.items():
             due = [(each.due - stall.began) / 1e9 for each in seen]
             waits = [(each.answered - each.due) / 1e6 for each in seen]

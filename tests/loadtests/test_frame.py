@@ -214,7 +214,7 @@ def test_each_promise_and_each_table_is_of_contenders_there_are(kind: type[Any])
 def test_a_promise_says_how_much_it_is_and_whether_it_was_kept() -> None:
     """What was not measured isn't kept."""
     assert Promise("lost", 0).row() == ("lost", "<= 0", "0", "kept")
-    assert Promise("p99", 2.3456, 2).row() == ("p99", "<= 2", "2.35", "NOT KEPT")
+    assert Promise("p99", 1.034, 1.03).row() == ("p99", "<= 1.03", "1.034", "NOT KEPT")
     assert Promise("rate", 1234.5, 1000, is_floor=True).row()[1:] == (">= 1,000", "1,234", "kept")
     assert Promise("rate", None, 1, is_floor=True).row()[2:] == ("-", "not measured")
     assert not Promise("rate", None).is_kept
@@ -276,6 +276,7 @@ class Sized(Trial):
             (3, 0.5, 1),
         ),
         ("--unpinned", "--unpinned --rounds 7 --concurrency 64 --wait-seconds 1.5", (7, 1.5, 7)),
+        ("--wait-seconds 0.2", "--rounds 7 --concurrency 64 --wait-seconds 0.2", (7, 0.2, 7)),
     ],
 )
 def test_an_experiment_has_an_option_for_each_size_of_its_plan(
