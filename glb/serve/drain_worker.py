@@ -32,8 +32,9 @@ __all__ = ["DrainPlan", "DrainWorker", "begin", "finish", "wait_for_handlers"]
 FIRST_REQUEST_SECONDS: Final = 1.0
 
 # So long an idle HTTP connection that has had a request stays open: a client that is busy on it
-# learns of the end by its next reply's ``Connection: close``. If it were closed at once, the client's
-# next request could meet the end of it on the way. nginx's ``keepalive_min_timeout`` is the same.
+# learns of the end by its next reply's ``Connection: close``. If it were closed at once, the
+# client's next request could meet the end of it on the way.
+# Source: nginx's ``keepalive_min_timeout``.
 NOTICE_SECONDS: Final = 0.3
 
 # How often it is looked for what has become idle meanwhile.
