@@ -168,11 +168,18 @@ def read_reply(receive: Callable[[], bytes], request: Request, *, is_http: bool)
         receive: Returns some bytes, none at the end.
 
     Raises:
+        ConnectionError: There was none.
         Fate: "closed", there was none; "broken", a part of one; or it is another.
     """
     data = b""
     while (found := parse(data, request, is_http=is_http)) is None:
-        if not (piece := receive()):
+        try:
+            piece = receive()
+        except ConnectionError as error:
+            if data:
+                raise Fate("broken", f"{error} after {data[:80]!r}") from error
+            raise
+        if not piece:
             raise Fate("broken", f"the end after {data[:80]!r}") if data else Fate("closed")
         data += piece
     return found

@@ -16,6 +16,9 @@ import gevent
 import gevent.server
 import pytest
 
+from loadtests.chaos.clients import Client, Crowd
+from loadtests.chaos.life import Plan
+from loadtests.chaos.tally import Tally
 from loadtests.frame.traffic import (
     Fate,
     Request,
@@ -135,6 +138,37 @@ def test_a_reply_is_whole_or_none(size: int) -> None:
         assert caught.value.name == fate
     with pytest.raises(Fate, match="another body"):
         parse(body + b"x", request, is_http=False)
+
+
+class ResetWithin:
+    """A kept connection whose peer resets it after some *pieces* of a later reply."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = iter(pieces)
+
+    def recv(self, _size: int) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    def sendall(self, _data: bytes) -> None: ...
+
+    def setsockopt(self, *_option: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("pieces", "fate"), [([], "raced"), ([b"HTTP/1.1 ", b"200"], "broken")])
+def test_a_reset_within_a_later_reply_is_a_loss(pieces: list[bytes], fate: str) -> None:
+    """Before its first byte it is a race; after that the client has lost a reply."""
+    traffic = Traffic()
+    assert traffic._ask(0, ResetWithin(*pieces), True, False, False) is None
+    assert [visit.fate for visit in traffic.depart()["visits"]] == [fate]
+    client = Client(Crowd(Plan(), Tally(0.0), {"http": 0}, 1.0), "http", 0.0)
+    client.sock, client.replies = ResetWithin(*pieces), 1
+    with pytest.raises(Fate) as caught:
+        client.ask("reply", 0)
+    assert caught.value.name == fate
 
 
 class Careless:
