@@ -349,6 +349,7 @@ class Traffic:
         # Not when it was due: it was held up by this process alone.
         began = self._open[request.number] = monotonic_ns()
         words: Sequence[str] = ()
+        is_kept = sock is not None
         try:
             if sock is None:
                 sock = connect(place)
@@ -359,7 +360,7 @@ class Traffic:
             self._counts["told"] += ends
         except (OSError, Fate) as error:
             fate, ends = fate_of(error), True
-            if not is_last and fate in {"closed", "reset"}:
+            if is_kept and fate in {"closed", "reset"}:
                 fate = RACED
         self._visits.append(Visit(request.number, began, monotonic_ns(), fate, words))
         del self._open[request.number]

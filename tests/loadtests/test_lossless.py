@@ -224,30 +224,32 @@ def test_a_client_without_an_end_is_not_left_out(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_kept_connection_that_ends_unasked_is_no_failure() -> None:
-    """One that ends with a request on its way is raced, and the server is asked whose fault."""
+    """One that ends with a later request on its way is raced; with the first, it is a loss."""
     ends: list[Any] = []
 
     def handle(sock: Any, _peer: Any) -> None:
-        asked = sock.recv(1000)
-        if len(ends) % 2:
+        asked, end = sock.recv(1000), len(ends) % 3
+        if end > 0:
             body = reply(Request.decode(asked.decode().split()[1]))
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        if end > 1:
+            sock.recv(1000)
         ends.append(sock)  # which is closed now
 
     server, port = _serve(handle)
     try:
         traffic = Traffic()
         traffic.keep(port, 1, 0.001, 1)
-        wait_until(lambda: len(ends) >= 6)
+        wait_until(lambda: len(ends) >= 9)
         found = traffic.depart()
     finally:
         server.stop()
     fates = [visit.fate for visit in found["visits"]]
-    assert {*fates} == {"good", "raced"}
-    assert fates.count("good") >= 2
-    assert fates.count("raced") >= 3
+    assert {*fates} == {"good", "raced", "closed"}
+    assert fates.count("good") >= 5
+    assert fates.count("closed") >= 3
     assert found["counts"]["met the end"] >= 1
-    assert found["counts"]["connected"] >= 6
+    assert found["counts"]["connected"] >= 9
 
 
 def test_another_address_than_the_clients_own_is_a_failure() -> None:
