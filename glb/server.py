@@ -203,6 +203,8 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
 
     def set_listener(self, listener: Any) -> None:
         if hasattr(listener, "accept"):
+            if isinstance(listener, Listener):
+                listener.check_open()
             try:
                 super().set_listener(listener)
             except AttributeError as error:
@@ -357,8 +359,9 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
 
         As in gevent that is so with a pool or a number for ``spawn``. With several hubs it is so
         always, and their threads have ended when this returns, with all their greenlets. A thread
-        that a handler blocks for longer is reported in the log, and ends later. Accept loops are
-        waited for, and killed, like handlers, and so ends a drain that is under way.
+        that a handler blocks for longer is reported in the log, and ends later. With accept loops
+        it is so always, too: they are waited for, and killed, like handlers. So ends a drain that
+        is under way.
 
         Args:
             timeout: ``None`` is `stop_timeout`, 1.
@@ -375,14 +378,13 @@ class StreamServer(Options, Controls, gevent.server.StreamServer):
         if drain:
             return self.drain(timeout, spread=spread, linger=linger)
         engine = self.glb_engine
-        if len(engine.workers) > 1 or engine.draining.is_under_way:
+        home = engine.workers[0]
+        if len(engine.workers) > 1 or home.loops or engine.draining.is_under_way:
             engine.draining.stop(timeout)
             if self.pool is not engine.spawning.bound and self.pool:  # as gevent
                 self.pool.join(timeout=timeout)
                 self.pool.kill(block=True, timeout=1)
         else:
-            if engine.workers[0].loops:
-                timeout = engine.end_loops(timeout, self.close)
             super().stop(timeout)
         return None
 

@@ -66,9 +66,8 @@ def serve_until_signal(
                 "servers must be glb's or gevent's, one an argument, and timeout a keyword,"
                 f" got {each!r}"
             )
-    if timeout is not None:
-        check_seconds("timeout", timeout, may_be_zero=True)
-    check_seconds("drain_delay", drain_delay, may_be_zero=True)
+    check_seconds("timeout", timeout, may_be_zero=True)
+    check_seconds("drain_delay", drain_delay, may_be_zero=True, may_be_none=False)
     if not get_hub().main_hub:
         raise RuntimeError("serve_until_signal must be called in the main thread")
     ending = _Ending(servers, timeout, drain_delay)

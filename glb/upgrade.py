@@ -108,7 +108,7 @@ class Upgrade:
     def __init__(
         self, timeout: float = TIMEOUT_SECONDS, *, inheritance: Inheritance = INHERITANCE
     ) -> None:
-        check_seconds("timeout", timeout)
+        check_seconds("timeout", timeout, may_be_none=False)
         inheritance.read()
         self._timeout: Final = timeout
         self._inheritance: Final = inheritance

@@ -269,6 +269,7 @@ def test_a_kill_stops_the_servers() -> None:
         (["x"], {}, ", got 'x'"),
         (None, {"timeout": -1}, "timeout must be 0 seconds or more, got -1"),
         (None, {"drain_delay": "5"}, "drain_delay must be a number of seconds, got '5'"),
+        (None, {"drain_delay": None}, "drain_delay must be a number of seconds, got None"),
     ],
 )
 def test_bad_arguments_start_nothing(servers: Any, options: Any, error: str) -> None:

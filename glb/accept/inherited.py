@@ -119,6 +119,7 @@ def inherited(name: str | None = None, *, reuse_port: bool = False) -> list[List
         caller closes them, which leaves a Unix socket's file to systemd.
 
     Raises:
+        TypeError: *name* is no string.
         ValueError: The environment says it wrong, or one isn't a stream socket that listens.
         OSError: One's address is open in this process already.
 
@@ -129,6 +130,8 @@ def inherited(name: str | None = None, *, reuse_port: bool = False) -> list[List
         >>> inherited("web")
         []
     """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a string or None, got {name!r}")
     found = [each for each in INHERITANCE.sockets if name in (None, each.name)]
     listeners: list[Listener] = []
     try:

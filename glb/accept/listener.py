@@ -92,7 +92,7 @@ class Listener(LazySocket):
             While waiting for the turn. A kill or a `gevent.Timeout` leaves nothing behind:
             what was not returned was not accepted.
         """
-        self._check_open()
+        self.check_open()
         return self._connection(*self._sock.waiters.accept(self.timeout, self._sock))
 
     def _connection(self, plain: Any, address: Any) -> tuple[Connection, Any]:
@@ -101,7 +101,8 @@ class Listener(LazySocket):
             connection.setblocking(True)  # as gevent: see Python issue 7995
         return connection, address
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise EBADF if it was closed, and EINVAL if it was shut down."""
         if self._closed:
             raise accept_errors.listener_closed(self.address)
         self._sock.waiters.check_open()
@@ -111,9 +112,11 @@ class Listener(LazySocket):
 
         The queue is every clone's, so none can make it shorter. ``None`` changes nothing.
         """
-        self._check_open()
+        self.check_open()
         if backlog is not None:
-            REGISTRY.raise_backlog(self.entry, sockets.check_backlog(max(backlog, 0)))
+            if isinstance(backlog, int):
+                backlog = max(backlog, 0)  # as the kernel reads it
+            REGISTRY.raise_backlog(self.entry, sockets.check_backlog(backlog))
 
     def shutdown(self, how: int) -> None:
         """Take no more connections by this clone; the others go on.
@@ -131,7 +134,7 @@ class Listener(LazySocket):
 
     def dup(self) -> Listener:
         """Return another clone of the same address; the caller closes it."""
-        self._check_open()
+        self.check_open()
         clone = type(self)(REGISTRY.acquire(self.entry))
         clone.settimeout(self.gettimeout())
         return clone

@@ -85,8 +85,8 @@ class Admin:
         *,
         stall_limit: float = 10.0,
     ) -> None:
-        check_seconds("stall_limit", stall_limit)
-        given = [servers] if isinstance(servers, StreamServer) else [*servers]
+        check_seconds("stall_limit", stall_limit, may_be_none=False)
+        given = [*servers] if isinstance(servers, Iterable) else [servers]
         for each in given:
             if not isinstance(each, StreamServer):
                 raise TypeError(f"servers must be glb's servers, got {each!r}")

@@ -25,7 +25,7 @@ from .http_limits import HTTP_LIMITS, http_limits, set_limits
 from .page import page
 from .privileges import Account, check_user, gid_of, umask_of
 from .reload import Reloads
-from .service import Service
+from .service import Service, Streams
 from .settings import (
     ABOVE_ZERO,
     ADDRESS,
@@ -418,7 +418,7 @@ def _stream_server(
     tls: dict[str, Any],
     _lines: object,
 ) -> StreamServer:
-    return StreamServer(listener, handle, **_options(given, 0), **tls)
+    return Streams(listener, handle, **_options(given, 0), **tls)
 
 
 def _wsgi_server(

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
@@ -28,6 +28,15 @@ if TYPE_CHECKING:
     from .access_log import AccessLog
 
 __all__ = ["Service"]
+
+
+class Streams(StreamServer):
+    """A server of streams that reports its clients' faults in a line each, as that of WSGI does."""
+
+    def handshake_failed(self, sock: Any, peer: Any, error: OSError) -> bool:
+        reason = getattr(error, "reason", None) or error
+        console.log.warning("TLS handshake with %a failed: %s", peer, reason)
+        return True
 
 
 class Service:

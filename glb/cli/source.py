@@ -82,6 +82,11 @@ class _Client(http.client.HTTPConnection):
         self._address = address
 
     def connect(self) -> None:
+        port = self._address.port
+        if port is not None and self._address.sockaddr[0] in {"", "::", "0.0.0.0"}:
+            # A port alone. An administration is mostly on the loopback interface, of either kind.
+            self.sock = socket.create_connection(("localhost", port), ANSWER_SECONDS)
+            return
         sock = self.sock = socket.socket(self._address.family)
         sock.settimeout(ANSWER_SECONDS)
         sock.connect(self._address.sockaddr)

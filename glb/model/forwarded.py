@@ -83,6 +83,8 @@ class TrustedProxies:
         self._networks: list[IPv4Network | IPv6Network] = []
         self._is_any = False
         self._has_unix = False
+        if not isinstance(networks, Iterable):
+            raise TypeError(f"proxies must be a string or several, got {networks!r}")
         for each in networks.split(",") if isinstance(networks, str) else networks:
             if not isinstance(each, str):
                 raise TypeError(f"an address or a network must be a string, got {each!r}")

@@ -39,9 +39,11 @@ def check_places(clones: int | None, hubs: int | None) -> None:
         raise ValueError(f"clones must be {hubs} or more, one for each hub, got {clones!r}")
 
 
-def check_seconds(name: str, seconds: object, *, may_be_zero: bool = False) -> None:
-    """Refuse anything but a number of seconds or ``None``."""
-    if seconds is None:
+def check_seconds(
+    name: str, seconds: object, *, may_be_zero: bool = False, may_be_none: bool = True
+) -> None:
+    """Refuse anything but a number of seconds, or ``None`` where that has a meaning."""
+    if seconds is None and may_be_none:
         return
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, got {seconds!r}")

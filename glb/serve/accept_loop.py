@@ -26,8 +26,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-import gevent
-from gevent import Greenlet, get_hub, getcurrent
+from gevent import Greenlet, get_hub
 
 from ..accept.listener import Listener
 from ..accept.protocols import Turn
@@ -167,19 +166,6 @@ def start_loops(acceptors: Sequence[Acceptor]) -> None:
 def _start_each(loops: Sequence[Loop]) -> None:
     for loop in loops:
         loop.start()
-
-
-def end_loops(loops: dict[Any, Any], timeout: float | None) -> None:
-    """Wait for the *loops* of a hub, whose clones go; after *timeout* seconds kill what is left.
-
-    In their hub. A loop that calls this doesn't wait for itself.
-
-    Switches:
-        While waiting.
-    """
-    others = [each for each in loops if each is not getcurrent()]
-    gevent.joinall(others, timeout)
-    gevent.killall(others, timeout=KILL_SECONDS)
 
 
 class _LoopWaiters(AcceptWaiters):

@@ -96,7 +96,7 @@ class CloneSet:
             TypeError, ValueError: There is none.
         """
         try:
-            number = operator.index(None if isinstance(index, bool) else index)
+            number = operator.index(index)
         except TypeError as error:
             raise TypeError(f"clone must be a whole number, got {index!r}") from error
         if not 0 <= number < len(self.acceptors):

@@ -141,11 +141,11 @@ class Draining:
         """See `glb.server.StreamServer.drain`."""
         check_seconds("timeout", timeout, may_be_zero=True)
         for name, seconds in {"spread": spread, "linger": linger, "delay": delay}.items():
-            if seconds is None:
-                raise TypeError(f"{name} must be a number of seconds, got None")
-            check_seconds(name, seconds, may_be_zero=True)
+            check_seconds(name, seconds, may_be_zero=True, may_be_none=False)
         began = monotonic() + delay
-        plan = DrainPlan(timeout, kill=True, closes_idle=True, spread=spread, began=began)
+        plan = DrainPlan(
+            timeout, kill=True, closes_idle=True, spread=spread, began=began, delay=delay
+        )
         with REGISTRY.lock:
             drain, is_first = self._drain, self._drain is None
             if drain is None:

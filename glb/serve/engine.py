@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from ..accept.registry import REGISTRY
-from ..hubs.signals import ask
 from ..model.states import PAUSES, State
-from ..originals import monotonic, native_ident
-from .accept_loop import end_loops, start_loops
+from ..originals import native_ident
+from .accept_loop import start_loops
 from .admission import Admission
 from .clone_set import CloneSet, give_to_threads
 from .drain import Draining
-from .drain_worker import KILL_SECONDS, DrainPlan, finish
+from .drain_worker import DrainPlan, finish
 from .hooks import Hooks
 from .rolling import Rolling
 from .spawning import Spawning
@@ -144,25 +143,6 @@ class Engine:
         self.leave(State.STOPPED, stopped)
         for worker in self.workers:
             finish(worker, DrainPlan(None, kill=False, leaves_callers=False))
-
-    def end_loops(self, timeout: float | None, close: Callable[[], object]) -> float | None:
-        """Call *close*, and wait for the accept loops of the first hub, the only one.
-
-        What is left of them after *timeout* seconds is killed. Returns what is left of the time.
-
-        Switches:
-            While waiting.
-        """
-        home, began = self.workers[0], monotonic()
-        end = functools.partial(end_loops, home.loops, timeout)
-        if home.is_here:
-            close()
-            end()
-        else:
-            ended = ask(home.send, end, lambda: home.is_gone)  # it can't be reached when it left
-            close()
-            ended(None if timeout is None else timeout + 2 * KILL_SECONDS)
-        return None if timeout is None else max(0.0, timeout - (monotonic() - began))
 
     def leave(self, state: State, stopped: Callable[[], object] | None = None) -> None:
         """Leave the turns and the address, for *state*. What the handlers do goes on."""

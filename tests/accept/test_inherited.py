@@ -63,6 +63,8 @@ def test_only_those_of_a_name_are_given(monkeypatch: pytest.MonkeyPatch) -> None
     found._sockets[:] = [first._replace(name="web"), second._replace(name="admin")]
     monkeypatch.setattr(glb.accept.inherited, "INHERITANCE", found)
     assert glb.inherited("other") == []
+    with pytest.raises(TypeError, match="name must be a string or None, got 3"):
+        glb.inherited(3)  # type: ignore[arg-type]  # that is the point
     (admin,) = glb.inherited("admin")
     (web,) = glb.inherited()
     assert admin.entry.origin == second._replace(name="admin")

@@ -523,7 +523,7 @@ def test_listen_never_makes_the_queue_of_others_shorter(listener: Listener) -> N
     assert listener.entry.backlog == before
     listener.listen(before + 1)
     assert listener.entry.backlog == before + 1
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="backlog must be a whole number or None, got 'many'"):
         listener.listen("many")  # type: ignore[arg-type]  # that is the point
     serve_one(listener)
 

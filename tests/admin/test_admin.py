@@ -534,8 +534,10 @@ def test_an_address_that_is_taken_leaves_nothing() -> None:
         ([], 1.0, "one server or more"),
         ([None], 1.0, "got None"),
         (["x"], 1.0, "got 'x'"),
+        (7, 1.0, "servers must be glb's servers, got 7"),
         (None, 0, "more than 0 seconds, got 0"),
         (None, "1", "number of seconds, got '1'"),
+        (None, None, "number of seconds, got None"),
     ],
 )
 def test_bad_arguments_are_refused(servers: Any, limit: Any, error: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 from types import SimpleNamespace
@@ -11,13 +12,14 @@ import pytest
 
 import glb
 from glb.cli.http_limits import HTTP_LIMITS, set_limits
-from glb.cli.serve import ONLY_WSGI, _wsgi_server, serve
+from glb.cli.serve import ONLY_WSGI, _stream_server, _wsgi_server, serve
 from glb.http.head import Limits
 from glb.http.settings import Settings
 from glb.pywsgi import WSGIServer
 
 from ..support.forks import Forks
-from ..support.helpers import http_get, wait_until
+from ..support.helpers import connect, http_get, receive_all, wait_until
+from ..support.tls import server_context
 from .test_commands import ask_raw, assert_refused, forks, serving
 
 __all__ = ["forks"]  # a fixture
@@ -91,6 +93,23 @@ def test_what_a_server_says_of_clients_is_in_glbs_log(caplog: pytest.LogCaptureF
         server.error_log.write("no luck\n")
     (record,) = caplog.records
     assert (record.name, record.levelname, record.getMessage()) == ("glb", "WARNING", "no luck")
+
+
+def test_a_failed_handshake_with_a_stream_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A port scan is no error of the program's, and has no traceback."""
+    given = SimpleNamespace(**serve.make_context("serve", []).params)
+    given.listeners = [glb.bind(("127.0.0.1", 0))]
+    tls = {"ssl_context": server_context()}
+    with _stream_server(given.listeners[0], lambda *_: None, given, tls, None) as server:
+        server.start()
+        with connect(server.address) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                receive_all(client)
+    (record,) = caplog.records
+    text = r"TLS handshake with \('127\.0\.0\.1', \d+\) failed: HTTP_REQUEST"
+    assert record.levelname == "WARNING"
+    assert re.fullmatch(text, record.getMessage())
 
 
 def test_a_stream_has_none_of_them() -> None:

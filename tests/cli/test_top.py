@@ -205,9 +205,11 @@ def test_it_shows_what_the_server_counts() -> None:
         assert "100 accepted, 0 active, 100 completed, 0 failed" in " ".join(lines)
 
 
-@pytest.mark.parametrize("form", ["{host}:{port}", "http://{host}:{port}", "http://{host}:{port}/"])
+@pytest.mark.parametrize(
+    "form", ["{host}:{port}", "http://{host}:{port}", "http://{host}:{port}/", ":{port}", "{port}"]
+)
 def test_its_address_may_be_the_administrations_url(form: str) -> None:
-    """As ``glb serve`` prints it."""
+    """As ``glb serve`` prints it; a port alone is this machine's."""
     server = StreamServer(ANY, lambda *_: None, clones=2)
     with Admin(server, ANY) as admin:
         where = form.format(host="127.0.0.1", port=admin.address[1])

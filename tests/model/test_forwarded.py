@@ -71,6 +71,12 @@ def test_what_is_no_network_is_refused(wrong: str) -> None:
     assert f"got {wrong!r}" in str(caught.value)
 
 
+def test_what_has_no_networks_is_refused() -> None:
+    """With the value in the error."""
+    with pytest.raises(TypeError, match="proxies must be a string or several, got 10"):
+        TrustedProxies(10)  # type: ignore[arg-type]  # that is the point
+
+
 def test_a_network_with_a_hosts_bits_has_a_hint() -> None:
     """With the network that was meant."""
     with pytest.raises(ValueError, match=r"got '10\.0\.0\.1/8': did you mean 10\.0\.0\.0/8\?"):

@@ -539,6 +539,20 @@ def test_a_loop_that_does_not_end_is_killed_when_the_time_is_over(hubs: int, end
     assert sorted(killed) == [0, 1, 2, 3]
 
 
+@on_one_and_four_hubs
+def test_a_stop_ends_handlers_together_with_loops(hubs: int) -> None:
+    """Whatever ``spawn`` is: all that is left when the time is over is killed."""
+    holder = Holder()
+    with serve(default_accept_loop, holder, clones=4, hubs=hubs) as server:
+        server.start()
+        client = connect(server.address)
+        wait_until(lambda: server.active == 1)
+        server.stop(0.01)
+        assert server.active == 0
+        assert [each.failed for each in server.clone_stats()] == [1, 0, 0, 0]
+        client.close()
+
+
 def test_a_loop_may_use_its_time() -> None:
     """What it has accepted is finished, and what it gives to the server then is handled."""
     may_go, begun = Event(), Event()

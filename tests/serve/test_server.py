@@ -382,6 +382,15 @@ def test_a_listener_can_be_handed_in() -> None:
     assert entries() == []
 
 
+def test_a_listener_that_was_closed_is_refused() -> None:
+    """The error has its address."""
+    with glb.bind(LOCAL) as listener:
+        where = listener.address
+    with pytest.raises(OSError, match=f"the listener on .*{where[1]}.* is closed"):
+        StreamServer(listener, reply_ok)
+    assert entries() == []
+
+
 def test_a_socket_handed_in_is_closed_although_never_started() -> None:
     """As with gevent, the server owns what it was given."""
     listener = socket.socket()

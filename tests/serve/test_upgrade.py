@@ -412,7 +412,9 @@ def test_an_end_has_its_words(code: int, text: str) -> None:
     assert glb.upgrade._how(code) == text
 
 
-@pytest.mark.parametrize(("timeout", "error"), [(0, ValueError), ("1", TypeError)])
+@pytest.mark.parametrize(
+    ("timeout", "error"), [(0, ValueError), ("1", TypeError), (None, TypeError)]
+)
 def test_a_timeout_that_is_none_is_refused(timeout: Any, error: type[Exception]) -> None:
     """With the value in the text."""
     with pytest.raises(error, match="timeout must be"):

@@ -147,7 +147,7 @@ class SkippingClock:
 
 
 class Looks:
-    """Counts how often a drain, or a roll, looks for what is to be closed; it looks often."""
+    """Counts how often a drain, or a roll, looks for what is to be closed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._count = 0
@@ -158,7 +158,6 @@ class Looks:
             self._count += 1
 
         monkeypatch.setattr(DrainWorker, "_close_due", counted)
-        monkeypatch.setattr("glb.serve.drain_worker.LOOK_SECONDS", 0.01)
 
     def wait(self) -> None:
         """Wait until each of two hubs has begun to look since, and is done with it."""
