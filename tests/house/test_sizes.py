@@ -14,6 +14,7 @@ import glb
 pytestmark = pytest.mark.thorough
 
 MOST_LINES: Final = 500
+MOST_LINES_OF_LOAD_TESTS: Final = 8000
 
 HOME: Final = Path(glb.__file__).parent
 ROOT: Final = HOME.parent
@@ -42,6 +43,11 @@ def test_no_file_is_too_long() -> None:
     sizes = {path.relative_to(HOME).as_posix(): lines_of(path) for path in HOME.rglob("*.py")}
     found = {name for name, lines in sizes.items() if lines > MOST_LINES}
     assert not {name for name in found if not name.startswith("locust/")}
+
+
+def test_load_tests_stay_small() -> None:
+    """A new experiment is a few declarations, on what `loadtests.frame` has."""
+    assert sum(map(lines_of, (ROOT / "loadtests").rglob("*.py"))) <= MOST_LINES_OF_LOAD_TESTS
 
 
 def test_the_server_is_an_adapter() -> None:
