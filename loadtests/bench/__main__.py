@@ -16,9 +16,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Final
 
 from loadtests.frame.client import BROWSER, CLOSE, KEEP, Load, request
 from loadtests.frame.command import allow_descriptors
@@ -160,16 +160,12 @@ class Bench(Experiment):
         ),
     )
 
-    def __init__(self, contenders: Sequence[Contender], **sizes: Any) -> None:
-        super().__init__(contenders, **sizes)
-        # A server with 1,024 clones and its connections has more than the 1,024 that are usual.
-        room = max(1, allow_descriptors() - OTHER_DESCRIPTORS)
-        self.plan.crowd = min(self.plan.crowd, room)
-
     # System calls, order, memory and what idle connections cost come after the rounds: strace slows
     # what it watches, and the others need servers that are fresh.
     def questions(self) -> Iterator[Question]:
         plan, every, idle = self.plan, self.every, (*TCP_IDLE, *HTTP_IDLE)
+        # A server with 1,024 clones and its connections has more than the 1,024 that are usual.
+        plan.crowd = max(1, min(plan.crowd, allow_descriptors() - OTHER_DESCRIPTORS))
         warm_up = max(plan.connections // 5, 500)
         yield Question("bench", every, self._turn, plan.rounds, warm_up=warm_up)
         if shutil.which("strace"):
@@ -185,7 +181,8 @@ class Bench(Experiment):
             self.results.add(MANY.name, {CLONE_KIB: kib})
 
     def _turn(self, one: Contender, server: Server) -> None:
-        found = self.price(server)
+        self.price(one, server)
+        found: dict[Figure, float] = {}
         if one.is_http:
             load = self.load(server, "close", count=self.plan.connections, more=BROWSER)
             found[BROWSER_CPU] = load.price

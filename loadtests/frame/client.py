@@ -148,14 +148,6 @@ def exchange(port: int, text: str = "", *, source: str = "127.0.0.1") -> list[st
     return reply.decode().split()
 
 
-def ask_in_turn(port: int, count: int, *, http: bool = False) -> list[int]:
-    """Connect *count* times, one after the other; return the clone that answered each.
-
-    In Python: the answering clone does not depend on the speed.
-    """
-    return [int(exchange(port, request(CLOSE) if http else "")[-1]) for _ in range(count)]
-
-
 def compile_programs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """Compile client and C loop into *folder*, by ``$CC`` or ``cc``; return where they are."""
     programs = folder / "client", folder / "server"

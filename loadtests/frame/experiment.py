@@ -6,6 +6,7 @@ noisy for all. A contender that breaks is a line in the table, and not the end o
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import random
 import tempfile
@@ -21,7 +22,7 @@ import click
 
 from loadtests.bench.servers.job import Job
 
-from .client import Client, Load, Mode, ask_in_turn, compile_programs
+from .client import CLOSE, Client, Load, Mode, compile_programs, exchange, request
 from .command import QUICK, Tell, command_line, conduct, seed_option, wants_linux
 from .figures import CPU, ERRORS, OPEN_P99, P50, P99, P999, Figure, Results, draw
 from .process import Contender, Cpus, Server, pinned
@@ -136,7 +137,7 @@ class Experiment(ABC):
         self.cpus: Final = Cpus.available()
         self._random: Final = random.Random(seed)
         for one in contenders:
-            if not one.is_installed():
+            if one.needs and importlib.util.find_spec(one.needs) is None:
                 self.results.fail(one.name, "not installed")
 
     @abstractmethod
@@ -203,17 +204,21 @@ class Experiment(ABC):
         self.results.add(server.contender.name, {ERRORS: load.errors})
         return replace(load, server_seconds=seconds)
 
-    def price(self, server: Server) -> dict[Figure, float]:
-        """Return what a connection costs *server*, and how long clients wait."""
+    def price(self, one: Contender, server: Server) -> None:
+        """Note what a connection costs *one*, and how long clients wait."""
         load = self.load(server, "close", count=self.plan.connections)
         found = {**load.rate(), CPU: load.price, P50: load.p50, P99: load.p99, P999: load.p999}
         load = self.load(server, "open", seconds=self.plan.open_seconds, rate=OPEN_RATE)
-        return {**found, OPEN_P99: load.p99}
+        self.results.add(one.name, {**found, OPEN_P99: load.p99})
 
     def order(self, one: Contender, server: Server) -> None:
-        """Note in which order the places of *one* serve."""
-        count = max(ORDERED_CONNECTIONS, 2 * one.number)
-        answers = ask_in_turn(server.port, count, http=one.is_http)
+        """Note in which order clones, or servers, of *one* serve clients that come in turn."""
+        # In Python: the answering clone does not depend on the speed.
+        count, text = (
+            max(ORDERED_CONNECTIONS, 2 * one.number),
+            request(CLOSE) if one.is_http else "",
+        )
+        answers = [int(exchange(server.port, text)[-1]) for _ in range(count)]
         self.results.note_order(one.name, answers, one.number)
 
     def warm_up(self, server: Server, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import pathlib
 import select
@@ -49,9 +48,6 @@ class Contender:
     needs: str | None = None
     is_http: bool = False
     options: tuple[str, ...] = ()
-
-    def is_installed(self) -> bool:
-        return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
 @dataclass(frozen=True)

@@ -24,24 +24,8 @@ from loadtests.bench.servers.job import (
     Job,
 )
 from loadtests.frame.client import Served, exchange
-from loadtests.frame.experiment import (
-    LOAD,
-    ORDERED_CONNECTIONS,
-    Experiment,
-    Limit,
-    Question,
-    Shown,
-    Size,
-)
-from loadtests.frame.figures import (
-    BUSY,
-    CPU,
-    ERRORS,
-    OPEN_P99,
-    OUT_OF_ORDER,
-    RATE,
-    Figure,
-)
+from loadtests.frame.experiment import LOAD, Experiment, Limit, Question, Shown, Size
+from loadtests.frame.figures import BUSY, CPU, ERRORS, OPEN_P99, OUT_OF_ORDER, RATE, Figure
 from loadtests.frame.process import Contender, Server
 
 #: By how much the turns of clones differ: by 1 at most if they are exact. After a stall: when the
@@ -109,15 +93,13 @@ PRICE: Final = (
     _glb("price-4", "4 hubs", 4),
 )
 
-#: Which hub is blocked, of how many.
-STALLED: Final = {
-    "stall-gevent": (0, 1),
-    "stall-racing": (ANY_HUB, 4),
-    "stall-1": (0, 1),
-    "stall-4": (2, 4),
-    "stall-4-home": (0, 4),
-}
+#: Which hub is blocked, if it isn't the first.
+STALLED: Final = {"stall-racing": ANY_HUB, "stall-4": 2}
 BLOCKED: Final = ("stall-4", "stall-4-home")
+
+
+def hubs_of(one: Contender) -> int:
+    return int(one.options[0]) if one.options else one.number
 
 
 @dataclass(frozen=True)
@@ -209,35 +191,32 @@ class Hubs(Experiment):
 
     def questions(self) -> Iterator[Question]:
         rounds, few = self.plan.rounds, self.plan.stall_rounds
-        yield Question("order", ORDER, self._order, few, Job.ORDER)
+        for _ in range(few):
+            yield Question("order", ORDER, self._order, job=Job.ORDER)
         yield Question("stall", STALL, self._stall, few, Job.STALL, 160)
         yield Question("block", BLOCK, self._block, rounds, Job.BLOCK, 160)
-        yield Question("price", PRICE, self._price, rounds, warm_up=2000)
+        yield Question("price", PRICE, self.price, rounds, warm_up=2000)
 
     def _order(self, one: Contender, server: Server) -> None:
         self.order(one, server)
-        load = self.load(server, "close", count=ORDERED_CONNECTIONS)
+        load = self.load(server, "close", count=self.plan.connections)
         clones = [each.clone for each in load.connections]
         self.results.add(one.name, {SPREAD: spread(clones, one.number)})
 
     def _stall(self, one: Contender, server: Server) -> None:
-        hub, hubs = STALLED[one.name]
+        hub = STALLED.get(one.name, 0)
         seconds = STALL_BEFORE_SECONDS + STALL_MICROSECONDS / 1e6 + self.plan.stall_after_seconds
         with ThreadPoolExecutor(1) as pool:
             loading = pool.submit(self.load, server, "open", seconds=seconds, rate=STALL_RATE)
             time.sleep(STALL_BEFORE_SECONDS)
             stall = block(server.port, hub)
             seen = loading.result().connections
-        self.results.add(one.name, stall.figures(seen, hubs, one.number))
+        self.results.add(one.name, stall.figures(seen, hubs_of(one), one.number))
 
     def _block(self, one: Contender, server: Server) -> None:
         # As many as take as long, if hubs do what they could.
-        hubs = int(one.options[0]) if one.options else 1
-        count = round(BLOCK_RATE * hubs * self.plan.block_seconds)
+        count = round(BLOCK_RATE * hubs_of(one) * self.plan.block_seconds)
         self.results.add(one.name, self.load(server, "close", count=count).rate())
-
-    def _price(self, one: Contender, server: Server) -> None:
-        self.results.add(one.name, self.price(server))
 
 
 main = Hubs.command(__doc__)

@@ -195,7 +195,5 @@ def test_a_report_of_nothing_has_all_tables_and_keeps_no_promise() -> None:
     assert not answer.is_kept
     assert text.count("not measured") == len(Bench.promised)
     for contender in Bench.every:
-        assert re.search(
-            rf"^\| {re.escape(contender.title)} +\| not installed \|", text, re.MULTILINE
-        )
+        assert re.search(rf"\| {re.escape(contender.title)} +\| not installed \|", text)
     assert len(answer.tables) == len(Bench.shown)

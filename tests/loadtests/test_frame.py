@@ -280,9 +280,8 @@ def test_an_experiment_has_an_option_for_each_size_of_its_plan(
     done = runner.invoke(Sized.command("words"), words)
     assert done.exit_code == 1, done.output  # what is promised was not measured
     assert f"python -m loadtests.sized {line} --only two --seed 3\n" in done.output
-    plan = json.loads((tmp_path / "results.json").read_text())["answers"]["sized"]["details"][
-        "plan"
-    ]
+    written = json.loads((tmp_path / "results.json").read_text())
+    plan = written["answers"]["sized"]["details"]["plan"]
     assert (plan["rounds"], plan["wait_seconds"]) == sizes
     # What can't be is refused, with its value.
     assert "-1" in runner.invoke(Sized.command("words"), ["--rounds", "-1"]).output

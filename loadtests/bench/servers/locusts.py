@@ -83,12 +83,8 @@ def users(_job: Job, _number: int, kind: str, *plugins: str) -> None:
             self.host = next(hosts)
             super().__init__(environment)
 
-        if kind == "http":
-
-            @locust.task
-            def get(self) -> None:
-                self.client.get("/")
-
+    if kind == "http":
+        Client.tasks = [lambda user: user.client.get("/")]
     environment = Environment(user_classes=[Client], events=locust.events)
     runner = environment.create_local_runner()
     init: Any = locust.events.init
