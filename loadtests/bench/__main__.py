@@ -66,7 +66,6 @@ IDLE_CONNECTIONS: Final = 1000
 KEEP_SECONDS: Final = 1.0
 KEEP_CONCURRENCY: Final = 16
 
-
 TCP: Final = (
     Contender("c", "bare C loop", None),
     Contender("gevent", "gevent StreamServer", "streams:racing"),

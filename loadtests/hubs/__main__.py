@@ -68,25 +68,21 @@ def _glb(name: str, title: str, hubs: int, policy: str = "round_robin") -> Conte
     return Contender(name, f"glb, {title}", "streams:glb", clones, options=options)
 
 
-def _gevent(name: str) -> Contender:
-    return Contender(name, "gevent StreamServer", "streams:racing")
-
-
 ORDER: Final = (_glb("order-4", "4 hubs", 4),)
 STALL: Final = (
-    _gevent("stall-gevent"),
+    Contender("stall-gevent", "gevent StreamServer", "streams:racing"),
     Contender("stall-racing", "gevent, 4 hubs in 4 threads", "streams:threads", 4),
     _glb("stall-1", "1 hub", 1),
     _glb("stall-4", "4 hubs, hub 2 blocked", 4),
     _glb("stall-4-home", "4 hubs, hub 0 blocked", 4),
 )
 BLOCK: Final = (
-    _gevent("block-gevent"),
+    Contender("block-gevent", "gevent StreamServer", "streams:racing"),
     _glb("block-1", "1 hub", 1),
     *(_glb(f"block-{hubs}", f"{hubs} hubs", hubs) for hubs in (2, 4, 8, 16)),
 )
 PRICE: Final = (
-    _gevent("price-gevent"),
+    Contender("price-gevent", "gevent StreamServer", "streams:racing"),
     _glb("price-1", "1 hub", 1),
     _glb("price-2", "2 hubs", 2),
     _glb("price-2-first", "2 hubs, the first first", 2, "first"),
