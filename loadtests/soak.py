@@ -177,7 +177,7 @@ class Life(life.Life):
 
     def _replace(self, service: Service, dice: random.Random) -> str:
         server = dice.choice(service.staying)
-        handle, resized = self.handler(service.kind, server.marks), server.marks.resized
+        handle, resized = self.work.handler(service.kind, server.marks), server.marks.resized
         waits = dice.random() < 0.7
         clones = [*range(len(server.clone_stats()))]
         way = dice.choice(["replace_clone", "roll", "roll with a factory"])

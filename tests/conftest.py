@@ -26,12 +26,14 @@ from .support.examples import try_fewer
 #: They import locust, which patches the process: test_locust.py runs each in one of its own.
 collect_ignore_glob = ["locust/*_checks.py"]
 
-#: How often glb looks for what no event tells of, in seconds. Hundreds of tests come to each of
-#: these: with its own, which spare a server's CPU, they would wait a tenth of a run.
+#: How often glb looks for what no event tells of, in seconds, and the notice that idle clients
+#: have. Hundreds of tests come to each of these: with its own, which spare a server's CPU, they
+#: would wait a tenth of a run.
 LOOKS: Final = {
     "glb.serve.drain.CALLERS_LOOK_SECONDS": 0.005,
     "glb.serve.drain.DELAY_LOOK_SECONDS": 0.005,
     "glb.serve.drain_worker.LOOK_SECONDS": 0.005,
+    "glb.serve.drain_worker.NOTICE_SECONDS": 0.0,
     "glb.upgrade.LOOK_SECONDS": 0.005,
 }
 

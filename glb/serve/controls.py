@@ -158,9 +158,10 @@ class Controls:
         Handlers in flight finish. HTTP connections are closed when no request is under way, after a
         reply with ``Connection: close`` where there is one; so are those whose handler is in
         `glb.idle`; with TLS they get a close_notify. A client that has just connected has a second
-        for its first request, from then on, or from the drain's beginning if that was later. What
-        remains at the deadline is killed. The address is free as soon as its accept queue is empty,
-        long before that.
+        for its first request, from then on, or from the drain's beginning if that was later. An
+        idle HTTP connection stays open for 0.3 seconds: a client that is busy on it learns of the
+        end by the reply to its next request. What remains at the deadline is killed. The address is
+        free as soon as its accept queue is empty, long before that.
 
         A second call waits for the same end. A handler that drains its own server doesn't wait for
         itself.

@@ -143,7 +143,9 @@ class Draining:
         for name, seconds in {"spread": spread, "linger": linger, "delay": delay}.items():
             check_seconds(name, seconds, may_be_zero=True, may_be_none=False)
         began = monotonic() + delay
-        plan = DrainPlan(timeout, kill=True, closes_idle=True, spread=spread, began=began)
+        plan = DrainPlan(
+            timeout, kill=True, closes_idle=True, spread=spread, began=began, delay=delay
+        )
         with REGISTRY.lock:
             drain, is_first = self._drain, self._drain is None
             if drain is None:

@@ -31,6 +31,12 @@ __all__ = ["DrainPlan", "DrainWorker", "begin", "finish", "wait_for_handlers"]
 # takes to send it; a browser that connects in advance holds a drain up for no longer than that.
 FIRST_REQUEST_SECONDS: Final = 1.0
 
+# So long an idle HTTP connection that has had a request stays open: a client that is busy on it
+# learns of the end by its next reply's ``Connection: close``. If it were closed at once, the
+# client's next request could meet the end of it on the way.
+# Source: nginx's ``keepalive_min_timeout``.
+NOTICE_SECONDS: Final = 0.3
+
 # How often it is looked for what has become idle meanwhile.
 LOOK_SECONDS: Final = 0.05
 
@@ -51,6 +57,7 @@ class DrainPlan:
         spread: Over how many seconds that is spread. With more than 0, connections that have
             no requests, but a stream or a websocket, are closed in the same way.
         began: On `time.monotonic`'s clock. It may be to begin later.
+        delay: For how many seconds before that replies have said that connections will be closed.
         announced: When the first of several plans began, of which this one is a part.
         lingers: Whether connections may still come: then it isn't over when there are none.
         leaves_callers: Whether handlers are left alone that wait for others' end themselves.
@@ -64,6 +71,7 @@ class DrainPlan:
     closes_idle: bool = False
     spread: float = 0.0
     began: float = field(default_factory=lambda: monotonic())  # noqa: PLW0108  # found when it is called
+    delay: float = 0.0
     announced: float | None = None
     lingers: bool = False
     leaves_callers: bool = True
@@ -102,6 +110,12 @@ class DrainPlan:
         return max(since, announced) + seconds
 
     @property
+    def notice(self) -> float:
+        """For how many seconds idle HTTP connections stay open: see `NOTICE_SECONDS`."""
+        seconds = max(0.0, NOTICE_SECONDS - self.delay)
+        return seconds if self.timeout is None else min(seconds, self.timeout / 2)
+
+    @property
     def until(self) -> float:
         """When their time is over, on `time.monotonic`'s clock."""
         return FOREVER if self.timeout is None else self.began + self.timeout
@@ -130,6 +144,8 @@ class DrainWorker:
         until_idle: bool = False,
     ) -> None:
         self._worker: Final = worker
+        # Any one: they are of one server. None is left of a hub whose clones have all gone.
+        self._acceptor: Final = [*worker.acceptors][:1]
         self._plan: Final = plan
         self._until_idle: Final = until_idle
         self._is_wanted: Final = is_wanted
@@ -146,6 +162,8 @@ class DrainWorker:
                 for each in [*self._left.values()]:
                     if worker.wait_of(each.greenlet) is not None:
                         del self._left[id(each.args)]
+        # When idle HTTP connections were seen first, by the identity of their handlers' arguments.
+        self._seen: dict[int, float] = {}
         # When connections are to be closed, earliest first; without a window at once.
         self._due: dict[int, float] = {}
         self._open: dict[int, InUse] = {}
@@ -247,7 +265,8 @@ class DrainWorker:
             self.closed += 1
         else:
             self.finished += 1
-        if self._due:  # another connection may have the same identity after it
+        self._seen.pop(key, None)  # another connection may have the same identity after it
+        if self._due:
             self._due.pop(key, None)
             self._open.pop(key, None)
         if args is None or self._count() <= 0:
@@ -265,7 +284,7 @@ class DrainWorker:
             for greenlet, wait in [*idle.waits.items()]:
                 args = self._worker.args_of(greenlet)
                 key = id(args)
-                if args is None or not self._is_open(key) or now < self._due_of(key, wait):
+                if args is None or not self._is_open(key) or now < self._due_of(key, wait, now):
                     continue
                 if idle.tell(greenlet):
                     self._closing.add(key)
@@ -290,10 +309,16 @@ class DrainWorker:
     def _is_open(self, key: int) -> bool:
         return key not in self._closing and (self._left is None or key in self._left)
 
-    def _due_of(self, key: int, wait: Wait) -> float:
+    def _due_of(self, key: int, wait: Wait, now: float) -> float:
         # Connections that came later have no share in the window.
-        due = self._due.get(key, self._plan.began)
-        return due if wait[2] else max(due, self._plan.first_request_until(wait[1]))
+        due, plan = self._due.get(key, self._plan.began), self._plan
+        sock, since, has_served = wait
+        if not has_served:
+            return max(due, plan.first_request_until(since))
+        # A stream has no reply that could announce anything.
+        if any(each.server.is_long_lived(sock) for each in self._acceptor):
+            return due
+        return max(due, self._seen.setdefault(key, now) + plan.notice)
 
     def _kill(self, but: Collection[int] = ()) -> None:
         worker = self._worker

@@ -180,9 +180,8 @@ class Checks:
         self._none("a clone stands in line once if it is ready, and otherwise doesn't", wrong)
         length, order = len(turns.ring), [*turns.ring.ready()]
         detail = f"{length=}, {ready=}, {order=}"
-        self._hold("the ring is as long as its teams", length == ready, detail)
-        is_each_once = len({*order}) == len(order) == ready
-        self._hold("the ring yields each ready clone once", is_each_once, detail)
+        is_each_once = len({*order}) == len(order) == ready == length
+        self._hold("the ring yields each ready clone once, and counts them", is_each_once, detail)
 
     def _look_at_team(self, server: Any, worker: Any, listed: int) -> None:
         team, dispatcher = worker.team, worker.dispatcher

@@ -78,10 +78,12 @@ class Client:
         sock = self.sock or self.connect()
         try:
             request, is_last = new_request(verb, size), is_last and self.is_http
-            found = traffic.ask(sock, request, is_http=self.is_http, is_last=is_last)
+            found = traffic.ask(
+                sock, request, is_http=self.is_http, is_last=is_last, is_kept=self.replies > 0
+            )
         except (OSError, Fate) as error:
-            if traffic.fate_of(error) in {"closed", "reset"} and (self._is_late or self.replies):
-                raise Fate(LATE if self._is_late else traffic.RACED) from error
+            if self._is_late and traffic.fate_of(error) in traffic.ENDED:
+                raise Fate(LATE) from error
             raise
         self.replies += 1
         self._is_late = False

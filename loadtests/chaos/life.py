@@ -25,7 +25,7 @@ from gevent.util import print_run_info
 from .checks import Checks, watch_moves
 from .service import Service
 from .tally import Tally
-from .work import Marks, Planned, Work
+from .work import Planned, Work
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,6 @@ class Life(logging.Handler):
         """Return the arguments of another server, and what to call them."""
         return {"hubs": self.plan.hubs, "clones": self.plan.clones}, "no limit"
 
-    def handler(self, kind: str, marks: Marks) -> Any:
-        """Return another handler, or application, for the server with *marks*."""
-        return self.work.handler(kind, marks)
-
     def is_planned(self, error: object) -> bool:
         """Note *error*, which gevent or Python reports; return ``False`` if it must not be."""
         if isinstance(error, Planned):
@@ -105,9 +101,8 @@ class Life(logging.Handler):
     # -- what the command asks for --------------------------------------------------------------
 
     def serve(self) -> dict[str, int]:
-        """Start servers, in place of those that are there. Return the ports, by kind."""
+        """Start servers. Return the ports, by kind."""
         for service in self.services:
-            service.retire_all()
             service.add(self.dice)
         return {each.kind: each.address[1] for each in self.services}
 

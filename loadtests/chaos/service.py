@@ -32,8 +32,6 @@ RESTARTED: Final = 0.25
 #: silence.
 HALF_IS_BAD: Final = ("left within the head of a request", "silent within the head of a request")
 
-NOWHERE: Final = ("127.0.0.1", 0)
-
 
 class Service:
     """The servers at one address, oldest first, as long as they have handlers.
@@ -47,7 +45,7 @@ class Service:
         self.kind: Final = kind
         self.servers: list[Any] = []
         self.leaving: set[Any] = set()
-        self.address: Any = NOWHERE
+        self.address: Any = ("127.0.0.1", 0)
         self._life: Final = life
         # What servers that have ended had accepted.
         self._accepted_before = 0
@@ -83,7 +81,7 @@ class Service:
         arguments, name = life.arguments(dice)
         arguments["reuse_port"] = True
         marks = Marks()
-        handle = life.handler(self.kind, marks)
+        handle = life.work.handler(self.kind, marks)
         if self.kind == "stream":
             server = StreamServer(self.address, handle, **arguments)
         else:
@@ -138,12 +136,9 @@ class Service:
         self._ended = server
 
     def retire_all(self) -> None:
-        """End all servers, at once, and start none of them again. Then the address is free."""
+        """End all servers, at once."""
         ends = [gevent.spawn(self.retire, each, "drain") for each in self.staying]
         gevent.joinall(ends, raise_error=True)
-        self._ended = None
-        self._accepted_before = 0
-        self.address = NOWHERE
 
     def left(self) -> list[object]:
         """Return what isn't as it should be while nothing goes on."""

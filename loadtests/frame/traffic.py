@@ -51,6 +51,9 @@ GOOD: Final = "good"
 #: on its way before the request, and only the server knows whether it had begun.
 RACED: Final = "raced"
 
+#: Those of one without a byte of the reply.
+ENDED: Final = frozenset({"closed", "reset"})
+
 _FATES: Final[Mapping[type[BaseException], str]] = {
     ConnectionRefusedError: "refused",
     ConnectionResetError: "reset",
@@ -168,11 +171,18 @@ def read_reply(receive: Callable[[], bytes], request: Request, *, is_http: bool)
         receive: Returns some bytes, none at the end.
 
     Raises:
+        ConnectionError: There was none.
         Fate: "closed", there was none; "broken", a part of one; or it is another.
     """
     data = b""
     while (found := parse(data, request, is_http=is_http)) is None:
-        if not (piece := receive()):
+        try:
+            piece = receive()
+        except ConnectionError as error:
+            if data:
+                raise Fate("broken", f"{error} after {data[:80]!r}") from error
+            raise
+        if not piece:
             raise Fate("broken", f"the end after {data[:80]!r}") if data else Fate("closed")
         data += piece
     return found
@@ -204,14 +214,24 @@ def reset(sock: Any) -> None:
     sock.close()
 
 
-def ask(sock: Any, request: Request, *, is_http: bool, is_last: bool = False) -> Reply:
+def ask(
+    sock: Any, request: Request, *, is_http: bool, is_last: bool = False, is_kept: bool = False
+) -> Reply:
     """Send *request*, and return the reply; after which the end has to come, if it *is_last*.
+
+    Args:
+        is_kept: There was a reply before, and *sock* may end.
 
     Raises:
         OSError, Fate: There is none that is good.
     """
-    sock.sendall(request.encode(is_http=is_http, is_last=is_last))
-    found = read_reply(partial(sock.recv, CHUNK), request, is_http=is_http)
+    try:
+        sock.sendall(request.encode(is_http=is_http, is_last=is_last))
+        found = read_reply(partial(sock.recv, CHUNK), request, is_http=is_http)
+    except (OSError, Fate) as error:
+        if is_kept and fate_of(error) in ENDED:
+            raise Fate(RACED) from error
+        raise
     if is_last and (rest := sock.recv(CHUNK)):
         raise Fate("more than a reply", f"{rest[:80]!r}")
     return found
@@ -342,18 +362,17 @@ class Traffic:
         # Not when it was due: it was held up by this process alone.
         began = self._open[request.number] = monotonic_ns()
         words: Sequence[str] = ()
+        is_kept = sock is not None
         try:
             if sock is None:
                 sock = connect(place)
                 self._counts["connected"] += 1
             name = "{}:{}".format(*sock.getsockname()) if names_us else ""
-            words, ends = ask(sock, request, is_http=is_http, is_last=is_last)
+            words, ends = ask(sock, request, is_http=is_http, is_last=is_last, is_kept=is_kept)
             fate = GOOD if not names_us or words[0] == name else "another's address"
             self._counts["told"] += ends
         except (OSError, Fate) as error:
             fate, ends = fate_of(error), True
-            if not is_last and fate in {"closed", "reset"}:
-                fate = RACED
         self._visits.append(Visit(request.number, began, monotonic_ns(), fate, words))
         del self._open[request.number]
         if (ends or is_last) and sock is not None:

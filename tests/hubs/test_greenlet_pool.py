@@ -8,13 +8,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import gc
-import math
 import os
-import random
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,19 +29,18 @@ import glb
 from glb.hubs import greenlet_pool, handler_greenlets, proof
 from glb.hubs.greenlet_pool import HandlerGreenlet, HandlerPool, Handlers, handlers_here
 from glb.server import StreamServer
-from loadtests.chaos.traces import (
+
+from ..support.helpers import Holder, ask, close_all, connect, let_hub_turn, receive_all, wait_until
+from ..support.traces import (
     BY_CONTEXT,
     BY_TRACER,
     TRACES,
-    Fuzz,
     OwnExit,
     assert_fresh,
     fail,
     here,
     wait_for_answer,
 )
-
-from ..support.helpers import Holder, ask, close_all, connect, let_hub_turn, receive_all, wait_until
 
 LOCAL = ("127.0.0.1", 0)
 
@@ -1719,55 +1715,3 @@ def test_other_spawns_are_gevents(make_spawn: Callable[[], Any], created: list[N
     assert len({*kept}) == (1 if spawn is None else 5)
     assert kept[0] is hub or all(greenlet.dead for greenlet in kept)
     assert created == []
-
-
-# -- all at once --------------------------------------------------------------------------------
-
-FUZZ_CONNECTIONS = int(os.environ.get("GLB_FUZZ_CONNECTIONS", "3000"))
-FUZZ_SEED = os.environ.get("GLB_FUZZ_SEED") or str(random.randrange(10**9))
-#: What a test does within its 60 seconds on any machine, and to spare.
-FUZZ_ROUND = 5000
-FUZZ_ROUNDS = max(2, math.ceil(FUZZ_CONNECTIONS / FUZZ_ROUND))
-
-
-@pytest.mark.parametrize("turn", range(FUZZ_ROUNDS))
-def test_nothing_is_left_of_any_handler(
-    turn: int, created: list[None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever handlers leave behind, the next one finds nothing (GLB_FUZZ_CONNECTIONS)."""
-    connections = math.ceil(FUZZ_CONNECTIONS / FUZZ_ROUNDS)
-    seed = f"{FUZZ_SEED}-{turn}"
-    print(f"GLB_FUZZ_CONNECTIONS={FUZZ_CONNECTIONS} GLB_FUZZ_SEED={FUZZ_SEED}, turn {turn}")
-    fuzz = Fuzz(seed)
-    begun = time.perf_counter()
-    with monkeypatch.context() as patch:
-        patch.setattr(gevent.get_hub(), "handle_error", fuzz.report)
-        spawn: Any = ("default", 12)[turn % 2]
-        with StreamServer(LOCAL, fuzz, clones=3, spawn=spawn) as server:
-            fuzz.server = server
-            server.start()
-            waiting = iter(range(connections))
-
-            def client() -> None:
-                for _ in waiting:
-                    with contextlib.suppress(ConnectionError):  # closed before the answer came
-                        talk(connect(server.address))
-
-            gevent.joinall([gevent.spawn(client) for _ in range(20)], raise_error=True)
-            wait_until(lambda: fuzz.done == connections)
-            fuzz.end()
-            let_hub_turn()
-            stats = server.clone_stats()
-        let_hub_turn()
-    seconds = time.perf_counter() - begun
-    print(f"{connections} connections in {seconds:.1f} s, {len(created)} greenlets")
-    print(", ".join(f"{what}: {count}" for what, count in sorted(fuzz.counts.items())))
-    fuzz.look()
-    assert fuzz.faults == []
-    assert sum(clone.accepted for clone in stats) == connections == fuzz.begun
-    assert sum(clone.completed + clone.failed for clone in stats) == connections
-    assert sum(clone.active for clone in stats) == 0
-    assert len(created) < connections * 0.9, "nothing was used again"
-    assert isinstance(spawn, str) or (len(server.pool), server.pool._semaphore.counter) == (0, 12)
-    fuzz.values.clear()
-    assert alive() == 0

@@ -21,8 +21,8 @@ import glb
 from glb.hubs import greenlet_pool
 from glb.hubs.greenlet_pool import PROOF, HandlerGreenlet, Handlers, Proof
 from glb.hubs.proof import count
-from loadtests.chaos.traces import BY_TRACER
 
+from ..support.traces import BY_TRACER
 from .test_greenlet_pool import (
     COUNTING,
     tracer_is_not_counted,  # noqa: F401  # a fixture

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from loadtests.chaos.tally import Tally
-from loadtests.isolation import isolate
+from ..support.helpers import run_load_test
 
 pytestmark = [
     pytest.mark.process,
@@ -27,7 +26,7 @@ def give_anyway(self, hub):
 handlers.Proof.give = give_anyway
 """
 
-# Nothing is used again, and the log doesn't say so.
+# Nothing is used again, and glb doesn't say why.
 SILENT = """
 from glb.hubs import greenlet_pool as handlers
 def refuse(self, hub):
@@ -45,35 +44,34 @@ def give_and_waste(self, hub):
 handlers.Proof.give = give_and_waste
 """
 
-SERVERS = """
+CAMPAIGN = """
 {fault}
-from loadtests.frame.worker import serve
-from loadtests.isolation import COMMANDS
-serve(COMMANDS)
+from loadtests.isolation import main
+main()
 """
 
 
-def run(fault: str = "", hubs: int = 1) -> Tally:
-    """Return what was found of 600 connections to servers with a *fault*."""
-    return isolate(600, hubs, 1, (sys.executable, "-c", SERVERS.format(fault=fault)))
+def run(fault: str = "", hubs: int = 1) -> str:
+    """Return what is said of 3000 connections to servers with a *fault*; nothing is well."""
+    words = f"--connections 3000 --hubs {hubs} --seed 1".split()
+    status, said = run_load_test("isolation", *words, program=CAMPAIGN.format(fault=fault))
+    assert status in (0, 1), said
+    return said if status else ""
 
 
-@pytest.mark.parametrize("hubs", [1, 2])
-def test_a_short_run_finds_nothing(hubs: int) -> None:
+def test_a_short_run_finds_nothing() -> None:
     """Each handler is fresh, what is kept is not used again, and what is not kept is."""
-    tally = run(hubs=hubs)
-    assert (tally.violated, tally.found) == ({}, [])
-    assert tally.counts["connections"] == 600 > tally.counts["greenlets"] > 0
+    assert run(hubs=3) == ""
 
 
 def test_greenlets_that_are_used_again_too_soon_are_found() -> None:
     """What earlier handlers left is met by later ones, and so are greenlets that were kept."""
-    tally = run(BLIND)
-    met = [what for *_, what in tally.found if "a handler meets nothing of another's" in what]
-    assert any("assert" in what for what in met), tally.found  # and what it looked at
+    found = run(BLIND)
+    assert "assert weakref.getweakrefcount(greenlet) == BY_TRACER" in found  # what it looked at
+    assert "its greenlet is another's as well" in found
 
 
 def test_greenlets_that_are_never_used_again_are_found() -> None:
-    """If the log doesn't say why; or all is proved, and they aren't in spite of that."""
-    assert run(SILENT).violated["or the log says that it isn't"]
-    assert run(WASTEFUL).violated["a greenlet without a trace is used again"]
+    """If glb doesn't say why; or all is proved, and they aren't in spite of that."""
+    assert "are enough: <Proof is_given=False reason=''>" in run(SILENT)
+    assert "are enough: <Proof is_given=True reason=''>" in run(WASTEFUL)

@@ -16,6 +16,9 @@ import gevent
 import gevent.server
 import pytest
 
+from loadtests.chaos.clients import Client, Crowd
+from loadtests.chaos.life import Plan
+from loadtests.chaos.tally import Tally
 from loadtests.frame.traffic import (
     Fate,
     Request,
@@ -137,6 +140,37 @@ def test_a_reply_is_whole_or_none(size: int) -> None:
         parse(body + b"x", request, is_http=False)
 
 
+class ResetWithin:
+    """A kept connection whose peer resets it after some *pieces* of a later reply."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = iter(pieces)
+
+    def recv(self, _size: int) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    def sendall(self, _data: bytes) -> None: ...
+
+    def setsockopt(self, *_option: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("pieces", "fate"), [([], "raced"), ([b"HTTP/1.1 ", b"200"], "broken")])
+def test_a_reset_within_a_later_reply_is_a_loss(pieces: list[bytes], fate: str) -> None:
+    """Before its first byte it is a race; after that the client has lost a reply."""
+    traffic = Traffic()
+    assert traffic._ask(0, ResetWithin(*pieces), True, False, False) is None
+    assert [visit.fate for visit in traffic.depart()["visits"]] == [fate]
+    client = Client(Crowd(Plan(), Tally(0.0), {"http": 0}, 1.0), "http", 0.0)
+    client.sock, client.replies = ResetWithin(*pieces), 1
+    with pytest.raises(Fate) as caught:
+        client.ask("reply", 0)
+    assert caught.value.name == fate
+
+
 class Careless:
     """A handler of streams that has an end of its own for each connection, by turns."""
 
@@ -190,30 +224,32 @@ def test_a_client_without_an_end_is_not_left_out(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_kept_connection_that_ends_unasked_is_no_failure() -> None:
-    """One that ends with a request on its way is raced, and the server is asked whose fault."""
+    """One that ends with a later request on its way is raced; with the first, it is a loss."""
     ends: list[Any] = []
 
     def handle(sock: Any, _peer: Any) -> None:
-        asked = sock.recv(1000)
-        if len(ends) % 2:
+        asked, end = sock.recv(1000), len(ends) % 3
+        if end > 0:
             body = reply(Request.decode(asked.decode().split()[1]))
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        if end > 1:
+            sock.recv(1000)
         ends.append(sock)  # which is closed now
 
     server, port = _serve(handle)
     try:
         traffic = Traffic()
         traffic.keep(port, 1, 0.001, 1)
-        wait_until(lambda: len(ends) >= 6)
+        wait_until(lambda: len(ends) >= 9)
         found = traffic.depart()
     finally:
         server.stop()
     fates = [visit.fate for visit in found["visits"]]
-    assert {*fates} == {"good", "raced"}
-    assert fates.count("good") >= 2
-    assert fates.count("raced") >= 3
+    assert {*fates} == {"good", "raced", "closed"}
+    assert fates.count("good") >= 5
+    assert fates.count("closed") >= 3
     assert found["counts"]["met the end"] >= 1
-    assert found["counts"]["connected"] >= 6
+    assert found["counts"]["connected"] >= 9
 
 
 def test_another_address_than_the_clients_own_is_a_failure() -> None:

@@ -22,6 +22,7 @@ from glb.hubs.threads import HubThread
 from glb.model.states import State
 from glb.model.stats import DrainReport
 from glb.pywsgi import WSGIHandler, WSGIServer
+from glb.serve.drain_worker import DrainPlan
 from glb.server import StreamServer
 
 from ..support.engine import admission_of, callers_of, idle_here, workers_of
@@ -196,6 +197,42 @@ def test_a_client_that_has_just_connected_has_time_for_a_first_request(
     assert silent.recv(10) == b""
     assert counts(draining.get()) == (1, 1, 0)
     close_all([speaks, silent])
+
+
+@pytest.mark.parametrize("hubs", [1, 2])
+def test_a_busy_kept_alive_client_learns_of_the_end_by_a_reply(
+    monkeypatch: pytest.MonkeyPatch, hubs: int
+) -> None:
+    """Its connection isn't closed while its next request may be on the way."""
+    looks = Looks(monkeypatch)
+    monkeypatch.setattr("glb.serve.drain_worker.NOTICE_SECONDS", 1000.0)
+    application = Application()
+    application.may_reply.set()
+    server = WSGIServer(LOCAL, application, clones=2, hubs=hubs, log=None)
+    server.start()
+    busy, silent = connect(server.address), connect(server.address)
+    for client in (busy, silent):
+        assert b"Connection: close\r\n" not in request(client)
+    draining = begin_drain(server)
+    looks.wait()
+    assert b"Connection: close\r\n" in request(busy)
+    assert busy.recv(10) == b""
+    wait_until(lambda: server.active == 1)
+    looks.wait()
+    assert server.active == 1
+    monkeypatch.setattr("glb.serve.drain_worker.NOTICE_SECONDS", 0.0)
+    assert silent.recv(10) == b""
+    assert counts(draining.get()) == (1, 1, 0)
+    close_all([busy, silent])
+
+
+def test_a_notice_is_no_longer_than_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what handlers have, at most; and replies have announced the end during a delay."""
+    monkeypatch.setattr("glb.serve.drain_worker.NOTICE_SECONDS", 4.0)
+    assert DrainPlan(None, kill=True).notice == 4
+    assert DrainPlan(2, kill=True).notice == 1
+    assert DrainPlan(None, kill=True, delay=1).notice == 3
+    assert DrainPlan(None, kill=True, delay=9).notice == 0
 
 
 def test_a_handler_class_of_gevents_own_drains_by_requests_and_deadline() -> None:
