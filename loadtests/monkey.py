@@ -4,25 +4,21 @@
 
 Programs of the standard library under gevent's patch and under glb's, each in a process of its
 own, in interleaved rounds: CPU time a connection, and gevent's patch beside itself, to tell what
-is noise. Then four copies on one address, by SO_REUSEPORT: is the order exact? Printed are tables,
-and what glb promises beside what was measured; JSON and Markdown are written to a folder. Exit
-status 0 only if every promise was measured and kept.
+is noise. Then four copies on one address, by SO_REUSEPORT: is the order exact?
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from loadtests.bench.servers.job import Job
-from loadtests.bench.servers.patched import GEVENT, GLB, GLB_SOCKETS
-from loadtests.frame.client import Load, exchange
-from loadtests.frame.experiment import Experiment, Limit, Question, Shown, size
-from loadtests.frame.experiment import Plan as AnyPlan
+from loadtests.frame.client import GIVE_UP_SECONDS, Load, Mode
+from loadtests.frame.experiment import Experiment, Limit, Question, Shown, Size
 from loadtests.frame.figures import CPU, ERRORS, FAIRNESS, OUT_OF_ORDER
-from loadtests.frame.process import Contender, Cpus, Server
+from loadtests.frame.process import Contender, Server
+from loadtests.frame.worker import Worker
 
 #: What a program may cost that has no use for glb, beside its cost under gevent's patch.
 COST_MAX: Final = 1.03
@@ -42,23 +38,21 @@ PROGRAMS: Final = {
 #: Whose patch, and the program's argument for it. What the others are compared with is the first,
 #: which is there once more: by how much it differs from itself is what nothing here can resolve.
 SIDES: Final = {
-    "gevent": ("gevent's", GEVENT),
-    "again": ("gevent's, again", GEVENT),
-    "glb-sockets": ("glb's, without servers", GLB_SOCKETS),
-    "glb": ("glb's", GLB),
+    "gevent": ("gevent's", "gevent"),
+    "again": ("gevent's, again", "gevent"),
+    "glb-sockets": ("glb's, without servers", "glb-sockets"),
+    "glb": ("glb's", "glb"),
 }
-
-#: What `clients` talk to. It has no patch, and runs where the client does.
-ECHO: Final = Contender("echo", "what sends back what comes", "streams:glb_echo")
 
 
 def _group(program: str, copies: int, *sides: str) -> list[Contender]:
-    group, places = (f"{program}-{copies}", copies) if copies > 1 else (program, 0)
-    what = f"{PROGRAMS[program]}, {copies} copies" if places else PROGRAMS[program]
+    group, what = program, PROGRAMS[program]
+    if copies > 1:
+        group, what = f"{program}-{copies}", f"{what}, {copies} copies"
     is_http = program in ("http", "selects")
     return [
         Contender(
-            f"{group}-{side}", f"{what}: {SIDES[side][0]}", f"patched:{program}", copies, places,
+            f"{group}-{side}", f"{what}: {SIDES[side][0]}", f"patched:{program}", copies,
             is_http=is_http, options=(SIDES[side][1],),
         )
         for side in sides
@@ -71,20 +65,17 @@ GROUPS: Final = {name: _group(name, 1, *SIDES) for name in PROGRAMS}
 COPIED: Final = {f"{name}-4": _group(name, 4, "gevent", "glb") for name in [*PROGRAMS][:-1]}
 
 
-@dataclass(frozen=True)
-class Plan(AnyPlan):
-    rounds: int = size(9, 2, "Each with processes of its own.")
-    connections: int = size(4000, 400, "Of each contender in a round.", least=10)
-    #: So few that the kernel's queues stay short; so many that a server finds several ready when it
-    #: wakes, as with a load.
-    concurrency: int = size(16, words="Connections at a time.")
-    turns: int = size(20, 4, "Among which they are divided.")
-
-
-class Monkey(Experiment[Plan]):
+class Monkey(Experiment):
     name = "monkey"
     every = tuple(one for group in (GROUPS | COPIED).values() for one in group)
-    numbers = Plan
+    sizes = (
+        Size("rounds", 9, 2),  # each with processes of its own
+        Size("connections", 4000, 400),  # of each contender in a round
+        # So few that the kernel's queues stay short; so many that a server finds several ready when
+        # it wakes, as with a load.
+        Size("concurrency", 16, 16),
+        Size("turns", 20, 4),  # among which they are divided
+    )
     settle_seconds = 0.01  # a third of what is usual: turns are many, and each end weighs as much
     promised = (
         *(
@@ -109,28 +100,27 @@ class Monkey(Experiment[Plan]):
         # Of all servers: the order of names in dictionaries is worth a percent, by chance.
         os.environ["PYTHONHASHSEED"] = "0"
         turns = min(self.plan.turns, self.plan.connections)
-        with self.start(ECHO, cpus=Cpus(self.cpus.client, self.cpus.client)) as echo:
-
-            def ask(server: Server, count: int) -> Load:
-                one, many = server.contender, self.plan.concurrency
-                if one.program != "patched:clients":
-                    return self.client.close(server.port, count, many, http=one.is_http)
-                answered = int(exchange(server.port, f"{echo.port} {count}")[0])
-                return Load(answered, count - answered, 0, 0, 0, 0, 0)
-
-            def begin(server: Server) -> None:
-                if ask(server, WARM_UP).count < WARM_UP / 2:
-                    raise RuntimeError(f"doesn't answer: {server.last_words()}")
-
-            def turn(one: Contender, server: Server) -> None:
-                load = self.load(server, lambda: ask(server, self.plan.connections // turns))
-                self.results.add(one.name, {CPU: load.price})
-
+        # What `clients` talk to. It has no patch, and runs where the client does.
+        with Worker("loadtests.target.servers", self.cpus.client) as echo:
+            self._echo_port = echo.ask("serve").rpartition(":")[2]
             for number in range(1, self.plan.rounds + 1):
                 for name, group in self.shuffled([*(GROUPS | COPIED).items()]):
-                    yield Question(f"{name}, round {number}", group, turn, turns, begin=begin)
+                    title = f"{name}, round {number}"
+                    yield Question(title, group, self._turn, turns, warm_up=WARM_UP)
                     copies = COPIED.get(name, ())
-                    yield Question("order", copies, self.order, 1, Job.ORDER, is_fresh=True)
+                    yield Question("order", copies, self.order, job=Job.ORDER)
+
+    def put(self, server: Server, mode: Mode, **how: Any) -> Load:
+        if server.contender.program != "patched:clients":
+            return super().put(server, mode, **how)
+        # It puts load on what sends back.
+        server.tell(f"{self._echo_port} {how['count']}")
+        answered = int(server.line(GIVE_UP_SECONDS))
+        return Load(answered, how["count"] - answered, 0, 0, 0, 0, 0)
+
+    def _turn(self, one: Contender, server: Server) -> None:
+        count = self.plan.connections // min(self.plan.turns, self.plan.connections)
+        self.results.add(one.name, {CPU: self.load(server, "close", count=count).price})
 
 
 main = Monkey.command(__doc__)

@@ -3,9 +3,7 @@
     python -m loadtests.bench
 
 Servers that accept, send a small fixed reply and close, and HTTP servers, each in a process of
-its own, in interleaved rounds. Printed are tables, and what glb promises beside what was
-measured; JSON, Markdown and a plot are written to a folder. Exit status 0 only if every
-promise was measured and kept. Ratios want gevent and c, or wsgi-gevent and wsgi-granian.
+its own, in interleaved rounds. Ratios want gevent and c, or wsgi-gevent and wsgi-granian.
 """
 
 from __future__ import annotations
@@ -15,18 +13,16 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from typing import Final
 
 from loadtests.frame.client import BROWSER, CLOSE, KEEP, Load, request
 from loadtests.frame.command import allow_descriptors
-from loadtests.frame.experiment import Experiment, Limit, LoadPlan, Question, Shown, size
+from loadtests.frame.experiment import LOAD, Experiment, Limit, Question, Shown, Size
 from loadtests.frame.figures import (
     BUSY,
     CPU,
@@ -40,6 +36,7 @@ from loadtests.frame.figures import (
     Figure,
 )
 from loadtests.frame.process import Contender, Server
+from loadtests.frame.traffic import reset
 
 from .servers.job import REPLY, Job
 
@@ -65,41 +62,41 @@ TRACED_CONNECTIONS: Final = 2000
 
 IDLE_CONNECTIONS: Final = 1000
 
-#: SO_LINGER with which a socket is closed by a reset: neither side keeps a TIME_WAIT.
-RESET: Final = struct.pack("ii", 1, 0)
-
+#: Of connections that are kept.
+KEEP_SECONDS: Final = 1.0
+KEEP_CONCURRENCY: Final = 16
 
 TCP: Final = (
     Contender("c", "bare C loop", None),
-    Contender("gevent", "gevent StreamServer", "streams:one"),
-    Contender("racing", "gevent, 4 racing on one socket", "streams:racing", 4, 4),
-    Contender("reuseport", "gevent, 4 on SO_REUSEPORT", "streams:reuse_port", 4, 4),
-    Contender("threads", "gevent, 4 hubs in 4 threads", "streams:threads", 4, 4),
-    Contender("asyncio", "asyncio Protocol", "coroutines:on_asyncio"),
-    Contender("uvloop", "uvloop Protocol", "coroutines:on_uvloop", needs="uvloop"),
+    Contender("gevent", "gevent StreamServer", "streams:racing"),
+    Contender("racing", "gevent, 4 racing on one socket", "streams:racing", 4),
+    Contender("reuseport", "gevent, 4 on SO_REUSEPORT", "streams:reuse_port", 4),
+    Contender("threads", "gevent, 4 hubs in 4 threads", "streams:threads", 4),
+    Contender("asyncio", "asyncio Protocol", "others:on_asyncio"),
+    Contender("uvloop", "uvloop Protocol", "others:on_uvloop", needs="uvloop"),
     Contender("glb-1", "glb, 1 clone", "streams:glb", 1),
-    Contender("glb-4", "glb, 4 clones", "streams:glb", 4, 4),
-    Contender("glb-256", "glb, 256 clones", "streams:glb", 256, 256),
-    Contender("glb-1024", "glb, 1,024 clones", "streams:glb", 1024, 1024),
+    Contender("glb-4", "glb, 4 clones", "streams:glb", 4),
+    Contender("glb-256", "glb, 256 clones", "streams:glb", 256),
+    Contender("glb-1024", "glb, 1,024 clones", "streams:glb", 1024),
 )
 
 _http: Final = functools.partial(Contender, is_http=True)
-_gunicorn: Final = functools.partial(_http, program="wsgi:on_gunicorn", needs="gunicorn")
+_gunicorn: Final = functools.partial(_http, program="others:on_gunicorn", needs="gunicorn")
 HTTP: Final[tuple[Contender, ...]] = (
-    _http("wsgi-gevent", "gevent WSGIServer", "wsgi:on_gevent"),
+    _http("wsgi-gevent", "gevent WSGIServer", "others:on_gevent"),
     _gunicorn("wsgi-gunicorn", "gunicorn, a gevent worker", options=("gevent",)),
     _gunicorn("wsgi-gunicorn-worker", "gunicorn, a glb Worker", options=("glb.gunicorn.Worker",)),
     _gunicorn(
         "wsgi-gunicorn-fast", "gunicorn, a glb FastWorker", options=("glb.gunicorn.FastWorker",)
     ),
-    _http("wsgi-granian", "granian, a worker, a thread", "wsgi:on_granian", needs="granian"),
-    _http("wsgi-uwsgi", "uWSGI with gevent", "wsgi:on_uwsgi", needs="pyuwsgi"),
-    _http("wsgi-glb", "glb WSGIServer, 4 clones", "wsgi:on_glb", 4),
+    _http("wsgi-granian", "granian, a worker, a thread", "others:on_granian", needs="granian"),
+    _http("wsgi-uwsgi", "uWSGI with gevent", "others:on_uwsgi", needs="pyuwsgi"),
+    _http("wsgi-glb", "glb WSGIServer, 4 clones", "others:on_glb", 4),
 )
 
 #: Under gevent, uWSGI's --http11-socket answers the first request of a connection and no other.
 KEPT: Final = [one for one in HTTP if one.name != "wsgi-uwsgi"]
-ORDERED: Final = [one for one in TCP if one.places > 1]
+ORDERED: Final = [one for one in TCP if one.number > 1]
 #: Whose idle connections are weighed.
 TCP_IDLE: Final = [one for one in TCP if one.name in ("gevent", "glb-4")]
 HTTP_IDLE: Final = [one for one in HTTP if one.name in ("wsgi-gevent", "wsgi-granian", "wsgi-glb")]
@@ -110,19 +107,15 @@ OTHERS: Final = ("wsgi-gevent", "wsgi-granian")
 HTTP_CPU: Final = (CPU, KEEP_CPU, KEEP_BROWSER_CPU)
 
 
-@dataclass(frozen=True)
-class Plan(LoadPlan):
-    keep_seconds: float = size(1.0)
-    keep_concurrency: int = size(16)
-    memory_repeats: int = size(3, 1)
-    crowd: int = size(10_000, 1000)
-    crowd_repeats: int = size(5, 1)
-
-
-class Bench(Experiment[Plan]):
+class Bench(Experiment):
     name = "bench"
     every = (*TCP, *HTTP)
-    numbers = Plan
+    sizes = (
+        *LOAD,
+        Size("open_seconds", 1.5, 0.5),
+        Size("crowd", 10_000, 1000),
+        Size("repeats", 5, 1),  # of memory and crowd
+    )
 
     # Where the limit is "no more than plain gevent's", two runs of the very same server differ: it
     # is what it may differ by. p99 of a second or two of load rests on a dozen connections, hence
@@ -166,53 +159,48 @@ class Bench(Experiment[Plan]):
         ),
     )
 
-    def __init__(self, plan: Plan, contenders: Sequence[Contender]) -> None:
-        # A server with 1,024 clones and its connections has more than the 1,024 that are usual.
-        room = max(1, allow_descriptors() - OTHER_DESCRIPTORS)
-        super().__init__(replace(plan, crowd=min(plan.crowd, room)), contenders)
-
     # System calls, order, memory and what idle connections cost come after the rounds: strace slows
     # what it watches, and the others need servers that are fresh.
     def questions(self) -> Iterator[Question]:
         plan, every, idle = self.plan, self.every, (*TCP_IDLE, *HTTP_IDLE)
-        warm_up = functools.partial(self.warm_up, count=max(plan.connections // 5, 500))
-        yield Question("bench", every, self._turn, plan.rounds, begin=warm_up)
+        # A server with 1,024 clones and its connections has more than the 1,024 that are usual.
+        plan.crowd = max(1, min(plan.crowd, allow_descriptors() - OTHER_DESCRIPTORS))
+        warm_up = max(plan.connections // 5, 500)
+        yield Question("bench", every, self._turn, plan.rounds, warm_up=warm_up)
         if shutil.which("strace"):
-            yield Question("system calls", every, self._count_calls, is_fresh=True)
-        yield Question("order", ORDERED, self.order, 1, Job.ORDER, is_fresh=True)
-        repeats = plan.memory_repeats
-        yield Question("idle", idle, self._weigh_idle, repeats, Job.IDLE, is_fresh=True)
-        # Without idle connections is measured where there were none: the memory is in one piece.
-        often = plan.crowd_repeats
-        yield Question("crowd", HTTP_IDLE, self._crowd, often, begin=self._keep, is_fresh=True)
-        yield Question("memory", (FEW, MANY), self._weigh, repeats, is_fresh=True)
+            yield Question("system calls", every, self._count_calls)
+        yield Question("order", ORDERED, self.order, job=Job.ORDER)
+        for _ in range(plan.repeats):
+            yield Question("idle", idle, self._weigh_idle, job=Job.IDLE)
+            yield Question("crowd", HTTP_IDLE, self._crowd)
+            yield Question("memory", (FEW, MANY), self._weigh)
         weights = (self.results.of(one.name, SERVED_KIB) for one in (FEW, MANY))
         for less, more in zip(*weights, strict=False):
             kib = (more - less) / (MANY.number - FEW.number)
             self.results.add(MANY.name, {CLONE_KIB: kib})
 
     def _turn(self, one: Contender, server: Server) -> None:
-        found = self.price(server, self.plan)
+        self.price(one, server)
+        found: dict[Figure, float] = {}
         if one.is_http:
-            load = self.close(server, self.plan.connections, more=CLOSE + BROWSER)
+            load = self.load(server, "close", count=self.plan.connections, more=BROWSER)
             found[BROWSER_CPU] = load.price
         if one in KEPT:
             # One connection for the latency: with more, a fast server's would be its queue. Several
             # for the CPU: a server that waits for acknowledgements has a few dozen requests a
             # second on one. Its CPU idles between them all the same, and wakes cold: part of the
             # price.
-            found[KEEP_P50] = self._keep(server, concurrency=1).p50
+            found[KEEP_P50] = self._keep(server, many=1).p50
             load = self._keep(server)
             found |= {KEEP_RATE: load.count / load.seconds, KEEP_CPU: load.price}
             found[KEEP_BROWSER_CPU] = self._keep(server, KEEP + BROWSER).price
         self.results.add(one.name, found)
 
-    def _keep(self, server: Server, more: str = "", concurrency: int = 0) -> Load:
-        many, seconds = concurrency or self.plan.keep_concurrency, self.plan.keep_seconds
-        return self.load(server, lambda: self.client.keep(server.port, seconds, many, more))
+    def _keep(self, server: Server, more: str = "", many: int = KEEP_CONCURRENCY) -> Load:
+        return self.load(server, "keep", concurrency=many, seconds=KEEP_SECONDS, more=more)
 
     def _count_calls(self, one: Contender, server: Server) -> None:
-        self.client.close(server.port, 200, 1, http=one.is_http)  # warm-up
+        self.put(server, "close", count=200, concurrency=1)  # warm-up
         with tempfile.NamedTemporaryFile("r") as counts:
             pids = server.pids()
             command = ["strace", "-f", "-c", "-o", counts.name]
@@ -222,7 +210,7 @@ class Bench(Experiment[Plan]):
                 if not all("attached" in strace.stderr.readline() for _ in pids):
                     strace.kill()
                     return  # forbidden here: the figure is left out
-                load = self.client.close(server.port, TRACED_CONNECTIONS, 1, http=one.is_http)
+                load = self.put(server, "close", count=TRACED_CONNECTIONS, concurrency=1)
                 time.sleep(self.settle_seconds)
                 strace.send_signal(signal.SIGINT)
                 strace.communicate(timeout=20)
@@ -241,6 +229,8 @@ class Bench(Experiment[Plan]):
         self.results.add(one.name, {IDLE_KIB: (after - before) / count})
 
     def _crowd(self, one: Contender, server: Server) -> None:
+        # Without idle connections is measured where there were none: the memory is in one piece.
+        self._keep(server)  # warm-up
         alone = self._keep(server)
         with crowd(server.port, self.plan.crowd, http=True):
             time.sleep(self.settle_seconds)
@@ -252,7 +242,7 @@ class Bench(Experiment[Plan]):
 
     def _weigh(self, one: Contender, server: Server) -> None:
         # Each of the many clones has served: what it keeps for the next time counts.
-        self.client.close(server.port, 4 * MANY.number, self.plan.concurrency)
+        self.put(server, "close", count=4 * MANY.number)
         time.sleep(self.settle_seconds)
         self.results.add(one.name, {SERVED_KIB: server.memory_kib()})
 
@@ -267,8 +257,8 @@ def crowd(port: int, count: int, *, http: bool) -> Iterator[None]:
     with ExitStack() as stack:
         everyone = []
         for _ in range(count):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            sock = socket.create_connection(("127.0.0.1", port), 10)
+            stack.callback(reset, sock)
             everyone.append(sock)
             _ask(sock, request() if http else "")
         yield
@@ -281,15 +271,12 @@ def _ask(sock: socket.socket, text: str) -> None:
     reply = b""
     try:
         sock.sendall(text.encode())
-        while not reply.endswith(REPLY):
-            piece = sock.recv(4096)
-            if not piece:
-                raise ConnectionError(f"it was closed after {reply!r}")
+        while not reply.endswith(REPLY) and (piece := sock.recv(4096)):
             reply += piece
     except OSError as error:
         raise RuntimeError(f"an idle connection broke: {error}") from error
-    if not (reply.startswith(b"HTTP/1.1 200 ") if text else reply == REPLY):
-        raise RuntimeError(f"an idle connection had another reply: {reply!r}")
+    if not reply.endswith(REPLY) or (reply[:13] != b"HTTP/1.1 200 " if text else reply != REPLY):
+        raise RuntimeError(f"an idle connection was closed, or had another reply: {reply!r}")
 
 
 main = Bench.command(__doc__)

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from gevent.monkey import get_original
 
-from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import Answer, Table
+from loadtests.frame.sheet import Answer, Promise, Table
 
 #: So many faults of each kind are shown.
 MOST_FOUND: Final = 5

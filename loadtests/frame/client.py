@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from loadtests.bench.servers.job import REPLY
 
@@ -41,6 +41,9 @@ KEEP: Final = "Connection: keep-alive\r\n"
 def request(more: str = "") -> str:
     """Return a request with *more* headers than Host."""
     return f"GET / HTTP/1.1\r\nHost: bench\r\n{more}\r\n"
+
+
+Mode = Literal["close", "keep", "open"]
 
 
 class Served(NamedTuple):
@@ -91,44 +94,38 @@ class Client:
         self._program = program
         self._cpus = cpus
 
-    def close(self, port: int, count: int, concurrency: int, **what: Any) -> Load:
-        """Open *count* connections, *concurrency* at a time: one reply each.
-
-        Args:
-            what: *http*, with *more* headers than Host, and *body*, which is any if ``None``; or
-                *is_noted*: servers reply with the number of their clone.
-        """
-        options = ["-n", str(count)]
-        return self._call("close", port, concurrency, GIVE_UP_SECONDS, options, **what)
-
-    def keep(self, port: int, seconds: float, concurrency: int, more: str = "") -> Load:
-        """Ask and ask again on *concurrency* HTTP connections."""
-        options = ["-s", str(QUICK_ACKS)]
-        return self._call("keep", port, concurrency, seconds, options, http=True, more=more)
-
-    def open(self, port: int, seconds: float, rate: float, **what: Any) -> Load:
-        """Open *rate* connections a second, answered or not; *what* is `close`'s."""
-        return self._call("open", port, 1, seconds, ["-r", str(rate)], **what)
-
-    def _call(
+    def run(
         self,
-        mode: str,
+        mode: Mode,
         port: int,
-        concurrency: int,
-        seconds: float,
-        options: list[str],
+        concurrency: int = 1,
         *,
+        count: int = 0,
+        seconds: float = GIVE_UP_SECONDS,
+        rate: float = 0,
         http: bool = False,
-        more: str = CLOSE,
+        more: str = "",
         body: str | None = REPLY.decode(),
         is_noted: bool = False,
     ) -> Load:
+        """Connect, have a reply and close, but for "keep": `client.c` explains the modes.
+
+        Args:
+            concurrency: Connections at a time; but for "open".
+            count: Of connections to "close".
+            seconds: How long connections "open", or are asked again: "keep".
+            rate: Of connections that "open" in a second, answered or not.
+            more: Headers beside Host, and Connection where it is to be closed.
+            body: Of the reply; any if ``None``.
+            is_noted: Servers reply with the number of their clone, and connections are returned.
+        """
         command = [str(self._program), "-m", mode, "-p", str(port), "-c", str(concurrency)]
-        command += ["-t", str(seconds), *options]
+        command += ["-t", str(seconds), "-n", str(count), "-r", str(rate), "-s", str(QUICK_ACKS)]
         # What has to come back, all of it, and what to send over HTTP.
         command += ["-e", "HTTP/1.1 200" if http else "" if is_noted else REPLY.decode()]
         if http:
-            command += ["-q", request(more), *([] if body is None else ["-b", body])]
+            sent = request(more if mode == "keep" else CLOSE + more)
+            command += ["-q", sent, *([] if body is None else ["-b", body])]
         with tempfile.NamedTemporaryFile("r") as file, pinned(self._cpus.client):
             command += ["-w", file.name] if is_noted else []
             done = subprocess.run(
@@ -151,31 +148,11 @@ def exchange(port: int, text: str = "", *, source: str = "127.0.0.1") -> list[st
     return reply.decode().split()
 
 
-def ask_in_turn(port: int, count: int, *, http: bool = False) -> list[int]:
-    """Connect *count* times, one after the other; return the clone that answered each.
-
-    In Python: the answering clone does not depend on the speed.
-    """
-    return [int(exchange(port, request(CLOSE) if http else "")[-1]) for _ in range(count)]
-
-
 def compile_programs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Compile client and C loop into *folder*, by ``$CC`` or ``cc``; return where they are.
-
-    Raises:
-        RuntimeError: There is none, or it refused.
-    """
+    """Compile client and C loop into *folder*, by ``$CC`` or ``cc``; return where they are."""
     programs = folder / "client", folder / "server"
     for program in programs:
         source = pathlib.Path(__file__).with_name(f"{program.name}.c")
-        compiler = [*shlex.split(os.environ.get("CC", "cc")), "-O2", "-o", str(program)]
-        try:
-            subprocess.run([*compiler, str(source)], capture_output=True, text=True, check=True)
-        except FileNotFoundError as error:
-            says = (
-                f"can't compile the client: no C compiler {compiler[0]!r}; install one, or set CC"
-            )
-            raise RuntimeError(says) from error
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"can't compile {source.name}: {error.stderr.strip()}") from error
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        subprocess.run([*compiler, "-O2", "-o", str(program), str(source)], check=True)
     return programs

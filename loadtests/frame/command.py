@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import random
 import resource
@@ -13,11 +12,10 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from .progress import Progress
 from .sheet import Answer, Sheet, surroundings
 
 #: Options that don't belong to what is run, but to what is shown of it.
-SHOWN: Final = frozenset({"output", "markdown", "file"})
+SHOWN: Final = frozenset({"output", "file"})
 
 Option = Callable[[Any], Any]
 
@@ -26,9 +24,6 @@ Tell = Callable[[str], None]
 
 QUICK: Final[Option] = click.option(
     "--quick", is_flag=True, help="Small numbers, to try it: no figures to quote."
-)
-MARKDOWN: Final[Option] = click.option(
-    "--markdown", is_flag=True, help="Print Markdown, for docs/measured.md."
 )
 
 
@@ -83,7 +78,6 @@ def conduct(
     heading: str = "Over loopback",
     *,
     packages: Iterable[str] = (),
-    markdown: bool = False,
     file: pathlib.Path | None = None,
     save: Callable[[Sheet], None] | None = None,
 ) -> NoReturn:
@@ -101,20 +95,39 @@ def conduct(
     failed: dict[str, str] = {}
     seconds: dict[str, float] = {}
     print(command, file=sys.stderr, flush=True)
-    progress = Progress()
+    tell = _progress()
     for name, ask in scenarios.items():
         began = time.monotonic()
         try:
-            answers[name] = ask(progress.tell)
+            answers[name] = ask(tell)
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
         seconds[name] = time.monotonic() - began
     how = f"{heading}. {surroundings(*packages)}."
     sheet = Sheet(command, how, answers, failed, seconds)
     print("\n", file=sys.stderr)
-    print(sheet.markdown() if markdown else sheet.text())
+    print(sheet.text())
     if file is not None:
-        file.write_text(json.dumps(sheet.as_json(), indent=2) + "\n")
+        file.write_text(sheet.json())
     if save is not None:
         save(sheet)
     sys.exit(0 if sheet.is_kept else 1)
+
+
+def _progress() -> Tell:
+    """Return what shows each step: on a terminal in one line, elsewhere the parts, a line each.
+
+    It writes between the turns, never during one: it would have the client's CPU.
+    """
+    said = ""
+
+    def tell(step: str) -> None:
+        nonlocal said
+        part = step.partition(":")[0]
+        if sys.stderr.isatty():
+            print(f"\r\x1b[2K{step}", end="", file=sys.stderr, flush=True)
+        elif part != said:
+            print(part, file=sys.stderr, flush=True)
+        said = part
+
+    return tell

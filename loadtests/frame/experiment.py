@@ -6,7 +6,7 @@ noisy for all. A contender that breaks is a line in the table, and not the end o
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import pathlib
 import random
 import tempfile
@@ -14,20 +14,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import click
 
 from loadtests.bench.servers.job import Job
 
-from .client import Client, Load, ask_in_turn, compile_programs
-from .command import MARKDOWN, QUICK, Tell, command_line, conduct, seed_option, wants_linux
-from .figures import CPU, ERRORS, OPEN_CPU, OPEN_P50, OPEN_P99, P50, P99, P999, Figure, Results
-from .plot import Panel, bars, draw
+from .client import CLOSE, Client, Load, Mode, compile_programs, exchange, request
+from .command import QUICK, Tell, command_line, conduct, seed_option, wants_linux
+from .figures import CPU, ERRORS, OPEN_P99, P50, P99, P999, Figure, Results, draw
 from .process import Contender, Cpus, Server, pinned
-from .promise import NOTHING, Promise, number
-from .sheet import Answer, Sheet, Table
+from .sheet import NOTHING, Answer, Promise, Table, number
 
 #: Rate of the open loop, connections/s. An eighth of what plain gevent can do: what is
 #: measured is how promptly it answers, not how long its queue grows.
@@ -35,33 +34,36 @@ OPEN_RATE: Final = 1000
 
 ORDERED_CONNECTIONS: Final = 800
 
-Numbers = TypeVar("Numbers", bound="Plan")
+#: Of each command's help.
+ENDING: Final = """
+Printed are tables, and what glb promises beside what was measured; JSON and a picture are written
+to a folder. Exit status 0 only if every promise was measured and kept.
+"""
+
 Thing = TypeVar("Thing")
 
 
-def size(default: Any, quick: Any = None, words: str = "", *, least: int = 1) -> Any:
-    """Return a field of a `Plan`, which is *quick* if that is asked for.
+class Size(NamedTuple):
+    """How much there is of something, usually and with ``--quick``: an option of the command."""
 
-    With *words* it is an option, of at *least* so much.
-    """
-    about = {"quick": default if quick is None else quick, "least": least, "words": words}
-    return field(default=default, metadata=about)
+    name: str
+    usual: float
+    quick: float
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything: the options of the command."""
-
-    seed: int = 0
-    unpinned: bool = size(False, words="Servers and client may both use every CPU.")
-    rounds: int = size(7, 2, "In which each contender has its turn.")
-    concurrency: int = size(64, words="Connections at a time.")
+    def option(self) -> Callable[[Any], Any]:
+        kind: Any = click.FloatRange(0, min_open=True)
+        if isinstance(self.usual, int):
+            kind = click.IntRange(1)
+        default = f"{self.usual:g}; {self.quick:g} if quick"
+        return click.option(f"--{self.name.replace('_', '-')}", type=kind, show_default=default)
 
 
-@dataclass(frozen=True)
-class LoadPlan(Plan):
-    connections: int = size(10_000, 2000, "In a round, for each contender.", least=100)
-    open_seconds: float = size(1.5, 0.5)
+#: Of a load on each contender in each of the rounds.
+LOAD: Final = (
+    Size("rounds", 7, 2),
+    Size("connections", 10_000, 2000),
+    Size("concurrency", 64, 64),
+)
 
 
 class Limit(NamedTuple):
@@ -95,8 +97,8 @@ class Shown(NamedTuple):
 class Question:
     """What is asked of *contenders*, if they are chosen: each has its *turn* in *rounds*.
 
-    All servers are up during the rounds, those that don't have their turn idle. If they are
-    *fresh*, each turn has a server of its own. *begin* is called with each that has started.
+    All servers are up during the rounds, those that don't have their turn idle. *warm_up* is
+    how many connections each has before.
     """
 
     name: str
@@ -104,19 +106,18 @@ class Question:
     turn: Callable[[Contender, Server], None]
     rounds: int = 1
     job: Job = Job.REPLY
-    begin: Callable[[Server], object] = lambda _: None
-    is_fresh: bool = False
+    warm_up: int = 0
 
 
-class Experiment(ABC, Generic[Numbers]):
-    """One run of *plan* with *contenders*."""
+class Experiment(ABC):
+    """One run with *contenders*; *sizes* are those that are not the usual ones."""
 
     #: Its module in `loadtests`.
     name: ClassVar[str]
     every: ClassVar[Sequence[Contender]]
     shown: ClassVar[Sequence[Shown]]
     promised: ClassVar[Sequence[Limit]]
-    numbers: ClassVar[type[Any]] = Plan
+    sizes: ClassVar[Sequence[Size]]
 
     #: Until a server is done with what comes after the last reply, in seconds. Its CPU there is
     #: part of the price, and nothing that can be seen from outside tells when it is over.
@@ -125,14 +126,18 @@ class Experiment(ABC, Generic[Numbers]):
     client: Client
     _c_server: pathlib.Path
 
-    def __init__(self, plan: Numbers, contenders: Sequence[Contender]) -> None:
-        self.plan: Numbers = plan
+    def __init__(
+        self, contenders: Sequence[Contender], *, seed: int = 0, quick: bool = False, **sizes: Any
+    ) -> None:
+        given = {name: each for name, each in sizes.items() if each is not None}
+        usual = {each.name: each.quick if quick else each.usual for each in self.sizes}
+        self.plan: Final = SimpleNamespace(**{**usual, **given})
         self.contenders: Final = contenders
         self.results: Final = Results()
-        self.cpus: Final = Cpus.available(is_shared=plan.unpinned)
-        self._random: Final = random.Random(plan.seed)
+        self.cpus: Final = Cpus.available()
+        self._random: Final = random.Random(seed)
         for one in contenders:
-            if not one.is_installed():
+            if one.needs and importlib.util.find_spec(one.needs) is None:
                 self.results.fail(one.name, "not installed")
 
     @abstractmethod
@@ -151,27 +156,21 @@ class Experiment(ABC, Generic[Numbers]):
         chosen = [one for one in question.contenders if one in self.contenders]
         servers: dict[str, Server] = {}
 
-        def begin(one: Contender, stack: ExitStack) -> Server:
+        def begin(one: Contender) -> None:
             server = servers[one.name] = stack.enter_context(self.start(one, question.job))
-            question.begin(server)
-            return server
-
-        def take_turn(one: Contender) -> None:
-            with ExitStack() as own:
-                server = begin(one, own) if question.is_fresh else servers[one.name]
-                question.turn(one, server)
+            self.warm_up(server, question.warm_up)
 
         with ExitStack() as stack:
-            for one in () if question.is_fresh else self.shuffled(chosen):
+            for one in self.shuffled(chosen):
                 tell(f"{question.name}: start {one.title}")
-                self.attempt(one, lambda one: begin(one, stack))
+                self.attempt(one, begin)
             for round_ in range(1, question.rounds + 1):
                 for one in self.shuffled(chosen):
                     tell(f"{question.name}: round {round_}, {one.title}")
-                    self.attempt(one, take_turn)
+                    self.attempt(one, lambda one: question.turn(one, servers[one.name]))
 
-    def start(self, one: Contender, job: Job = Job.REPLY, cpus: Cpus | None = None) -> Server:
-        return Server(one, self._c_server, cpus or self.cpus, job)
+    def start(self, one: Contender, job: Job) -> Server:
+        return Server(one, self._c_server, self.cpus, job)
 
     def attempt(self, one: Contender, step: Callable[[Contender], object]) -> None:
         """Take *step*, unless *one* has failed before."""
@@ -184,14 +183,20 @@ class Experiment(ABC, Generic[Numbers]):
     def shuffled(self, some: Sequence[Thing]) -> list[Thing]:
         return self._random.sample(some, len(some))
 
-    def load(self, server: Server, put: Callable[[], Load]) -> Load:
-        """Return the load that *put* puts on *server*, with its CPU for it. Its errors are counted.
+    def put(self, server: Server, mode: Mode, **how: Any) -> Load:
+        """Put load on *server*: `Client.run` says *how*."""
+        how = {"concurrency": self.plan.concurrency, **how}
+        how |= {"http": server.contender.is_http, "is_noted": server.job in (Job.ORDER, Job.STALL)}
+        return self.client.run(mode, server.port, **how)
+
+    def load(self, server: Server, mode: Mode, **how: Any) -> Load:
+        """Put load on *server*; return it with the server's CPU for it. Its errors are counted.
 
         Raises:
             RuntimeError: It doesn't answer.
         """
         before = server.cpu_seconds()
-        load = put()
+        load = self.put(server, mode, **how)
         time.sleep(self.settle_seconds)
         seconds = server.cpu_seconds() - before
         if load.count == 0:
@@ -199,38 +204,30 @@ class Experiment(ABC, Generic[Numbers]):
         self.results.add(server.contender.name, {ERRORS: load.errors})
         return replace(load, server_seconds=seconds)
 
-    def close(self, server: Server, count: int, **how: Any) -> Load:
-        """Return a load of *count* connections: `Client.close` says *how*."""
-        port, many, http = server.port, self.plan.concurrency, server.contender.is_http
-        return self.load(server, lambda: self.client.close(port, count, many, http=http, **how))
-
-    def open(self, server: Server, seconds: float, rate: float = OPEN_RATE, **how: Any) -> Load:
-        """Return a load of *rate* connections/s: `Client.open` says *how*."""
-        port, http = server.port, server.contender.is_http
-        return self.load(server, lambda: self.client.open(port, seconds, rate, http=http, **how))
-
-    def price(self, server: Server, plan: LoadPlan) -> dict[Figure, float]:
-        """Return what a connection costs *server*, and how long clients wait."""
-        load = self.close(server, plan.connections)
+    def price(self, one: Contender, server: Server) -> None:
+        """Note what a connection costs *one*, and how long clients wait."""
+        load = self.load(server, "close", count=self.plan.connections)
         found = {**load.rate(), CPU: load.price, P50: load.p50, P99: load.p99, P999: load.p999}
-        load = self.open(server, plan.open_seconds)
-        return {**found, OPEN_P50: load.p50, OPEN_P99: load.p99, OPEN_CPU: load.price}
+        load = self.load(server, "open", seconds=self.plan.open_seconds, rate=OPEN_RATE)
+        self.results.add(one.name, {**found, OPEN_P99: load.p99})
 
     def order(self, one: Contender, server: Server) -> None:
-        """Note in which order the places of *one* serve."""
-        count = max(ORDERED_CONNECTIONS, 2 * one.places)
-        answers = ask_in_turn(server.port, count, http=one.is_http)
-        self.results.note_order(one.name, answers, one.places)
+        """Note in which order clones, or servers, of *one* serve clients that come in turn."""
+        # In Python: the answering clone does not depend on the speed.
+        count, text = (
+            max(ORDERED_CONNECTIONS, 2 * one.number),
+            request(CLOSE) if one.is_http else "",
+        )
+        answers = [int(exchange(server.port, text)[-1]) for _ in range(count)]
+        self.results.note_order(one.name, answers, one.number)
 
-    def warm_up(self, server: Server, count: int, **how: Any) -> None:
-        """Have *count* connections, 16 at a time; `Client.close` says *how*.
+    def warm_up(self, server: Server, count: int) -> None:
+        """Have *count* connections, 16 at a time.
 
         Raises:
             RuntimeError: Half of them have no answer.
         """
-        http = server.contender.is_http
-        load = self.client.close(server.port, count, 16, http=http, **how)
-        if load.count < count / 2:
+        if count and self.put(server, "close", count=count, concurrency=16).count < count / 2:
             raise RuntimeError(f"doesn't answer: {server.last_words()}")
 
     def tables(self) -> list[Table]:
@@ -254,15 +251,6 @@ class Experiment(ABC, Generic[Numbers]):
         value = self.results.value(name, figure)
         return NOTHING if value is None else f"{value:,.{figure.digits}f}"
 
-    def panels(self) -> list[Panel]:
-        """Return what is drawn."""
-        return [
-            bars(f"{shown.title}: {figure.head}", shown.contenders, figure)
-            for shown in self.shown
-            if any(one in self.contenders for one in shown.contenders)
-            for figure in shown.compared
-        ]
-
     def promises(self) -> list[Promise]:
         """Return those of the contenders that are asked."""
         titles = {one.name: one.title for one in self.every}
@@ -277,70 +265,58 @@ class Experiment(ABC, Generic[Numbers]):
                 promises.append(Promise(says, value, limit, figure.is_more_better))
         return promises
 
+    def draw(self, file: pathlib.Path, heading: str) -> None:
+        """Draw what was compared of the contenders that were asked."""
+        bars = [
+            (f"{shown.title}: {figure.head}", some, figure)
+            for shown in self.shown
+            for figure in shown.compared
+            if (some := [one for one in shown.contenders if self.results.of(one.name, figure)])
+        ]
+        draw(file, heading, bars, self.results)
+
     def answer(self) -> Answer:
         failed = [f"{name}: {reason}" for name, reason in self.results.failed.items()]
         figures = {
             name: {figure.name: samples for figure, samples in figures.items()}
             for name, figures in self.results.samples.items()
         }
-        details = {"plan": asdict(self.plan), "figures": figures}
+        details = {"plan": vars(self.plan), "figures": figures}
         return Answer("What glb promises", self.promises(), (), self.tables(), failed, details)
-
-    def save(self, sheet: Sheet, folder: pathlib.Path) -> None:
-        """Write JSON, Markdown and the picture into *folder*."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(sheet.as_json(), indent=2) + "\n")
-        (folder / "results.md").write_text(sheet.markdown())
-        draw(folder / "results.png", sheet.heading, self.panels(), self.results)
-        click.echo(f"written: {folder}", err=True)
 
     @classmethod
     def command(cls, words: str | None) -> click.Command:
         """Return the command ``python -m loadtests.NAME``, whose help are its *words*."""
 
-        def main(only: str | None, quick: bool, output: pathlib.Path, **given: Any) -> None:
+        def main(only: str | None, output: pathlib.Path, **given: Any) -> None:
             wants_linux("epoll, CPU affinity")
-            context, markdown = click.get_current_context(), given.pop("markdown")
-            for each in fields(cls.numbers):
-                if given.get(each.name) is None:
-                    given[each.name] = each.metadata["quick"] if quick else each.default
-            context.params.update(given)
-            plan = cls.numbers(**given)
-            run = cls(plan, chosen(only, cls.every))
+            run = cls(chosen(only, cls.every), **given)
+            context = click.get_current_context()
+            context.params.update(vars(run.plan))
+            output.mkdir(parents=True, exist_ok=True)
             conduct(
                 command_line(context, cls.name),
                 {cls.name: run.run},
-                f"Medians of {plan.rounds} interleaved rounds (seed {plan.seed}), over loopback; "
+                f"Medians of {run.plan.rounds} interleaved rounds, over loopback; "
                 f"{run.cpus.describe()}",
                 packages=sorted({one.needs for one in run.contenders if one.needs}),
-                markdown=markdown,
-                save=lambda sheet: run.save(sheet, output),
+                file=output / "results.json",
+                save=lambda sheet: run.draw(output / "results.png", sheet.heading),
             )
 
         folder: Any = click.Path(file_okay=False, path_type=pathlib.Path)
         place = pathlib.Path("bench-results", *([] if cls.name == "bench" else [cls.name]))
         names = "Contenders, with commas between; glb is all of glb-..., too."
         options = [
-            *(_option(each) for each in fields(cls.numbers) if each.metadata.get("words")),
+            *(each.option() for each in cls.sizes),
             QUICK,
             click.option("--only", metavar="NAMES", help=names),
             click.option("--output", type=folder, default=place, show_default=True),
             seed_option("Of the order in the rounds."),
-            MARKDOWN,
         ]
         for option in reversed(options):
             option(main)
-        return click.command(help=words)(main)
-
-
-def _option(each: Any) -> Callable[[Any], Any]:
-    name, words = f"--{each.name.replace('_', '-')}", each.metadata["words"]
-    if isinstance(each.default, bool):
-        return click.option(name, is_flag=True, default=None, help=words)
-    kind: Any = click.FloatRange(0, min_open=True)
-    if isinstance(each.default, int):
-        kind = click.IntRange(each.metadata["least"])
-    return click.option(name, type=kind, help=words, show_default=str(each.default))
+        return click.command(help=f"{words}\n\n{ENDING}")(main)
 
 
 def chosen(only: str | None, every: Sequence[Contender]) -> list[Contender]:
@@ -349,11 +325,11 @@ def chosen(only: str | None, every: Sequence[Contender]) -> list[Contender]:
     Raises:
         click.BadParameter: There is none of a name.
     """
-    names = [one.name for one in every]
-    groups = [name[:at] for name in names for at, each in enumerate(name) if each == "-"]
-    known = dict.fromkeys([*names, *groups])
-    wanted = [each.strip() for each in only.split(",")] if only is not None else names
-    for name in wanted:
-        if name not in known:
-            raise click.BadParameter(f"no contender {name!r}; there are {', '.join(known)}")
-    return [one for one in every if any(f"{one.name}-".startswith(f"{name}-") for name in wanted)]
+    found = [*every] if only is None else []
+    for name in only.split(",") if only is not None else ():
+        some = [one for one in every if f"{one.name}-".startswith(f"{name.strip()}-")]
+        if not some:
+            names = ", ".join(one.name for one in every)
+            raise click.BadParameter(f"no contender {name!r}; there are {names}")
+        found += some
+    return [one for one in every if one in found]

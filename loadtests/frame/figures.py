@@ -1,15 +1,21 @@
-"""What was measured of each contender, by round, and its ratios to others. Plain data.
+"""What was measured of each contender, by round, its ratios to others, and a picture of it.
 
 With it the figures that more than one experiment has.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import pathlib
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from .process import Contender
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,7 @@ CPU: Final = Figure("cpu", "CPU us", 1)
 P50: Final = Figure("p50", "p50 us")
 P99: Final = Figure("p99", "p99 us")
 P999: Final = Figure("p999", "p99.9 us")
-OPEN_P50: Final = Figure("open_p50", "p50 us on a schedule")
 OPEN_P99: Final = Figure("open_p99", "p99 us on a schedule")
-OPEN_CPU: Final = Figure("open_cpu", "CPU us on a schedule", 1)
 SERVER_BUSY: Final = Figure("server_busy", "server's CPU %")
 CLIENT_BUSY: Final = Figure("client_busy", "client's CPU %")
 #: Connections and requests without the right answer, in all rounds.
@@ -44,6 +48,17 @@ BUSY: Final = (SERVER_BUSY, CLIENT_BUSY, ERRORS)
 FAIRNESS: Final = Figure("fairness", "fairness (Jain)", 3)
 #: Connections that weren't served by the place whose turn it was; the order is exact, or not.
 OUT_OF_ORDER: Final = Figure("out_of_order", "out of order %", 2, max)
+
+GLB: Final = "tab:blue"
+OTHER: Final = "0.65"
+COLUMNS: Final = 3
+
+#: From so many times the least on, the axis is a logarithm's: one bad moment of the machine is a
+#: hundred times the median of p99.
+FAR_APART: Final = 50
+
+#: What a panel shows: a figure of contenders, below a title.
+Bars = tuple[str, Sequence[Contender], Figure]
 
 
 class Results:
@@ -88,3 +103,43 @@ class Results:
         counts = [answers.count(each) for each in range(places)]
         fairness = sum(counts) ** 2 / (places * sum(count**2 for count in counts))
         self.add(contender, {OUT_OF_ORDER: 100 * wrong / len(answers), FAIRNESS: fairness})
+
+
+def draw(file: pathlib.Path, heading: str, panels: Sequence[Bars], results: Results) -> None:
+    """Draw *panels* into *file*, with *heading* below; if there are any, and matplotlib."""
+    if not panels or importlib.util.find_spec("matplotlib") is None:
+        return
+    import matplotlib as mpl  # noqa: PLC0415  # it may be missing
+    from matplotlib.figure import Figure as Picture  # noqa: PLC0415  # as above
+
+    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    rows = math.ceil(len(panels) / COLUMNS)
+    picture = Picture(figsize=(18, 4 * rows + 1), layout="constrained")
+    for index, panel in enumerate(panels, 1):
+        _draw_bars(picture.add_subplot(rows, COLUMNS, index), results, *panel)
+    picture.supxlabel("\n".join(textwrap.wrap(heading, 150)), fontsize=8, color="0.3")
+    picture.savefig(file, dpi=110)
+
+
+def _draw_bars(
+    axes: Any, results: Results, title: str, contenders: Sequence[Contender], figure: Figure
+) -> None:
+    axes.set_title(textwrap.fill(title, 60), loc="left")
+    samples = [results.of(one.name, figure) for one in contenders]
+    medians = [statistics.median(some) for some in samples]
+    below = [median - min(some) for median, some in zip(medians, samples, strict=True)]
+    above = [max(some) - median for median, some in zip(medians, samples, strict=True)]
+    drawn = axes.barh(
+        [one.title for one in contenders],
+        medians,
+        xerr=(below, above),
+        color=[GLB if "glb" in one.title else OTHER for one in contenders],
+        error_kw={"ecolor": "0.25", "elinewidth": 1, "capsize": 2},
+    )
+    axes.bar_label(drawn, fmt=f"{{:,.{figure.digits}f}}", padding=3)
+    axes.invert_yaxis()
+    if max(map(max, samples)) > FAR_APART * min(map(min, samples)):
+        axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=5)
+    axes.margins(x=0.2)

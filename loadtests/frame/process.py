@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import pathlib
 import select
@@ -37,22 +36,18 @@ class ProcessError(RuntimeError):
 class Contender:
     """A server that does the job, or a client that is measured.
 
-    *program* is a function of `servers`, ``None`` for the C loop; *number* of clones or
-    servers it is started with, *options* are the program's other arguments. An order would go
-    round as many *places*, 0 if there is none. It *needs* a module that may be missing.
+    *program* is a function of `loadtests.bench.servers`, ``None`` for the C loop; *number* of
+    clones or servers it is started with, among which an order goes round; *options* are its other
+    arguments. It *needs* a module that may be missing.
     """
 
     name: str
     title: str
     program: str | None
     number: int = 1
-    places: int = 0
     needs: str | None = None
     is_http: bool = False
     options: tuple[str, ...] = ()
-
-    def is_installed(self) -> bool:
-        return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
 @dataclass(frozen=True)
@@ -63,11 +58,9 @@ class Cpus:
     client: frozenset[int]
 
     @classmethod
-    def available(cls, *, is_shared: bool = False) -> Cpus:
-        """Return those of this process; both sides have them all, if it *is_shared*."""
+    def available(cls) -> Cpus:
+        """Return those of this process."""
         every = sorted(os.sched_getaffinity(0))
-        if is_shared:
-            return cls(frozenset(every), frozenset(every))
         # The last for the servers: the first is where interrupts tend to go.
         return cls(frozenset(every[-1:]), frozenset(every[:-1] or every))
 
@@ -200,10 +193,9 @@ class Process:
 class Server(Process):
     """A server process of *contender*, which listens on *port*."""
 
-    def __init__(
-        self, contender: Contender, c_server: pathlib.Path, cpus: Cpus, job: Job = Job.REPLY
-    ) -> None:
+    def __init__(self, contender: Contender, c_server: pathlib.Path, cpus: Cpus, job: Job) -> None:
         self.contender = contender
+        self.job = job
         command = [str(c_server), str(BACKLOG), REPLY.decode()]
         if contender.program is not None:
             command = [sys.executable, "-m", "loadtests.bench.servers", contender.program]

@@ -1,18 +1,58 @@
-"""What a run has found: answers with promises and tables, as text, in Markdown and JSON."""
+"""What a run has found: promises, answers, tables; as text that is Markdown, and as JSON."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
 import gevent
 
-from .promise import Promise, verdict_of
+#: In place of what was not measured.
+NOTHING: Final = "-"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What it *says* is at most *limit*, or at least, if *is_floor*."""
+
+    says: str
+    #: ``None`` if there was nothing to measure: then it isn't kept.
+    measured: float | None
+    limit: float = 0
+    is_floor: bool = False
+    #: Stands beside the verdict.
+    remark: str = ""
+
+    @property
+    def is_kept(self) -> bool:
+        if self.measured is None:
+            return False
+        return self.measured >= self.limit if self.is_floor else self.measured <= self.limit
+
+    def row(self) -> tuple[str, str, str, str]:
+        """Return it as a line of a table: what, how much, how much it was, and the verdict."""
+        verdict = "not measured" if self.measured is None else verdict_of(self.is_kept)
+        bound = f"{'>=' if self.is_floor else '<='} {number(self.limit)}"
+        return (self.says, bound, number(self.measured), verdict + self.remark)
+
+
+def verdict_of(is_kept: bool) -> str:
+    return "kept" if is_kept else "NOT KEPT"
+
+
+def number(value: float | None) -> str:
+    """Return *value* as people read it: whole if it is, else with the digits that count."""
+    if value is None:
+        return NOTHING
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 10 else f"{value:.3g}"  # 1.034 isn't at most 1.03
 
 
 @dataclass(frozen=True)
@@ -22,27 +62,16 @@ class Table:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    #: A line below it.
-    caption: str = ""
 
     def text(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if index else cell.ljust(width)
-                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in (self.head, *self.rows)
-        ]
-        return self._whole(self.title, lines)
-
-    def markdown(self) -> str:
-        rule = ["---", *["---:"] * (len(self.head) - 1)]
-        lines = [f"| {' | '.join(row)} |" for row in (self.head, rule, *self.rows)]
-        return self._whole(f"**{self.title}**", lines)
-
-    def _whole(self, title: str, lines: Sequence[str]) -> str:
-        return "\n".join([title, "", *lines, "", *([self.caption, ""] if self.caption else ())])
+        """Return it in Markdown, whose columns stand below each other."""
+        widths = [max(3, *map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+        lines = []
+        for name, *cells in (self.head, rule, *self.rows):
+            padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+            lines.append(f"| {' | '.join([name.ljust(widths[0]), *padded])} |")
+        return "\n".join([f"**{self.title}**", "", *lines, ""])
 
 
 @dataclass(frozen=True)
@@ -69,17 +98,6 @@ class Answer:
         rows = [promise.row() for promise in self.promises]
         rows += [(says, "", value, "") for says, value in self.notes]
         return [*self.tables, Table(self.question, ("promise", "limit", "measured", ""), rows)]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "question": self.question,
-            "kept": self.is_kept,
-            "promises": [{**asdict(one), "kept": one.is_kept} for one in self.promises],
-            "notes": dict(self.notes),
-            "tables": [asdict(one) for one in self.tables],
-            "lines": [*self.lines],
-            **self.details,
-        }
 
 
 @dataclass(frozen=True)
@@ -113,28 +131,17 @@ class Sheet:
 
     def text(self) -> str:
         tables = [table.text() for table in self.tables()]
-        return "\n".join([*tables, self.heading, *self._lines(), self._verdict()])
-
-    def markdown(self) -> str:
-        tables = [table.markdown() for table in self.tables()]
-        return "\n".join([f"`{self.command}`", "", self.heading, "", *tables, *self._lines()])
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "command": self.command,
-            "heading": self.heading,
-            "kept": self.is_kept,
-            "failed": dict(self.failed),
-            "seconds": dict(self.seconds),
-            "answers": {name: answer.as_json() for name, answer in self.answers.items()},
-        }
-
-    def _lines(self) -> list[str]:
         lines = [line for answer in self.answers.values() for line in answer.lines]
-        return lines + [f"{name} failed: {reason}" for name, reason in self.failed.items()]
+        lines += [f"{name} failed: {reason}" for name, reason in self.failed.items()]
+        lines.append(f"{'every' if self.is_kept else 'NOT every'} promise was kept")
+        return "\n".join([f"`{self.command}`", "", self.heading, "", *tables, *lines])
 
-    def _verdict(self) -> str:
-        return "every promise was kept" if self.is_kept else "NOT every promise was kept"
+    def json(self) -> str:
+        def known(thing: Any) -> dict[str, Any]:
+            is_kept = getattr(thing, "is_kept", None)
+            return {**vars(thing), **({} if is_kept is None else {"kept": is_kept})}
+
+        return json.dumps(self, indent=2, default=known) + "\n"
 
 
 def surroundings(*packages: str) -> str:

@@ -5,19 +5,16 @@
 Servers of glb with clones on 1 to 16 hubs, and gevent's, each in a process of its own, in
 interleaved rounds: is the order exact, which connections wait while a hub is blocked, what do
 handlers that block cost, what does a connection cost, and how long does a client wait: --only
-order,stall,block,price. Printed are tables, and what glb promises beside what was measured; JSON,
-Markdown and a plot are written to a folder. Exit status 0 only if every promise was measured and
-kept.
+order,stall,block,price.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from loadtests.bench.servers.job import (
     ANY_HUB,
@@ -27,28 +24,8 @@ from loadtests.bench.servers.job import (
     Job,
 )
 from loadtests.frame.client import Served, exchange
-from loadtests.frame.experiment import (
-    ORDERED_CONNECTIONS,
-    Experiment,
-    Limit,
-    LoadPlan,
-    Question,
-    Shown,
-    size,
-)
-from loadtests.frame.figures import (
-    BUSY,
-    CPU,
-    ERRORS,
-    OPEN_CPU,
-    OPEN_P50,
-    OPEN_P99,
-    OUT_OF_ORDER,
-    RATE,
-    Figure,
-    Results,
-)
-from loadtests.frame.plot import Panel
+from loadtests.frame.experiment import LOAD, Experiment, Limit, Question, Shown, Size
+from loadtests.frame.figures import BUSY, CPU, ERRORS, OPEN_P99, OUT_OF_ORDER, RATE, Figure
 from loadtests.frame.process import Contender, Server
 
 #: By how much the turns of clones differ: by 1 at most if they are exact. After a stall: when the
@@ -56,10 +33,8 @@ from loadtests.frame.process import Contender, Server
 SPREAD: Final = Figure("spread", "turns differ by", 0, max)
 SPREAD_AFTER: Final = Figure("spread_after", "trusted again: turns differ by", 0, max)
 #: While a hub is blocked.
-LONGEST_WAIT: Final = Figure("longest_wait", "longest wait ms", 1)
-WORST_WAIT: Final = Figure("worst_wait", "worst wait ms", 1, max)
+LONGEST_WAIT: Final = Figure("longest_wait", "longest wait ms", 1, max)
 WAITED_FOR_IT: Final = Figure("waited_for_it", "waited for it", 0, max)
-WAITS: Final = (LONGEST_WAIT, WORST_WAIT, WAITED_FOR_IT)
 #: Of the hub when it is back, and of what a hub ought to have.
 TURNS_AFTER: Final = Figure("turns_after", "its turns after", 0, min, is_more_better=True)
 SHARE_AFTER: Final = Figure("share_after", "x fair share", 2)
@@ -90,53 +65,37 @@ ATTEMPTS: Final = 200
 def _glb(name: str, title: str, hubs: int, policy: str = "round_robin") -> Contender:
     # Handlers that block want a clone each; other questions are not about their number.
     clones, options = hubs if name.startswith("block-") else 8, (str(hubs), policy)
-    return Contender(name, f"glb, {title}", "streams:glb", clones, clones, options=options)
-
-
-def _gevent(name: str) -> Contender:
-    return Contender(name, "gevent StreamServer", "streams:one", places=1)
+    return Contender(name, f"glb, {title}", "streams:glb", clones, options=options)
 
 
 ORDER: Final = (_glb("order-4", "4 hubs", 4),)
 STALL: Final = (
-    _gevent("stall-gevent"),
-    Contender("stall-racing", "gevent, 4 hubs in 4 threads", "streams:threads", 4, 4),
+    Contender("stall-gevent", "gevent StreamServer", "streams:racing"),
+    Contender("stall-racing", "gevent, 4 hubs in 4 threads", "streams:threads", 4),
     _glb("stall-1", "1 hub", 1),
     _glb("stall-4", "4 hubs, hub 2 blocked", 4),
     _glb("stall-4-home", "4 hubs, hub 0 blocked", 4),
 )
 BLOCK: Final = (
-    _gevent("block-gevent"),
+    Contender("block-gevent", "gevent StreamServer", "streams:racing"),
     _glb("block-1", "1 hub", 1),
     *(_glb(f"block-{hubs}", f"{hubs} hubs", hubs) for hubs in (2, 4, 8, 16)),
 )
 PRICE: Final = (
-    _gevent("price-gevent"),
+    Contender("price-gevent", "gevent StreamServer", "streams:racing"),
     _glb("price-1", "1 hub", 1),
     _glb("price-2", "2 hubs", 2),
     _glb("price-2-first", "2 hubs, the first first", 2, "first"),
     _glb("price-4", "4 hubs", 4),
 )
 
-#: Which hub is blocked, of how many.
-STALLED: Final = {
-    "stall-gevent": (0, 1),
-    "stall-racing": (ANY_HUB, 4),
-    "stall-1": (0, 1),
-    "stall-4": (2, 4),
-    "stall-4-home": (0, 4),
-}
+#: Which hub is blocked, if it isn't the first.
+STALLED: Final = {"stall-racing": ANY_HUB, "stall-4": 2}
 BLOCKED: Final = ("stall-4", "stall-4-home")
 
 
-@dataclass(frozen=True)
-class Plan(LoadPlan):
-    #: What is counted there doesn't become better by a median.
-    stall_rounds: int = size(3, 1, "Of order and blocked hubs, where the worst round counts.")
-    open_seconds: float = size(4.0, 0.5)
-    block_seconds: float = size(2.0, 0.5)
-    #: How long the load goes on when the hub is back.
-    stall_after_seconds: float = size(2.5, 1.5)
+def hubs_of(one: Contender) -> int:
+    return int(one.options[0]) if one.options else one.number
 
 
 @dataclass(frozen=True)
@@ -163,7 +122,6 @@ class Stall:
         trusted = [one.clone for one in after if one.due >= self.ended + TRUSTED_NANOSECONDS]
         found: dict[Figure, float] = {
             LONGEST_WAIT: max(waits, default=0),
-            WORST_WAIT: max(waits, default=0),
             WAITED_FOR_IT: its([one for one in seen if self.began <= one.due < last]),
             TURNS_AFTER: its(after),
             SHARE_AFTER: its(after) * hubs / len(after) if after else 0,
@@ -191,15 +149,21 @@ def block(port: int, hub: int) -> Stall:
     raise RuntimeError(f"hub {hub} got none of {ATTEMPTS} connections")
 
 
-class Hubs(Experiment[Plan]):
+class Hubs(Experiment):
     name = "hubs"
     every = (*ORDER, *STALL, *BLOCK, *PRICE)
-    numbers = Plan
+    sizes = (
+        *LOAD,
+        Size("stall_rounds", 3, 1),  # of order and blocked hubs, where the worst round counts
+        Size("open_seconds", 4.0, 0.5),
+        Size("block_seconds", 2.0, 0.5),
+        Size("stall_after_seconds", 2.5, 1.5),  # how long the load goes on when the hub is back
+    )
     settle_seconds = 0.15  # glb's watchdog looks around for 0.1 s more, which is part of the price
     promised = (
         Limit("order-4", OUT_OF_ORDER, 0),
         Limit("order-4", SPREAD, 1),
-        *(Limit(name, WORST_WAIT, 50) for name in BLOCKED),
+        *(Limit(name, LONGEST_WAIT, 50) for name in BLOCKED),
         *(Limit(name, figure, 0) for name in BLOCKED for figure in (ERRORS, WAITED_FOR_IT)),
         *(Limit(name, figure, 1) for name in BLOCKED for figure in (TURNS_AFTER, SPREAD_AFTER)),
         Limit("block-16", RATE, 13, "block-1"),
@@ -211,69 +175,44 @@ class Hubs(Experiment[Plan]):
 
     shown = (
         Shown("Is the order exact?", ORDER, (OUT_OF_ORDER, SPREAD, ERRORS)),
-        Shown("Which connections wait for a hub that is blocked?", STALL, (*WAITS, *AFTER, ERRORS)),
+        Shown(
+            "Which connections wait for a hub that is blocked?",
+            STALL,
+            (WAITED_FOR_IT, *AFTER, ERRORS),
+            (LONGEST_WAIT,),
+        ),
         Shown("If every handler blocks for 5 ms", BLOCK, BUSY, (RATE,), ("block-1",)),
-        Shown("What does a connection cost?", PRICE, BUSY, (CPU, RATE), ("price-1",)),
-        Shown("At 1,000 connections/s", PRICE, (OPEN_P50,), (OPEN_P99, OPEN_CPU), ("price-1",)),
+        Shown("What does a connection cost?", PRICE, BUSY, (CPU, RATE, OPEN_P99), ("price-1",)),
     )
-
-    def __init__(self, plan: Plan, contenders: Sequence[Contender]) -> None:
-        super().__init__(plan, contenders)
-        #: Of each contender that was asked about stalls, of the last round.
-        self._seen: Final[dict[str, tuple[Stall, Sequence[Served]]]] = {}
 
     def questions(self) -> Iterator[Question]:
         rounds, few = self.plan.rounds, self.plan.stall_rounds
-        some = functools.partial(self.warm_up, count=160)
-        told = functools.partial(some, is_noted=True)
-        many = functools.partial(self.warm_up, count=2000)
-        yield Question("order", ORDER, self._order, few, Job.ORDER, is_fresh=True)
-        yield Question("stall", STALL, self._stall, few, Job.STALL, told)
-        yield Question("block", BLOCK, self._block, rounds, Job.BLOCK, some)
-        yield Question("price", PRICE, self._price, rounds, begin=many)
+        for _ in range(few):
+            yield Question("order", ORDER, self._order, job=Job.ORDER)
+        yield Question("stall", STALL, self._stall, few, Job.STALL, 160)
+        yield Question("block", BLOCK, self._block, rounds, Job.BLOCK, 160)
+        yield Question("price", PRICE, self.price, rounds, warm_up=2000)
 
     def _order(self, one: Contender, server: Server) -> None:
         self.order(one, server)
-        load = self.close(server, ORDERED_CONNECTIONS, is_noted=True)
+        load = self.load(server, "close", count=self.plan.connections)
         clones = [each.clone for each in load.connections]
-        self.results.add(one.name, {SPREAD: spread(clones, one.places)})
+        self.results.add(one.name, {SPREAD: spread(clones, one.number)})
 
     def _stall(self, one: Contender, server: Server) -> None:
-        hub, hubs = STALLED[one.name]
+        hub = STALLED.get(one.name, 0)
         seconds = STALL_BEFORE_SECONDS + STALL_MICROSECONDS / 1e6 + self.plan.stall_after_seconds
         with ThreadPoolExecutor(1) as pool:
-            loading = pool.submit(self.open, server, seconds, STALL_RATE, is_noted=True)
+            loading = pool.submit(self.load, server, "open", seconds=seconds, rate=STALL_RATE)
             time.sleep(STALL_BEFORE_SECONDS)
             stall = block(server.port, hub)
             seen = loading.result().connections
-        self._seen[one.name] = stall, seen
-        self.results.add(one.name, stall.figures(seen, hubs, one.places))
+        self.results.add(one.name, stall.figures(seen, hubs_of(one), one.number))
 
     def _block(self, one: Contender, server: Server) -> None:
         # As many as take as long, if hubs do what they could.
-        hubs = int(one.options[0]) if one.options else 1
-        count = round(BLOCK_RATE * hubs * self.plan.block_seconds)
-        self.results.add(one.name, self.close(server, count).rate())
-
-    def _price(self, one: Contender, server: Server) -> None:
-        self.results.add(one.name, self.price(server, self.plan))
-
-    def panels(self) -> list[Panel]:
-        return [*([self._draw_waits] if self._seen else []), *super().panels()]
-
-    def _draw_waits(self, axes: Any, _results: Results) -> None:
-        axes.set_title(f"waits while a hub is blocked, {STALL_RATE} connections/s", loc="left")
-        axes.axvspan(0, STALL_MICROSECONDS / 1e6, color="0.93", label="a hub is blocked")
-        for name, (stall, seen) in self._seen.items():
-            due = [(each.due - stall.began) / 1e9 for each in seen]
-            waits = [(each.answered - each.due) / 1e6 for each in seen]
-            axes.plot(due, waits, ".", label=name)
-        # From a tenth of a millisecond to a second: nothing else shows both.
-        axes.set_yscale("log")
-        axes.set_yticks([0.1, 1, 10, 100, 1000], ["0.1 ms", "1 ms", "10 ms", "100 ms", "1 s"])
-        axes.set_ylabel("wait for the answer")
-        axes.set_xlabel("when the connection was due, s after the hub was blocked")
-        axes.legend(frameon=False)
+        count = round(BLOCK_RATE * hubs_of(one) * self.plan.block_seconds)
+        self.results.add(one.name, self.load(server, "close", count=count).rate())
 
 
 main = Hubs.command(__doc__)

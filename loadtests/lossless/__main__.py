@@ -25,7 +25,6 @@ import click
 
 from loadtests.frame.client import Client, compile_programs
 from loadtests.frame.command import (
-    MARKDOWN,
     QUICK,
     Tell,
     allow_descriptors,
@@ -259,7 +258,9 @@ def silent(
         def come(where: str, least: int = 0) -> None:
             nonlocal errors, served
             for _ in range(windows):
-                load = good.open(port, seconds, stage.rate, http=True, body=None)
+                load = good.run(
+                    "open", port, seconds=seconds, rate=stage.rate, http=True, body=None
+                )
                 if descriptors(server) >= least:  # otherwise silent ones have begun to leave
                     p99[where].append(load.p99 / 1e3)
                 errors += load.errors
@@ -375,7 +376,7 @@ def memory(
         client = Client(program, Cpus.available())
         while served < connections:
             count = min(first, connections - served)
-            load = client.close(port, count, concurrency)
+            load = client.run("close", port, concurrency, count=count)
             served += load.count
             errors += load.errors
             sizes.append(server.rss_mib())
@@ -435,7 +436,6 @@ QUESTIONS = "\n".join(f"{name:11}{first_line(scenario)}" for name, scenario in N
 )
 @QUICK
 @json_option("Write what was measured to this file.")
-@MARKDOWN
 @click.pass_context
 def main(
     context: click.Context,
@@ -443,7 +443,6 @@ def main(
     hubs: int,
     quick: bool,
     file: pathlib.Path | None,
-    markdown: bool,
 ) -> None:
     wants_linux("/proc, CPU affinity")
     allow_descriptors()  # 2,000 silent clients have more than the 1,024 that are usual
@@ -454,7 +453,7 @@ def main(
     }
     heading = f"Over loopback; {Cpus.available().describe()}"
     command = command_line(context, "lossless")
-    conduct(command, chosen, heading, markdown=markdown, file=file)
+    conduct(command, chosen, heading, file=file)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from typing import Any, Final
 
 from loadtests.bench.servers.job import end_with_parent
 from loadtests.frame.process import ROOT, Cpus, Process, ProcessError
-from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import Table
+from loadtests.frame.sheet import Promise, Table
 from loadtests.frame.traffic import GOOD, Place, Visit
 from loadtests.frame.worker import ANSWER_SECONDS, Worker
 

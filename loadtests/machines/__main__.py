@@ -25,8 +25,7 @@ import click
 
 from loadtests.frame.command import QUICK, Tell, command_line, conduct
 from loadtests.frame.process import ROOT, Process
-from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import Answer
+from loadtests.frame.sheet import Answer, Promise
 from loadtests.frame.traffic import GOOD, Visit
 from loadtests.frame.worker import ANSWER_SECONDS, Worker
 

@@ -17,11 +17,10 @@ from click.testing import CliRunner
 from loadtests import client_cost, monkey
 from loadtests.bench.__main__ import Bench
 from loadtests.frame.command import command_line, seed_option
-from loadtests.frame.experiment import Experiment, Limit, Plan, Question, Shown, size
+from loadtests.frame.experiment import Experiment, Limit, Question, Shown, Size
 from loadtests.frame.figures import ERRORS, FAIRNESS, OUT_OF_ORDER, Figure, Results
 from loadtests.frame.process import Contender, Process, ProcessError
-from loadtests.frame.promise import Promise
-from loadtests.frame.sheet import Answer, Sheet, Table
+from loadtests.frame.sheet import Answer, Promise, Sheet, Table
 from loadtests.hubs.__main__ import Hubs
 
 ECHO = "import sys\nfor line in sys.stdin: print(line.strip().upper(), flush=True)"
@@ -81,7 +80,7 @@ def test_a_process_that_does_not_end_is_killed() -> None:
 # -- runs ---------------------------------------------------------------------------------------
 
 
-class Trial(Experiment[Plan]):
+class Trial(Experiment):
     """Three contenders, no process."""
 
     name = "trial"
@@ -89,6 +88,7 @@ class Trial(Experiment[Plan]):
     shown: ClassVar[Sequence[Shown]] = (
         Shown("A title", every, (WORST, ERRORS), (FIGURE,), ("one",)),
     )
+    sizes: ClassVar[Sequence[Size]] = (Size("rounds", 7, 2), Size("concurrency", 64, 64))
     promised = (Limit("one", FIGURE, 2), Limit("two", MORE, 2, "one"), Limit("three", WORST, 1))
 
     def questions(self) -> Iterator[Question]:
@@ -100,16 +100,20 @@ class Trial(Experiment[Plan]):
             raise ValueError("no")
         self.taken.append(one.name)
 
-    def start(self, one: Contender, *_: Any, **__: Any) -> Any:
+    def start(self, one: Contender, *_: Any) -> Any:
         return contextlib.nullcontext(one)
 
+    def warm_up(self, server: Any, count: int) -> None:
+        self.begun.append((server, count))
+
     taken: list[str]
+    begun: list[tuple[Contender, int]]
 
 
 def trial(*names: str, seed: int = 12) -> Trial:
     contenders = [one for one in Trial.every if one.name in (names or ("one", "two", "three"))]
-    run = Trial(Plan(seed), contenders)
-    run.taken = []
+    run = Trial(contenders, seed=seed)
+    run.taken, run.begun = [], []
     return run
 
 
@@ -144,15 +148,14 @@ def test_a_contender_that_breaks_is_left_out_and_the_others_go_on() -> None:
     assert only.taken == []
 
 
-def test_a_server_is_fresh_for_each_turn_or_up_during_all_rounds() -> None:
-    """Each is begun with when it has started, and ended when it isn't needed."""
-    for is_fresh in (False, True):
-        run = trial("one", "three")
-        begun: list[object] = []
-        question = Question("it", run.every, run.turn, 2, begin=begun.append, is_fresh=is_fresh)
-        run.ask(question, lambda _: None)
-        assert len(begun) == (4 if is_fresh else 2)
-        assert len(run.taken) == 4
+def test_a_server_is_up_during_all_rounds_of_a_question() -> None:
+    """Each is warmed up when it has started, and ended when the question has been asked."""
+    run = trial("one", "three")
+    for often in (1, 2):
+        run.ask(Question("it", run.every, run.turn, 2, warm_up=5), lambda _: None)
+        assert sorted(one.name for one, _ in run.begun) == sorted(["one", "three"] * often)
+        assert {count for _, count in run.begun} == {5}
+        assert len(run.taken) == 4 * often
 
 
 def test_an_order_is_exact_or_it_is_not() -> None:
@@ -231,34 +234,28 @@ def test_a_sheet_is_kept_if_every_answer_is_and_nothing_failed() -> None:
     assert not broken.is_kept
     assert broken.tables()[-1].rows == [("a", "kept", "1"), ("b", "NOT MEASURED", "")]
     assert "b failed: ValueError: no" in broken.text()
-    assert broken.as_json()["failed"] == {"b": "ValueError: no"}
+    found = json.loads(broken.json())
+    assert found["failed"] == {"b": "ValueError: no"}
+    assert not found["kept"]
+    assert [one["kept"] for one in found["answers"]["a"]["promises"]] == [True]
 
 
-def test_a_table_is_written_as_text_and_in_markdown() -> None:
-    """The first column is names; a caption stands below."""
-    table = Table("What?", ("", "us"), [("glb", "1.5"), ("gevent", "10.0")], "of 3")
-    assert table.text() == "What?\n\n          us\nglb      1.5\ngevent  10.0\n\nof 3\n"
-    assert table.markdown() == (
-        "**What?**\n\n|  | us |\n| --- | ---: |\n| glb | 1.5 |\n| gevent | 10.0 |\n\nof 3\n"
+def test_a_table_is_text_and_markdown_at_once() -> None:
+    """The first column is names; columns stand below each other."""
+    table = Table("What?", ("", "us"), [("glb", "1.5"), ("gevent", "10.0")])
+    assert table.text() == (
+        "**What?**\n\n|        |   us |\n| ------ | ---: |\n| glb    |  1.5 |\n| gevent | 10.0 |\n"
     )
 
 
 # -- commands -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Sizes(Plan):
-    """Those of `Sized`."""
-
-    wait_seconds: float = size(1.5, 0.5, "Of a turn.")
-    hidden: int = size(7, 1)
-
-
 class Sized(Trial):
-    """It has sizes."""
+    """It has a size of its own."""
 
     name = "sized"
-    numbers = Sizes
+    sizes = (*Trial.sizes, Size("wait_seconds", 1.5, 0.5))
     shown = ()  # and so there is no picture
 
     def run(self, _tell: object) -> Answer:
@@ -268,15 +265,10 @@ class Sized(Trial):
 @pytest.mark.parametrize(
     ("options", "line", "sizes"),
     [
-        ("", "--rounds 7 --concurrency 64 --wait-seconds 1.5", (7, 1.5, 7)),
-        ("--quick", "--rounds 2 --concurrency 64 --wait-seconds 0.5 --quick", (2, 0.5, 1)),
-        (
-            "--quick --rounds 3",
-            "--rounds 3 --concurrency 64 --wait-seconds 0.5 --quick",
-            (3, 0.5, 1),
-        ),
-        ("--unpinned", "--unpinned --rounds 7 --concurrency 64 --wait-seconds 1.5", (7, 1.5, 7)),
-        ("--wait-seconds 0.2", "--rounds 7 --concurrency 64 --wait-seconds 0.2", (7, 0.2, 7)),
+        ("", "--rounds 7 --concurrency 64 --wait-seconds 1.5", (7, 1.5)),
+        ("--quick", "--rounds 2 --concurrency 64 --wait-seconds 0.5 --quick", (2, 0.5)),
+        ("--quick --rounds 3", "--rounds 3 --concurrency 64 --wait-seconds 0.5 --quick", (3, 0.5)),
+        ("--wait-seconds 0.2", "--rounds 7 --concurrency 64 --wait-seconds 0.2", (7, 0.2)),
     ],
 )
 def test_an_experiment_has_an_option_for_each_size_of_its_plan(
@@ -288,10 +280,11 @@ def test_an_experiment_has_an_option_for_each_size_of_its_plan(
     done = runner.invoke(Sized.command("words"), words)
     assert done.exit_code == 1, done.output  # what is promised was not measured
     assert f"python -m loadtests.sized {line} --only two --seed 3\n" in done.output
-    plan = json.loads((tmp_path / "results.json").read_text())["answers"]["sized"]["plan"]
-    assert (plan["rounds"], plan["wait_seconds"], plan["hidden"]) == sizes
-    assert plan["seed"] == 3
-    assert (tmp_path / "results.md").exists()
+    written = json.loads((tmp_path / "results.json").read_text())
+    plan = written["answers"]["sized"]["details"]["plan"]
+    assert (plan["rounds"], plan["wait_seconds"]) == sizes
+    # What can't be is refused, with its value.
+    assert "-1" in runner.invoke(Sized.command("words"), ["--rounds", "-1"]).output
 
 
 @dataclass

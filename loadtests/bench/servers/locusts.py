@@ -1,7 +1,7 @@
 """Clients of locust's, and one without: for each order a round.
 
-An order has a port, seconds, and how many users; the answer is how much a second was done, and what
-each cost, in us of the process's CPU time.
+An order has seconds, how many users, and the URLs of servers; the answer is how much was done a
+second, and what each cost, in us of the process's CPU time.
 """
 # ruff: noqa: PLC0415  # locust patches the process when it is imported
 
@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import gevent
 from gevent import socket
 
-from .job import ADDRESSES, Job, take_orders
+from .job import Job, take_orders
 
 LINE: Final = b"hello\n"
 
@@ -40,15 +41,16 @@ def _rate(count: Callable[[], int], seconds: str) -> str:
 def bare(_job: Job, _number: int) -> None:
     """Run greenlets in a loop: what any client of gevent's has to do."""
 
-    def work(port: str, seconds: str, users: str) -> str:
+    def work(seconds: str, users: str, *urls: str) -> str:
         done = 0
         is_over = False
 
-        def loop(host: str) -> None:
+        def loop(url: str) -> None:
             nonlocal done
+            address = (urlsplit(url).hostname, urlsplit(url).port)
             while not is_over:
                 sock = socket.socket()
-                sock.connect((host, int(port)))
+                sock.connect(address)
                 sock.sendall(LINE)
                 reply = sock.recv(4096)
                 while not reply.endswith(b"\n"):
@@ -56,8 +58,8 @@ def bare(_job: Job, _number: int) -> None:
                 sock.close()
                 done += 1
 
-        hosts = itertools.islice(itertools.cycle(ADDRESSES), int(users))
-        greenlets = [gevent.spawn(loop, host) for host in hosts]
+        chosen = itertools.islice(itertools.cycle(urls), int(users))
+        greenlets = [gevent.spawn(loop, url) for url in chosen]
         found = _rate(lambda: done, seconds)
         is_over = True
         gevent.joinall(greenlets, raise_error=True)
@@ -81,12 +83,8 @@ def users(_job: Job, _number: int, kind: str, *plugins: str) -> None:
             self.host = next(hosts)
             super().__init__(environment)
 
-        if kind == "http":
-
-            @locust.task
-            def get(self) -> None:
-                self.client.get("/")
-
+    if kind == "http":
+        Client.tasks = [lambda user: user.client.get("/")]
     environment = Environment(user_classes=[Client], events=locust.events)
     runner = environment.create_local_runner()
     init: Any = locust.events.init
@@ -98,11 +96,9 @@ def users(_job: Job, _number: int, kind: str, *plugins: str) -> None:
             raise RuntimeError(next(iter(stats.errors.values())).to_name())
         return int(stats.get(*entry).num_requests)
 
-    def work(port: str, seconds: str, users: str) -> str:
+    def work(seconds: str, users: str, *urls: str) -> str:
         nonlocal hosts
-        addresses = ADDRESSES if kind == "echo" else ADDRESSES[:1]
-        scheme = "tcp" if kind == "echo" else "http"
-        hosts = itertools.cycle(f"{scheme}://{address}:{port}" for address in addresses)
+        hosts = itertools.cycle(urls)
         runner.start(int(users), spawn_rate=int(users))
         found = _rate(count, seconds)
         runner.stop()

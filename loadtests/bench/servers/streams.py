@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
 import time
@@ -14,7 +13,6 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from .job import (
-    ADDRESSES,
     ANY_HUB,
     BACKLOG,
     BLOCK_MICROSECONDS,
@@ -70,10 +68,6 @@ def _listen(port: int = 0, *, reuse_port: bool = False) -> socket.socket:
     return listener
 
 
-def one(job: Job, _number: int) -> None:
-    run(_server(_listen(), job))
-
-
 def racing(job: Job, number: int) -> None:
     """Run *number* servers in one hub, each on a descriptor of one listening socket."""
     listener = _listen()
@@ -82,10 +76,12 @@ def racing(job: Job, number: int) -> None:
 
 def reuse_port(job: Job, number: int) -> None:
     """Run *number* servers in one hub, each on a socket of its own: the kernel deals by hash."""
-    listeners = [_listen(reuse_port=True)]
-    port = listeners[0].getsockname()[1]
-    listeners += [_listen(port, reuse_port=True) for _ in range(1, number)]
-    run(*(_server(each, job, index) for index, each in enumerate(listeners)))
+    port, servers = 0, []
+    for index in range(number):
+        listener = _listen(port, reuse_port=True)
+        port = listener.getsockname()[1]
+        servers.append(_server(listener, job, index))
+    run(*servers)
 
 
 def threads(job: Job, number: int) -> None:
@@ -121,35 +117,3 @@ def glb(job: Job, number: int, hubs: str = "1", policy: str = "round_robin") -> 
 
     handle, place = _handler(job, _clone, int(hubs)), ("127.0.0.1", 0)
     run(StreamServer(place, handle, backlog=BACKLOG, clones=number, hubs=int(hubs), policy=policy))
-
-
-def glb_echo(_job: Job, number: int) -> None:
-    """Send each line back, after the clone, on one port of several addresses."""
-    from glb.server import StreamServer
-
-    def handle(sock: Any, _peer: Any) -> None:
-        told, line = b"%d/%d " % (_clone(), number), b""
-        with contextlib.suppress(ConnectionError):  # that is how some leave
-            while data := sock.recv(4096):
-                line += data
-                if line.endswith(b"\n"):
-                    sock.sendall(told + line)
-                    line = b""
-
-    servers = [StreamServer((ADDRESSES[0], 0), handle, backlog=BACKLOG, clones=number)]
-    servers[0].start()
-    for address in ADDRESSES[1:]:
-        place = (address, servers[0].server_port)
-        servers.append(StreamServer(place, handle, backlog=BACKLOG, clones=number))
-    run(*servers)
-
-
-def glb_http(_job: Job, number: int) -> None:
-    """Answer requests, with a header that has the clone."""
-    from glb.pywsgi import WSGIServer
-
-    def answer(_environ: Any, start_response: Any) -> list[bytes]:
-        start_response("200 OK", [("Content-Length", "3"), ("X-Glb-Clone", f"{_clone()}/{number}")])
-        return [REPLY]
-
-    run(WSGIServer(("127.0.0.1", 0), answer, backlog=BACKLOG, log=None, clones=number))

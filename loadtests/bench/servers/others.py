@@ -1,9 +1,9 @@
-"""One WSGI application, on gevent's server, glb's, and others of one worker.
+"""asyncio's servers; and one WSGI application, on gevent's server, glb's, and others.
 
-All connections have TCP_NODELAY: without it, gevent's server, which sends head and body apart,
-waits for acknowledgements that Linux delays.
+Each has one worker. All connections of HTTP have TCP_NODELAY: without it, gevent's server, which
+sends head and body apart, waits for acknowledgements that Linux delays.
 
-Each server is imported where it is started: gunicorn's worker is the one to patch first.
+Each is imported where it is started: gunicorn's worker is the one to patch first.
 """
 # ruff: noqa: PLC0415
 
@@ -23,6 +23,33 @@ UWSGI_CORES: Final = 2048
 
 #: More connections than any load here keeps open: at so many, granian stops accepting.
 GRANIAN_CONNECTIONS: Final = 20_000
+
+
+async def _reply() -> None:
+    import asyncio
+
+    # A `Protocol`, not streams: a task and two buffers a connection less, and as honest.
+    class Reply(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            transport.write(REPLY)
+            transport.close()
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Reply, "127.0.0.1", 0, backlog=BACKLOG)
+    announce(server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+
+def on_asyncio(_job: Job, _number: int) -> None:
+    import asyncio
+
+    asyncio.run(_reply())
+
+
+def on_uvloop(_job: Job, _number: int) -> None:
+    import uvloop
+
+    uvloop.run(_reply())
 
 
 def application(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
