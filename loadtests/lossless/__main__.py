@@ -41,7 +41,7 @@ from loadtests.frame.worker import ANSWER_SECONDS
 
 from .stage import (
     KINDS,
-    WORKERS,
+    SERVERS,
     Load,
     Serving,
     Stage,
@@ -94,7 +94,7 @@ def takeover(stage: Stage, *, times: int = 20, kept: int = 50, kept_pause: float
             stage.change(client, port, kind, title, times, partial(server.ask, "take_over"))
     title, load = "kept alive", Load()
     with stage.open("http", work=stage.work, reuse_port=True) as (server, client, port):
-        client.ask("keep", place=port, clients=kept, pause=kept_pause, seed=12)
+        client.ask("keep", place=port, clients=kept, pause=kept_pause, seed=12, names_us=True)
         for _ in range(times):
             time.sleep(stage.pause)
             server.ask("take_over")
@@ -132,7 +132,7 @@ def upgrade(stage: Stage, *, times: int = 20) -> None:
         for kind, bind in itertools.product(KINDS, ("127.0.0.1:0", f"unix:{socket}")):
             title = f"{KINDS[kind]}, {'TCP' if bind.endswith(':0') else 'Unix'}"
             log = ("--access-log", os.devnull) if kind == "http" else ()
-            words = (f"{WORKERS}:{kind}", "--bind", bind, *options, *log)
+            words = (f"{SERVERS}:{kind}", "--bind", bind, *options, *log)
             with Serving(folder, *words) as line:
                 stage.change(client, line.place, kind, title, times, line.upgrade)
                 is_there = socket.exists()
@@ -141,7 +141,7 @@ def upgrade(stage: Stage, *, times: int = 20) -> None:
                 stage.promise(f"{title}: its file after the end", socket.exists())
         said = {}
         for timeout, fates in itertools.groupby(FATES, lambda fate: FATES[fate][1]):
-            words = (f"{WORKERS}:http", "--bind", bind, *options, "--upgrade-timeout", timeout)
+            words = (f"{SERVERS}:http", "--bind", bind, *options, "--upgrade-timeout", timeout)
             title = f"while new processes fail, within {timeout} s"
             with (
                 Serving(folder, *words) as line,
@@ -168,7 +168,7 @@ def drain(
     """
     rows = []
     for (is_tls, title), by in itertools.product(enumerate(("HTTP", "HTTPS")), ("glb", *others)):
-        options: dict[str, Any] = {"is_tls": bool(is_tls), "slow": slow_seconds}
+        options: dict[str, Any] = {"is_tls": bool(is_tls), "slow": slow_seconds, "clones": 1}
         with stage.open("http", by=by, **options) as (server, client, port):
             hold = partial(client.ask, "hold", place=port, is_tls=is_tls)
             hold(count=idle, asks=[REPLY])
@@ -320,10 +320,9 @@ def exhaustion(
     ten rounds is an episode of its own for the log, and not one with those before.
     """
     least, rows = room // 2, []
-    options: dict[str, Any]
-    for by, first, options in (("glb", 0, {}), ("gevent", rounds, {"copies": clones - 1})):
+    for by, first in (("glb", 0), ("gevent", rounds)):
         greeted, served, waits, lines = [], [], [], [0]
-        options |= {"clones": clones, "descriptors": room}
+        options: dict[str, Any] = {"clones": clones, "descriptors": room}
         with stage.open("hold", by=by, **options) as (server, client, port):
             for number in range(first, rounds + 1):
                 if number and number % 10 == 0:

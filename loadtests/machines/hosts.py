@@ -97,7 +97,8 @@ class Site:
 
     def __init__(self, balancer: Balancer, changes: Mapping[str, str], is_quick: bool) -> None:
         set_up(FRONT)
-        (FOLDER / "app.py").write_text("from loadtests.machines.application import *\n")
+        served = "from loadtests.target import echo as handle, http as application\n"
+        (FOLDER / "app.py").write_text(served)
         self.balancer: Final = balancer
         self.is_quick: Final = is_quick
         self.webs: Final = [Host(f"web{number}", f"10.0.0.1{number}") for number in (1, 2, 3)]
