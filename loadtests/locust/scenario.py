@@ -85,7 +85,7 @@ class Want:
         what = {each: getattr(self, each) for each in ("kind", "name", "hubs", "patience")}
         clones = 1 if self.server == "gevent" else self.clones
         # What it complains of is for the terminal.
-        server = Worker("loadtests.target", stderr=None)
+        server = Worker("loadtests.workers", stderr=None)
         url = f"{self.scheme}://127.0.0.1:{server.ask('open', by=by, clones=clones, **what)}"
         log.info("started a server of its own: %s, process %d", url, server.pid)
         if self.roll_seconds is not None:

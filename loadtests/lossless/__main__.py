@@ -41,7 +41,7 @@ from loadtests.frame.worker import ANSWER_SECONDS
 
 from .stage import (
     KINDS,
-    SERVERS,
+    WORKERS,
     Load,
     Serving,
     Stage,
@@ -132,7 +132,7 @@ def upgrade(stage: Stage, *, times: int = 20) -> None:
         for kind, bind in itertools.product(KINDS, ("127.0.0.1:0", f"unix:{socket}")):
             title = f"{KINDS[kind]}, {'TCP' if bind.endswith(':0') else 'Unix'}"
             log = ("--access-log", os.devnull) if kind == "http" else ()
-            words = (f"{SERVERS}:{kind}", "--bind", bind, *options, *log)
+            words = (f"{WORKERS}:{kind}", "--bind", bind, *options, *log)
             with Serving(folder, *words) as line:
                 stage.change(client, line.place, kind, title, times, line.upgrade)
                 is_there = socket.exists()
@@ -141,7 +141,7 @@ def upgrade(stage: Stage, *, times: int = 20) -> None:
                 stage.promise(f"{title}: its file after the end", socket.exists())
         said = {}
         for timeout, fates in itertools.groupby(FATES, lambda fate: FATES[fate][1]):
-            words = (f"{SERVERS}:http", "--bind", bind, *options, "--upgrade-timeout", timeout)
+            words = (f"{WORKERS}:http", "--bind", bind, *options, "--upgrade-timeout", timeout)
             title = f"while new processes fail, within {timeout} s"
             with (
                 Serving(folder, *words) as line,
@@ -367,25 +367,19 @@ def memory(
 
     It has resident memory after all of them, beside that after the *first*.
     """
-    sizes, rates = [], []
-    errors = served = 0
+    sizes: list[float] = []
+    errors = 0
     with tempfile.TemporaryDirectory() as folder, stage.open("greet") as (server, _, port):
         program, _ = compile_programs(pathlib.Path(folder))
         client = Client(program, Cpus.available())
-        while served < connections:
+        for served in range(0, connections, first):
             count = min(first, connections - served)
-            load = client.close(port, count, concurrency)
-            served += load.count
-            errors += load.errors
+            errors += count - client.close(port, count, concurrency).count
             sizes.append(server.rss_mib())
-            rates.append(load.count / load.seconds)
-            if not load.count:
-                raise RuntimeError(f"doesn't answer: {server.last_words()}")
         stage.promise("tracebacks", tracebacks(server.complaints()))
     stage.promise("MiB grown", round(sizes[-1] - sizes[0], 3), 2.0)
     stage.promise("connections without their byte", errors)
     stage.note("MiB, each time", " ".join(f"{size:.2f}" for size in sizes))
-    stage.note("connections/s", f"{min(rates):,.0f} to {max(rates):,.0f}")
 
 
 #: All, in the order of a run, with sizes that try each in a second or two.

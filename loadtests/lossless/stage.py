@@ -23,8 +23,8 @@ from loadtests.frame.sheet import Table
 from loadtests.frame.traffic import GOOD, Place, Visit
 from loadtests.frame.worker import ANSWER_SECONDS, Worker
 
-#: What processes of servers run; it has what `glb serve` serves, too.
-SERVERS: Final = "loadtests.target"
+#: What worker processes run; it has what `glb serve` serves, too.
+WORKERS: Final = "loadtests.workers"
 
 #: Servers that reply, as workers and as people call them.
 KINDS: Final = {"stream": "StreamServer", "http": "WSGIServer"}
@@ -106,7 +106,7 @@ class Stage:
         if by == "glb":
             options["hubs"], clones = self.hubs, max(clones, self.hubs)
         cpu = Cpus.available().server
-        with clients() as client, Worker(SERVERS, cpu) as server:
+        with clients() as client, Worker(WORKERS, cpu) as server:
             yield server, client, server.ask("open", kind=kind, by=by, clones=clones, **options)
 
     @contextmanager
@@ -162,7 +162,7 @@ class Stage:
 
 def clients() -> Worker:
     """Return a process of clients."""
-    return Worker(f"{__package__}.clients", Cpus.available().client)
+    return Worker(WORKERS, Cpus.available().client)
 
 
 def descriptors(process: Process) -> int:

@@ -193,7 +193,7 @@ def test_no_server_outlives_its_locust(tmp_path: Path) -> None:
 
 def test_a_scenario_loads_the_host_that_it_is_given(tmp_path: Path) -> None:
     """It starts no server then; and of two protocols it speaks the host's."""
-    with Worker("loadtests.target", stderr=None) as server:
+    with Worker("loadtests.workers", stderr=None) as server:
         host = f"http://127.0.0.1:{server.ask('open', kind='http')}"
         found = run("keepalive", tmp_path, "--host", host)
         accepted = {str(clone): count for clone, count in enumerate(server.ask("accepted"))}

@@ -1,6 +1,6 @@
-"""The servers that are loaded, glb's and gevent's own, and what their handlers reply.
+"""What worker processes do: be a server, of glb's or gevent's own, and what its handlers reply.
 
-A worker of this module does what `Servers` can. `glb serve` serves `stream`, `http` and `echo`,
+Or be clients of all kinds. `glb serve` serves `stream`, `http` and `echo`,
 where a new process may have a fate. Workers are not monkey-patched: `time.sleep` blocks a hub.
 """
 
@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from time import monotonic_ns
+from time import monotonic, monotonic_ns
 from typing import Any, Final
 
 import gevent.pywsgi
 import gevent.server
+import gevent.ssl
 from gevent import socket
 from gevent.pool import Pool
 
@@ -26,7 +29,19 @@ import glb
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 from loadtests.bench.servers.job import REPLY
-from loadtests.frame.traffic import CHUNK, SLOW, Request, reply
+from loadtests.frame.traffic import (
+    CHUNK,
+    SLOW,
+    Fate,
+    Request,
+    Traffic,
+    ask,
+    connect,
+    fate_of,
+    new_request,
+    reply,
+    reset,
+)
 from loadtests.frame.worker import commands_of
 
 #: gevent brings a test certificate.
@@ -34,6 +49,9 @@ CERTIFICATES: Final = Path(gevent.__file__).parent / "tests"
 
 #: A pool that is there so that `stop` waits for its handlers.
 POOL_SIZE: Final = 10_000
+
+#: So many connect at a time, where many are to be there.
+AT_A_TIME: Final = 50
 
 #: A roll waits for handlers that are at work, and theirs is short where there is one each second.
 ROLL_MAX_SECONDS: Final = 10
@@ -259,7 +277,101 @@ class Servers:
         return (ended - began) / 1e9, (ended - self._replies.slow_ended_ns) / 1e9
 
 
-COMMANDS: Final = commands_of(Servers())
+class Clients(Traffic):
+    """What clients do; each is a command."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Any] = []
+        #: Those that have met their end stay, until all are let go.
+        self._ended: list[Any] = []
+        self._may_stay = True
+
+    def reset_many(self, place: int, resets: int, is_http: bool, seconds: float) -> Counter[str]:
+        """Have *resets* clients reset their connections; return the fates of those that couldn't.
+
+        Some reset at once, which is mostly before they are accepted, some with their request sent,
+        some after *seconds* in which the handler has read it, or waits for it.
+        """
+        fates: Counter[str] = Counter()
+
+        def come(index: int) -> None:
+            sock = None
+            try:
+                sock = connect(place)
+                if index & 1:
+                    sock.sendall(new_request().encode(is_http=is_http, is_last=True))
+                if index & 2:
+                    gevent.sleep(seconds)
+            except OSError as error:
+                fates[fate_of(error)] += 1
+            if sock is not None:
+                reset(sock)
+
+        pool = Pool(AT_A_TIME)
+        for index in range(resets):
+            pool.spawn(come, index)
+        pool.join()
+        return fates
+
+    def hold(self, place: int, count: int, asks: Sequence[str] = (), is_tls: bool = False) -> None:
+        """Connect *count* of them, which wait for the reply to the last they ask, or for the end.
+
+        *asks* are verbs, at most two, of requests over HTTP. The first has its reply at once, so
+        that a handler is at work when its server ends; without any the client is silent.
+        """
+        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+
+        def connect_one(_index: int) -> tuple[Any, float]:
+            sock = connect(place)
+            if is_tls:
+                sock = context.wrap_socket(sock, suppress_ragged_eofs=False)
+            for verb in asks[:1]:
+                ask(sock, new_request(verb), is_http=True)
+            return sock, monotonic()
+
+        for each in Pool(AT_A_TIME).map(connect_one, range(count)):
+            self._held.append(gevent.spawn(self._wait, *each, asks[1:]))
+
+    def _wait(self, sock: Any, began: float, asks: Sequence[str]) -> tuple[str, float, float]:
+        sock.settimeout(None)
+        try:
+            if asks:
+                found = ask(sock, new_request(asks[0]), is_http=True)
+                fate = "good, and told" if found.is_last else "good"
+            else:
+                fate = "greeted" if sock.recv(1) else "closed"
+        except (OSError, Fate) as error:
+            fate = fate_of(error)
+        now = monotonic()
+        self._ended.append(sock)
+        if not self._may_stay:
+            sock.close()
+        return fate, now - began, now
+
+    def ended(self) -> int:
+        """Return how many have met their end: a reply, a greeting, or the server's."""
+        return len(self._ended)
+
+    def let_go(self, at_most: float) -> list[tuple[str, float, float]]:
+        """Have them leave, and the others at their ends; "stuck" after *at_most* seconds.
+
+        Returns:
+            The fate of each, after how many seconds, and when, by `time.monotonic`.
+        """
+        self._may_stay = False
+        for sock in self._ended:
+            sock.close()
+        gevent.joinall(self._held, at_most)
+        fates = [each.value or ("stuck", at_most, monotonic()) for each in self._held]
+        gevent.killall(self._held)
+        self._held, self._ended, self._may_stay = [], [], True
+        return fates
+
+
+COMMANDS: Final = commands_of(Servers(), Clients())
 
 # -- what `glb serve` serves: see `loadtests.lossless.stage.Serving` -----------------------------
 
