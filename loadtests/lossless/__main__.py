@@ -191,7 +191,7 @@ def drain(
     stage.tables.append(Table("Beside gevent's stop", head, rows))
 
 
-#: So long they may take: some 3,000 are reset a second, where the machine has nothing else to do.
+#: So long they may take. It is five seconds where the machine has nothing else to do.
 RESETS_SECONDS: Final = 300
 
 
