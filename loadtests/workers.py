@@ -1,7 +1,7 @@
-"""What worker processes do: be a server, of glb's or gevent's own, and what its handlers reply.
+"""What worker processes do: serve, with servers of glb's and gevent's own; or be clients.
 
-Or be clients of all kinds. `glb serve` serves `stream`, `http` and `echo`,
-where a new process may have a fate. Workers are not monkey-patched: `time.sleep` blocks a hub.
+`glb serve` serves `stream`, `http` and `echo` of this module, and a new process of it may have a
+fate. Workers are not monkey-patched: `time.sleep` blocks a hub.
 """
 
 from __future__ import annotations
