@@ -261,35 +261,36 @@ class Site:
             time.sleep(0.02)
 
 
-BALANCERS: Final = {
-    "haproxy": Balancer(
-        ("haproxy", "-db", "-f"),
-        "haproxy.cfg",
-        changes={"retries 2": "retries 0"},
-        quick={"inter 1s": "inter 100ms", "slowstart 10s": "slowstart 500ms"},
-        kinds=(WEB, STREAM),
-        admin=9999,
-        asks="show stat\n",
-        up="^{0},{1},.*,UP,100,",
-        is_exact=True,
-    ),
-    "envoy": Balancer(
-        ("envoy", "--concurrency", "2", "--log-level", "error", "--base-id", "1", "-c"),
-        "envoy.yaml",
-        changes={"num_retries: 2": "num_retries: 0"},
-        quick={
-            "interval: 1s": "interval: 0.1s",
-            "window: 10s": "window: 0.5s",
-            # What checks find becomes known a second later, unless it is 0.
-            "{value: 0}}": "{value: 0}, update_merge_window: 0s}",
-        },
-        kinds=(WEB,),
-        admin=9901,
-        asks="GET /clusters HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        up="^{0}::{2}:8000::health_flags::healthy",
-        is_exact=False,  # each of its threads goes round by itself
-    ),
-}
+HAPROXY: Final = Balancer(
+    ("haproxy", "-db", "-f"),
+    "haproxy.cfg",
+    changes={"retries 2": "retries 0"},
+    quick={"inter 1s": "inter 100ms", "slowstart 10s": "slowstart 500ms"},
+    kinds=(WEB, STREAM),
+    admin=9999,
+    asks="show stat\n",
+    up="^{0},{1},.*,UP,100,",
+    is_exact=True,
+)
+
+ENVOY: Final = Balancer(
+    ("envoy", "--concurrency", "2", "--log-level", "error", "--base-id", "1", "-c"),
+    "envoy.yaml",
+    changes={"num_retries: 2": "num_retries: 0"},
+    quick={
+        "interval: 1s": "interval: 0.1s",
+        "window: 10s": "window: 0.5s",
+        # What checks find becomes known a second later, unless it is 0.
+        "{value: 0}}": "{value: 0}, update_merge_window: 0s}",
+    },
+    kinds=(WEB,),
+    admin=9901,
+    asks="GET /clusters HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    up="^{0}::{2}:8000::health_flags::healthy",
+    is_exact=False,  # each of its threads goes round by itself
+)
+
+BALANCERS: Final = {"haproxy": HAPROXY, "envoy": ENVOY}
 
 # -- what is asked ------------------------------------------------------------------------------
 
@@ -432,8 +433,10 @@ def main(
 ) -> None:
     # It isn't imported: that would patch the process.
     has_locust = importlib.util.find_spec("locust") is not None
-    there = {balancer: shutil.which(balancer, path=PATH), "locust": has_locust}
-    for needed, is_there in there.items():
+    for needed, is_there in {
+        balancer: shutil.which(balancer, path=PATH),
+        "locust": has_locust,
+    }.items():
         if not is_there and needed in (balancer, *what):
             raise click.ClickException(f"{needed} isn't installed")
     if ENTERED not in os.environ:

@@ -13,7 +13,6 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -80,9 +79,11 @@ class Replies:
     begun: set[int] = field(default_factory=set)
 
     def stream(self, sock: Any, peer: Any) -> None:
-        with suppress(OSError):  # the client has reset it, which is its affair
+        try:
             if data := sock.recv(100):
                 sock.sendall(self._answer(Request.decode(data.decode()), peer))
+        except OSError:
+            pass  # the client has reset it, which is its affair
 
     def http(self, environ: Mapping[str, Any], start_response: Any) -> list[bytes]:
         """Answer a `Request`; for locust ``/``, and ``/block?ms=50``, which blocks the hub."""
@@ -101,17 +102,21 @@ class Replies:
     def echo(self, sock: Any, _peer: Any) -> None:
         """Answer each line by itself, after the clone."""
         label, rest = self._label().encode(), b""
-        with suppress(OSError):  # as above
+        try:
             while data := sock.recv(CHUNK):
                 *lines, rest = (rest + data).split(b"\n")
                 if lines:
                     sock.sendall(b"".join(b"%b %b\n" % (label, line) for line in lines))
+        except OSError:
+            pass  # as above
 
     def hold(self, sock: Any, _peer: Any) -> None:
         """Greet a client, and wait until it leaves."""
-        with suppress(OSError):  # as above
+        try:
             sock.sendall(REPLY)
             sock.recv(1)
+        except OSError:
+            pass  # as above
 
     def greet(self, sock: Any, _peer: Any) -> None:
         sock.sendall(REPLY)
@@ -150,6 +155,7 @@ class Servers:
         *,
         by: str = "glb",
         clones: int = 4,
+        name: str = "",
         is_tls: bool = False,
         work: float = 0.0,
         slow: float = 0.0,
@@ -166,7 +172,7 @@ class Servers:
         # Ctrl-C in a terminal is locust's, which still asks what was accepted then.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._kind = kind
-        self._replies = Replies(work=work, slow=slow, clones=clones)
+        self._replies = Replies(work=work, slow=slow, name=name, clones=clones)
         if by == "glb":
             options["clones"] = clones
         else:
@@ -225,6 +231,10 @@ class Servers:
 
         gevent.spawn(go_on).link_exception(lambda _: os._exit(1))
 
+    def rolls(self) -> int:
+        """Return how often it was."""
+        return self._replies.generation
+
     def take_over(self) -> tuple[int, int]:
         """Have another server start on the same address, and this one drain."""
 
@@ -243,10 +253,6 @@ class Servers:
     def accepted(self) -> list[int]:
         """Return how many connections each clone was given, or each of gevent's."""
         return self._given or [each.accepted for each in self._server.clone_stats()]
-
-    def counts(self) -> tuple[list[int], int]:
-        """Return that, and how often the server was rolled."""
-        return self.accepted(), self._replies.generation
 
     def cpu_seconds(self) -> float:
         return time.process_time()

@@ -7,7 +7,7 @@ They do with glb, on one hub or many, and the exit status is 0; four racing serv
 give nearly all of them to one, and it is 1.
 """
 
-from scenario import Scenario
+from scenario import Scenario, Want
 
 from glb.locust import EchoUser
 
@@ -16,8 +16,7 @@ scenario = Scenario(
     # one more: a spread of 1. On several hubs a clone is ready while its hub begins what it is
     # given within its patience, which a machine that runs the load as well may keep a thread from
     # for longer than the 10 ms that are the default. It is not what is asked here, so it is long.
-    "echo",
-    patience=1,
+    Want("echo", patience=1),
     gates={"balance_min_jain": 0.999, "balance_max_spread": 1, "max_fail_ratio": 0},
 )
 

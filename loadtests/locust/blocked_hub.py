@@ -12,21 +12,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from locust import FastHttpUser, between, constant_throughput, task
-from scenario import Scenario
+from scenario import Scenario, Want, times
 
 BLOCK_MS = 50
 
 
 def answer(environment: Any) -> Iterator[str]:
-    waited = environment.stats.get("/", "GET").get_response_time_percentile
-    times = ", ".join(f"{part:.0%} at most {waited(part):g} ms" for part in (0.5, 0.9, 0.99, 1))
     yield (
-        f"others waited {times}, while a hub was blocked for {BLOCK_MS} ms at times; promised: "
-        "20 ms more than else, but for those whose handlers had begun on it"
+        f"others waited {times(environment.stats.get('/', 'GET'))}, while a hub was blocked for "
+        f"{BLOCK_MS} ms at times; promised: 20 ms more than else, but for those whose handlers "
+        "had begun on it"
     )
 
 
-scenario = Scenario("http", hubs=4, gates={"max_fail_ratio": 0}, answer=answer)
+scenario = Scenario(Want("http", hubs=4), gates={"max_fail_ratio": 0}, answer=answer)
 
 
 class Blocker(FastHttpUser):

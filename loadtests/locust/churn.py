@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from locust import task
-from scenario import Scenario
+from scenario import Scenario, Want
 
 from glb.locust import EchoUser, TcpUser
 
@@ -30,7 +30,7 @@ def answer(environment: Any) -> Iterator[str]:
     )
 
 
-scenario = Scenario("echo", gates={"max_fail_ratio": 0}, given_up=RESET, answer=answer)
+scenario = Scenario(Want("echo"), gates={"max_fail_ratio": 0}, given_up=RESET, answer=answer)
 
 
 class Client(EchoUser):

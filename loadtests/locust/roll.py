@@ -8,7 +8,7 @@ Each of its clones gets another handler, one after another, under load. Promised
 from collections.abc import Iterator
 from typing import Any
 
-from scenario import Scenario
+from scenario import Scenario, Want
 
 from glb.locust import EchoUser
 
@@ -18,7 +18,7 @@ def answer(environment: Any) -> Iterator[str]:
     yield f"rolled {scenario.rolls} times: {failures} failures; promised: 0"
 
 
-scenario = Scenario("echo", roll_seconds=1, gates={"max_fail_ratio": 0}, answer=answer)
+scenario = Scenario(Want("echo", roll_seconds=1), gates={"max_fail_ratio": 0}, answer=answer)
 
 
 class Client(EchoUser):

@@ -1,8 +1,8 @@
 """What the scenarios have in common: options, a server of their own, and its counts at the end.
 
-    from scenario import Scenario
+    from scenario import Scenario, Want
 
-    scenario = Scenario("echo")
+    scenario = Scenario(Want("echo"))
 
 That is all. With ``--host`` the server is given. Without it one is started, by the one process of a
 load test that isn't a worker; workers learn the address from the master. Locust imports from the
@@ -11,11 +11,12 @@ folder of a locustfile, so this is a module of its own there.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is ru
 
 from loadtests.frame.worker import Worker
 
+#: glb's, gevent's own, and gevent's racing for one socket.
+SERVERS: Final = ("glb", "gevent", "racing")
+
 log: Final = logging.getLogger(__name__)
 console: Final = logging.getLogger("locust.stats_logger")
 
@@ -39,44 +43,95 @@ def add_options(parser: Any, **_: Any) -> None:
     group.add_argument("--hubs", type=int, help="on how many hubs glb's clones live, else 1")
     group.add_argument("--patience", type=float, help="seconds that a connection waits for a hub")
     racing = "glb's (the default), gevent's own, or as many of those on one socket as clones"
-    group.add_argument("--server", choices=["glb", "gevent", "racing"], default="glb", help=racing)
-    keep = "tcp.py and http.py: clients keep their connections"
-    group.add_argument("--keep-alive", action="store_true", help=keep)
+    group.add_argument("--server", choices=SERVERS, help=racing)
     stats = "write what the server counted, and the clients, to this file as JSON"
     group.add_argument("--server-stats", metavar="FILE", help=stats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Want:
+    """A server that is to be.
+
+    Attributes:
+        kind: Of its replies: ``"echo"`` or ``"http"``.
+        name: What its clones' names begin with, where there are several servers: ``glb.0``. The
+            users that load it have it as their ``target``.
+        server: One of `SERVERS`; ``None`` for glb's.
+        clones: How many clones or racing servers.
+        hubs, patience: As `glb.server.StreamServer` has them.
+        roll_seconds: All clones get new handlers, one after another, each so many seconds.
+    """
+
+    kind: str
+    name: str = ""
+    server: str | None = None
+    clones: int = 4
+    hubs: int = 1
+    patience: float | None = None
+    roll_seconds: float | None = None
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.kind == "http" else "tcp"
+
+    def name_of(self, clone: int) -> str:
+        return f"{self.name}.{clone}" if self.name else str(clone)
+
+    def start(self) -> tuple[Worker, str]:
+        """Start it in a process of its own, and return that and its address."""
+        by = "glb" if self.server in {None, "glb"} else "gevent"
+        if by != "glb" and self.roll_seconds is not None:
+            sys.exit(f"gevent's own servers can't be rolled, got server {self.server!r}")
+        what = {each: getattr(self, each) for each in ("kind", "name", "hubs", "patience")}
+        clones = 1 if self.server == "gevent" else self.clones
+        # What it complains of is for the terminal.
+        server = Worker("loadtests.workers", stderr=None)
+        url = f"{self.scheme}://127.0.0.1:{server.ask('open', by=by, clones=clones, **what)}"
+        log.info("started a server of its own: %s, process %d", url, server.pid)
+        if self.roll_seconds is not None:
+            server.ask("roll_each", seconds=self.roll_seconds)
+        return server, url
+
+
+def chosen(want: Want, options: Any) -> Want:
+    """Return what *want* becomes with *options*; a server that it names stays."""
+    given = {name: getattr(options, name) for name in ("clones", "hubs", "patience")}
+    given["server"] = want.server or options.server
+    return dataclasses.replace(want, **{k: v for k, v in given.items() if v is not None})
+
+
+def times(entry: Any) -> str:
+    """Return how long the requests of *entry*, of locust's statistics, took."""
+    parts = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "at most": 1.0}
+    found = {name: entry.get_response_time_percentile(part) for name, part in parts.items()}
+    return ", ".join(f"{name} {ms:g} ms" for name, ms in found.items())
 
 
 class Scenario:
     """A load test with a server of its own, unless it is given one.
 
     Args:
-        kind: Of the server's replies: ``"echo"`` or ``"http"``.
+        wants: The servers. With several, a user class says by its ``target`` which it loads.
         gates: Names and limits of the default gates.
         given_up: What the report calls connections that clients may give up before a reply.
         answer: Asked, at the end, for the lines that answer the scenario's question.
-        roll_seconds: All clones get new handlers, one after another, each so many seconds.
-        options: *clones*, *hubs* and *patience*, unless they are in the command line.
     """
 
     def __init__(
         self,
-        kind: str,
-        *,
+        *wants: Want,
         gates: Mapping[str, float] = MappingProxyType({}),
         given_up: str = "",
         answer: Callable[[Any], Iterable[str]] = lambda _: (),
-        roll_seconds: float | None = None,
-        **options: float,
     ) -> None:
-        self._kind: Final = kind
+        self._wants: Final = wants
+        self._gates: Final = gates
         self._given_up: Final = given_up
         self._answer: Final = answer
-        self._roll_seconds: Final = roll_seconds
-        self._defaults: Final = {"clones": 4, "hubs": 1, **gates, **options}
         self._environment: Any = None
-        self._server: Worker | None = None
-        # What it has counted before a run.
-        self._before: tuple[Sequence[int], int] = ((), 0)
+        self._servers: list[Worker] = []
+        self._before: Mapping[str, int] = {}
+        self._rolls_before = 0
         self._has_quit = False
         #: How often its server was rolled, when a run is over.
         self.rolls = 0
@@ -89,39 +144,30 @@ class Scenario:
             return
         self._environment = environment
         options = environment.parsed_options
-        for name, value in self._defaults.items():
-            if getattr(options, name) is None:
-                setattr(options, name, value)
+        for gate, limit in self._gates.items():
+            if getattr(options, gate) is None:
+                setattr(options, gate, limit)
         events.test_stop.add_listener(self._test_stop)
         events.quit.add_listener(self._quit)
         if not environment.host:
-            self._start_server(options)
+            self._start_servers(options)
             lead_users(environment)
+        elif len(self._wants) > 1:
+            scheme = "http" if environment.host.startswith("http") else "tcp"
+            known = {want.name for want in self._wants if want.scheme == scheme}
+            for each in environment.user_classes:
+                each.weight = each.weight if each.target in known else 0
 
-    def _start_server(self, options: Any) -> None:
-        if options.server != "glb" and self._roll_seconds is not None:
-            sys.exit(f"gevent's own servers can't be rolled, got server {options.server!r}")
-        # What it complains of is for the terminal.
-        self._server = server = Worker("loadtests.workers", stderr=None)
-        port = server.ask(
-            "open",
-            kind=self._kind,
-            by="glb" if options.server == "glb" else "gevent",
-            clones=1 if options.server == "gevent" else options.clones,
-            hubs=options.hubs,
-            patience=options.patience,
-        )
-        if self._roll_seconds is not None:
-            server.ask("roll_each", seconds=self._roll_seconds)
-        # Locust hands its options to the workers, and so this address.
-        url = f"{'http' if self._kind == 'http' else 'tcp'}://127.0.0.1:{port}"
-        options.own_host = url
-        log.info("started a server of its own: %s, process %d", url, server.pid)
+    def _start_servers(self, options: Any) -> None:
+        # Locust hands its options to the workers, and so these addresses.
+        options.target_hosts = {}
+        for want in self._wants:
+            server, options.target_hosts[want.name] = chosen(want, options).start()
+            self._servers.append(server)
 
     def _test_start(self, environment: Any, **_: Any) -> None:
         lead_users(environment)
-        if self._server is not None:
-            self._before = self._server.ask("counts")
+        self._before, self._rolls_before = self._counted()
 
     def _test_stop(self, **_: Any) -> None:
         if self._environment.web_ui is not None:
@@ -135,24 +181,31 @@ class Scenario:
         # Not before: the last that workers report of their requests comes after `test_stop`.
         if self._environment.web_ui is None:
             self._report()
-        if self._server is not None:
-            self._server.end()
+        for server in self._servers:
+            server.end()
 
     def _report(self) -> None:
         lines: list[str] = []
+        hosts = getattr(self._environment.parsed_options, "target_hosts", {})
         # On locust's page the users may have been given another host.
-        own = getattr(self._environment.parsed_options, "own_host", None)
-        if self._server is not None and self._environment.host in {None, "", own}:
-            lines += self._compare(self._server)
+        if hosts and self._environment.host in {None, "", *hosts.values()}:
+            lines += self._compare()
         for line in [*lines, *self._answer(self._environment)]:
             console.info(line)
 
-    def _compare(self, server: Worker) -> Iterator[str]:
-        """Yield, and write, what the server counted by clone, and what its clients did."""
-        (before, rolls_before), (now, rolls) = self._before, server.ask("counts")
-        self.rolls = rolls - rolls_before
-        given = (late - early for early, late in zip(before, now, strict=False))
-        accepted = {str(index): count for index, count in enumerate(given)}
+    def _counted(self) -> tuple[dict[str, int], int]:
+        accepted = {
+            want.name_of(clone): count
+            for want, server in zip(self._wants, self._servers, strict=False)
+            for clone, count in enumerate(server.ask("accepted"))
+        }
+        return accepted, sum(server.ask("rolls") for server in self._servers)
+
+    def _compare(self) -> Iterator[str]:
+        """Yield, and write, what the servers counted by clone, and what their clients did."""
+        now, rolls = self._counted()
+        self.rolls = rolls - self._rolls_before
+        accepted = {name: count - self._before.get(name, 0) for name, count in now.items()}
         measured = {str(each.clone): each.turns for each in MEASURE.figures().clones}
         turns = dict.fromkeys(accepted, 0) | measured
         # A connection that is given up may have been accepted, by a clone that is not known.
@@ -169,7 +222,8 @@ class Scenario:
 
 
 def lead_users(environment: Any) -> None:
-    """Give all users the address of the scenario's own server, unless a host was given."""
-    if own := getattr(environment.parsed_options, "own_host", None):
-        for each in environment.user_classes:
-            each.host = environment.host or own
+    """Give each class of users the address of its server, unless a host was given for all."""
+    hosts = getattr(environment.parsed_options, "target_hosts", {})
+    for each in environment.user_classes:
+        if not environment.host and (target := getattr(each, "target", "")) in hosts:
+            each.host = hosts[target]

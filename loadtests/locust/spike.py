@@ -8,7 +8,7 @@ Ten users for a quarter of the time, then -u of them for half of it, and ten aga
 from typing import Any
 
 from locust import LoadTestShape
-from scenario import Scenario
+from scenario import Scenario, Want
 
 from glb.locust import EchoUser
 
@@ -17,7 +17,7 @@ MANY_USERS = 200
 USERS_A_SECOND = 100  # locust warns of more
 RUN_SECONDS = 20
 
-scenario = Scenario("echo", gates={"max_fail_ratio": 0})
+scenario = Scenario(Want("echo"), gates={"max_fail_ratio": 0})
 
 
 class Spike(LoadTestShape):

@@ -125,13 +125,15 @@ FATES: Final = {
 
 def upgrade(stage: Stage, *, times: int = 20) -> None:
     """Is a connection lost while a new process takes over from `glb serve`, or fails to?"""
+    words: tuple[Any, ...]
     with tempfile.TemporaryDirectory() as name, clients() as client:
         folder = pathlib.Path(name)
         socket, options = folder / "socket", ("--hubs", stage.hubs)
         for kind, bind in itertools.product(KINDS, ("127.0.0.1:0", f"unix:{socket}")):
             title = f"{KINDS[kind]}, {'TCP' if bind.endswith(':0') else 'Unix'}"
             log = ("--access-log", os.devnull) if kind == "http" else ()
-            with Serving(folder, f"{WORKERS}:{kind}", "--bind", bind, *options, *log) as line:
+            words = (f"{WORKERS}:{kind}", "--bind", bind, *options, *log)
+            with Serving(folder, *words) as line:
                 stage.change(client, line.place, kind, title, times, line.upgrade)
                 is_there = socket.exists()
             if title.endswith("Unix"):
@@ -139,10 +141,10 @@ def upgrade(stage: Stage, *, times: int = 20) -> None:
                 stage.promise(f"{title}: its file after the end", socket.exists())
         said = {}
         for timeout, fates in itertools.groupby(FATES, lambda fate: FATES[fate][1]):
-            words = (f"{WORKERS}:http", "--bind", bind, *options)
+            words = (f"{WORKERS}:http", "--bind", bind, *options, "--upgrade-timeout", timeout)
             title = f"while new processes fail, within {timeout} s"
             with (
-                Serving(folder, *words, "--upgrade-timeout", timeout) as line,
+                Serving(folder, *words) as line,
                 stage.load(client, line.place, "http", title),
             ):
                 said.update({fate: line.replace(fate) for fate in fates})
@@ -166,8 +168,8 @@ def drain(
     """
     rows = []
     for (is_tls, title), by in itertools.product(enumerate(("HTTP", "HTTPS")), ("glb", *others)):
-        how: dict[str, Any] = {"by": by, "clones": 1, "is_tls": bool(is_tls)}
-        with stage.open("http", slow=slow_seconds, **how) as (server, client, port):
+        options: dict[str, Any] = {"is_tls": bool(is_tls), "slow": slow_seconds, "clones": 1}
+        with stage.open("http", by=by, **options) as (server, client, port):
             hold = partial(client.ask, "hold", place=port, is_tls=is_tls)
             hold(count=idle, asks=[REPLY])
             hold(count=slow, asks=[REPLY, SLOW])
@@ -191,28 +193,26 @@ def drain(
     stage.tables.append(Table("Beside gevent's stop", head, rows))
 
 
-#: So long they may take. It is five seconds where the machine has nothing else to do.
-RESETS_SECONDS: Final = 300
-
-
-def resets(stage: Stage, *, resets: int = 50_000, work: float = 0.002) -> None:
+def resets(stage: Stage, *, resets: int = 50_000, work: float = 0.002, part: int = 5_000) -> None:
     """What is left of clients that reset their connections?
 
-    Half of them come to either kind of server.
+    Half of them come to either kind of server, in parts, so that each has its answer in time.
     """
     half = resets // len(KINDS)
     for kind, title in KINDS.items():
+        fates: Counter[str] = Counter()
         with stage.open(kind, work=work) as (server, client, port):
             options = {"place": port, "is_http": kind == "http", "seconds": work / 2}
-            reset = partial(client.ask, "reset_many", within=RESETS_SECONDS, **options)
+            reset = partial(client.ask, "reset_many", **options)
             reset(resets=20)  # what the first connections bring stays
             before = settled(server, 0, 0.5)
             with stage.load(client, port, kind, f"{title}, good ones"):
-                fates = reset(resets=half)
+                for first in range(0, half, part):
+                    fates.update(reset(resets=min(part, half - first)))
             stage.promise(f"{title}: descriptors left", settled(server, before) - before)
             stage.promise(f"{title}: tracebacks", tracebacks(server.complaints()))
             stage.note(f"{title}: accepted, of all", sum(server.ask("accepted")))
-        stage.note(f"{title}: could not reset", fates)
+        stage.note(f"{title}: could not reset", dict(fates))
 
 
 #: One timer looks for all that are silent, each quarter of the time that they have: see
@@ -245,8 +245,9 @@ def silent(
     waits: list[float] = []
     stayed: list[float] = []
     errors = served = 0
-    words = ["--clones", max(4, stage.hubs), "--hubs", stage.hubs, "--bind", "127.0.0.1:0"]
-    words += ["--first-byte-timeout", deadline, "--max-connections", 2 * silent]
+    words: tuple[Any, ...]
+    words = ("--clones", max(4, stage.hubs), "--hubs", stage.hubs, "--first-byte-timeout", deadline)
+    words += ("--bind", "127.0.0.1:0", "--max-connections", 2 * silent)
     with (
         tempfile.TemporaryDirectory() as folder,
         clients() as client,
@@ -321,8 +322,8 @@ def exhaustion(
     least, rows = room // 2, []
     for by, first in (("glb", 0), ("gevent", rounds)):
         greeted, served, waits, lines = [], [], [], [0]
-        how: dict[str, Any] = {"by": by, "clones": clones, "descriptors": room}
-        with stage.open("hold", **how) as (server, client, port):
+        options: dict[str, Any] = {"clones": clones, "descriptors": room}
+        with stage.open("hold", by=by, **options) as (server, client, port):
             for number in range(first, rounds + 1):
                 if number and number % 10 == 0:
                     time.sleep(CALM_SECONDS)
@@ -439,8 +440,11 @@ def main(
 ) -> None:
     wants_linux("/proc, CPU affinity")
     allow_descriptors()  # 2,000 silent clients have more than the 1,024 that are usual
-    run = partial(play, hubs=hubs, is_quick=quick)
-    chosen = {name: partial(run, name) for name in NAMES if name in (names or NAMES)}
+    chosen = {
+        name: partial(play, name, hubs=hubs, is_quick=quick)
+        for name in NAMES
+        if name in (names or NAMES)
+    }
     heading = f"Over loopback; {Cpus.available().describe()}"
     command = command_line(context, "lossless")
     conduct(command, chosen, heading, markdown=markdown, file=file)

@@ -192,10 +192,10 @@ def test_no_server_outlives_its_locust(tmp_path: Path) -> None:
 
 
 def test_a_scenario_loads_the_host_that_it_is_given(tmp_path: Path) -> None:
-    """It starts no server then. A connection that is kept has one turn."""
+    """It starts no server then; and of two protocols it speaks the host's."""
     with Worker("loadtests.workers", stderr=None) as server:
         host = f"http://127.0.0.1:{server.ask('open', kind='http')}"
-        found = run("http", tmp_path, "--keep-alive", "--host", host)
+        found = run("keepalive", tmp_path, "--host", host)
         accepted = {str(clone): count for clone, count in enumerate(server.ask("accepted"))}
     assert found.status == 0, found.output[-3000:]
     assert "server of its own" not in found.output
@@ -208,22 +208,13 @@ def test_a_scenario_loads_the_host_that_it_is_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("scenario", ["tcp", "http", "blocked_hub"])
+@pytest.mark.parametrize("scenario", ["tcp", "http", "keepalive", "blocked_hub"])
 def test_a_scenario_runs_as_it_stands(scenario: str, tmp_path: Path) -> None:
     """From any folder, with a server of its own, of which all counts agree."""
     found = run(scenario, tmp_path)
     assert found.status == 0, found.output[-3000:]
     assert "Traceback" not in found.output
     assert_agreement(found)
-
-
-@pytest.mark.thorough
-def test_a_connection_that_is_kept_has_one_turn(tmp_path: Path) -> None:
-    """However many lines are echoed on it; each of the 20 users keeps its own."""
-    found = run("tcp", tmp_path, "--keep-alive")
-    assert found.status == 0, found.output[-3000:]
-    assert_agreement(found)
-    assert sum(found.server()["accepted"].values()) == 20
 
 
 def test_http_as_a_locustfile_hides_no_module() -> None:
@@ -273,4 +264,16 @@ def test_a_spike_comes_and_goes(tmp_path: Path) -> None:
     found = run("spike", tmp_path, "-t", "4s", "-u", "40", "-r", "100")
     assert found.status == 0, found.output[-3000:]
     assert re.findall(r"updating to (\d+) users", found.output) == ["10", "40", "10"]
+    assert_agreement(found)
+
+
+@pytest.mark.thorough
+def test_a_comparison_has_a_line_for_each_server(tmp_path: Path) -> None:
+    """Both servers were loaded, each as it is, and times of both are shown."""
+    found = run("compare", tmp_path, "--server", "racing")
+    assert found.status == 0, found.output[-3000:]
+    for name in ("gevent", "glb"):
+        line = rf"{name}: [1-9]\d* requests, 0 failures, \d+ a second, median [\d.]+ ms, p90 "
+        assert re.search(line, found.output), found.output[-3000:]
+    assert [*found.server()["accepted"]] == ["gevent.0", *(f"glb.{clone}" for clone in range(4))]
     assert_agreement(found)
