@@ -58,11 +58,12 @@ class ClientCost(Experiment):
 
     def questions(self) -> Iterator[Question]:
         # Clients are what is measured, and are where servers are otherwise.
-        for clients, protocol in ((ECHO, "stream"), (HTTP, "http")):
-            with Worker("loadtests.target.servers", self.cpus.client) as servers:
-                urls = [servers.ask("serve", protocol=protocol) for _ in range(PORTS)]
-                self._order = f"{self.plan.seconds} {self.plan.concurrency} {' '.join(urls)}"
-                yield Question(protocol, clients, self._turn, self.plan.rounds)
+        for clients, kind, scheme in ((ECHO, "echo", "tcp"), (HTTP, "http", "http")):
+            with Worker("loadtests.workers", self.cpus.client) as servers:
+                ports = [servers.ask("open", kind=kind) for _ in range(PORTS)]
+                urls = " ".join(f"{scheme}://127.0.0.1:{port}" for port in ports)
+                self._order = f"{self.plan.seconds} {self.plan.concurrency} {urls}"
+                yield Question(kind, clients, self._turn, self.plan.rounds)
 
     def _turn(self, one: Contender, client: Server) -> None:
         client.tell(self._order)

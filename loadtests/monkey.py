@@ -101,8 +101,8 @@ class Monkey(Experiment):
         os.environ["PYTHONHASHSEED"] = "0"
         turns = min(self.plan.turns, self.plan.connections)
         # What `clients` talk to. It has no patch, and runs where the client does.
-        with Worker("loadtests.target.servers", self.cpus.client) as echo:
-            self._echo_port = echo.ask("serve").rpartition(":")[2]
+        with Worker("loadtests.workers", self.cpus.client) as echo:
+            self._echo_port = echo.ask("open", kind="echo")
             for number in range(1, self.plan.rounds + 1):
                 for name, group in self.shuffled([*(GROUPS | COPIED).items()]):
                     title = f"{name}, round {number}"

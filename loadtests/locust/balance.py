@@ -16,7 +16,7 @@ scenario = Scenario(
     # one more: a spread of 1. On several hubs a clone is ready while its hub begins what it is
     # given within its patience, which a machine that runs the load as well may keep a thread from
     # for longer than the 10 ms that are the default. It is not what is asked here, so it is long.
-    Want("stream", patience=1),
+    Want("echo", patience=1),
     gates={"balance_min_jain": 0.999, "balance_max_spread": 1, "max_fail_ratio": 0},
 )
 

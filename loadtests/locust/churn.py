@@ -30,7 +30,7 @@ def answer(environment: Any) -> Iterator[str]:
     )
 
 
-scenario = Scenario(Want("stream"), gates={"max_fail_ratio": 0}, given_up=RESET, answer=answer)
+scenario = Scenario(Want("echo"), gates={"max_fail_ratio": 0}, given_up=RESET, answer=answer)
 
 
 class Client(EchoUser):

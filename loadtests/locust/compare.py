@@ -26,8 +26,8 @@ def answer(environment: Any) -> Iterator[str]:
 
 
 scenario = Scenario(
-    Want("stream", name="gevent", server="gevent"),
-    Want("stream", name="glb", server="glb"),
+    Want("echo", name="gevent", server="gevent"),
+    Want("echo", name="glb", server="glb"),
     gates={"max_fail_ratio": 0},
     answer=answer,
 )

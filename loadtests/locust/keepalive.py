@@ -12,7 +12,7 @@ from scenario import Scenario, Want
 from glb.locust import EchoUser, PatientUser
 
 scenario = Scenario(
-    Want("stream", name="tcp"), Want("http", name="http"), gates={"max_fail_ratio": 0}
+    Want("echo", name="tcp"), Want("http", name="http"), gates={"max_fail_ratio": 0}
 )
 
 

@@ -18,7 +18,7 @@ def answer(environment: Any) -> Iterator[str]:
     yield f"rolled {scenario.rolls} times: {failures} failures; promised: 0"
 
 
-scenario = Scenario(Want("stream", roll_seconds=1), gates={"max_fail_ratio": 0}, answer=answer)
+scenario = Scenario(Want("echo", roll_seconds=1), gates={"max_fail_ratio": 0}, answer=answer)
 
 
 class Client(EchoUser):

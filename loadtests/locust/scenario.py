@@ -2,7 +2,7 @@
 
     from scenario import Scenario, Want
 
-    scenario = Scenario(Want("stream"))
+    scenario = Scenario(Want("echo"))
 
 That is all. With ``--host`` the server is given. Without it one is started, by the one process of a
 load test that isn't a worker; workers learn the address from the master. Locust imports from the
@@ -28,7 +28,9 @@ from glb.locust import MEASURE
 sys.path.append(str(pathlib.Path(__file__).parents[2]))  # wherever locust is run
 
 from loadtests.frame.worker import Worker
-from loadtests.target.servers import SERVERS, Want
+
+#: glb's, gevent's own, and gevent's racing for one socket.
+SERVERS: Final = ("glb", "gevent", "racing")
 
 log: Final = logging.getLogger(__name__)
 console: Final = logging.getLogger("locust.stats_logger")
@@ -41,9 +43,54 @@ def add_options(parser: Any, **_: Any) -> None:
     group.add_argument("--hubs", type=int, help="on how many hubs glb's clones live, else 1")
     group.add_argument("--patience", type=float, help="seconds that a connection waits for a hub")
     racing = "glb's (the default), gevent's own, or as many of those on one socket as clones"
-    group.add_argument("--server", choices=[*SERVERS], help=racing)
+    group.add_argument("--server", choices=SERVERS, help=racing)
     stats = "write what the server counted, and the clients, to this file as JSON"
     group.add_argument("--server-stats", metavar="FILE", help=stats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Want:
+    """A server that is to be.
+
+    Attributes:
+        kind: Of its replies: ``"echo"`` or ``"http"``.
+        name: What its clones' names begin with, where there are several servers: ``glb.0``. The
+            users that load it have it as their ``target``.
+        server: One of `SERVERS`; ``None`` for glb's.
+        clones: How many clones or racing servers.
+        hubs, patience: As `glb.server.StreamServer` has them.
+        roll_seconds: All clones get new handlers, one after another, each so many seconds.
+    """
+
+    kind: str
+    name: str = ""
+    server: str | None = None
+    clones: int = 4
+    hubs: int = 1
+    patience: float | None = None
+    roll_seconds: float | None = None
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.kind == "http" else "tcp"
+
+    def name_of(self, clone: int) -> str:
+        return f"{self.name}.{clone}" if self.name else str(clone)
+
+    def start(self) -> tuple[Worker, str]:
+        """Start it in a process of its own, and return that and its address."""
+        by = "glb" if self.server in {None, "glb"} else "gevent"
+        if by != "glb" and self.roll_seconds is not None:
+            sys.exit(f"gevent's own servers can't be rolled, got server {self.server!r}")
+        what = {each: getattr(self, each) for each in ("kind", "name", "hubs", "patience")}
+        clones = 1 if self.server == "gevent" else self.clones
+        # What it complains of is for the terminal.
+        server = Worker("loadtests.workers", stderr=None)
+        url = f"{self.scheme}://127.0.0.1:{server.ask('open', by=by, clones=clones, **what)}"
+        log.info("started a server of its own: %s, process %d", url, server.pid)
+        if self.roll_seconds is not None:
+            server.ask("roll_each", seconds=self.roll_seconds)
+        return server, url
 
 
 def chosen(want: Want, options: Any) -> Want:
@@ -106,8 +153,8 @@ class Scenario:
             self._start_servers(options)
             lead_users(environment)
         elif len(self._wants) > 1:
-            of_protocol = "http" if environment.host.startswith("http") else "stream"
-            known = {want.name for want in self._wants if want.protocol == of_protocol}
+            scheme = "http" if environment.host.startswith("http") else "tcp"
+            known = {want.name for want in self._wants if want.scheme == scheme}
             for each in environment.user_classes:
                 each.weight = each.weight if each.target in known else 0
 
@@ -115,15 +162,8 @@ class Scenario:
         # Locust hands its options to the workers, and so these addresses.
         options.target_hosts = {}
         for want in self._wants:
-            try:
-                asked = dataclasses.asdict(chosen(want, options))
-            except ValueError as error:
-                sys.exit(str(error))
-            # What it complains of is for the terminal.
-            server = Worker("loadtests.target.servers", stderr=None)
+            server, options.target_hosts[want.name] = chosen(want, options).start()
             self._servers.append(server)
-            url = options.target_hosts[want.name] = server.ask("serve", **asked)
-            log.info("started a server of its own: %s, process %d", url, server.pid)
 
     def _test_start(self, environment: Any, **_: Any) -> None:
         lead_users(environment)
@@ -154,9 +194,12 @@ class Scenario:
             console.info(line)
 
     def _counted(self) -> tuple[dict[str, int], int]:
-        counts = [server.ask("counts") for server in self._servers]
-        accepted = {name: each for some in counts for name, each in some["accepted"].items()}
-        return accepted, sum(some["rolls"] for some in counts)
+        accepted = {
+            want.name_of(clone): count
+            for want, server in zip(self._wants, self._servers, strict=False)
+            for clone, count in enumerate(server.ask("accepted"))
+        }
+        return accepted, sum(server.ask("rolls") for server in self._servers)
 
     def _compare(self) -> Iterator[str]:
         """Yield, and write, what the servers counted by clone, and what their clients did."""

@@ -9,7 +9,7 @@ from scenario import Scenario, Want
 
 from glb.locust import EchoUser
 
-scenario = Scenario(Want("stream"))
+scenario = Scenario(Want("echo"))
 
 
 class Client(EchoUser):

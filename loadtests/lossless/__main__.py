@@ -93,7 +93,7 @@ def takeover(stage: Stage, *, times: int = 20, kept: int = 50, kept_pause: float
             stage.change(client, port, kind, title, times, partial(server.ask, "take_over"))
     title, load = "kept alive", Load()
     with stage.open("http", work=stage.work, reuse_port=True) as (server, client, port):
-        client.ask("keep", place=port, clients=kept, pause=kept_pause, seed=12)
+        client.ask("keep", place=port, clients=kept, pause=kept_pause, seed=12, names_us=True)
         for _ in range(times):
             time.sleep(stage.pause)
             server.ask("take_over")
@@ -167,7 +167,7 @@ def drain(
     """
     rows = []
     for (is_tls, title), by in itertools.product(enumerate(("HTTP", "HTTPS")), ("glb", *others)):
-        options: dict[str, Any] = {"is_tls": bool(is_tls), "slow": slow_seconds}
+        options: dict[str, Any] = {"is_tls": bool(is_tls), "slow": slow_seconds, "clones": 1}
         with stage.open("http", by=by, **options) as (server, client, port):
             hold = partial(client.ask, "hold", place=port, is_tls=is_tls)
             hold(count=idle, asks=[REPLY])
@@ -321,10 +321,9 @@ def exhaustion(
     ten rounds is an episode of its own for the log, and not one with those before.
     """
     least, rows = room // 2, []
-    options: dict[str, Any]
-    for by, first, options in (("glb", 0, {}), ("gevent", rounds, {"copies": clones - 1})):
+    for by, first in (("glb", 0), ("gevent", rounds)):
         greeted, served, waits, lines = [], [], [], [0]
-        options |= {"clones": clones, "descriptors": room}
+        options: dict[str, Any] = {"clones": clones, "descriptors": room}
         with stage.open("hold", by=by, **options) as (server, client, port):
             for number in range(first, rounds + 1):
                 if number and number % 10 == 0:
@@ -369,25 +368,19 @@ def memory(
 
     It has resident memory after all of them, beside that after the *first*.
     """
-    sizes, rates = [], []
-    errors = served = 0
+    sizes: list[float] = []
+    errors = 0
     with tempfile.TemporaryDirectory() as folder, stage.open("greet") as (server, _, port):
         program, _ = compile_programs(pathlib.Path(folder))
         client = Client(program, Cpus.available())
-        while served < connections:
+        for served in range(0, connections, first):
             count = min(first, connections - served)
-            load = client.run("close", port, concurrency, count=count)
-            served += load.count
-            errors += load.errors
+            errors += count - client.run("close", port, concurrency, count=count).count
             sizes.append(server.rss_mib())
-            rates.append(load.count / load.seconds)
-            if not load.count:
-                raise RuntimeError(f"doesn't answer: {server.last_words()}")
         stage.promise("tracebacks", tracebacks(server.complaints()))
     stage.promise("MiB grown", round(sizes[-1] - sizes[0], 3), 2.0)
     stage.promise("connections without their byte", errors)
     stage.note("MiB, each time", " ".join(f"{size:.2f}" for size in sizes))
-    stage.note("connections/s", f"{min(rates):,.0f} to {max(rates):,.0f}")
 
 
 #: All, in the order of a run, with sizes that try each in a second or two.

@@ -23,7 +23,7 @@ from loadtests.frame.traffic import GOOD, Place, Visit
 from loadtests.frame.worker import ANSWER_SECONDS, Worker
 
 #: What worker processes run; it has what `glb serve` serves, too.
-WORKERS: Final = f"{__package__}.workers"
+WORKERS: Final = "loadtests.workers"
 
 #: Servers that reply, as workers and as people call them.
 KINDS: Final = {"stream": "StreamServer", "http": "WSGIServer"}
@@ -44,7 +44,7 @@ Span = tuple[int, int]
 
 @dataclass
 class Load:
-    """What became of a load; a good reply's first word is its handler's generation."""
+    """What became of a load; a good reply's last word is its handler's generation."""
 
     visits: Sequence[Visit] = ()
     counts: Counter[str] = field(default_factory=Counter)
@@ -62,7 +62,7 @@ class Load:
         """Count the clients that came after a change was over, and got a handler of before it."""
         return sum(
             any(
-                visit.came > ended and int(visit.words[0]) < generation
+                visit.came > ended and int(visit.words[-1]) < generation
                 for generation, (_, ended) in enumerate(changes, 1)
             )
             for visit in self.visits
@@ -103,16 +103,18 @@ class Stage:
     ) -> Iterator[tuple[Worker, Worker, int]]:
         """Start a process with a server of *kind*, and one of clients; both, and the port."""
         if by == "glb":
-            options |= {"hubs": self.hubs, "clones": max(clones, self.hubs)}
+            options["hubs"], clones = self.hubs, max(clones, self.hubs)
         cpu = Cpus.available().server
         with clients() as client, Worker(WORKERS, cpu) as server:
-            yield server, client, server.ask("open", kind=kind, by=by, **options)
+            yield server, client, server.ask("open", kind=kind, by=by, clones=clones, **options)
 
     @contextmanager
     def load(self, client: Worker, place: Place, kind: str, title: str) -> Iterator[Load]:
         """Have clients come in the block; then `judge` what became of them."""
         load = Load()
-        client.ask("arrive", place=place, rate=self.rate, is_http=kind == "http")
+        names_us = isinstance(place, int)  # a Unix socket has no names for its clients
+        how = {"rate": self.rate, "is_http": kind == "http", "names_us": names_us}
+        client.ask("arrive", place=place, **how)
         client.ask("come", count=WARM_UP)
         yield load
         load.depart(client)

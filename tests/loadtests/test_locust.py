@@ -193,9 +193,10 @@ def test_no_server_outlives_its_locust(tmp_path: Path) -> None:
 
 def test_a_scenario_loads_the_host_that_it_is_given(tmp_path: Path) -> None:
     """It starts no server then; and of two protocols it speaks the host's."""
-    with Worker("loadtests.target.servers", stderr=None) as server:
-        found = run("keepalive", tmp_path, "--host", server.ask("serve", protocol="http"))
-        accepted = server.ask("counts")["accepted"]
+    with Worker("loadtests.workers", stderr=None) as server:
+        host = f"http://127.0.0.1:{server.ask('open', kind='http')}"
+        found = run("keepalive", tmp_path, "--host", host)
+        accepted = {str(clone): count for clone, count in enumerate(server.ask("accepted"))}
     assert found.status == 0, found.output[-3000:]
     assert "server of its own" not in found.output
     assert not (tmp_path / "server.json").exists()

@@ -33,7 +33,7 @@ from loadtests.frame.traffic import (
 from loadtests.frame.worker import Worker
 from loadtests.lossless.__main__ import NAMES, play
 from loadtests.lossless.stage import Load, Stage, spread
-from loadtests.lossless.workers import Clients
+from loadtests.workers import Clients
 
 from ..support.helpers import run_load_test, wait_until
 
@@ -308,7 +308,7 @@ def test_gevents_stop_loses_what_is_in_flight() -> None:
 
 def test_a_process_that_ends_is_told_of() -> None:
     """With its last words, and not by a wait that has no end."""
-    with Worker("loadtests.lossless.workers") as server:
+    with Worker("loadtests.workers") as server:
         server.order("open", kind="nonsense")
         with pytest.raises(RuntimeError, match=r"has ended: AttributeError: .*'nonsense'"):
             server.answer()

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from loadtests import machines
 from loadtests.frame.traffic import Visit
-from loadtests.machines import network
-from loadtests.machines.__main__ import share
-from loadtests.machines.hosts import BALANCERS, STREAM, WEB, write
+from loadtests.machines import BALANCERS, STREAM, WEB, share, write
 
 from ..support.helpers import run_load_test
 
@@ -24,10 +23,10 @@ REPLIES = [(0, "old"), (5, "new"), (6, "old"), (7, "old"), (8, "old"), (9, "new"
 
 #: A run with a host, on which a process writes and waits. It ends when it is killed.
 ENTERS = """
-from loadtests.machines.network import enter
+from loadtests.machines import enter
 enter(["-c", '''
 import subprocess, sys
-from loadtests.machines.network import Host, set_up
+from loadtests.machines import Host, set_up
 set_up("10.0.0.2")
 host = Host("web1", "10.0.0.11")
 subprocess.Popen([*host.enters, "sh", "-c", "echo a host is there; sleep 60"])
@@ -41,10 +40,10 @@ thorough = [pytest.mark.process, pytest.mark.thorough]
 def needs_hosts(*programs: str) -> None:
     """Skip where there can be none."""
     for program in programs:
-        if shutil.which(program, path=network.PATH) is None:
+        if shutil.which(program, path=machines.PATH) is None:
             pytest.skip(f"needs {program}")
     try:
-        network.unsharing()
+        machines.unsharing()
     except RuntimeError as error:
         pytest.skip(str(error))
 
@@ -103,15 +102,15 @@ def test_a_change_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_where_there_can_be_no_hosts_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program isn't there, or the machine refuses: both are told in words."""
     refuses = ("sh", "-c", "echo 'unshare failed: Operation not permitted' >&2; exit 1")
-    monkeypatch.setattr(network, "UNSHARE", refuses)
+    monkeypatch.setattr(machines, "UNSHARE", refuses)
     monkeypatch.setattr(shutil, "which", lambda *_, **__: "/usr/bin/true")
     with pytest.raises(RuntimeError) as refused:
-        network.unsharing()
+        machines.unsharing()
     allows = "this machine doesn't allow network namespaces: "
     assert str(refused.value) == f"{allows}unshare failed: Operation not permitted"
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(RuntimeError, match="needs the program 'unshare'"):
-        network.unsharing()
+        machines.unsharing()
 
 
 def test_a_share_is_a_part_of_an_equal_one() -> None:

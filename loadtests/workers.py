@@ -1,4 +1,8 @@
-"""What workers do: serve, change a server, be clients of all kinds. And what `glb serve` serves."""
+"""What worker processes do: serve, with servers of glb's and gevent's own; or be clients.
+
+`glb serve` serves `stream`, `http` and `echo` of this module, and a new process of it may have a
+fate. Workers are not monkey-patched: `time.sleep` blocks a hub.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic, monotonic_ns
 from typing import Any, Final
 
-import gevent
 import gevent.pywsgi
 import gevent.server
 import gevent.ssl
-import gevent.tests
+from gevent import socket
 from gevent.pool import Pool
 
 import glb
@@ -26,6 +30,7 @@ from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 from loadtests.bench.servers.job import REPLY
 from loadtests.frame.traffic import (
+    CHUNK,
     SLOW,
     Fate,
     Request,
@@ -40,7 +45,7 @@ from loadtests.frame.traffic import (
 from loadtests.frame.worker import commands_of
 
 #: gevent brings a test certificate.
-CERTIFICATES: Final = Path(gevent.tests.__file__ or "").parent
+CERTIFICATES: Final = Path(gevent.__file__).parent / "tests"
 
 #: A pool that is there so that `stop` waits for its handlers.
 POOL_SIZE: Final = 10_000
@@ -48,10 +53,17 @@ POOL_SIZE: Final = 10_000
 #: So many connect at a time, where many are to be there.
 AT_A_TIME: Final = 50
 
+#: A roll waits for handlers that are at work, and theirs is short where there is one each second.
+ROLL_MAX_SECONDS: Final = 10
+
 
 @dataclass(eq=False)
 class Replies:
-    """Handlers that reply with their *generation* and their clone, after *work* seconds."""
+    """Handlers, all with *work* to do, in seconds, and of one *generation*.
+
+    The words of a reply to a `Request` are the client's ``address:port``, the server's *name*, the
+    process's id, and the generation. For locust a clone is ``name.clone``, or ``clone/clones``.
+    """
 
     generation: int = 0
     work: float = 0.0
@@ -59,30 +71,44 @@ class Replies:
     slow: float = 0.0
     slow_begun: int = 0
     slow_ended_ns: int = 0
-    #: The numbers of all requests over HTTP that have begun.
+    name: str = ""
+    clones: int = 1
+    #: In place of a clone's index, in a server that has none.
+    number: int = 0
+    #: The numbers of all requests that have begun.
     begun: set[int] = field(default_factory=set)
 
-    def stream(self, sock: Any, _peer: Any) -> None:
+    def stream(self, sock: Any, peer: Any) -> None:
         try:
             if data := sock.recv(100):
-                gevent.sleep(self.work)
-                request = Request.decode(data.decode())
-                sock.sendall(reply(request, self.generation, glb.current_clone()))
+                sock.sendall(self._answer(Request.decode(data.decode()), peer))
         except OSError:
             pass  # the client has reset it, which is its affair
 
     def http(self, environ: Mapping[str, Any], start_response: Any) -> list[bytes]:
-        request = Request.decode(environ["PATH_INFO"])
-        self.begun.add(request.number)
-        if request.verb == SLOW:
-            self.slow_begun += 1
-            gevent.sleep(self.slow)
-            self.slow_ended_ns = monotonic_ns()
+        """Answer a `Request`; for locust ``/``, and ``/block?ms=50``, which blocks the hub."""
+        path, headers = environ["PATH_INFO"], []
+        if path in {"/", "/block"}:
+            if path == "/block":
+                time.sleep(int(environ["QUERY_STRING"].removeprefix("ms=")) / 1000)
+            headers.append(("X-Glb-Clone", self._label()))
+            body = f"{self._label()}\n".encode()
         else:
-            gevent.sleep(self.work)
-        body = reply(request, self.generation, environ.get("glb.clone"))
-        start_response("200 OK", [("Content-Length", str(len(body)))])
+            peer = (environ.get("REMOTE_ADDR"), environ.get("REMOTE_PORT"))
+            body = self._answer(Request.decode(path), peer)
+        start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
         return [body]
+
+    def echo(self, sock: Any, _peer: Any) -> None:
+        """Answer each line by itself, after the clone."""
+        label, rest = self._label().encode(), b""
+        try:
+            while data := sock.recv(CHUNK):
+                *lines, rest = (rest + data).split(b"\n")
+                if lines:
+                    sock.sendall(b"".join(b"%b %b\n" % (label, line) for line in lines))
+        except OSError:
+            pass  # as above
 
     def hold(self, sock: Any, _peer: Any) -> None:
         """Greet a client, and wait until it leaves."""
@@ -95,13 +121,30 @@ class Replies:
     def greet(self, sock: Any, _peer: Any) -> None:
         sock.sendall(REPLY)
 
+    def _answer(self, request: Request, peer: Any) -> bytes:
+        self.begun.add(request.number)
+        is_slow = request.verb == SLOW
+        self.slow_begun += is_slow
+        gevent.sleep(self.slow if is_slow else self.work)
+        if is_slow:
+            self.slow_ended_ns = monotonic_ns()
+        client = ":".join(map(str, peer))  # "" of a Unix socket
+        return reply(request, client, self.name, os.getpid(), self.generation)
+
+    def _label(self) -> str:
+        clone = glb.current_clone()
+        index = self.number if clone is None else clone.index
+        return f"{self.name}.{index}" if self.name else f"{index}/{self.clones}"
+
 
 class Servers:
     """One server at a time, or two while one takes over from the other."""
 
     def __init__(self) -> None:
         self._server: Any = None
-        self._copies: list[Any] = []
+        #: Gevent's own: as many as were wanted, and what each was given.
+        self._others: list[Any] = []
+        self._given: list[int] = []
         self._kind = ""
         self._replies = Replies()
         self._make: Callable[[Any], Any]
@@ -111,7 +154,8 @@ class Servers:
         kind: str,
         *,
         by: str = "glb",
-        copies: int = 0,
+        clones: int = 4,
+        name: str = "",
         is_tls: bool = False,
         work: float = 0.0,
         slow: float = 0.0,
@@ -121,12 +165,17 @@ class Servers:
         """Start a server, whose handler is that *kind* of `Replies`. Return its port.
 
         Args:
-            by: "glb", with *options*, "gevent", or "gevent with a pool".
-            copies: So many more servers on the same socket, of gevent's.
+            by: "glb", with *options*; "gevent", or "gevent with a pool".
+            clones: Of gevent's own as many servers, which race for one socket.
             descriptors: The process may open so many more.
         """
-        self._kind, self._replies = kind, Replies(work=work, slow=slow)
-        if by != "glb":
+        # Ctrl-C in a terminal is locust's, which still asks what was accepted then.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._kind = kind
+        self._replies = Replies(work=work, slow=slow, name=name, clones=clones)
+        if by == "glb":
+            options["clones"] = clones
+        else:
             options = {"spawn": Pool(POOL_SIZE)} if by == "gevent with a pool" else {}
         if is_tls:
             options["certfile"] = str(CERTIFICATES / "server.crt")
@@ -136,37 +185,64 @@ class Servers:
             options["log"] = None
             server_class = WSGIServer if by == "glb" else gevent.pywsgi.WSGIServer
 
-        def make(address: Any) -> Any:
-            server = server_class(address, getattr(self._replies, kind), **options)
+        def make(address: Any, replies: Replies | None = None) -> Any:
+            server = server_class(address, getattr(replies or self._replies, kind), **options)
+            if by != "glb":
+                count = partial(self._count, len(self._given), server.do_handle)
+                self._given.append(0)
+                server.do_handle = count
             server.start()
             return server
 
         self._make = make
         self._server = make(("127.0.0.1", 0))
-        for _ in range(copies):
-            number = os.dup(self._server.socket.fileno())
-            self._copies.append(make(gevent.socket.socket(fileno=number)))
+        for number in range(1, 1 if by == "glb" else clones):
+            copy = socket.socket(fileno=os.dup(self._server.socket.fileno()))
+            self._others.append(make(copy, replace(self._replies, number=number)))
         if descriptors is not None:
             used = len(os.listdir("/proc/self/fd"))
             _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + descriptors, most))
         return int(self._server.server_port)
 
-    def roll(self) -> tuple[int, int]:
-        """Give the server another handler; return when that began and when it was over, in ns."""
+    def _count(self, number: int, handle: Callable[..., object], *connection: Any) -> None:
+        self._given[number] += 1
+        handle(*connection)
+
+    def _change(self, step: Callable[[], object]) -> tuple[int, int]:
+        """Take *step* with handlers of the next generation; return from when to when, in ns."""
         self._replies = replace(self._replies, generation=self._replies.generation + 1)
         began = monotonic_ns()
-        self._server.roll(getattr(self._replies, self._kind))
+        step()
         return began, monotonic_ns()
 
+    def roll(self) -> tuple[int, int]:
+        """Give the server another handler."""
+        return self._change(lambda: self._server.roll(getattr(self._replies, self._kind)))
+
+    def roll_each(self, seconds: float) -> None:
+        """Do so again and again from now on. A server that can't ends, so that its clients fail."""
+
+        def go_on() -> None:
+            while True:
+                gevent.sleep(seconds)
+                with gevent.Timeout(ROLL_MAX_SECONDS):
+                    self.roll()
+
+        gevent.spawn(go_on).link_exception(lambda _: os._exit(1))
+
+    def rolls(self) -> int:
+        """Return how often it was."""
+        return self._replies.generation
+
     def take_over(self) -> tuple[int, int]:
-        """Have another server start on the same address, and this one drain; return as `roll`."""
-        self._replies = replace(self._replies, generation=self._replies.generation + 1)
-        old = self._server
-        began = monotonic_ns()
-        self._server = self._make(old.address)
-        old.drain()
-        return began, monotonic_ns()
+        """Have another server start on the same address, and this one drain."""
+
+        def step() -> None:
+            old, self._server = self._server, self._make(self._server.address)
+            old.drain()
+
+        return self._change(step)
 
     def resize(self, clones: int) -> list[list[int]]:
         """Have so many clones; return what each had accepted, before and after."""
@@ -175,14 +251,14 @@ class Servers:
         return [before, self.accepted()]
 
     def accepted(self) -> list[int]:
-        """Return how many connections each clone was given."""
-        return [each.accepted for each in self._server.clone_stats()]
+        """Return how many connections each clone was given, or each of gevent's."""
+        return self._given or [each.accepted for each in self._server.clone_stats()]
 
     def cpu_seconds(self) -> float:
         return time.process_time()
 
     def begun_of(self, numbers: Sequence[int]) -> list[int]:
-        """Return those of these requests that an application was asked for."""
+        """Return those of these requests that a handler was asked for."""
         return [number for number in numbers if number in self._replies.begun]
 
     def end(self, after: int, timeout: float) -> tuple[float, float]:
@@ -297,7 +373,7 @@ class Clients(Traffic):
 
 COMMANDS: Final = commands_of(Servers(), Clients())
 
-# -- what `glb serve` serves: see `Serving` -----------------------------------------------------
+# -- what `glb serve` serves: see `loadtests.lossless.stage.Serving` -----------------------------
 
 
 def _meet(fate: str) -> None:
@@ -318,6 +394,7 @@ if _generation >= 0:
     if (_fate := Path(os.environ["LOADTEST_FATE"])).exists():
         _meet(_fate.read_text())
 
-_served: Final = Replies(_generation, work=0.02)
+_served: Final = Replies(_generation, work=0.02, slow=0.5, name=os.environ.get("HOST", ""))
 stream: Final = _served.stream
 http: Final = _served.http
+echo: Final = _served.echo

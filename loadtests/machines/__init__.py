@@ -1,1 +1,0 @@
-"""Hosts behind a load balancer, each in a network namespace of its own."""
