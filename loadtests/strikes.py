@@ -23,6 +23,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Final
 
 import click
@@ -155,7 +156,7 @@ class Life(life.Life):
         with tempfile.TemporaryDirectory() as folder:
             names = [os.path.join(folder, str(index)) for index in range(SENTINELS)]
             files = [os.open(name, os.O_CREAT | os.O_RDWR) for name in names]
-            nodes = [os.fstat(each).st_ino for each in files]
+            nodes = [os.stat(name).st_ino for name in names]  # it may be closed already
             for turn in itertools.cycle(range(SENTINELS)):
                 found: object = None
                 try:
@@ -172,7 +173,8 @@ class Life(life.Life):
                     break
                 time.sleep(0.0005)
             for each in files:
-                os.close(each)
+                with suppress(OSError):
+                    os.close(each)
 
 
 def _is_in_loop(frame: Any) -> bool:
