@@ -126,12 +126,12 @@ def _draw_bars(
 ) -> None:
     axes.set_title(textwrap.fill(title, 60), loc="left")
     samples = [results.of(one.name, figure) for one in contenders]
-    medians = [statistics.median(some) for some in samples]
-    below = [median - min(some) for median, some in zip(medians, samples, strict=True)]
-    above = [max(some) - median for median, some in zip(medians, samples, strict=True)]
+    values = [figure.of_rounds(some) for some in samples]  # as in the tables
+    below = [value - min(some) for value, some in zip(values, samples, strict=True)]
+    above = [max(some) - value for value, some in zip(values, samples, strict=True)]
     drawn = axes.barh(
         [one.title for one in contenders],
-        medians,
+        values,
         xerr=(below, above),
         color=[GLB if "glb" in one.title else OTHER for one in contenders],
         error_kw={"ecolor": "0.25", "elinewidth": 1, "capsize": 2},
