@@ -9,6 +9,7 @@ Source: nginx and HAProxy, which have one timer a process and a tree of deadline
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final, Generic, TypeVar
@@ -34,7 +35,7 @@ NEXT_BATCH_SECONDS: Final = 0.001
 T = TypeVar("T")
 
 
-class Sweep(Generic[T]):
+class Sweep(ABC, Generic[T]):
     """A timer that looks for what is late on one hub. Only the hub's thread may use it.
 
     Args:
@@ -69,17 +70,17 @@ class Sweep(Generic[T]):
             self.close()
             self._start(timeout, NEXT_BATCH_SECONDS)
 
+    @abstractmethod
     def _is_idle(self) -> bool:
         """Return True if nothing is left to look for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _find_late(self, timeout: float) -> Iterator[T]:
         """Return what is late now. It is found at once, and not while batches are ended."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _end(self, late: T) -> None:
         """End what was found, if that is late still."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Leave no timer on the loop. Twice is harmless."""
@@ -93,7 +94,7 @@ class Sweep(Generic[T]):
             self._timer.start(self._look, self._timeout)
 
 
-class Task:
+class Task(ABC):
     """Work that one greenlet repeats, each time within a timeout. A base class.
 
     Args:
@@ -110,17 +111,17 @@ class Task:
         self.greenlet: Final = greenlet
         self.until: float | None = NEVER
 
+    @abstractmethod
     def seconds(self) -> float | None:
         """Return the timeout, in seconds; ``None`` is for ever."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_late(self, reported: dict[object, object], /) -> None:
         """End it. Called in the hub when its time is over, and again after each further timeout.
 
         Args:
             reported: Empty at each look: for what is to be reported once, for all that it finds.
         """
-        raise NotImplementedError
 
 
 class Deadlines(Sweep[Task]):

@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
@@ -211,7 +210,7 @@ class Bench(Experiment):
                     strace.kill()
                     return  # forbidden here: the figure is left out
                 load = self.put(server, "close", count=TRACED_CONNECTIONS, concurrency=1)
-                time.sleep(self.settle_seconds)
+                self.settle()
                 strace.send_signal(signal.SIGINT)
                 strace.communicate(timeout=20)
             total = re.search(r"^\s*100\.00\s+\S+\s+\S+\s+(\d+).*total$", counts.read(), re.M)
@@ -224,7 +223,7 @@ class Bench(Experiment):
         with crowd(server.port, 20, http=one.is_http):  # to load what the first ones load
             before = server.memory_kib()
             with crowd(server.port, count, http=one.is_http):
-                time.sleep(self.settle_seconds)
+                self.settle()
                 after = server.memory_kib()
         self.results.add(one.name, {IDLE_KIB: (after - before) / count})
 
@@ -233,7 +232,7 @@ class Bench(Experiment):
         self._keep(server)  # warm-up
         alone = self._keep(server)
         with crowd(server.port, self.plan.crowd, http=True):
-            time.sleep(self.settle_seconds)
+            self.settle()
             crowded = self._keep(server)
         if wrong := alone.errors + crowded.errors:
             raise RuntimeError(f"{wrong} replies were not whole")
@@ -243,7 +242,7 @@ class Bench(Experiment):
     def _weigh(self, one: Contender, server: Server) -> None:
         # Each of the many clones has served: what it keeps for the next time counts.
         self.put(server, "close", count=4 * MANY.number)
-        time.sleep(self.settle_seconds)
+        self.settle()
         self.results.add(one.name, {SERVED_KIB: server.memory_kib()})
 
 

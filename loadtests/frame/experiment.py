@@ -189,6 +189,10 @@ class Experiment(ABC):
         how |= {"http": server.contender.is_http, "is_noted": server.job in (Job.ORDER, Job.STALL)}
         return self.client.run(mode, server.port, **how)
 
+    def settle(self) -> None:
+        """Let a server finish what comes after the last reply: see `settle_seconds`."""
+        time.sleep(self.settle_seconds)
+
     def load(self, server: Server, mode: Mode, **how: Any) -> Load:
         """Put load on *server*; return it with the server's CPU for it. Its errors are counted.
 
@@ -197,7 +201,7 @@ class Experiment(ABC):
         """
         before = server.cpu_seconds()
         load = self.put(server, mode, **how)
-        time.sleep(self.settle_seconds)
+        self.settle()
         seconds = server.cpu_seconds() - before
         if load.count == 0:
             raise RuntimeError(f"doesn't answer: {server.last_words()}")

@@ -470,6 +470,16 @@ def test_a_probe_does_not_wait_for_a_place(sent: bytes, monkeypatch: pytest.Monk
         client.close()
 
 
+def connect_in_turn(admin: Admin, count: int) -> list[Any]:
+    """Connect *count* times, each when the one before has its place."""
+    inside: Any = admin._server
+    clients: list[Any] = []
+    for _ in range(count):
+        clients.append(connect(admin.address))
+        wait_until(lambda: len(inside.clients) == len(clients))
+    return clients
+
+
 def test_a_new_client_has_the_place_of_the_one_that_was_silent_for_longest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -477,10 +487,7 @@ def test_a_new_client_has_the_place_of_the_one_that_was_silent_for_longest(
     monkeypatch.setattr(server_module, "_MOST_CLIENTS", 3)
     with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
         inside: Any = admin._server
-        clients = []
-        for _ in range(3):
-            clients.append(connect(admin.address))
-            wait_until(lambda: len(inside.clients) == len(clients))
+        clients = connect_in_turn(admin, 3)
         clients[0].sendall(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 OK")
         clients.append(connect(admin.address))
@@ -496,10 +503,7 @@ def test_a_client_whose_request_has_come_keeps_its_place() -> None:
     """Its handler is about to run, though the client has been silent for longest until now."""
     with Admin(StreamServer(ANY, lambda *_: None), ANY) as admin:
         inside: Any = admin._server
-        clients = []
-        for _ in range(2):
-            clients.append(connect(admin.address))
-            wait_until(lambda: len(inside.clients) == len(clients))
+        clients = connect_in_turn(admin, 2)
         is_inside, has_sent = threading.Event(), threading.Event()
 
         def make_room() -> None:

@@ -175,6 +175,16 @@ def test_a_request_that_has_come_before_the_close_is_served() -> None:
     client.close()
 
 
+def assert_silent_one_stays(
+    server: WSGIServer, looks: Looks, monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    """One of two clients has left; the drain leaves the other alone until *seconds* are none."""
+    wait_until(lambda: server.active == 1)
+    looks.wait()
+    assert server.active == 1
+    monkeypatch.setattr(f"glb.serve.drain_worker.{seconds}", 0.0)
+
+
 def test_a_client_that_has_just_connected_has_time_for_a_first_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -190,10 +200,7 @@ def test_a_client_that_has_just_connected_has_time_for_a_first_request(
     draining = begin_drain(server)
     looks.wait()
     assert b"Connection: close\r\n" in request(speaks)
-    wait_until(lambda: server.active == 1)
-    looks.wait()
-    assert server.active == 1
-    monkeypatch.setattr("glb.serve.drain_worker.FIRST_REQUEST_SECONDS", 0.0)
+    assert_silent_one_stays(server, looks, monkeypatch, "FIRST_REQUEST_SECONDS")
     assert silent.recv(10) == b""
     assert counts(draining.get()) == (1, 1, 0)
     close_all([speaks, silent])
@@ -217,10 +224,7 @@ def test_a_busy_kept_alive_client_learns_of_the_end_by_a_reply(
     looks.wait()
     assert b"Connection: close\r\n" in request(busy)
     assert busy.recv(10) == b""
-    wait_until(lambda: server.active == 1)
-    looks.wait()
-    assert server.active == 1
-    monkeypatch.setattr("glb.serve.drain_worker.NOTICE_SECONDS", 0.0)
+    assert_silent_one_stays(server, looks, monkeypatch, "NOTICE_SECONDS")
     assert silent.recv(10) == b""
     assert counts(draining.get()) == (1, 1, 0)
     close_all([busy, silent])
