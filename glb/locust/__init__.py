@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from locust import events
 
-from . import collect, gates
+from . import collect, gates, interrupt
 from .collect import Collector, Reader
 from .measure import CloneFigures, Figures, Measure, Sample
 from .users import EchoUser, PatientUser, TcpUser
@@ -89,6 +89,8 @@ def _init(environment: Any, **_: Any) -> None:
         each.detach()
     collector = Collector(environment, MEASURE, _READERS)
     _COLLECTORS[:] = [collector]
+    if not collector.is_worker:  # whose users the master stops
+        interrupt.raise_in_main_greenlet()
     if environment.web_ui is not None:
         from .web import extend  # noqa: PLC0415  # a headless run has no use for it
 

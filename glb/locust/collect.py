@@ -248,8 +248,13 @@ class Collector:
         runner = self.environment.runner
         if self._is_master:
             # A worker that gets "stop", and not "quit", leaves the master's list for as long as its
-            # users may take to stop, and never gets "quit".
+            # users may take to stop, and never gets "quit". locust sends "stop" itself meanwhile
+            # where all workers have been silent for some seconds.
+            workers = [each.id for each in runner.clients.all]
             runner.stop(send_stop_to_client=False)
+            for each in workers:
+                if each not in runner.clients:  # locust sends it to these
+                    runner.send_message("quit", None, each)
         elif runner.state not in {STATE_INIT, STATE_STOPPED}:
             runner.stop()
 

@@ -223,6 +223,69 @@ def test_an_interrupted_master_counts_all_and_ends_its_workers(
     assert found["turns"] == locust.requests()
 
 
+def test_an_interrupt_ends_no_request(locust: Locust) -> None:
+    """The one that it comes in is finished and counted, as all are."""
+    with (locust.folder / "locustfile.py").open("a") as file:
+        file.write(
+            "\nimport os, signal\n"
+            "ask = Asks.ask\n"
+            "def ask_interrupted(user):\n"
+            "    Asks.tasks[:] = [ask]\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "    ask(user)\n"
+            "    print('asked', flush=True)\n"
+            "Asks.tasks[:] = [ask_interrupted]\n"
+        )
+    status, said = locust.end_of(locust.start_run("-u", "1", seconds="60s"))
+    assert status == 0, said
+    assert "asked\n" in said
+    assert "Traceback" not in said
+    assert locust.found()["turns"] == locust.requests() == 1
+
+
+def test_a_second_interrupt_comes_at_once(locust: Locust) -> None:
+    """So that a user that never yields can be ended."""
+    with (locust.folder / "locustfile.py").open("a") as file:
+        file.write(
+            "\nimport os, signal\n"
+            "def spin(user):\n"
+            "    for _ in range(2):\n"
+            "        os.kill(os.getpid(), signal.SIGINT)\n"
+            "    while True:\n"
+            "        pass\n"
+            "Asks.tasks[:] = [spin]\n"
+        )
+    status, said = locust.end_of(locust.start_run("-u", "1", seconds="60s"))
+    assert status == 0, said
+
+
+def test_workers_that_seem_silent_at_the_end_quit_as_well(locust: Locust) -> None:
+    """The master has them stop, which takes them from the list of those that get to quit."""
+    with (locust.folder / "locustfile.py").open("a") as file:
+        file.write(
+            "\n@events.test_stopping.add_listener\n"
+            "def seem_silent(environment, **_):\n"
+            "    runner = environment.runner\n"
+            "    if hasattr(runner, 'clients'):\n"
+            "        runner.send_message('stop')\n"
+            "        while len(runner.clients):\n"
+            "            gevent.sleep(0.01)\n"
+        )
+    port = str(free_port())
+    master = locust.start_run(
+        *("--master", "--master-bind-port", port, "--expect-workers", "1", "--stop-timeout", "1"),
+        seconds="60s",
+    )
+    worker = locust.start("--worker", "--master-port", port)
+    assert worker.stdout is not None
+    assert any(line == "begun\n" for line in worker.stdout)
+    master.send_signal(signal.SIGINT)
+    status, said = locust.end_of(master)
+    assert locust.end_of(worker)[0] == 0
+    assert status == 0, said
+    assert locust.found()["turns"] == locust.requests()
+
+
 @pytest.mark.parametrize(("ratio", "status"), [(None, 1), ("0.2", 0), ("0.01", 1)])
 def test_failures_count_as_the_gate_says(tmp_path: Path, ratio: str | None, status: int) -> None:
     """Without a gate as locust has it; with one so many may fail."""
