@@ -31,7 +31,7 @@ import gevent
 import glb
 import glb.hubs.guard
 from glb.accept.registry import REGISTRY
-from glb.hubs.greenlet_pool import HandlerGreenlet
+from glb.hubs.greenlet_pool import handlers_here
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
@@ -212,11 +212,6 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def greenlets() -> int:
-    gc.collect()
-    return sum(isinstance(each, HandlerGreenlet) and not each.dead for each in gc.get_objects())
-
-
 def what_is_left(server: Any, before: int) -> dict[str, object]:
     """Return what is not as it should be."""
     found: dict[str, object] = {"descriptors": max(0, descriptors() - before)}
@@ -239,11 +234,10 @@ def what_is_left(server: Any, before: int) -> dict[str, object]:
 
 def strike(kind: str, hubs: int, number: int) -> tuple[str, dict[str, object]]:
     """Return where it struck, and what was wrong after that."""
-    striker, before = Striker(number), greenlets()
+    striker = Striker(number)
     wrong = _strike(striker, kind, hubs)
-    wait_until(lambda: greenlets() <= before)
-    if greenlets() > before:
-        wrong["greenlets"] = greenlets() - before
+    if handlers_here().all:
+        wrong["greenlets"] = handlers_here().all
     return striker.struck, wrong
 
 
