@@ -28,6 +28,7 @@ FOREIGN: Final = {
         "django-admin",
         "docker",
         "gunicorn",
+        "haproxy",
         "kill",
         "kubectl",
         "mkdir",
@@ -130,6 +131,7 @@ def _check_pip(args: list[str], _page: Page) -> None:
     assert extras is not None
     names = {*re.findall(r"^(\w+) = ", extras[1], re.MULTILINE)}
     for each in args:
+        assert not re.match(r"glb\b", each), f"{each}: PyPI's glb is another program"
         if wanted := re.fullmatch(r"(?:glb|\.)\[(.*)\]", each):
             assert {*wanted[1].split(",")} <= names, each
 

@@ -237,3 +237,12 @@ def test_a_wrong_option_is_found() -> None:
     (words,) = shell.glb_commands(page)
     with pytest.raises(AssertionError, match="--clone"):
         shell.check(words, page)
+
+
+@pytest.mark.thorough
+def test_an_install_of_another_program_is_found() -> None:
+    """A package index has another program by the name of glb: pages install from a clone."""
+    page = Page(ROOT / "README.md", "", [])
+    shell.check(["pip", "install", ".[cli]"], page)
+    with pytest.raises(AssertionError, match="another program"):
+        shell.check(["pip", "install", "glb[cli]"], page)
