@@ -36,7 +36,7 @@ from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
 #: What is struck. gevent's loop on libuv is Python, and is not.
-PLACES = tuple(os.path.join(os.path.dirname(each.__file__), "") for each in (glb, gevent))
+PLACES = tuple(os.path.join(*each.__path__, "") for each in (glb, gevent))
 LOOPS = tuple(os.path.join(PLACES[1], each, "") for each in ("_ffi", "libuv"))
 JUMPS = ("JUMP_BACKWARD", "JUMP_ABSOLUTE")
 
