@@ -4,7 +4,8 @@
 
 The wheel has every file of `glb/` that git knows, and nothing else. In an empty environment it is
 installed without extras, and `import glb` serves a connection; then with the extra `cli`, and the
-commands `glb --version` and `glb serve` do what they should.
+commands `glb --version` and `glb serve` do what they should. Each other extra brings all that its
+part of glb imports, in an empty environment of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 #: Without these there are no types, no tab in locust's page, no licence.
 NEEDED = ("glb/py.typed", "glb/locust/tab.js", "glb/__main__.py")
+
+#: What each extra is for. The extra `cli` is tried by its commands.
+EXTRAS = {
+    "gunicorn": "import glb.gunicorn",
+    "locust": "import glb.locust",
+    "metrics": "import glb.admin.metrics, prometheus_client",
+}
 
 SERVES = """
 import sys
@@ -104,6 +112,22 @@ def check_install(wheel: pathlib.Path, version: str, folder: pathlib.Path) -> No
             server.terminate()
 
 
+def check_extras(wheel: pathlib.Path, folder: pathlib.Path) -> None:
+    """An environment for each extra: one may import what only another one brings."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) - {"cli"}
+    check(extras == set(EXTRAS), f"the extras are {sorted(extras)}: say in EXTRAS what each is for")
+    for extra, imports in EXTRAS.items():
+        venv.create(folder / extra, with_pip=True)
+        python = folder / extra / "bin" / "python"
+        pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+        run(*pip, f"{wheel}[{extra}]", folder=folder)
+        run(python, "-c", imports, folder=folder)
+        print(f"glb[{extra}]: {imports}")
+
+
 def main() -> None:
     (dist,) = map(pathlib.Path, sys.argv[1:])
     (wheel,) = dist.glob("*.whl")
@@ -112,6 +136,7 @@ def main() -> None:
     check_files(wheel, sdist)
     with tempfile.TemporaryDirectory() as folder:
         check_install(wheel.resolve(), version, pathlib.Path(folder))
+        check_extras(wheel.resolve(), pathlib.Path(folder))
 
 
 if __name__ == "__main__":

@@ -358,14 +358,12 @@ class Dispatcher:
             except BaseException as error:
                 return self._accept_failed(member, error)
             if is_own:
-                self.accepted += 1
                 with turns.lock:
                     turns.ring.rotate(member.team, member)
                 if self.handed_to and member.runs_at_once:
                     self._wake_others()
                 if not member.deliver(plain, address):
-                    with turns.lock:
-                        turns.put_back_locked([PendingConnection(plain, address)])
+                    turns.put_back(PendingConnection(plain, address))
                 if watchdog is not None and member.is_not_reclaimable:
                     self._go_on_later()
                 return _TAKEN
@@ -421,9 +419,7 @@ class Dispatcher:
                     turns.restore_locked(self)
 
     def _take_up(self, handed: PendingConnection) -> None:
-        self.accepted += 1
         if not handed.member.take(handed):
-            self.accepted -= 1
             self.turns.give_back(handed)
 
     def reclaim_jobs(self) -> list[PendingConnection]:

@@ -140,6 +140,11 @@ class HandOver(Turns):
             handed.member.unexpect_locked()
             self._wait_locked([handed])
 
+    def put_back(self, accepted: PendingConnection) -> None:
+        """The clone that had its turn can't take *accepted*: it is the next one's."""
+        with self.lock:
+            self._wait_locked([accepted])
+
     def put_back_locked(self, accepted: Sequence[PendingConnection]) -> None:
         """Give *accepted* to the next ready clones: those that were counted for it don't use it."""
         self.reclaimed += len(accepted)

@@ -386,6 +386,7 @@ class HubWaiters:
 
     def arrived(self, plain: Any, *, is_new: bool) -> None:
         """A connection is about to be delivered; it *is_new* if it came from no other hub."""
+        self.dispatcher.accepted += 1
         self._delay = PAUSE_MIN_SECONDS
 
     def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:

@@ -138,7 +138,9 @@ class Target:
             TargetError: It can't: it is of a framework that keeps what it has imported.
         """
         if self._is_djangos:
-            raise TargetError("Django keeps the views that it has imported: restart glb")
+            raise TargetError(
+                "Django keeps the views that it has imported: SIGUSR2 starts a new process"
+            )
 
     def reload(self) -> Callable[..., Any]:
         """Import the project's modules afresh, from their sources, and return the new callable.

@@ -69,7 +69,7 @@ def top(context: click.Context, address: str, interval: float) -> None:
     ADDRESS is that of 'glb serve --admin', or of a program's glb.admin.Admin: host:port or
     unix:/path. The keys q and Ctrl-C end it. Where stdout is no terminal it is printed once.
 
-    The status is 1 if there is no answer, or none any more.
+    The exit status is 1 if no answer comes, or if the answers stop.
     """
     from .source import Source, UnreadableError  # noqa: PLC0415  # ssl comes with it, see `serve`
 

@@ -58,6 +58,17 @@ class Bound:
         return getattr(self._sock, name)
 
 
+class WithClone:
+    """gunicorn's application: its environ has the clone that serves, as under `glb.pywsgi`."""
+
+    def __init__(self, application: Callable[..., Any]) -> None:
+        self._application: Final = application
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        environ["glb.clone"] = current_clone()
+        return self._application(environ, start_response)
+
+
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's gevent worker over `glb.server.StreamServer`.
 
@@ -157,6 +168,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             # Around what a subclass may have, too.
             bounded = functools.partial(self._handle_in_time, self.handle_request, seconds)
             self.__dict__["handle_request"] = bounded
+        if not isinstance(self.wsgi, WithClone):  # one for all sockets
+            self.wsgi: Any = WithClone(self.wsgi)
         handle = functools.partial(self._handle_followed, Bound(sock))
         server = StreamServer(sock, handle, **self.server_options())
         if not self.cfg.is_ssl:

@@ -244,6 +244,7 @@ class Handlers:
         """Leave no greenlet parked. In its own thread; its hub may be gone."""
         self._least_parked = len(self._parked)
         self._trim()
+        self._end_lost()
 
     # -- jobs ------------------------------------------------------------------------------
 
@@ -273,6 +274,7 @@ class Handlers:
         self.look()
         if self._ended or self._judged:
             self._park_untouched()
+        self._end_lost()
         if self._trimmer is not None and not self._trimmer.active:
             self._trimmer.start(self._trim)
 
@@ -408,6 +410,14 @@ class Handlers:
                     self._trimmer.start(self._trim)
             else:
                 judged.pop().switch(END)
+
+    def _end_lost(self) -> None:
+        # An exception struck while a greenlet was moved from one list to another: it waits for a
+        # job, and is in none of them.
+        known = {*self._parked, *self._ended, *self._judged, *self.started}
+        for greenlet in [*self.all]:
+            if greenlet.job is None and greenlet not in known:
+                greenlet.end()
 
     def _trim(self) -> None:
         # The last one parked runs first, so the first ones were not needed.

@@ -274,17 +274,29 @@ class Acceptor:
             # Nothing was accepted here, so it is nothing that the kernel says.
             admission.accept_failed(error)
             return True
+        # With no call between the two: no signal handler can raise there.
         self.accepted += 1
+        self.dispatcher.accepted += 1
+        taken = self.taken
         turn = self.workers.turn
         turn.acceptor = self
         try:
             server.do_handle(connection, address)
         except BaseException as error:
-            # Its context is the peer and the server, as gevent's is.
-            admission.back_off(((address,), server), error)
+            self.handle_failed(taken, (address,), error)
         finally:
             turn.acceptor = None
         return True
+
+    def handle_failed(self, taken: int, peer: Any, error: BaseException) -> None:
+        """``do_handle`` raised *error*. So many connections were *taken* before it."""
+        if self.taken == taken:
+            # It raised before `start` had counted the connection, which has no handler then.
+            self.taken += 1
+            (self.workers.turn.worker or self.worker).taken += 1
+            self.never_served()
+        # Its context is the peer and the server, as gevent's is.
+        self.admission.back_off((peer, self.server), error)
 
     def can_reclaim(self, job: Job) -> bool:
         """Whether *job* came by a turn, and its connection was seen by no program's code."""
@@ -377,8 +389,8 @@ class Acceptor:
 
     def serve(self, handle: Handler, close: Handler, args: tuple[Any, ...]) -> object:
         """Handle one connection, in a greenlet whose context is not used after it; close it."""
-        CURRENT.set(self.clone)
         try:
+            CURRENT.set(self.clone)
             result = handle(*args)
         except BaseException:
             self.failed += 1

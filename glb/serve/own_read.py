@@ -25,6 +25,7 @@ class Reader(Protocol):
 
     server: Hooks
     accepted: int
+    taken: int
     dispatcher: Any
     team: Team[Any]
 
@@ -33,6 +34,7 @@ class Reader(Protocol):
     @property
     def workers(self) -> Workers: ...
     def accept_failed(self, error: BaseException) -> Turn: ...
+    def handle_failed(self, taken: int, peer: Any, error: BaseException) -> None: ...
     def unexpect_locked(self) -> None: ...
 
 
@@ -46,7 +48,6 @@ def take_turn(acceptor: Reader) -> Turn:
             return Turn.EMPTY
     except BaseException as error:
         return acceptor.accept_failed(error)
-    acceptor.dispatcher.accepted += 1
     acceptor.dispatcher.turns.rotate(acceptor.team, acceptor)
     if admission.bucket is not None:
         admission.bucket.take(monotonic())
@@ -97,13 +98,14 @@ def read_handed(turn: TurnOfServer, admission: Admission) -> tuple[Connection, A
 
 def _handle(acceptor: Reader, args: Any) -> None:
     acceptor.accepted += 1
+    acceptor.dispatcher.accepted += 1
+    taken = acceptor.taken
     turn = acceptor.workers.turn
     turn.acceptor = acceptor
     try:
         acceptor.server.do_handle(*args)
     except BaseException as error:
-        # Its context is the peer and the server, as gevent's is.
         peer = args[1:] if isinstance(args, (tuple, list)) else args
-        acceptor.admission.back_off((peer, acceptor.server), error)
+        acceptor.handle_failed(taken, peer, error)
     finally:
         turn.acceptor = None

@@ -278,7 +278,7 @@ class Checks:
         for service in self._life.services:
             wait_until(lambda one=service: not one.left(), SETTLE_SECONDS)  # type: ignore[misc]  # no default's type is inferred
             self._none("quiet: every clone is ready, and nothing is left", service.left())
-            if self._life.is_exact and service.entry is not None:
+            if service.entry is not None:
                 turns: Any = service.entry.turns
                 counts = (turns.accepted, service.count_accepted())
                 is_sum = counts[0] == counts[1]
@@ -289,8 +289,7 @@ class Checks:
         before = self._before + Counter(watcher=1)  # it is the wait's
         wait_until(lambda: not _what_there_is() - before, SETTLE_SECONDS)
         left = _what_there_is() - self._before
-        kinds = ["descriptor", "thread", "entry"]
-        for kind in [*kinds, "greenlet", "watcher"] if self._life.is_exact else kinds:
+        for kind in ("descriptor", "thread", "entry", "greenlet", "watcher"):
             self._none(f"end: no {kind} is left", [each for each in left if each.startswith(kind)])
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from gevent.hub import Hub
 from gevent.monkey import get_original
@@ -55,10 +55,6 @@ class Plan:
 
 class Life(logging.Handler):
     """What the process does, from its start to its end. It has what glb logs, too."""
-
-    #: Whether each connection is counted: what strikes between two counts leaves one behind, and
-    #: gevent's greenlets and watchers as well.
-    is_exact: ClassVar[bool] = True
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()

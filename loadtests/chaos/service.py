@@ -124,7 +124,7 @@ class Service:
 
         def left() -> list[object]:
             running = [each.name for each in threads if not each.has_ended]
-            return [*what_is_left(server, self._life.is_exact), *running]
+            return [*what_is_left(server), *running]
 
         wait_until(lambda: not left(), END_SECONDS)
         detail = f"{how} of {server!r}, {server.state}: {left()}"
@@ -145,7 +145,7 @@ class Service:
         found: list[object] = []
         for server in self.servers:
             found += [f"{server}: {each}" for each in server.clone_stats() if not each.ready]
-            found += what_is_left(server, self._life.is_exact)
+            found += what_is_left(server)
         return found
 
     def count_accepted(self) -> int:
@@ -153,13 +153,13 @@ class Service:
         return self._accepted_before + sum(map(_count_accepted, self.servers))
 
 
-def what_is_left(server: Any, is_exact: bool) -> list[object]:
-    """Return what doesn't add up of *server* while nothing goes on, of all if it *is_exact*."""
+def what_is_left(server: Any) -> list[object]:
+    """Return what doesn't add up of *server* while nothing goes on."""
     found: list[object] = []
     for each in acceptors_of(server):
         accepted, taken = each.accepted - each.reclaimed, each.taken - each.reclaimed
         done, load, in_flight = each.completed + each.failed, each.load, each.in_flight
-        if load or in_flight or taken != done or (is_exact and accepted != taken):
+        if load or in_flight or not accepted == taken == done:
             found.append(f"{each!r}: {accepted=}, {taken=}, {done=}, {load=}, {in_flight=}")
     for worker in server.glb_engine.workers:
         left = (worker.unpooled, worker.watched, worker.active)

@@ -188,7 +188,7 @@ def drain(
             clean = "with close_notify" if is_tls else "by EOF"
             floor(f"{title}: idle ones closed, {clean}", closed, idle)
             stage.promise(f"{title}: s from the last reply to the end of stop", after, 1.0)
-    head = ("who stops", "good replies", "told close", "clean closes", "s", "others")
+    head = ("server", "good replies", "told close", "clean closes", "s", "others")
     stage.tables.append(Table("Beside gevent's stop", head, rows))
 
 
@@ -357,7 +357,7 @@ def exhaustion(
             stage.note("log lines in all", lines[-1])
             stage.note("greeted before it was out", f"{min(greeted)} to {max(greeted)}")
             stage.note("longest until another was greeted, s", f"{max(waits, default=0):.3f}")
-    head = ("who is out of descriptors", "log lines", "of a core", "clients served")
+    head = ("out of descriptors", "log lines", "of a core", "clients served")
     stage.tables.append(Table(f"{clones} acceptors, for {seconds:g} s", head, rows))
 
 

@@ -684,7 +684,7 @@ application = Handler()
     )
     target = loaded("app:application")
     for refusing in (target.check_reload, target.reload):
-        with pytest.raises(TargetError, match="Django keeps the views"):
+        with pytest.raises(TargetError, match=r"has imported: SIGUSR2 starts a new process$"):
             refusing()
     write(folder / "plain.py", "def handle(sock, peer): pass")
     loaded("plain:handle").check_reload()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -13,10 +14,11 @@ from typing import Any, Final
 import click
 
 from glb.cli import cli
+from loadtests.frame.experiment import Experiment, chosen
 
 from .pages import ROOT, Page
 
-__all__ = ["check", "glb_commands", "shell_commands"]
+__all__ = ["check", "glb_commands", "other_commands", "shell_commands"]
 
 #: Programs of others: what they make of their arguments is theirs to say.
 FOREIGN: Final = {
@@ -28,6 +30,7 @@ FOREIGN: Final = {
         "django-admin",
         "docker",
         "gunicorn",
+        "haproxy",
         "kill",
         "kubectl",
         "mkdir",
@@ -81,10 +84,19 @@ def glb_commands(page: Page) -> Iterator[list[str]]:
                 yield shlex.split(line.replace("%i", "8000"))  # the instance
             for listed in re.findall(r"\[\"glb\".*\]", block.text):
                 yield json.loads(listed)
-    without_blocks = re.sub(r"^ *```.*?^ *```$", "", page.text, flags=re.MULTILINE | re.DOTALL)
-    for quoted in re.findall(r"`(glb (?:serve|run|demo|top) [^`]+)`", without_blocks):
+    for quoted in re.findall(r"`(glb (?:serve|run|demo|top) [^`]+)`", _sentences(page)):
         if not re.search(r"\.\.\.|\[-|[A-Z]{3}", quoted):  # not a pattern of commands
             yield shlex.split(quoted)
+
+
+def other_commands(page: Page) -> Iterator[list[str]]:
+    """Yield each load test, and each environment of tox, that the sentences of *page* name."""
+    for quoted in re.findall(r"`((?:python -m loadtests\b|tox run -e )[^`]+)`", _sentences(page)):
+        yield shlex.split(quoted)
+
+
+def _sentences(page: Page) -> str:
+    return re.sub(r"^ *```.*?^ *```$", "", page.text, flags=re.MULTILINE | re.DOTALL)
 
 
 def _is_glb(words: list[str]) -> bool:
@@ -121,8 +133,27 @@ def _check_glb(args: list[str], _page: Page) -> None:
 def _check_python(args: list[str], page: Page) -> None:
     if args[0] == "-m":
         assert importlib.util.find_spec(args[1]) is not None, f"no module {args[1]}"
+        if args[1].startswith("loadtests."):
+            _check_load_test(args[1], args[2:])
     elif args[0] != "-c":
         _check_file(args[0], page)
+
+
+def _check_load_test(name: str, args: list[str]) -> None:
+    found = importlib.util.find_spec(f"{name}.__main__") if _is_package(name) else None
+    module: Any = importlib.import_module(f"{name}.__main__" if found else name)
+    try:
+        context = module.main.make_context(name, args)
+        for each in vars(module).values():
+            if isinstance(each, type) and issubclass(each, Experiment) and each is not Experiment:
+                chosen(context.params.get("only"), each.every)
+    except click.ClickException as error:
+        raise AssertionError(f"{name} {' '.join(args)}: {error.format_message()}") from error
+
+
+def _is_package(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.submodule_search_locations is not None
 
 
 def _check_pip(args: list[str], _page: Page) -> None:
@@ -130,6 +161,7 @@ def _check_pip(args: list[str], _page: Page) -> None:
     assert extras is not None
     names = {*re.findall(r"^(\w+) = ", extras[1], re.MULTILINE)}
     for each in args:
+        assert not re.match(r"glb\b", each), f"{each}: PyPI's glb is another program"
         if wanted := re.fullmatch(r"(?:glb|\.)\[(.*)\]", each):
             assert {*wanted[1].split(",")} <= names, each
 
@@ -142,7 +174,9 @@ def _check_tox(args: list[str], _page: Page) -> None:
     tox = (ROOT / "tox.ini").read_text(encoding="utf-8")
     if "-e" in args:
         name = args[args.index("-e") + 1]
-        assert f"[testenv:{name}]" in tox or name.startswith("py3"), f"no environment {name}"
+        names = name.split(",")
+        for each in names:
+            assert f"[testenv:{each}]" in tox or each.startswith("py3"), f"no environment {each}"
 
 
 def _check_locust(args: list[str], page: Page) -> None:

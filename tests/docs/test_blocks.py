@@ -36,6 +36,8 @@ LANGUAGES: Final = {
     "": "shown: output, a drawing, a file of another program",
 }
 
+CONTRIBUTING: Final = Page.read(ROOT / "CONTRIBUTING.md")
+
 #: They patch the process, or import what does: each is run in a process of its own.
 PATCHES: Final = re.compile(r"patch_all|glb\.locust|flask_socketio")
 
@@ -174,6 +176,16 @@ def test_commands_of_glb_are_real_wherever_they_stand(page: Page) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize(
+    "page", [pytest.param(each, id=each.name) for each in [*PAGES, CONTRIBUTING]]
+)
+def test_load_tests_and_environments_are_real_wherever_they_stand(page: Page) -> None:
+    """Their options and contenders, too."""
+    for words in shell.other_commands(page):
+        shell.check(words, page)
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", texts_of("toml"))
 def test_settings_are_read(text: str, folder: Path) -> None:
     """Each key of a file of settings is an option, and each value is of its type."""
@@ -231,9 +243,29 @@ def test_each_block_is_of_a_kind_that_is_checked(page: Page) -> None:
 
 
 @pytest.mark.thorough
-def test_a_wrong_option_is_found() -> None:
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        ("glb serve app:app --clone 4", "--clone"),
+        ("python -m loadtests.bench --round 4", "--round"),
+        ("python -m loadtests.bench --only nginx", "nginx"),
+        ("python -m loadtests.lossless deploys", "deploys"),
+        ("python -m loadtests.nothing", "loadtests.nothing"),
+        ("tox run -e nothing", "nothing"),
+    ],
+)
+def test_a_wrong_option_is_found(command: str, wrong: str) -> None:
     """The tests above would pass as well if nothing was parsed."""
-    page = Page(ROOT / "README.md", "Say `glb serve app:app --clone 4`.", [])
-    (words,) = shell.glb_commands(page)
-    with pytest.raises(AssertionError, match="--clone"):
+    page = Page(ROOT / "README.md", f"Say `{command}`.", [])
+    (words,) = [*shell.glb_commands(page), *shell.other_commands(page)]
+    with pytest.raises(AssertionError, match=wrong):
         shell.check(words, page)
+
+
+@pytest.mark.thorough
+def test_an_install_of_another_program_is_found() -> None:
+    """A package index has another program by the name of glb: pages install from a clone."""
+    page = Page(ROOT / "README.md", "", [])
+    shell.check(["pip", "install", ".[cli]"], page)
+    with pytest.raises(AssertionError, match="another program"):
+        shell.check(["pip", "install", "glb[cli]"], page)

@@ -81,6 +81,13 @@ class Walk:
                 finally:
                     process.kill()
 
+    def end_successor(self) -> None:
+        """End the process that SIGUSR2 has started: it is the child of one that has ended."""
+        successor = int((self.folder / "app.pid").read_text())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(successor, signal.SIGTERM)
+        wait_for(lambda: not (self.folder / "app.pid").exists())
+
 
 def ask(port: int, path: str = "/") -> str:
     """Return the status of a reply, and how it begins; or the error."""
@@ -113,7 +120,7 @@ def free_ports(*names: str) -> dict[str, str]:
 
 
 def test_the_walk_of_the_page_loses_nothing(tmp_path: Path) -> None:
-    """New code by SIGHUP, a new process on the second port, and one on the first again, soon."""
+    """New code by SIGHUP, a new process on the second port, on the first again, and by SIGUSR2."""
     walk = Walk(tmp_path, free_ports("8000", "8001", "8080", "9000", "9001"))
     replies: Counter[str] = Counter()
     is_over = threading.Event()
@@ -146,10 +153,19 @@ def test_the_walk_of_the_page_loses_nothing(tmp_path: Path) -> None:
         assert first.wait(30) == 0
         wait_for(lambda: replies["200 version three"] > 0)
         walk.write_version("four")
-        stack.enter_context(walk.started([*python, *walk.commands[0]]))
+        third = stack.enter_context(
+            walk.started([*python, *walk.commands[0], "--pid-file", "app.pid"])
+        )
         wait_for(lambda: ask(walk.port("9000"), "/readyz").startswith("200"))
         second.terminate()
         assert second.wait(30) == 0
         wait_for(lambda: replies["200 version four"] > 0)
+        walk.write_version("five")
+        stack.callback(walk.end_successor)
+        third.send_signal(signal.SIGUSR2)
+        assert third.wait(30) == 0
+        wait_for(lambda: replies["200 version five"] > 0)
         is_over.set()
-    assert {*replies} == {f"200 version {each}" for each in ("one", "two", "three", "four")}
+        thread.join()
+    versions = ("one", "two", "three", "four", "five")
+    assert {*replies} == {f"200 version {each}" for each in versions}

@@ -64,6 +64,18 @@ def test_connections_go_round_the_clones_in_exact_turn(kind: type[Worker], hubs:
 
 
 @KINDS
+def test_the_environ_has_the_clone(kind: type[Worker]) -> None:
+    """What `glb serve` has in an environ, an application finds under gunicorn, too."""
+
+    def application(environ: Environ, start_response: Start) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "1")])
+        return [b"%d" % environ["glb.clone"]]
+
+    with serving(kind, application, clones=2) as (_, server):
+        assert [body_of(ask(server.address, LAST)) for _ in range(4)] == [b"0", b"1", b"0", b"1"]
+
+
+@KINDS
 def test_a_drain_closes_idle_kept_alive_connections_at_once(kind: type[Worker]) -> None:
     """Not at the end of the graceful timeout; gunicorn's own worker holds them that long."""
     with serving(kind, tell_clone, keepalive=100) as (_, server):

@@ -13,7 +13,7 @@ import glb
 
 from ..support import struck
 
-#: Each so-manieth line is struck; 1 is all of them, which takes half a minute to a minute each.
+#: Each so-manieth place is struck; 1 is all of them, which takes half a minute to two each.
 STEP = int(os.environ.get("GLB_STRUCK_STEP", "29"))
 
 
@@ -24,7 +24,7 @@ STEP = int(os.environ.get("GLB_STRUCK_STEP", "29"))
 @pytest.mark.parametrize("hubs", [1, 2])
 @pytest.mark.parametrize("kind", struck.KINDS)
 def test_one_exception_never_makes_a_hub_deaf(kind: str, hubs: int, loop: str) -> None:
-    """Struck at any line, it recovers by itself: the next clients are served, nothing is left."""
+    """Struck at any place, it recovers by itself: the next clients are served, nothing is left."""
     root = Path(glb.__file__).parent.parent
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(

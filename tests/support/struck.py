@@ -1,21 +1,29 @@
-"""Run as a program: an exception strikes at one line of glb's after another, while a server serves.
+"""Run as a program: a signal strikes at one place of the code after another, while a server serves.
 
-``python -m tests.support.struck KIND HUBS STEP``: for each *STEP*-th line that glb runs for a few
-connections, a server of its own. The line raises, as a signal handler might there; then the server
-is to serve new clients, to have counted right, to hold no descriptor and to stop. What is not so is
-printed.
+``python -m tests.support.struck KIND HUBS STEP``: for each *STEP*-th place at which the interpreter
+looks for signals while a few connections are served, a server of its own. There a real signal
+comes, whose handler raises; then the server is to serve new clients, to have counted right, to hold
+no descriptor and no greenlet, and to stop. What is not so is printed.
+
+An interpreter looks for signals at the beginning of a function, after a call and at a jump back.
 """
 
 from __future__ import annotations
 
 import _socket
+import ctypes
+import dis
+import functools
 import gc
 import linecache
 import os
 import queue
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import gevent
@@ -23,10 +31,20 @@ import gevent
 import glb
 import glb.hubs.guard
 from glb.accept.registry import REGISTRY
+from glb.hubs.greenlet_pool import handlers_here
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
 
-HOME = os.path.dirname(glb.__file__) + os.sep
+#: What is struck. gevent's loop on libuv is Python, and is not.
+PLACES = tuple(os.path.join(*each.__path__, "") for each in (glb, gevent))
+LOOPS = tuple(os.path.join(PLACES[1], each, "") for each in ("_ffi", "libuv"))
+JUMPS = ("JUMP_BACKWARD", "JUMP_ABSOLUTE")
+
+_raise = ctypes.CDLL(None)["raise"]
+_raise.restype = None
+_raise.argtypes = [ctypes.c_int, *(3 * [ctypes.py_object])]  # C looks at the first one alone
+SEND_SIGNAL = functools.partial(_raise, signal.SIGUSR1)
+
 LOCAL = ("127.0.0.1", 0)
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -48,26 +66,58 @@ class StruckError(Exception):
 
 
 class Striker:
-    """A trace function that raises at the *number*-th line of glb's in this thread."""
+    """A trace function that has a signal strike at the *number*-th place in this thread.
+
+    It counts while it `is_armed`.
+    """
 
     def __init__(self, number: int) -> None:
+        self.is_armed = False
         self.left = number
         self.struck = ""
+        signal.signal(signal.SIGUSR1, lambda _, frame: self.strike(frame))
 
     def __call__(self, frame: Any, event: str, _arg: object) -> Any:
         code = frame.f_code
-        if not code.co_filename.startswith(HOME):
+        if event == "call":
+            if not code.co_filename.startswith(PLACES) or code.co_filename.startswith(LOOPS):
+                return None
+            frame.f_trace_opcodes = True
+            if self._is_it():
+                self.strike(frame)
+        elif event == "opcode" and frame.f_lasti in before_looks(code) and self._is_it():
+            # Called with the next instruction. A signal handler is Python, and would run in a trace
+            # function that is: this one is C, so it runs where the interpreter looks next.
+            frame.f_trace = SEND_SIGNAL
             return None
-        text = linecache.getline(code.co_filename, frame.f_lineno).strip()
-        # At the end of a `with` a tracer strikes where an interpreter looks for no signals: before
-        # the lock is released, and out of reach of what would release it.
-        if event in ("line", "call") and not text.startswith("with "):
-            self.left -= 1
-            if self.left == 0:
-                name = code.co_filename[len(HOME) :]
-                self.struck = f"{name}:{frame.f_lineno} in {code.co_name}: {text}"
-                raise StruckError(self.struck)
         return self
+
+    def _is_it(self) -> bool:
+        self.left -= self.is_armed
+        return self.is_armed and self.left == 0
+
+    def strike(self, frame: Any) -> None:
+        sys.settrace(None)
+        each = frame
+        while each is not None:
+            each.f_trace = None
+            each = each.f_back
+        if not self.struck:
+            code = frame.f_code
+            text = linecache.getline(code.co_filename, frame.f_lineno).strip()
+            self.struck = f"{code.co_filename}:{frame.f_lineno} in {code.co_name}: {text}"
+            raise StruckError(self.struck)
+
+
+@functools.cache
+def before_looks(code: CodeType) -> frozenset[int]:
+    """Return where the instructions are that come right before a call or a jump back."""
+    found, before = [], 0
+    for each in dis.get_instructions(code):
+        if each.opname.startswith("CALL") or each.opname in JUMPS:
+            found.append(before)
+        before = each.offset
+    return frozenset(found)
 
 
 def application(_environ: Any, start_response: Any) -> list[bytes]:
@@ -164,38 +214,49 @@ def descriptors() -> int:
 
 def what_is_left(server: Any, before: int) -> dict[str, object]:
     """Return what is not as it should be."""
-    if isinstance(server, Loops):
-        return {"descriptors": descriptors() - before} if descriptors() > before else {}
-    stats = server.clone_stats()
-    found: dict[str, object] = {
-        "active": server.active,
-        "active of clones": sum(each.active for each in stats),
-        "load": sum(each.load for each in server.glb_engine.clones.acceptors),
-        "expected": server.glb_engine.admission.expected,
-        "descriptors": max(0, descriptors() - before),
-    }
+    found: dict[str, object] = {"descriptors": max(0, descriptors() - before)}
+    if not isinstance(server, Loops):
+        stats = server.clone_stats()
+        turns = REGISTRY.entries()[0]
+        accepted = sum(each.accepted for each in stats)
+        found["active"] = server.active
+        found["active of clones"] = sum(each.active for each in stats)
+        found["load"] = sum(each.load for each in server.glb_engine.clones.acceptors)
+        found["expected"] = server.glb_engine.admission.expected
+        found["accepted and not done"] = [
+            each for each in stats if each.accepted != each.completed + each.failed
+        ]
+        found["accepted by the address alone"] = turns.accepted - accepted
+        found["in the pool"] = 0 if server.pool is None else len(server.pool)
+        found["not ready"] = [each for each in stats if not each.ready]
     return {name: value for name, value in found.items() if value}
 
 
 def strike(kind: str, hubs: int, number: int) -> tuple[str, dict[str, object]]:
     """Return where it struck, and what was wrong after that."""
     striker = Striker(number)
+    wrong = _strike(striker, kind, hubs)
+    if handlers_here().all:
+        wrong["greenlets"] = handlers_here().all
+    return striker.struck, wrong
+
+
+def _strike(striker: Striker, kind: str, hubs: int) -> dict[str, object]:
+    sys.settrace(striker)  # now, as it strikes in no function that has begun already
     server = make(kind, hubs)
     server.start()
     ask_at_once(server.address, 2, 5)
     before = descriptors()
-    sys.settrace(striker)
+    striker.is_armed = True
     ask_at_once(server.address, 5, 0.5)
+    striker.is_armed = False
     sys.settrace(None)
     wrong: dict[str, object] = {}
     if striker.struck:
         after = ask_at_once(server.address, 8, 5)
         if after != [b"ok"] * 8:
             wrong["clients after it"] = after
-        until = time.monotonic() + 5
-        while what_is_left(server, before) and time.monotonic() < until:
-            gevent.sleep(0.01)
-            gc.collect()
+        wait_until(lambda: not what_is_left(server, before))
         wrong.update(what_is_left(server, before))
     stopping = gevent.spawn(server.stop, 1)
     stopping.join(10)
@@ -203,7 +264,14 @@ def strike(kind: str, hubs: int, number: int) -> tuple[str, dict[str, object]]:
         wrong["stop"] = "never returns"
     elif REGISTRY.entries():
         wrong["open"] = REGISTRY.entries()
-    return striker.struck, wrong
+    return wrong
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + 5
+    while not is_so() and time.monotonic() < until:
+        gevent.sleep(0.01)
+        gc.collect()
 
 
 def main(kind: str, hubs: int, step: int) -> int:
@@ -221,7 +289,7 @@ def main(kind: str, hubs: int, step: int) -> int:
             faults += 1
             print(f"{number}: struck at {struck}: {wrong}", flush=True)
         number += step
-    print(f"{kind}, {hubs} hubs: {number // step} lines struck, {faults} faults")
+    print(f"{kind}, {hubs} hubs: {number // step} places struck, {faults} faults")
     return min(faults, 1)
 
 
