@@ -190,7 +190,8 @@ class HandlerPool(Pool):
     def look_over(self, handlers: Handlers) -> None:
         """Take up what an exception has left undone: see `glb.hubs.guard`. In *handlers*' hub."""
         for greenlet in [*self.greenlets]:
-            if isinstance(greenlet, HandlerGreenlet) and greenlet.job is None:
+            # A dead one keeps the job that failed.
+            if isinstance(greenlet, HandlerGreenlet) and (greenlet.job is None or greenlet.dead):
                 self.greenlets.discard(greenlet)
         self._waiting = sum(job[-1] is self for job in handlers.jobs)
         if self.size is not None:

@@ -1014,6 +1014,24 @@ def test_killing_a_handler_closes_its_connection(
             assert ask(server.address) == b"ok"
 
 
+def test_a_killed_handler_that_is_kept_keeps_no_connection() -> None:
+    """Its greenlet has let go of the job, as gevent's lets go of its arguments."""
+    kept: list[Any] = []
+
+    def handle(_sock: Any, _peer: Any) -> None:
+        kept.append(here())
+        Event().wait()
+
+    with StreamServer(LOCAL, handle) as server:
+        server.start()
+        with connect(server.address) as client:
+            wait_until(lambda: bool(kept))
+            kept[0].kill()
+            assert receive_all(client) == b""
+        assert (kept[0].dead, kept[0].job, kept[0].args) == (True, None, ())
+        assert kept[0] not in kept[0]._handlers.all
+
+
 @pytest.mark.parametrize("spawn", EACH_SPAWN)
 def test_a_handler_may_outlive_its_kill(spawn: Any, created: list[None]) -> None:
     """A handler that catches GreenletExit goes on, and its result is its own."""
@@ -1606,6 +1624,28 @@ def test_a_handler_may_leave_its_pool() -> None:
         close_all(clients)
         let_hub_turn()
         assert (len(server.pool), server.pool._semaphore.counter) == (0, 1)
+
+
+def test_what_strikes_as_a_handler_leaves_its_pool_leaves_room(
+    reported: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the pool is looked over, it discards a dead greenlet, which keeps the failed job."""
+
+    def strike(_pool: HandlerPool, _greenlet: HandlerGreenlet) -> None:
+        raise ValueError("struck")
+
+    with StreamServer(LOCAL, lambda *_: None, spawn=1) as server:
+        server.start()
+        monkeypatch.setattr(HandlerPool, "end", strike)
+        with connect(server.address) as client:
+            assert receive_all(client) == b""
+            wait_until(lambda: bool(reported))
+        room = [server.pool._semaphore.counter]
+        server.pool.look_over(handlers_here())
+        room.append(server.pool._semaphore.counter)
+        server.pool.greenlets.clear()  # or a server that fails here would wait for it
+        server.pool._empty_event.set()
+    assert room == [0, 1]
 
 
 @pytest.mark.parametrize("ending", [fail, GreenletExit, None], ids=["raises", "killed", "returns"])
