@@ -161,6 +161,9 @@ class Life(life.Life):
             files = [os.open(name, os.O_CREAT | os.O_RDWR) for name in names]
             nodes = [os.stat(name).st_ino for name in names]  # it may be closed already
             for turn in itertools.cycle(range(SENTINELS)):
+                # Before the old one is closed: else it would have the same number again and again,
+                # below those of the connections.
+                fresh = os.open(names[turn], os.O_RDWR)
                 found: object = None
                 try:
                     found = os.fstat(files[turn]).st_ino
@@ -171,7 +174,7 @@ class Life(life.Life):
                 is_ours = found == nodes[turn]
                 detail = f"descriptor {files[turn]} is {found}, and was {nodes[turn]}"
                 self.tally.hold("a descriptor is closed by its owner alone", is_ours, detail)
-                files[turn] = os.open(names[turn], os.O_RDWR)
+                files[turn] = fresh
                 if self._is_over:
                     break
                 time.sleep(0.0005)

@@ -26,7 +26,7 @@ from .support.helpers import connect, http_get, is_refused, receive_all, wait_un
 
 ANY = ("127.0.0.1", 0)
 ROOT = Path(__file__).parents[1]
-ENDLESS_SECONDS = 30
+ENDLESS_SECONDS = 120
 
 PROGRAM = """
 import signal, sys

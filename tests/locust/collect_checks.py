@@ -15,7 +15,7 @@ import pytest
 
 from ..support.ports import free_port
 
-ENDLESS_SECONDS = 60
+ENDLESS_SECONDS = 120
 
 #: Users whose requests name their clone, some in each way; no server is needed for that.
 LOCUSTFILE = """

@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 # A page that hasn't changed by then doesn't; it asks every two seconds.
-ENDLESS_SECONDS: Final = 30
+ENDLESS_SECONDS: Final = 120
 
 #: So many requests, of which clones 0, 1, ... of 4 have one each in turn; two without a clone.
 TURNS: Final = 203

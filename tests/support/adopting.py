@@ -20,7 +20,7 @@ from glb.monkey import sockets as shared_sockets
 
 ANY = ("127.0.0.1", 0)
 ROOT = pathlib.Path(glb.__file__).parents[1]
-ENDLESS_SECONDS = 40  # a child that takes longer is ended, and its test fails
+ENDLESS_SECONDS = 120  # a child that takes longer is ended, and its test fails
 
 has_ipv6 = pathlib.Path("/proc/net/if_inet6").exists() and bool(
     pathlib.Path("/proc/net/if_inet6").read_text()

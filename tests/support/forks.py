@@ -14,7 +14,7 @@ import glb
 __all__ = ["Forks"]
 
 #: A run that takes longer is ended, and its test fails.
-ENDLESS_SECONDS: Final = 30
+ENDLESS_SECONDS: Final = 120
 
 #: Of a line of JSON on stdin it makes a run, and of the run a line on stdout.
 PROGRAM: Final = """
