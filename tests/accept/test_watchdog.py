@@ -187,12 +187,14 @@ def wake_ups_of(dispatcher: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_hub_is_woken_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connections of the batch are for its clones, which are all there by then."""
-    with serving(Blocking()) as server:
+    handle = Blocking()
+    with serving(handle) as server:
         found = wake_ups_of(workers_of(server)[1].dispatcher, monkeypatch)
         with blocked(hub_of(server, 1)):
             clients = [native_connect(server.address) for _ in range(8)]
             wait_until(lambda: bool(found))
         assert found == [4]
+        wait_until(lambda: len(handle.served) == 8)  # also of this hub, which a client now blocks
         assert sorted(receive_all(client) for client in clients) == [b"0"] * 4 + [b"1"] * 4
         assert found == [4]
         close_all(clients)

@@ -135,5 +135,6 @@ def test_a_greenlet_that_is_lost_between_two_lists_ends(
         assert lost == 1
         if not is_stopped:
             handlers.look_over()
-            assert len(handlers.all) == len(handlers) > 0
+            # What was parked may have been trimmed meanwhile.
+            assert len(handlers.all) == len(handlers)
     assert not handlers.all
