@@ -443,8 +443,8 @@ def assert_gone(error: UpgradeError) -> None:
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        # A loop that watches children, as other tests leave one, may learn how before. And a process
-        # closes its channel before it is a zombie, which takes a moment on a loaded machine.
+        # A loop that watches children, as other tests leave one, may learn how before. And a
+        # process closes its channel before it is a zombie, on a loaded machine a moment before.
         (
             "raise SystemExit(3)",
             "(exited with status 3|has ended|has closed its channel) before it was ready",
