@@ -34,7 +34,7 @@ LOOKS: Final = {
     "glb.serve.drain.DELAY_LOOK_SECONDS": 0.005,
     "glb.serve.drain_worker.LOOK_SECONDS": 0.005,
     "glb.serve.drain_worker.NOTICE_SECONDS": 0.0,
-    "glb.upgrade.LOOK_SECONDS": 0.005,
+    "glb.upgrade.LOOK_SECONDS": 0.01,
 }
 
 #: After as many seconds in one test, the stack of every thread is printed.
