@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import math
 import os
 import signal
 import sys
@@ -60,6 +61,9 @@ LOOK_SECONDS: Final = 0.05
 
 # A process that is not to take over has so long after SIGTERM, and gets SIGKILL then.
 KILL_SECONDS: Final = 5.0
+
+# A process that has closed its channel is mostly about to end: so long it has, to learn how.
+ENDING_SECONDS: Final = 1.0
 
 # posix_spawn(3) can't change the directory. A deployment often is a symbolic link that leads to
 # another directory by now, so the new process is to begin there, before Python looks for modules.
@@ -315,9 +319,7 @@ class Upgrade:
             if end is not None:
                 raise UpgradeError(f"process {child.pid} {end} before it was ready")
             if word == b"":
-                # It may be ending at this moment, and says nothing in any case.
-                gevent.sleep(LOOK_SECONDS)
-                end = child.end_of() or "has closed its channel"
+                end = _end_within(child, ENDING_SECONDS) or "has closed its channel"
                 raise UpgradeError(f"process {child.pid} {end} before it was ready")
             if self._is_stopped:
                 raise UpgradeError(f"process {child.pid} was ended, as this one is about to end")
@@ -351,16 +353,21 @@ class _Child:
             Until then.
         """
         self._signal(signal.SIGTERM)
-        until = monotonic() + KILL_SECONDS
-        while self.end_of() is None and monotonic() < until:
-            gevent.sleep(LOOK_SECONDS / 10)
+        _end_within(self, KILL_SECONDS)
         self._signal(signal.SIGKILL)
-        while self.end_of() is None:
-            gevent.sleep(LOOK_SECONDS / 10)
+        _end_within(self, math.inf)
 
     def _signal(self, number: int) -> None:
         if self.end_of() is None:  # else its id may be another's
             os.kill(self.pid, number)
+
+
+def _end_within(child: _Child, seconds: float) -> str | None:
+    """Wait until *child* has ended, *seconds* at most, and return how; ``None`` if it hasn't."""
+    until = monotonic() + seconds
+    while (end := child.end_of()) is None and monotonic() < until:
+        gevent.sleep(LOOK_SECONDS / 10)
+    return end
 
 
 def _how(code: int) -> str:
