@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import re
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EAGAIN, EALREADY, EINPROGRESS
@@ -187,7 +188,7 @@ def _verifying() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-class Client:
+class Client(ABC):
     """A user's connection, and its requests in locust's reports. The base of `TcpClient`."""
 
     #: The errors of a failed request; any other is a mistake in the task.
@@ -200,9 +201,9 @@ class Client:
         # True if a reply on this connection has named the clone.
         self._has_clone = False
 
+    @abstractmethod
     def drop(self) -> None:
         """Close the connection, if there is one. Never waits; not in locust's reports."""
-        raise NotImplementedError
 
     def end(self) -> None:
         """Close the connection, if there is one, as at the end of a task; not a timed request."""
@@ -609,7 +610,7 @@ class ConnectionUser(PatientUser):
 
     def _make_client(self, host: str) -> Client:
         """Return the client for *host*, and raise `ValueError` if there can't be one."""
-        raise NotImplementedError
+        raise NotImplementedError  # by abc it can't be said: locust's users have a metaclass
 
     def clone_of(self, reply: Any) -> Told | None:
         """Return which clone gave *reply*: 3, ``"3"`` or ``b"3/4"``; ``None`` if that isn't known.

@@ -204,7 +204,7 @@ class Hubs(Experiment):
         seconds = STALL_BEFORE_SECONDS + STALL_MICROSECONDS / 1e6 + self.plan.stall_after_seconds
         with ThreadPoolExecutor(1) as pool:
             loading = pool.submit(self.load, server, "open", seconds=seconds, rate=STALL_RATE)
-            time.sleep(STALL_BEFORE_SECONDS)
+            time.sleep(STALL_BEFORE_SECONDS)  # under load: what there is to compare with
             stall = block(server.port, hub)
             seen = loading.result().connections
         self.results.add(one.name, stall.figures(seen, hubs_of(one), one.number))

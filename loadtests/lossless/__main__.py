@@ -76,10 +76,10 @@ def resize(stage: Stage, *, times: int = 20, few: int = 1, many: int = 16) -> No
         ):
             for _ in range(times):
                 _, then = server.ask("resize", clones=many)
-                time.sleep(stage.pause / 2)
+                time.sleep(stage.pause / 2)  # turns of many
                 # What each was given from when there were many of them until there are few.
                 before, _ = server.ask("resize", clones=few)
-                time.sleep(stage.pause / 2)
+                time.sleep(stage.pause / 2)  # turns of few
                 spreads.append(spread(then, before))
         # Counts of other hubs may be one behind, both times: they are read under load.
         limit = 1 if stage.hubs == 1 else 3
@@ -95,9 +95,9 @@ def takeover(stage: Stage, *, times: int = 20, kept: int = 50, kept_pause: float
     with stage.open("http", work=stage.work, reuse_port=True) as (server, client, port):
         client.ask("keep", place=port, clients=kept, pause=kept_pause, seed=12, names_us=True)
         for _ in range(times):
-            time.sleep(stage.pause)
+            time.sleep(stage.pause)  # requests come all the time
             server.ask("take_over")
-        time.sleep(stage.pause)
+        time.sleep(stage.pause)  # and to the last one, too
         load.depart(client)
         raced = [visit.number for visit in load.visits if visit.fate == RACED]
         begun = server.ask("begun_of", numbers=raced)
@@ -274,7 +274,7 @@ def silent(
             # Beside clients that are there: while they come they wait for each other.
             until = time.monotonic() + ANSWER_SECONDS
             while descriptors(server) < silent and time.monotonic() < until:
-                time.sleep(0.02)
+                time.sleep(0.02)  # another process doesn't tell of its descriptors
             # Time in the accept queue doesn't count: it is the machine's.
             accepted = time.monotonic()
             come("beside them", silent)
@@ -327,7 +327,7 @@ def exhaustion(
         with stage.open("hold", by=by, **options) as (server, client, port):
             for number in range(first, rounds + 1):
                 if number and number % 10 == 0:
-                    time.sleep(CALM_SECONDS)
+                    time.sleep(CALM_SECONDS)  # the next one is an episode of its own
                 client.ask("hold", place=port, count=clients)
                 out, until = -1, time.monotonic() + GIVE_UP_SECONDS
                 # Until no more of them are greeted.
