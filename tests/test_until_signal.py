@@ -22,11 +22,11 @@ from gevent.event import Event
 import glb
 from glb.server import StreamServer
 
+from .support.bounds import ENDLESS_SECONDS
 from .support.helpers import connect, http_get, is_refused, receive_all, wait_until
 
 ANY = ("127.0.0.1", 0)
 ROOT = Path(__file__).parents[1]
-ENDLESS_SECONDS = 120
 
 PROGRAM = """
 import signal, sys

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ..support.adopting import ENDLESS_SECONDS
+from ..support.bounds import ENDLESS_SECONDS
 
 pytestmark = pytest.mark.process
 

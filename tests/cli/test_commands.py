@@ -30,6 +30,7 @@ import glb.model.stats
 from glb.cli.demo import Outcome
 from glb.cli.target import TargetError
 
+from ..support.bounds import ENDLESS_SECONDS
 from ..support.forks import Forks
 from ..support.helpers import (
     Holder,
@@ -48,7 +49,6 @@ pytestmark = pytest.mark.process
 
 ROOT = pathlib.Path(glb.__file__).parents[1]
 CERTIFICATES = pathlib.Path(gevent.__file__).parent / "tests"
-ENDLESS_SECONDS = 120  # a child that takes longer is ended, and its test fails
 
 PROGRAM = """
 import glb

@@ -25,6 +25,7 @@ import gevent.pool
 import pytest
 from gevent import socket, ssl
 
+from ..support.bounds import ENDLESS_SECONDS
 from ..support.helpers import connect, receive_all
 
 pytestmark = pytest.mark.process
@@ -32,7 +33,6 @@ pytestmark = pytest.mark.process
 ROOT = pathlib.Path(__file__).parents[2]
 LEGACY = pathlib.Path(__file__).parent / "legacy"
 TELL_CLONE = pathlib.Path(__file__).parent / "tell_clone.py"
-ENDLESS_SECONDS = 120  # a child that takes longer is ended, and its tests fail
 COPIES = 4
 IN_TURN = 400  # requests, one after the other
 AT_ONCE = int(os.environ.get("GLB_LEGACY_REQUESTS", "400"))  # requests, some at a time

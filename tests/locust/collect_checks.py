@@ -7,15 +7,17 @@ import json
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..support.bounds import ENDLESS_SECONDS
 from ..support.ports import free_port
 
-ENDLESS_SECONDS = 120
+Process = subprocess.Popen[str]
 
 #: Users whose requests name their clone, some in each way; no server is needed for that.
 LOCUSTFILE = """
@@ -61,9 +63,14 @@ class Locust:
     def __init__(self, folder: Path, *, fails: bool = False) -> None:
         self.folder = folder
         (folder / "locustfile.py").write_text(f"FAILS = {fails}\n{LOCUSTFILE}")
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[Process] = []
 
-    def start(self, *args: str) -> subprocess.Popen[str]:
+    def add(self, code: str) -> None:
+        """Append *code* to the locustfile."""
+        with (self.folder / "locustfile.py").open("a") as file:
+            file.write(textwrap.dedent(code))
+
+    def start(self, *args: str) -> Process:
         process = subprocess.Popen(
             [sys.executable, "-m", "locust", *args],
             cwd=self.folder,
@@ -74,7 +81,7 @@ class Locust:
         self.started.append(process)
         return process
 
-    def start_run(self, *args: str, seconds: str = "1s") -> subprocess.Popen[str]:
+    def start_run(self, *args: str, seconds: str = "1s") -> Process:
         """Begin a short run of eight users, whose reports are files of the folder."""
         return self.start(
             *("--headless", "-u", "8", "-r", "8", "-t", seconds, "--only-summary"),
@@ -91,12 +98,25 @@ class Locust:
             ),
         )
 
+    def start_master(self, workers: int, *args: str) -> tuple[Process, list[Process]]:
+        """Begin a long run of a master and so many *workers*; return when each has begun."""
+        port = str(free_port())
+        master = self.start_run(
+            *("--master", "--master-bind-port", port, "--expect-workers", str(workers), *args),
+            seconds="60s",
+        )
+        started = [self.start("--worker", "--master-port", port) for _ in range(workers)]
+        for process in started:
+            assert process.stdout is not None
+            assert any(line == "begun\n" for line in process.stdout)
+        return master, started
+
     def run(self, *args: str, seconds: str = "1s") -> tuple[int, str]:
         """Return the exit status of a run, and what it said."""
         return self.end_of(self.start_run(*args, seconds=seconds))
 
     @staticmethod
-    def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+    def end_of(process: Process) -> tuple[int, str]:
         said, _ = process.communicate(timeout=ENDLESS_SECONDS)
         return process.returncode, said
 
@@ -204,16 +224,7 @@ def test_an_interrupted_master_counts_all_and_ends_its_workers(
     locust: Locust, number: signal.Signals
 ) -> None:
     """The gates are judged by the whole run, up to where it came."""
-    port = str(free_port())
-    master = locust.start_run(
-        *("--master", "--master-bind-port", port, "--expect-workers", "2"),
-        *("--balance-max-spread", "2"),
-        seconds="60s",
-    )
-    workers = [locust.start("--worker", "--master-port", port) for _ in range(2)]
-    for process in workers:
-        assert process.stdout is not None
-        assert any(line == "begun\n" for line in process.stdout)
+    master, workers = locust.start_master(2, "--balance-max-spread", "2")
     master.send_signal(number)
     status, said = locust.end_of(master)
     assert [locust.end_of(process)[0] for process in workers] == [0, 0]
@@ -225,18 +236,19 @@ def test_an_interrupted_master_counts_all_and_ends_its_workers(
 
 def test_an_interrupt_ends_no_request(locust: Locust) -> None:
     """The one that it comes in is finished and counted, as all are."""
-    with (locust.folder / "locustfile.py").open("a") as file:
-        file.write(
-            "\nimport os, signal\n"
-            "ask = Asks.ask\n"
-            "def ask_interrupted(user):\n"
-            "    Asks.tasks[:] = [ask]\n"
-            "    os.kill(os.getpid(), signal.SIGINT)\n"
-            "    ask(user)\n"
-            "    print('asked', flush=True)\n"
-            "Asks.tasks[:] = [ask_interrupted]\n"
-        )
-    status, said = locust.end_of(locust.start_run("-u", "1", seconds="60s"))
+    locust.add(
+        """
+        import os, signal
+        ask = Asks.ask
+        def ask_interrupted(user):
+            Asks.tasks[:] = [ask]
+            os.kill(os.getpid(), signal.SIGINT)
+            ask(user)
+            print('asked', flush=True)
+        Asks.tasks[:] = [ask_interrupted]
+        """
+    )
+    status, said = locust.run("-u", "1", seconds="60s")
     assert status == 0, said
     assert "asked\n" in said
     assert "Traceback" not in said
@@ -245,40 +257,35 @@ def test_an_interrupt_ends_no_request(locust: Locust) -> None:
 
 def test_a_second_interrupt_comes_at_once(locust: Locust) -> None:
     """So that a user that never yields can be ended."""
-    with (locust.folder / "locustfile.py").open("a") as file:
-        file.write(
-            "\nimport os, signal\n"
-            "def spin(user):\n"
-            "    for _ in range(2):\n"
-            "        os.kill(os.getpid(), signal.SIGINT)\n"
-            "    while True:\n"
-            "        pass\n"
-            "Asks.tasks[:] = [spin]\n"
-        )
-    status, said = locust.end_of(locust.start_run("-u", "1", seconds="60s"))
+    locust.add(
+        """
+        import os, signal
+        def spin(user):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                pass
+        Asks.tasks[:] = [spin]
+        """
+    )
+    status, said = locust.run("-u", "1", seconds="60s")
     assert status == 0, said
 
 
 def test_workers_that_seem_silent_at_the_end_quit_as_well(locust: Locust) -> None:
     """The master has them stop, which takes them from the list of those that get to quit."""
-    with (locust.folder / "locustfile.py").open("a") as file:
-        file.write(
-            "\n@events.test_stopping.add_listener\n"
-            "def seem_silent(environment, **_):\n"
-            "    runner = environment.runner\n"
-            "    if hasattr(runner, 'clients'):\n"
-            "        runner.send_message('stop')\n"
-            "        while len(runner.clients):\n"
-            "            gevent.sleep(0.01)\n"
-        )
-    port = str(free_port())
-    master = locust.start_run(
-        *("--master", "--master-bind-port", port, "--expect-workers", "1", "--stop-timeout", "1"),
-        seconds="60s",
+    locust.add(
+        """
+        @events.test_stopping.add_listener
+        def seem_silent(environment, **_):
+            runner = environment.runner
+            if hasattr(runner, 'clients'):
+                runner.send_message('stop')
+                while len(runner.clients):
+                    gevent.sleep(0.01)
+        """
     )
-    worker = locust.start("--worker", "--master-port", port)
-    assert worker.stdout is not None
-    assert any(line == "begun\n" for line in worker.stdout)
+    master, (worker,) = locust.start_master(1, "--stop-timeout", "1")
     master.send_signal(signal.SIGINT)
     status, said = locust.end_of(master)
     assert locust.end_of(worker)[0] == 0
@@ -302,23 +309,28 @@ def test_failures_count_as_the_gate_says(tmp_path: Path, ratio: str | None, stat
 
 def test_a_gate_has_the_last_word(locust: Locust) -> None:
     """Whatever a listener of the locustfile makes the exit status before."""
-    with (locust.folder / "locustfile.py").open("a") as file:
-        file.write(
-            "\n@events.quitting.add_listener\n"
-            "def all_is_well(environment, **_):\n    environment.process_exit_code = 0\n"
-        )
+    locust.add(
+        """
+        @events.quitting.add_listener
+        def all_is_well(environment, **_):
+            environment.process_exit_code = 0
+        """
+    )
     status, said = locust.run("--max-p99", "4")
     assert status == 1, said
 
 
 def test_a_user_can_end_the_run(locust: Locust) -> None:
     """And is no user of its own runner's any more when that has stopped."""
-    with (locust.folder / "locustfile.py").open("a") as file:
-        file.write(
-            "\n@task\ndef last(user):\n    user.environment.runner.quit()\n"
-            "Asks.tasks.append(last)\n"
-        )
-    status, said = locust.end_of(locust.start_run("-u", "1", seconds="60s"))
+    locust.add(
+        """
+        @task
+        def last(user):
+            user.environment.runner.quit()
+        Asks.tasks.append(last)
+        """
+    )
+    status, said = locust.run("-u", "1", seconds="60s")
     assert status == 0, said
 
 

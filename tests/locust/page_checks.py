@@ -19,6 +19,7 @@ from typing import Any, Final
 import gevent
 import pytest
 
+from ..support.bounds import ENDLESS_SECONDS
 from ..support.ports import free_port
 
 CHROMIUM: Final = shutil.which("chromium")
@@ -30,8 +31,6 @@ pytestmark = [
     pytest.mark.skipif(DRIVER is None, reason="needs chromedriver (Debian's chromium-driver)"),
 ]
 
-# A page that hasn't changed by then doesn't; it asks every two seconds.
-ENDLESS_SECONDS: Final = 120
 
 #: So many requests, of which clones 0, 1, ... of 4 have one each in turn; two without a clone.
 TURNS: Final = 203

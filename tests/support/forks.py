@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import glb
 
+from .bounds import ENDLESS_SECONDS
+
 __all__ = ["Forks"]
 
-#: A run that takes longer is ended, and its test fails.
-ENDLESS_SECONDS: Final = 120
 
 #: Of a line of JSON on stdin it makes a run, and of the run a line on stdout.
 PROGRAM: Final = """

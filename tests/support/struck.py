@@ -21,8 +21,6 @@ import queue
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
@@ -34,6 +32,8 @@ from glb.accept.registry import REGISTRY
 from glb.hubs.greenlet_pool import handlers_here
 from glb.pywsgi import WSGIServer
 from glb.server import StreamServer
+
+from .helpers import comes_true
 
 #: What is struck. gevent's loop on libuv is Python, and is not.
 PLACES = tuple(os.path.join(*each.__path__, "") for each in (glb, gevent))
@@ -256,7 +256,12 @@ def _strike(striker: Striker, kind: str, hubs: int) -> dict[str, object]:
         after = ask_at_once(server.address, 8, 5)
         if after != [b"ok"] * 8:
             wrong["clients after it"] = after
-        wait_until(lambda: not what_is_left(server, before))
+
+        def is_clean() -> bool:
+            gc.collect()
+            return not what_is_left(server, before)
+
+        comes_true(is_clean, 5)
         wrong.update(what_is_left(server, before))
     stopping = gevent.spawn(server.stop, 1)
     stopping.join(10)
@@ -265,13 +270,6 @@ def _strike(striker: Striker, kind: str, hubs: int) -> dict[str, object]:
     elif REGISTRY.entries():
         wrong["open"] = REGISTRY.entries()
     return wrong
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    until = time.monotonic() + 5
-    while not is_so() and time.monotonic() < until:
-        gevent.sleep(0.01)
-        gc.collect()
 
 
 def main(kind: str, hubs: int, step: int) -> int:

@@ -19,6 +19,8 @@ from glb.accept.inherited import Inheritance
 from glb.net.passed import VARIABLE, take_passed
 from glb.upgrade import Upgrade
 
+from .bounds import ENDLESS_SECONDS
+
 
 class Next:
     """The process that an upgrade starts. Made by `next_process`.
@@ -94,10 +96,6 @@ def close(upgrade: Upgrade) -> None:
 
 #: So that processes whose parent has ended are the test's to wait for: see prctl(2).
 PR_SET_CHILD_SUBREAPER = 36
-
-
-# A process that takes longer is ended, and its test fails.
-ENDLESS_SECONDS = 120
 
 
 @pytest.fixture
