@@ -31,6 +31,7 @@ from gevent import Greenlet, get_hub
 from ..accept.listener import Listener
 from ..accept.protocols import Turn
 from ..accept.readiness import Accepted
+from ..accept.registry import REGISTRY
 from ..accept.ring import Team
 from ..accept.waiters import AcceptWaiters, HubWaiters
 from ..hubs.threads import call_where_it_may_switch
@@ -126,16 +127,21 @@ class AcceptLoop:
         worker.loops.pop(greenlet, None)
         try:
             if not self._is_going:
-                self.has_ended = True
+                is_last = self._is_last_to_end()
                 # Its clone leaves the ring, and other greenlets of the program that wait by it.
                 self._waiters.cancel(functools.partial(listener_closed, self._listener.address))
-                self._report()
+                self._report(is_last=is_last)
         finally:
             worker.handler_ended(None)  # a drain may wait for it
 
-    def _report(self) -> None:
+    def _is_last_to_end(self) -> bool:
         server: Any = self._acceptor.server  # more than the engine sees
-        is_last = all(each.has_ended for each in server.glb_engine.clones.loops)
+        with REGISTRY.lock:  # loops of two hubs may end at the same time, and one is the last
+            self.has_ended = True
+            return all(each.has_ended for each in server.glb_engine.clones.loops)
+
+    def _report(self, *, is_last: bool) -> None:
+        server: Any = self._acceptor.server
         is_last = is_last and not server.is_draining  # which waits for the handlers
         rest = ", the last one: the server closes" if is_last else ""
         text = f"{server}: the accept loop of clone {self._acceptor.clone} has ended{rest}"

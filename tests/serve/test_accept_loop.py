@@ -21,6 +21,7 @@ from gevent.pool import Pool
 import glb
 from glb.accept.registry import entries
 from glb.pywsgi import WSGIServer
+from glb.serve import accept_loop
 from glb.server import StreamServer, default_accept_loop
 
 from ..conftest import hub_threads, open_descriptors
@@ -857,6 +858,24 @@ def test_with_its_last_loop_the_server_closes(
         assert replies(server, clones) == [*range(clones)]
 
 
+def test_of_loops_that_end_at_the_same_time_one_is_the_last(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each hub has seen its loop end before either of them reports it."""
+    both = threading.Barrier(2)
+    cancel = accept_loop._LoopWaiters.cancel
+
+    def cancel_together(waiters: Any, make_error: Any) -> None:
+        both.wait(NEVER)
+        cancel(waiters, make_error)
+
+    monkeypatch.setattr(accept_loop._LoopWaiters, "cancel", cancel_together)
+    server = serve(lambda _listener, _clone: None, clones=2, hubs=2)
+    server.serve_forever()
+    last = [each for each in caplog.records if "the server closes" in each.getMessage()]
+    assert len(last) == 1
+
+
 def test_helpers_of_a_loop_that_ends_get_the_error() -> None:
     """Its listener takes nothing any more, in any greenlet."""
     errors: list[int | None] = []
@@ -961,6 +980,7 @@ def run_python(program: str, *, warnings: str) -> str:
 FORK = """
 import gevent, glb, os
 from gevent import socket
+from glb.serve import accept_loop
 from glb.server import StreamServer, default_accept_loop
 
 def ask():
