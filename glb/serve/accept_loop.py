@@ -283,6 +283,8 @@ class LoopMember(HubWaiters):
         return super().take(handed)
 
     def deliver(self, plain: Any, address: Any, moves: int | None = None) -> bool:
+        if self.acceptor.loop is not None:
+            self.acceptor.loop.start()  # its turn may come before the callback that starts it
         self._is_in_turn = self._is_quick
         try:
             if not super().deliver(plain, address, moves):

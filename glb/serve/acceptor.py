@@ -112,7 +112,7 @@ class Acceptor:
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Handler | None = None
         #: Its own state, as far as it isn't the server's: see `enter`.
-        self.own = State.ACCEPTING
+        self.own = State.STOPPED
         # Each is changed by one thread at a time: these by its hub's. `taken` are those for which a
         # handler was to run: all that were `accepted`, unless a `do_handle` of the program's own
         # has kept one or brought one.
@@ -442,6 +442,8 @@ class Acceptor:
     def look_over(self) -> None:
         """Take up what an exception has left undone: see `glb.hubs.guard`."""
         with REGISTRY.lock:  # or another thread could pause it in between
+            if self.admission.turns is None:
+                return  # it isn't open, or not yet
             if self not in self.team.line:
                 self.settle(self.admission.turns)
         if self.loop is not None:

@@ -263,6 +263,7 @@ class CloneSet:
         for index in range(clones):
             if index == len(acceptors):
                 acceptors.append(self._come(index, acceptors[-1].handle if acceptors else None))
+                acceptors[-1].enter(State.ACCEPTING)
             else:
                 self._settle(acceptors[index])
         self.acceptors = acceptors
@@ -275,7 +276,6 @@ class CloneSet:
         if handle is not None:
             acceptor.handle = handle
         acceptor.enter(State.STOPPED, after=(State.DRAINING,))  # its handlers may be ending still
-        acceptor.enter(State.ACCEPTING)
         self._settle(acceptor)
         return acceptor
 
@@ -314,7 +314,7 @@ class CloneSet:
         self._server.clones = clones
         give_to_threads(new, added)
         self.add_loops(new, added)
-        for acceptor in new:
+        for acceptor in new:  # not before: the guard of a hub would have its own stand in line
             acceptor.enter(State.ACCEPTING)
         accept_loop.start_loops(new)
 

@@ -121,13 +121,14 @@ class Engine:
             give_to_threads(clones.acceptors, listeners)
             home = self.workers.home
             assert home is not None, "the first worker was opened"
-            admission.open(entry.turns, home, is_ending=bool(clones.gone))
             if len(self.workers) > 1:
                 _forked.add(self)
                 self.workers.watch_crossings(str(server))
             clones.add_loops(clones.acceptors, listeners)
-            for acceptor in clones.acceptors:
-                acceptor.join(entry.turns)
+            with REGISTRY.lock:  # or the guard of a hub would have its own stand before others
+                admission.open(entry.turns, home, is_ending=bool(clones.gone))
+                for acceptor in clones.acceptors:
+                    acceptor.join(entry.turns)
         admission.enter(State.ACCEPTING)
         if is_first:
             start_loops(clones.acceptors)

@@ -35,8 +35,10 @@ from glb.hubs.greenlet_pool import Handlers
 from glb.model.states import State
 from glb.originals import native_ident
 from glb.pywsgi import WSGIServer
+from glb.serve import accept_loop
+from glb.serve.clone_set import CloneSet
 from glb.serve.engine import Engine
-from glb.server import StreamServer
+from glb.server import StreamServer, default_accept_loop
 
 from ..accept.test_dispatcher import fill
 from ..conftest import hub_threads, open_descriptors
@@ -803,6 +805,51 @@ def test_clones_are_paused_and_resumed_from_the_first_hub() -> None:
         server.resume_clone(3)
         assert receive_all(client) == b"3"
         client.close()
+
+
+def guards_look(server: StreamServer) -> None:
+    """Have each hub's guard look: one that has seen no change since is looked through."""
+    for worker in workers_of(server):
+        for _ in range(3):
+            if worker.thread is None:
+                worker.dispatcher._look_over()
+            else:
+                worker.thread.call(worker.dispatcher._look_over)
+
+
+@pytest.mark.parametrize("looks", ["before they stand in line", "after"])
+@pytest.mark.parametrize("loop", [None, default_accept_loop], ids=["", "by loops"])
+def test_a_guard_that_looks_while_clones_come_changes_no_turn(
+    loop: Any, looks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be due while a thousand clones are made, and has no clone stand in line too soon."""
+    add_loops = CloneSet.add_loops
+    server = serve(accept_loop=loop, clones=4)
+
+    def add_and_look(clones: CloneSet, *args: Any) -> None:
+        if looks == "after":
+            add_loops(clones, *args)
+        guards_look(server)
+        if looks != "after":
+            add_loops(clones, *args)
+
+    monkeypatch.setattr(CloneSet, "add_loops", add_and_look)
+    with server:
+        server.start()
+        order = [int(ask(server.address)) for _ in range(8)]
+        server.resize(9)
+        order += [int(ask(server.address)) for _ in range(18)]
+    assert order == [*turns(4, 8), *turns(9, 18)]
+
+
+def test_a_loop_whose_turn_comes_before_it_was_started_has_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The callback that starts the loops of a hub may be behind what that was handed already."""
+    monkeypatch.setattr(accept_loop, "_start_each", lambda _loops: None)
+    with serve(accept_loop=default_accept_loop, clones=4) as server:
+        server.start()
+        assert [int(ask(server.address)) for _ in range(8)] == turns(4, 8)
 
 
 def test_clones_are_paused_from_a_handler_of_another_hub() -> None:
