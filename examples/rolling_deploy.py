@@ -44,6 +44,12 @@ def ask(address: tuple[str, int], is_over: Event, replies: Counter[str]) -> None
             client.close()
 
 
+def wait_for(replies: Counter[str], version: str) -> None:
+    """Wait until many have come from *version*."""
+    while replies[version] < 100:
+        gevent.sleep(0.01)
+
+
 def main() -> Counter[str]:
     """Roll, resize and drain under load, and return how many replies had which version."""
     replies: Counter[str] = Counter()
@@ -52,10 +58,10 @@ def main() -> Counter[str]:
     server = WSGIServer(("127.0.0.1", 0), old, clones=4, log=None)
     server.start()
     clients = [gevent.spawn(ask, server.address, is_over, replies) for _ in range(10)]
-    gevent.sleep(0.2)
+    wait_for(replies, "old")
     print("rolled:", server.roll(functools.partial(application, "new")))
     print("resized:", server.resize(8))
-    gevent.sleep(0.2)
+    wait_for(replies, "new")
     is_over.set()
     gevent.joinall(clients)
     print("drained:", server.drain(timeout=10))

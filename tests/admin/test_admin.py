@@ -358,7 +358,8 @@ def test_it_answers_while_every_hub_is_stuck(hubs: int, caplog: pytest.LogCaptur
         assert each["is_stalled"]
         assert each["stalled_at"].endswith("in wait")
         assert each["lag_seconds"] > SOON
-    lines = [each.getMessage() for each in caplog.records if "has not turned" in each.getMessage()]
+    # A loaded machine may hold up a hub in another way, before and after.
+    lines = [each.getMessage() for each in caplog.records if "self.go_on.wait" in each.getMessage()]
     assert len(lines) == hubs
     assert all("in __call__" in each for each in lines)
 

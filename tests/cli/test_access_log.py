@@ -25,6 +25,7 @@ from glb.pywsgi import WSGIHandler, WSGIServer
 
 from ..fuzz.pages import ByHooks
 from ..support.helpers import ask, comes_true, connect, http_get, receive_all
+from ..support.ports import free_port
 from .test_commands import Served, child, in_terminal, serving
 
 process_of_its_own = pytest.mark.process
@@ -590,8 +591,7 @@ def test_a_stream_has_no_access_log(option: tuple[str, str], folder: pathlib.Pat
 @process_of_its_own
 def test_level_leaves_lines_out(folder: pathlib.Path) -> None:
     """A supervisor may not want them."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     args = ("serve", "program:handle", "--bind", f"127.0.0.1:{port}", "--log-level", "WARNING")
     with child("-m", "glb", *args, cwd=folder) as process:
         assert comes_true(lambda: is_open(port))

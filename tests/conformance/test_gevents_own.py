@@ -12,6 +12,8 @@ from typing import Final
 
 import pytest
 
+from ..support.bounds import ENDLESS_SECONDS
+
 RUN = """
 import runpy, sys
 import gevent.pywsgi, gevent.server, glb.pywsgi, glb.server
@@ -19,7 +21,6 @@ gevent.server.StreamServer = glb.server.StreamServer
 gevent.pywsgi.WSGIServer = glb.pywsgi.WSGIServer
 gevent.pywsgi.WSGIHandler = glb.pywsgi.WSGIHandler
 module, sys.argv = sys.argv[1], sys.argv[1:]
-runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
 """
 
 
@@ -36,7 +37,6 @@ gevent.server.StreamServer = glb.server.StreamServer
 gevent.pywsgi.WSGIServer = glb.pywsgi.WSGIServer
 gevent.pywsgi.WSGIHandler = glb.pywsgi.WSGIServer.handler_class = Handler
 module, sys.argv = sys.argv[1], sys.argv[1:]
-runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
 """
 
 
@@ -54,7 +54,6 @@ gevent.pywsgi.WSGIServer = glb.pywsgi.WSGIServer
 gevent.pywsgi.WSGIHandler = glb.pywsgi.WSGIHandler
 atexit.register(lambda: print("loops", len(ran), file=sys.stderr))
 module, sys.argv = sys.argv[1], sys.argv[1:]
-runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
 """
 
 
@@ -73,7 +72,6 @@ for module in gevent._socket3, gevent.socket:
     module.socket = module.SocketType = Connection
 atexit.register(lambda: print("made", len(made), "connections", file=sys.stderr))
 module, sys.argv = sys.argv[1], sys.argv[1:]
-runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
 """
 
 # Every server has a second hub, in a thread of its own. With "other" all turns are that hub's.
@@ -105,7 +103,6 @@ unittest.defaultTestLoader.__class__ = Loader
 if where == "other":
     Server.start_accepting = start_in_the_other
 atexit.register(lambda: print("served", *served, file=sys.stderr))
-runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
 """
 
 # Where we are stricter than gevent: docs/http.md names each, with the reason. Nothing else of
@@ -195,19 +192,30 @@ MAY_WAIT_IN_A_LOOP: Final = {
 RUN_UNCHANGED = """
 import runpy, sys
 module, sys.argv = sys.argv[1], sys.argv[1:]
+"""
+
+
+# gevent gives each test 2 seconds, or 15 in CI. `test__makefile_ref` has psutil read the machine's
+# list of connections ten times in one: half a minute beside tests that open and close thousands.
+# And it waits for a reply in the same process for 0.1 s.
+AS_MAIN = f"""
+import gevent.testing
+gevent.testing.TestCase.__timeout__ = {ENDLESS_SECONDS}
+gevent.testing.DEFAULT_SOCKET_TIMEOUT = 1.0
 runpy.run_module("gevent.tests." + module, run_name="__main__", alter_sys=True)
 """
 
 
 def run(program: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run the program, and then a module of gevent's tests."""
     return subprocess.run(
-        [sys.executable, "-c", program, *args],
+        [sys.executable, "-c", program + AS_MAIN, *args],
         # Warnings of gevent's tests, which run without development mode, are not ours.
         env={**os.environ, "PYTHONDEVMODE": ""},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=5 * ENDLESS_SECONDS,
         check=False,
     )
 

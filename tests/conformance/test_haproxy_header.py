@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ..support.balancers import ask_through, free_port
+from ..support.balancers import ask_through
+from ..support.ports import free_port
 
 HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 

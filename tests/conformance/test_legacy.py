@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import gevent
 import gevent.pool
 import pytest
-from gevent import socket, ssl
+from gevent import ssl
 
 from ..support.bounds import ENDLESS_SECONDS
 from ..support.helpers import connect, receive_all
+from ..support.ports import free_port
 
 pytestmark = pytest.mark.process
 
@@ -225,8 +226,7 @@ class Running(NamedTuple):
 @contextlib.contextmanager
 def running(program: Program, command: list[str], folder: pathlib.Path) -> Iterator[Running]:
     """Run *program* until it serves; whatever comes, it is ended and waited for."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]  # some need it: they don't share "any port"
+    port = free_port()  # some need it: they don't share "any port"
     words = [*command, str(LEGACY / f"{program.name}.py"), str(port)]
     if program.tls:
         words += make_certificate(folder)

@@ -13,8 +13,9 @@ import pytest
 
 from glb.server import StreamServer
 
-from ..support.balancers import ANY, ask_through, free_port
+from ..support.balancers import ANY, ask_through
 from ..support.helpers import connect, receive_all, wait_until
+from ..support.ports import free_port
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support.balancers import free_port
+from ..support.ports import free_port
 from .test_haproxy_header import HAPROXY
 
 ROOT = Path(__file__).parents[2]

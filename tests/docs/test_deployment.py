@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Final
 
 import pytest
 
+from ..support.ports import free_port
 from . import shell
 from .pages import PAGES, ROOT
 
@@ -39,10 +39,10 @@ pytestmark = [
 class Walk:
     """The page's files and commands, on free ports."""
 
-    def __init__(self, folder: Path, ports: dict[str, str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._ports = ports
-        self.front = int(ports["8080"])
+        self._ports = {each: str(free_port()) for each in ("8000", "8001", "8080", "9000", "9001")}
+        self.front = self.port("8080")
         self.write("nginx.conf", PAGE.files["nginx.conf"])
         # The two processes of the walk: the first on port 8000, the next one on port 8001.
         served = [each for each in shell.glb_commands(PAGE) if each[1] == "serve"]
@@ -109,19 +109,9 @@ def wait_for(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def free_ports(*names: str) -> dict[str, str]:
-    with contextlib.ExitStack() as stack:
-        found = {}
-        for name in names:
-            sock = stack.enter_context(socket.socket())
-            sock.bind(("127.0.0.1", 0))
-            found[name] = str(sock.getsockname()[1])
-        return found
-
-
 def test_the_walk_of_the_page_loses_nothing(tmp_path: Path) -> None:
     """New code by SIGHUP, a new process on the second port, on the first again, and by SIGUSR2."""
-    walk = Walk(tmp_path, free_ports("8000", "8001", "8080", "9000", "9001"))
+    walk = Walk(tmp_path)
     replies: Counter[str] = Counter()
     is_over = threading.Event()
 

@@ -242,10 +242,3 @@ class Load:
         self._is_over.set()
         for thread in self._threads:
             thread.join()
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port

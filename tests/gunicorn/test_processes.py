@@ -10,16 +10,8 @@ import pytest
 
 pytest.importorskip("gunicorn")
 
-from .processes import (
-    SHORT_STOP_SECONDS,
-    Gunicorn,
-    KeptAlive,
-    Load,
-    exchange,
-    free_port,
-    get,
-    running,
-)
+from ..support.ports import free_port
+from .processes import SHORT_STOP_SECONDS, Gunicorn, KeptAlive, Load, exchange, get, running
 
 WORKER = "patient.Worker"
 FAST = "patient.FastWorker"

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,8 @@ from typing import Any, Final
 import pytest
 
 from loadtests.frame.worker import Worker
+
+from ..support.ports import free_port
 
 pytestmark = [
     pytest.mark.process,
@@ -99,13 +100,6 @@ def run(scenario: str, folder: Path, *options: str, load: Sequence[str] = LOAD) 
         return Run(*finish(child), folder)
 
 
-def free_port() -> str:
-    """Return a port for a master: locust can't be asked which one it got."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return str(sock.getsockname()[1])
-
-
 def assert_agreement(of: Run) -> None:
     """Check that CSV, JSON and the server have the same numbers, and that there are some."""
     server = of.server()
@@ -146,7 +140,7 @@ def test_a_gate_of_the_command_line_goes_before_the_scenarios(tmp_path: Path) ->
 
 def test_counts_agree_with_two_processes(tmp_path: Path) -> None:
     """Those of all workers are the server's to the last connection."""
-    port = free_port()
+    port = str(free_port())  # locust can't be asked which one it got
     ports = ("--master-port", port, "--master-bind-port", port)
     found = run("balance", tmp_path, "--processes", "2", *ports)
     assert found.status == 0, found.output[-3000:]
@@ -156,7 +150,7 @@ def test_counts_agree_with_two_processes(tmp_path: Path) -> None:
 
 def test_counts_agree_with_a_master_and_two_workers(tmp_path: Path) -> None:
     """Workers that were started by themselves learn the server's address from the master."""
-    port = free_port()
+    port = str(free_port())  # locust can't be asked which one it got
     with (
         start("balance", tmp_path, "--worker", "--master-port", port) as first,
         start("balance", tmp_path, "--worker", "--master-port", port) as second,

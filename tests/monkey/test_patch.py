@@ -600,6 +600,8 @@ import glb.monkey
 glb.monkey.patch_all(clones=4, hubs=2)
 import gevent, gevent.pool, gevent.server, socket, threading, glb
 
+glb.server.StreamServer.patience = 30
+
 def handle(sock, peer):
     sock.sendall(b"%d" % glb.current_clone())
 

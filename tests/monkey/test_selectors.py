@@ -233,13 +233,17 @@ def asked(way: Way, clone: Any) -> bool:
         return bool(first or selector.select(0))
 
 
+def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, no clone is polled too seldom to keep its place."""
+    monkeypatch.setattr("glb.accept.readiness.POLLING_MIN_SECONDS", 30)
+    monkeypatch.setattr("glb.accept.readiness.POLLING_MAX_SECONDS", 30)
+
+
 def test_polls_without_time_take_turns(
     way: Way, clones: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Polls now and then are served in the order of their first polls."""
-    # However busy the machine is, none has waited too long to keep its place.
-    monkeypatch.setattr("glb.accept.readiness.POLLING_MIN_SECONDS", 30)
-    monkeypatch.setattr("glb.accept.readiness.POLLING_MAX_SECONDS", 30)
+    be_patient(monkeypatch)
     assert [asked(way, clone) for clone in clones] == [False] * COPIES
     order = []
     for _ in range(6):
@@ -366,8 +370,11 @@ def loop(request: pytest.FixtureRequest, clones: list[Any]) -> Iterator[Loop]:
 
 
 @pytest.mark.parametrize("is_greedy", [False, True], ids=["once", "until EAGAIN"])
-def test_a_loop_that_waits_now_and_then_takes_exact_turns(loop: Loop, is_greedy: bool) -> None:
+def test_a_loop_that_waits_now_and_then_takes_exact_turns(
+    loop: Loop, is_greedy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A poll without time takes the place in line of the polls with time before it."""
+    be_patient(monkeypatch)
     order = []
     for _ in range(2 * COPIES + 1):
         loop.turn(0.001, is_greedy=is_greedy)
@@ -380,9 +387,10 @@ def test_a_loop_that_waits_now_and_then_takes_exact_turns(loop: Loop, is_greedy:
 @pytest.mark.parametrize("timeout", [0, 0.001, 5])
 @pytest.mark.parametrize("is_busy", [False, True], ids=["alone", "beside a ready descriptor"])
 def test_a_loop_that_accepts_until_there_is_nothing_more_takes_one_each(
-    loop: Loop, timeout: float, is_busy: bool
+    loop: Loop, timeout: float, is_busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A queue that is full of clients is dealt out exactly, in the order of their coming."""
+    be_patient(monkeypatch)
     loop.turn(0.001)
     clients = [queued(loop.clones[0]) for _ in range(5 * COPIES + 1)]
     order = loop.serve(clients, timeout, is_busy=is_busy, is_greedy=True)

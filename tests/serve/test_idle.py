@@ -491,8 +491,8 @@ def test_a_silent_client_is_closed(
         lambda *_: called.append(1), hubs=hubs, tls=tls, first_byte_timeout=seconds
     ) as server:
         server.start()
+        began = monotonic()
         with (connect_tls if tls else connect)(server.address) as client:
-            began = monotonic()
             # With TLS its end is said, or this raised.
             assert client.recv(10) == b""
             if not tls:  # there the server's time began with its end of the handshake

@@ -194,8 +194,8 @@ def test_a_client_that_came_before_a_clone_joined_is_served() -> None:
     """Its kernel tries again, a second after the first time."""
     with closing(glb.bind_load_balanced(LOCAL)) as listener:
         refuse(listener)
+        began = monotonic()
         with coming(listener.address) as client:
-            began = monotonic()
             assert state_of(client) == SYN_SENT
             with closing(glb.bind_load_balanced(listener.address)) as other:
                 accepting = gevent.spawn(other.accept)

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import gevent
-from gevent import socket
 
 import glb
 from glb.server import StreamServer
@@ -16,13 +15,6 @@ from .helpers import connect, receive_all, wait_until
 from .tls import server_context
 
 ANY = ("127.0.0.1", 0)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(ANY)
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def answers(address: Any) -> bool:
