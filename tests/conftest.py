@@ -21,6 +21,7 @@ import pytest
 import glb
 from glb.accept.registry import REGISTRY
 
+from .support import own_network
 from .support.examples import try_fewer
 
 #: They import locust, which patches the process: test_locust.py runs each in one of its own.
@@ -80,6 +81,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Each of pytest-xdist's workers has one, and what starts them has none.
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        own_network.enter()
     config.stash[STUCK] = Stuck()
     # How long an example takes is the machine's affair: in CI there is no deadline either.
     hypothesis.settings.register_profile("patient", deadline=None)

@@ -26,6 +26,8 @@ from typing import Any, Final
 
 import pytest
 
+from ..support import own_network
+
 pytestmark = [pytest.mark.process, pytest.mark.thorough]
 
 #: The process of an example, with gevent's classes or with ours: then 4 clones on 2 hubs. A file
@@ -125,6 +127,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         timeout=300,
         check=False,
+        preexec_fn=own_network.leave,
     )
     archives = [*folder.glob("gevent-*.tar.gz")]
     if not archives:
