@@ -7,7 +7,6 @@ another server's next connection, whose turns it takes.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import socket
@@ -38,8 +37,13 @@ def enter() -> bool:
         os.close(here)  # it takes a right that containers seldom give
         return False
     _outside.append(here)
-    with contextlib.closing(socket.socket()) as sock:
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+    try:
+        with socket.socket() as sock:
+            fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+    except OSError:  # that takes another right
+        leave()
+        os.close(_outside.pop())
+        return False
     return True
 
 
