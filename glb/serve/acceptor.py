@@ -111,7 +111,7 @@ class Acceptor:
         self.loop: Loop | None = None
         #: Its own handler, where there is a ``handler_factory``.
         self.handle: Handler | None = None
-        #: Its own state, as far as it isn't the server's: see `enter`.
+        #: Its own state, as far as it isn't the server's: see `enter`. Clone sets let it in.
         self.own = State.STOPPED
         # Each is changed by one thread at a time: these by its hub's. `taken` are those for which a
         # handler was to run: all that were `accepted`, unless a `do_handle` of the program's own

@@ -13,7 +13,7 @@ from ..support import own_network
 
 @pytest.mark.skipif(not own_network.is_own(), reason="needs the right to make a network")
 def test_a_run_has_a_network_of_its_own_and_children_may_leave_it() -> None:
-    """They see another one, in which a port that is bound here is free."""
+    """They are in another one then."""
     look = [sys.executable, "-c", "import os; print(os.readlink('/proc/self/ns/net'))"]
     outside, inside = (
         subprocess.run(

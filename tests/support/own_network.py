@@ -23,19 +23,19 @@ _IFF_UP = 1
 _outside: list[int] = []
 
 
-def enter() -> bool:
-    """Give this process, and what it starts, a loopback of its own; ``False`` where it may not.
+def enter() -> None:
+    """Give this process, and what it starts, a loopback of its own, where it may have one.
 
     Call it before there is a second thread. Source: network_namespaces(7).
     """
     if sys.platform != "linux":
-        return False
+        return
     import fcntl  # not on each system
 
     here = os.open("/proc/self/ns/net", os.O_RDONLY)
     if ctypes.CDLL(None).unshare(_CLONE_NEWNET) != 0:
         os.close(here)  # it takes a right that containers seldom give
-        return False
+        return
     _outside.append(here)
     try:
         with socket.socket() as sock:
@@ -43,8 +43,6 @@ def enter() -> bool:
     except OSError:  # that takes another right
         leave()
         os.close(_outside.pop())
-        return False
-    return True
 
 
 def is_own() -> bool:
